@@ -1,0 +1,73 @@
+# Two ways in: `make demo` and `make test`. Both install what they need into .venv, once.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FREE_GB := 12
+EXTRAS := dev,real-clips
+
+# DeepSpeed looks for the environment's ninja on the PATH when it builds its op.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup preflight demo test check fmt dashboard clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo; echo "PYTHON=python3.11 picks the interpreter; ARGS='...' reaches the demo's job and pytest."
+
+setup: $(STAMP)  ## install everything into .venv (about 10 minutes the first time, then instant)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory preflight
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing about 170 packages into $(VENV); this takes some minutes ..."
+	@$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+preflight:
+	@missing=""; need() { missing="$$missing\n  - $$1"; }; \
+	python="$(PYTHON)"; test ! -x $(BIN)/python || python=$(BIN)/python; \
+	if ! "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then \
+		need "Python 3.11 or 3.12 ('$$python' is not one): install it, or name one: make PYTHON=python3.11 ..."; \
+	else \
+		"$$python" -c 'import ensurepip, venv' 2>/dev/null \
+			|| need "Python's venv module (Debian, Ubuntu: apt install python3-venv)"; \
+		test -f "$$("$$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+			|| need "Python's C headers, for DeepSpeed's compiled op (Debian, Ubuntu: apt install python3-dev)"; \
+	fi; \
+	command -v "$${CXX:-c++}" >/dev/null \
+		|| need "a C++ compiler, for DeepSpeed's compiled op (Debian, Ubuntu: apt install g++)"; \
+	free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1024 / 1024) }'); \
+	test -x $(BIN)/python || test "$$free" -ge $(FREE_GB) \
+		|| need "disk space: $(FREE_GB) GB for the packages, $$free GB free here"; \
+	test -z "$$missing" || { printf "make setup cannot go on. Missing:$$missing\n" >&2; exit 1; }
+
+demo: setup  ## distil the embedded teacher on this machine and show the table and the pictures
+	$(BIN)/python jobs/distill.py $(ARGS)
+
+test: check  ## everything that CI runs: make check, then pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## ruff, format, pyright, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+fmt: setup  ## format, and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+dashboard: setup  ## MLflow on http://127.0.0.1:5000
+	@mkdir -p runs
+	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
+		--backend-store-uri sqlite:///runs/mlflow.db --artifacts-destination runs/artifacts
+
+clean:  ## remove the tools' caches and build outputs; .venv, runs and data stay
+	rm -rf build dist .ruff_cache .pytest_cache .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

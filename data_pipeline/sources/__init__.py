@@ -1,0 +1,1 @@
+"""Where training clips come from: generated worlds and readers of existing videos."""

@@ -1,0 +1,1 @@
+"""Plain callables that measure, judge or encode; none of them knows Ray."""

@@ -1,0 +1,78 @@
+"""Encode the windows of clips into cache shards."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from einops import rearrange
+
+from magicdistill.data_pipeline.cache import LatentRow, RowFacts, row_facts, write_shard
+from magicdistill.data_pipeline.child import Child
+from magicdistill.data_pipeline.clips import Array, ClipRow, clips_from_table
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.windows import decode_windows, windows_of
+from magicdistill.models.networks.vae import VideoVae
+
+REPORT_SCHEMA = pa.schema([("clip_id", pa.string()), ("failure", pa.string())])
+
+
+class Encode:
+    """Writes one shard for each table of clips and reports on every clip.
+
+    The VAE's posterior mean is stored. A clip that can no longer be decoded is reported and left
+    out of the shard.
+    """
+
+    def __init__(self, config: DataConfig, vae_directory: Path, cache_root: Path) -> None:
+        self._config = config
+        self._root = cache_root
+        self._device = torch.device("cuda" if config.encoding.num_gpus_per_actor else "cpu")
+        vae = VideoVae.load(vae_directory)
+        self._fingerprint = vae.fingerprint
+        self._compute_dtype = getattr(torch, config.encoding.compute_dtype)
+        self._stored_dtype = getattr(torch, config.encoding.stored_dtype)
+        self._vae = vae.to(self._device, self._compute_dtype)
+        self._child = Child(config.decoder.timeout_s, config.decoder.num_attempts)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return one report row per clip of the table; an empty failure means encoded."""
+        reports: list[dict[str, str]] = []
+        rows: list[LatentRow] = []
+        pending: list[tuple[RowFacts, Array]] = []  # batches span clips: a lone window is slow
+        for item in self._windows(clips_from_table(table), reports):
+            pending.append(item)
+            if len(pending) == self._config.encoding.batch_size:
+                rows.extend(self._encode(pending))
+                pending = []
+        if pending:
+            rows.extend(self._encode(pending))
+        if rows:
+            write_shard(self._root, rows)
+        return pa.Table.from_pylist(reports, schema=REPORT_SCHEMA)
+
+    def _windows(
+        self, clips: Sequence[ClipRow], reports: list[dict[str, str]]
+    ) -> Iterator[tuple[RowFacts, Array]]:
+        """Yield the windows (f, h, w, 3) of all clips, adding a report for each clip."""
+        config = self._config
+        bucket, dtype = config.bucket, config.encoding.stored_dtype
+        for clip in clips:
+            outcome = self._child.call(decode_windows, clip, bucket, config.windows_per_clip)
+            reports.append({"clip_id": clip.clip_id, "failure": outcome.failure})
+            if outcome.failure:
+                continue
+            windows = windows_of(clip, bucket, config.windows_per_clip, config.flip)
+            for index, window in enumerate(windows):
+                frames = outcome.value[index // 2 if config.flip else index]
+                facts = row_facts(clip, window, bucket, self._fingerprint, dtype)
+                yield facts, np.flip(frames, axis=2) if window.flipped else frames
+
+    @torch.inference_mode()
+    def _encode(self, batch: Sequence[tuple[RowFacts, Array]]) -> list[LatentRow]:
+        pixels = torch.from_numpy(np.stack([frames for _, frames in batch]))
+        scaled = pixels.to(self._device, self._compute_dtype) / 127.5 - 1
+        latents = self._vae.encode(rearrange(scaled, "n f h w c -> n c f h w"))
+        stored = latents.to("cpu", self._stored_dtype)
+        return [LatentRow(facts, row) for (facts, _), row in zip(batch, stored, strict=True)]

@@ -1,0 +1,16 @@
+"""Train or fine-tune an image-to-video teacher by flow matching."""
+
+from magicdistill.platform.cli import parse_job
+
+
+def main() -> None:
+    """Parse the command line and run the job."""
+    args = parse_job("finetune", default_recipe="portrait-tiny-teacher", description=__doc__ or "")
+
+    from magicdistill.platform.experiment import run_job
+
+    run_job(args.recipe, args.resume)
+
+
+if __name__ == "__main__":
+    main()

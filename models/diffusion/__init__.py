@@ -1,0 +1,1 @@
+"""Flow matching: conventions, sigma laws, samplers and guidance."""

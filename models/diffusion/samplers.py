@@ -1,0 +1,93 @@
+"""Samplers: `(velocity, noise, sigmas, conditions) -> latents`.
+
+Training rollouts, noise-data pairs, validation and inference call these same functions:
+a student trained under one sampler is bad under the other.
+"""
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magicdistill.models.diffusion.flow import add_noise, x0_from_velocity
+from magicdistill.models.networks.conditions import Conditions
+
+SamplerName = Literal["euler", "consistency"]
+FreshNoise = Callable[[int], Tensor]
+
+
+class Velocity(Protocol):
+    """A network as samplers and objectives see it."""
+
+    def __call__(self, x_sigma: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        """Return v (b c f h w) for latents at one sigma per sample."""
+        ...
+
+
+def euler_step(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """Follow the velocity from sigma to sigma_next. Known: Magic141's public sampler."""
+    return x + (sigma_next - sigma) * v
+
+
+def consistency_step(x0: Tensor, eps: Tensor, sigma_next: Tensor) -> Tensor:
+    """Noise a clean prediction freshly to sigma_next. Standard: DMD2's own sampler."""
+    return add_noise(x0, eps, sigma_next.expand(len(x0)))
+
+
+def rollout(
+    velocity: Velocity,
+    noise: Float[Tensor, "b c f h w"],
+    sigmas: Float[Tensor, " steps"],
+    conditions: Conditions,
+    *,
+    sampler: SamplerName,
+    fresh_noise: FreshNoise | None = None,
+    num_steps: int | None = None,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Run the first `num_steps` sampler steps from pure noise.
+
+    `sigmas` is a decreasing grid that ends at 0. Returns one (x, sigma, x0) per network call:
+    its input, its sigma (b,) and its clean prediction. `fresh_noise(i)` gives the consistency
+    sampler's noise after step i; the Euler sampler never asks.
+    """
+    if sampler == "consistency" and fresh_noise is None:
+        raise ValueError("the consistency sampler needs fresh_noise")
+    num_steps = len(sigmas) - 1 if num_steps is None else num_steps
+    x, visited = noise, []
+    for step in range(num_steps):
+        sigma = sigmas[step].expand(len(x))
+        v = velocity(x, sigma, conditions)
+        x0 = x0_from_velocity(x, v, sigma)
+        visited.append((x, sigma, x0))
+        x = advance(x, v, x0, sigmas, step, fresh_noise if sampler == "consistency" else None)
+    return visited
+
+
+def advance(
+    x: Tensor, v: Tensor, x0: Tensor, sigmas: Tensor, step: int, fresh_noise: FreshNoise | None
+) -> Tensor:
+    """Return the input of the network call after `step`; Euler where there is no fresh noise."""
+    if fresh_noise is None:
+        return euler_step(x, v, sigmas[step], sigmas[step + 1])
+    if step + 2 == len(sigmas):
+        return x0
+    return consistency_step(x0, fresh_noise(step), sigmas[step + 1])
+
+
+@torch.no_grad()
+def sample(
+    velocity: Velocity,
+    noise: Float[Tensor, "b c f h w"],
+    sigmas: Float[Tensor, " steps"],
+    conditions: Conditions,
+    *,
+    sampler: SamplerName = "euler",
+    fresh_noise: FreshNoise | None = None,
+) -> Float[Tensor, "b c f h w"]:
+    """Generate latents; the grid ends at sigma 0, so the last clean prediction is the sample."""
+    visited = rollout(
+        velocity, noise, sigmas, conditions, sampler=sampler, fresh_noise=fresh_noise
+    )
+    return visited[-1][2]

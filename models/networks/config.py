@@ -1,0 +1,115 @@
+"""Shapes of the networks: the named presets and the fields that make a preset."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from magicdistill.models.config import Config
+
+
+class TransformerConfig(Config):
+    """Arguments of diffusers' HunyuanVideoTransformer3DModel, image-to-video input layout."""
+
+    num_attention_heads: int
+    attention_head_dim: int
+    num_layers: int
+    """Double-stream blocks."""
+    num_single_layers: int
+    num_refiner_layers: int
+    rope_axes_dim: tuple[int, int, int]
+    text_embed_dim: int
+    pooled_projection_dim: int
+    num_text_tokens: int
+    latent_channels: int = 16
+    guidance_embeds: bool = False
+
+
+class VaeConfig(Config):
+    """Arguments of diffusers' AutoencoderKLHunyuanVideo (compression 4 x 8 x 8)."""
+
+    block_out_channels: tuple[int, int, int, int]
+    layers_per_block: int
+    norm_num_groups: int
+    latent_channels: int = 16
+
+
+class PatchDecoderConfig(Config):
+    """Shape of the fast decoder that the tiny preset has beside the autoencoder's own."""
+
+    latent_channels: int = 16
+    width: int = 64
+    num_blocks: int = 5
+
+
+class NetworkPreset(Config):
+    """The networks of one model size."""
+
+    transformer: TransformerConfig
+    vae: VaeConfig
+    patch_decoder: PatchDecoderConfig | None = None
+
+
+PRESETS: dict[str, NetworkPreset] = {
+    "portrait-tiny": NetworkPreset(
+        transformer=TransformerConfig(
+            num_attention_heads=4,
+            attention_head_dim=32,
+            num_layers=2,
+            num_single_layers=4,
+            num_refiner_layers=1,
+            rope_axes_dim=(8, 12, 12),
+            text_embed_dim=64,
+            pooled_projection_dim=64,
+            num_text_tokens=4,
+        ),
+        vae=VaeConfig(block_out_channels=(16, 16, 32, 64), layers_per_block=1, norm_num_groups=4),
+        patch_decoder=PatchDecoderConfig(),
+    ),
+    "magic141-13b": NetworkPreset(
+        transformer=TransformerConfig(
+            num_attention_heads=24,
+            attention_head_dim=128,
+            num_layers=20,
+            num_single_layers=40,
+            num_refiner_layers=2,
+            rope_axes_dim=(16, 56, 56),
+            text_embed_dim=4096,
+            pooled_projection_dim=768,
+            num_text_tokens=256,
+        ),
+        vae=VaeConfig(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32
+        ),
+    ),
+}
+
+
+class LoraConfig(Config):
+    """The low-rank branch that turns the frozen base into the fake score.
+
+    Rank and targets are not in the paper.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    targets: tuple[str, ...] = (
+        r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
+        r"transformer_blocks\.\d+\.(ff|ff_context)\.net\.(0\.proj|2)",
+        r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)",
+    )
+    """Full-name patterns of linears with (b, n, d) input, so that a (b, 1, 1) strength broadcasts;
+    the text refiner and the final projection stay out."""
+
+
+class ModelConfig(Config):
+    """The model of a recipe: a preset and where its weights are."""
+
+    preset: Literal["portrait-tiny", "magic141-13b"] = "portrait-tiny"
+    vae: str | None = None
+    """Folder of the VAE."""
+    teacher: str | None = None
+    """Folder of the teacher transformer; null starts from random weights (pre-training)."""
+
+    @property
+    def shapes(self) -> NetworkPreset:
+        """The preset's shapes."""
+        return PRESETS[self.preset]

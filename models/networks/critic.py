@@ -1,0 +1,64 @@
+"""The critic: both scores and the discriminator on one frozen base."""
+
+from typing import Literal
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.config import LoraConfig
+from magicdistill.models.networks.discriminator import Discriminator, double_stream_features
+from magicdistill.models.networks.lora import add_lora, lora_strength
+from magicdistill.models.networks.transformer import VelocityModel, concat_image_prior
+
+
+class Critic(nn.Module):
+    """A frozen base with one LoRA: the real score, the fake score, and discriminator features.
+
+    One module, so that one engine holds the base once and trains the LoRA and discriminator.
+    """
+
+    def __init__(
+        self, base: HunyuanVideoTransformer3DModel, lora: LoraConfig, *, adversarial: bool
+    ) -> None:
+        super().__init__()
+        self.discriminator = Discriminator(base) if adversarial else None
+        add_lora(base, lora)
+        self.score = VelocityModel(base)
+
+    def forward(
+        self,
+        x_sigma: Float[Tensor, "b c f h w"],
+        sigma: Float[Tensor, " b"],
+        conditions: Conditions,
+        *,
+        output: Literal["velocity", "logits"],
+    ) -> Tensor:
+        """Return v (b c f h w) at the LoRA strength in force, or logits (b n) on the bare base."""
+        call = self.score if output == "velocity" else self.logits
+        return call(x_sigma, sigma, conditions)
+
+    def logits(
+        self, x_sigma: Float[Tensor, "b c f h w"], sigma: Float[Tensor, " b"], conditions: Conditions
+    ) -> Float[Tensor, "b n"]:
+        """Return the discriminator's logits, one per video token.
+
+        Gradients enter the base only where the input asks for them: in the generator's turn.
+        """
+        assert self.discriminator is not None, "the recipe's adversarial weight is 0"
+        transformer = self.score.transformer
+        dtype = transformer.dtype
+        backbone_gradient = torch.is_grad_enabled() and x_sigma.requires_grad
+        with lora_strength(transformer, 0.0), torch.set_grad_enabled(backbone_gradient):
+            features = double_stream_features(
+                transformer,
+                concat_image_prior(x_sigma, conditions.image_prior).to(dtype),
+                NUM_TRAIN_TIMESTEPS * sigma,
+                conditions.text.to(dtype),
+                conditions.text_mask,
+                conditions.pooled.to(dtype),
+            )
+        return self.discriminator(features)

@@ -1,0 +1,125 @@
+"""The video VAE with normalised latents."""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
+from magicdistill.models.networks.patch_decoder import PatchDecoder
+
+STATISTICS = "latent_statistics.safetensors"
+PATCH_DECODER = "patch_decoder"
+
+
+def build_autoencoder(config: VaeConfig) -> AutoencoderKLHunyuanVideo:
+    """Build diffusers' causal video VAE with random weights: 4k+1 frames, 4 x 8 x 8 smaller."""
+    levels = len(config.block_out_channels)
+    return AutoencoderKLHunyuanVideo(
+        down_block_types=("HunyuanVideoDownBlock3D",) * levels,
+        up_block_types=("HunyuanVideoUpBlock3D",) * levels,
+        **config.model_dump(),
+    )
+
+
+class VideoVae(nn.Module):
+    """Encodes pixels in [-1, 1] to latents of about unit variance per channel, and back.
+
+    The channel mean and standard deviation are stored beside the weights. A patch decoder, where
+    there is one, takes the place of the autoencoder's own.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderKLHunyuanVideo,
+        mean: Float[Tensor, " c"] | None = None,
+        std: Float[Tensor, " c"] | None = None,
+        patch_decoder: PatchDecoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.patch_decoder = patch_decoder
+        channels = autoencoder.config["latent_channels"]
+        self.autoencoder = autoencoder
+        self.register_buffer("mean", torch.zeros(channels) if mean is None else mean)
+        self.register_buffer("std", torch.ones(channels) if std is None else std)
+
+    def encode(self, pixels: Float[Tensor, "b 3 t y x"]) -> Float[Tensor, "b c f h w"]:
+        """Return the posterior mean, normalised. t is 4k+1; y and x are multiples of 8."""
+        frames, height, width = pixels.shape[2:]
+        if frames % 4 != 1 or height % 8 or width % 8:
+            raise ValueError(
+                f"clips need 4k+1 frames and sides in multiples of 8, got {frames} frames of "
+                f"{height}x{width}"
+            )
+        latents = self.autoencoder.encode(pixels).latent_dist.mode()
+        return (latents - self._channels(self.mean)) / self._channels(self.std)
+
+    def decode(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 t y x"]:
+        """Return pixels clamped to [-1, 1]."""
+        return self.decoder(self.denormalise(latents)).clamp(-1, 1)
+
+    def denormalise(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
+        """Return latents in the autoencoder's own scale."""
+        return latents * self._channels(self.std) + self._channels(self.mean)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The module that turns latents in the autoencoder's own scale into unclamped pixels."""
+        if self.patch_decoder is not None:
+            return self.patch_decoder
+        return nn.Sequential(self.autoencoder.post_quant_conv, self.autoencoder.decoder)
+
+    def save(self, directory: Path | str) -> None:
+        """Write a diffusers folder plus statistics and patch decoder; weights in float16."""
+        directory = Path(directory)
+        copy.deepcopy(self.autoencoder).half().save_pretrained(directory)
+        save_file({"mean": self.mean, "std": self.std}, directory / STATISTICS)
+        if self.patch_decoder is not None:
+            weights = {k: v.half() for k, v in self.patch_decoder.state_dict().items()}
+            save_file(weights, directory / f"{PATCH_DECODER}.safetensors")
+            (directory / f"{PATCH_DECODER}.json").write_text(
+                self.patch_decoder.config.model_dump_json(indent=2)
+            )
+
+    @classmethod
+    def load(cls, directory: Path | str) -> "VideoVae":
+        """Load a folder written by `save`, in float32 and evaluation mode."""
+        directory = Path(directory)
+        autoencoder = AutoencoderKLHunyuanVideo.from_pretrained(
+            directory, torch_dtype=torch.float32
+        )
+        statistics = load_file(directory / STATISTICS)
+        return cls(autoencoder, **statistics, patch_decoder=_load_patch_decoder(directory)).eval()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of configuration, statistics and weights, for cache keys."""
+        digest = hashlib.sha256(
+            json.dumps(dict(self.autoencoder.config), sort_keys=True, default=str).encode()
+        )
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @staticmethod
+    def _channels(values: Tensor) -> Tensor:
+        return values.view(1, -1, 1, 1, 1)
+
+
+def _load_patch_decoder(directory: Path) -> PatchDecoder | None:
+    path = directory / f"{PATCH_DECODER}.json"
+    if not path.is_file():
+        return None
+    decoder = PatchDecoder(PatchDecoderConfig.model_validate_json(path.read_text()))
+    decoder.load_state_dict(load_file(path.with_suffix(".safetensors")))
+    return decoder

@@ -1,0 +1,48 @@
+"""Training of the tiny VAE's decoder.
+
+The encoder is set in closed form (`networks.patch_code`); the decoder learns to invert it and
+may use everything that a patch's neighbourhood tells. Our own recipe for small machines.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.networks.vae import VideoVae
+from magicdistill.models.objectives.config import VaeMethod
+from magicdistill.models.objectives.types import Batch, Loss, Networks
+
+
+class VaeTraining:
+    """Train the role `decoder` on clips of pixels."""
+
+    shares_batch = False
+
+    def __init__(self, config: VaeMethod, vae: VideoVae) -> None:
+        self.config, self.vae = config, vae
+        self.modules: dict[str, nn.Module] = {"decoder": vae.decoder}
+
+    def turns(self, cycle: int) -> Sequence[str]:
+        """Update the decoder once a cycle."""
+        return ("decoder",)
+
+    def turn(self, role: str) -> AbstractContextManager[None]:
+        """Change nothing."""
+        return nullcontext()
+
+    def loss(self, role: str, networks: Networks, batch: Batch, draws: Draws) -> Loss:
+        """Return the L1 distance of pixels and of their first differences, which keeps edges."""
+        with torch.no_grad():
+            latents = self.vae.encode(batch.x0)
+        noise = self.config.latent_noise * draws.normal("latent", latents.shape[1:])
+        error = networks["decoder"](self.vae.denormalise(latents + noise)) - batch.x0
+        edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
+        distance = error.abs().mean()
+        psnr = -10 * torch.log10(error.detach().square().mean() / 4)
+        return Loss(
+            distance + self.config.edge_weight * edges,
+            {"l1": distance.detach(), "psnr_db": psnr},
+        )

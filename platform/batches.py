@@ -1,0 +1,97 @@
+"""Training samples by position: rank, window and micro-batch decide, nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.data_pipeline.sampler import Sampler
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.objectives.config import VaeMethod
+from magicdistill.models.objectives.types import Batch
+from magicdistill.platform.loop import Batches
+from magicdistill.platform.recipe import Recipe
+
+
+def open_batches(
+    recipe: Recipe, data: Path, *, rank: int, world_size: int, device: torch.device | str
+) -> Batches:
+    """Open a rank's samples: a latent cache, or pixel windows where a VAE is trained."""
+    schedule = recipe.schedule
+    parts = world_size * schedule.num_micro_batches
+    if schedule.batch_size % parts:
+        raise ValueError(
+            f"schedule.batch_size {schedule.batch_size} does not divide over {world_size} "
+            f"workers x {schedule.num_micro_batches} micro-batches"
+        )
+    kind = PixelBatches if isinstance(recipe.method, VaeMethod) else LatentBatches
+    return kind(data, Positions(schedule.batch_size, parts, rank, world_size), recipe.seed, device)
+
+
+class Positions:
+    """Deals the stream of sample positions out to windows, micro-batches and ranks."""
+
+    def __init__(self, batch_size: int, parts: int, rank: int, world_size: int) -> None:
+        self.batch_size, self.share = batch_size, batch_size // parts
+        self.rank, self.world_size = rank, world_size
+
+    def __call__(self, window: int, micro: int) -> range:
+        """Return the positions of one micro-batch on this rank."""
+        part = micro * self.world_size + self.rank
+        start = window * self.batch_size + part * self.share
+        return range(start, start + self.share)
+
+
+class LatentBatches:
+    """Rows of a latent cache."""
+
+    def __init__(
+        self, data: Path, positions: Positions, seed: int, device: torch.device | str
+    ) -> None:
+        self.cache, self.positions, self.device = LatentCache(data), positions, device
+        self.sampler = Sampler(len(self.cache), seed)
+
+    def __call__(self, window: int, micro: int) -> Batch:
+        """Read a micro-batch."""
+        positions = self.positions(window, micro)
+        rows = [self.sampler.row(position) for position in positions]
+        return collate(self.cache, rows, positions, self.device)
+
+
+class PixelBatches:
+    """Windows of frames, uint8 (n t y x 3) in one memory-mapped file."""
+
+    def __init__(
+        self, data: Path, positions: Positions, seed: int, device: torch.device | str
+    ) -> None:
+        self.frames = np.load(data, mmap_mode="r")
+        self.positions, self.device = positions, device
+        self.sampler = Sampler(len(self.frames), seed)
+
+    def __call__(self, window: int, micro: int) -> Batch:
+        """Read a micro-batch of pixels in [-1, 1]."""
+        positions = self.positions(window, micro)
+        frames = np.stack([self.frames[self.sampler.row(position)] for position in positions])
+        pixels = torch.from_numpy(frames).to(self.device).permute(0, 4, 1, 2, 3)
+        return Batch(pixels.float() / 127.5 - 1, None, positions)
+
+
+def collate(
+    cache: LatentCache,
+    rows: Sequence[int],
+    positions: Sequence[int],
+    device: torch.device | str,
+) -> Batch:
+    """Read rows of a cache as a batch; the first latent frame is the image prior."""
+    read = [cache.read(row) for row in rows]
+    x0 = torch.stack([row.latents for row in read]).float().to(device)
+    texts = [cache.text(row.text_key) for row in read]
+    conditions = Conditions(
+        text=torch.stack([text.tokens for text in texts]).to(device),
+        text_mask=torch.stack([text.mask for text in texts]).to(device),
+        pooled=torch.stack([text.pooled for text in texts]).to(device),
+        image_prior=x0[:, :, :1],
+    )
+    return Batch(x0, conditions, positions)

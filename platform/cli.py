@@ -1,0 +1,115 @@
+"""The command line that all jobs share."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+from magicdistill.platform import logs
+from magicdistill.platform.overrides import (
+    FLAGS_TAKE_VALUES,
+    RecipeError,
+    alternatives,
+    choose_alternatives,
+    parse,
+)
+from magicdistill.platform.recipe import Recipe, load_recipe, recipe_names, to_yaml
+from magicdistill.platform.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class JobArguments:
+    """What the user asked a job to do."""
+
+    recipe: Recipe
+    resume: RunDirectory | None
+    verbose: bool
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The flags of a job; the recipe's own fields stand beside them without a prefix."""
+
+    recipe_name: Annotated[
+        str, tyro.conf.arg(name="recipe", metavar="NAME|FILE", help="Recipe to start from.")
+    ]
+    recipe: Annotated[Recipe, tyro.conf.arg(name=""), FLAGS_TAKE_VALUES]
+    resume: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="RUN", help="Continue a run, by folder or name, or `latest`, with its recipe."
+        ),
+    ] = None
+    dry_run: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        tyro.conf.arg(aliases=["--dry-run"], help="Print the resolved recipe and exit."),
+    ] = False
+    verbose: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        tyro.conf.arg(aliases=["-v"], help="Show what the frameworks have to say."),
+    ] = False
+
+
+def parse_job(
+    job: str, *, default_recipe: str, description: str, arguments: Sequence[str] | None = None
+) -> JobArguments:
+    """Parse the command line of a job and set up its output.
+
+    `arguments` are those of the process by default. Exits with 0 after `--help` and `--dry-run`,
+    and with 2, naming the field, the value and the fix, where the user is mistaken.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        args, dry_run = _parse(job, default_recipe, description, arguments)
+    except (RecipeError, FileNotFoundError) as error:
+        _refuse(job, error)
+    if dry_run:
+        print(to_yaml(args.recipe), end="")
+        sys.exit(0)
+    logs.configure(verbose=args.verbose)
+    return args
+
+
+def _parse(
+    job: str, default_recipe: str, description: str, arguments: Sequence[str]
+) -> tuple[JobArguments, bool]:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    first.add_argument("--resume")
+    first.add_argument("--runs")
+    early, _ = first.parse_known_args(list(arguments))
+    start = load_recipe(early.recipe or default_recipe)
+    resume = None
+    if early.resume is not None:
+        if early.recipe is not None:
+            raise RecipeError("--resume brings the run's own recipe: leave --recipe out")
+        resume = RunDirectory.open(early.resume, root=early.runs or start.runs)
+        start = load_recipe(resume.recipe_path)
+    start = choose_alternatives(start, arguments)
+    form: Any = parse(
+        _Form,
+        arguments,
+        default=_Form(early.recipe or default_recipe, start),
+        prog=f"python jobs/{job}.py",
+        description=_describe(description, start),
+    )
+    return JobArguments(form.recipe, resume, form.verbose), form.dry_run
+
+
+def _describe(description: str, recipe: Recipe) -> str:
+    choices = "\n".join(
+        f"  --{name} {{{','.join(sorted(tags))}}}" for name, tags in alternatives(recipe).items()
+    )
+    return (
+        f"{description.strip()}\n\nRecipes: {', '.join(recipe_names())}.\n\n"
+        f"Below are the fields of the recipe with its present values. "
+        f"These flags swap a whole section:\n{choices}"
+    )
+
+
+def _refuse(job: str, error: Exception) -> NoReturn:
+    print(f"{error}\nSee python jobs/{job}.py --help", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,111 @@
+"""The Ray cluster of a job: joined, or started and taken down again."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+import ray
+
+import magicdistill
+from magicdistill.platform import logs
+from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.run_directory import is_submitted
+
+IMPORT_ROOT = Path(magicdistill.__file__).parents[1]
+GRACE_S = 10
+"""How long Ray's processes may take to stop by themselves."""
+
+
+@dataclass(frozen=True)
+class ClusterShape:
+    """What the job runs on."""
+
+    num_nodes: int
+    num_cpus: float
+    num_gpus: float
+    local: bool
+    dashboard_url: str | None
+
+
+@contextmanager
+def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
+    """Connect to Ray while the body runs; for the main thread of a job.
+
+    Joins the cluster of `config.address` or RAY_ADDRESS (set in a submitted job), else starts a
+    local one with token authentication and a dashboard on the loopback interface. Afterwards,
+    also after Ctrl-C or SIGTERM, disconnects and stops every process that it started.
+    """
+    others = _processes()
+    started: set[psutil.Process] = set()
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"address": address}
+    if not address:
+        options = {
+            "address": "local",
+            "num_cpus": config.logical_cpus,
+            "include_dashboard": True,  # without it Ray Train complains in a loop
+            "dashboard_host": "127.0.0.1",
+        }
+    try:
+        context = ray.init(
+            runtime_env=_runtime_env(config, joined=bool(address)),
+            log_to_driver=logs.is_verbose(),
+            logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
+            **options,
+        )
+        started = _processes() - others
+        signal.signal(signal.SIGTERM, _leave)  # Ray's own handler dies on the spot
+        resources = ray.cluster_resources()
+        yield ClusterShape(
+            num_nodes=sum(node["Alive"] for node in ray.nodes()),
+            num_cpus=resources.get("CPU", 0),
+            num_gpus=resources.get("GPU", 0),
+            local=not address,
+            dashboard_url=context.dashboard_url or None,
+        )
+    finally:
+        started |= {child for process in started for child in _processes(process)}
+        ray.shutdown()
+        _, alive = psutil.wait_procs(started, timeout=GRACE_S)
+        for process in alive:
+            process.kill()
+
+
+def _processes(root: psutil.Process | None = None) -> set[psutil.Process]:
+    """Return the descendants of a process, by default of this one."""
+    try:
+        return set((root or psutil.Process()).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + signum)
+
+
+def _runtime_env(config: ClusterConfig, *, joined: bool) -> dict[str, Any]:
+    """Return what the workers need to import the same code and to use their share of the cores.
+
+    A submitted job brings its working directory along; a local cluster imports this code in
+    place; a driver that joins by address uploads its source tree, or, where the package is
+    installed, relies on the nodes having it installed too.
+    """
+    variables = logs.environment(verbose=logs.is_verbose())
+    variables["OMP_NUM_THREADS"] = str(config.threads_per_worker)
+    if config.gpus_per_worker == 0:
+        variables["DS_ACCELERATOR"] = "cpu"
+    environment: dict[str, Any] = {"env_vars": variables}
+    if not joined:
+        path = [str(IMPORT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        variables["PYTHONPATH"] = os.pathsep.join(path)
+    elif not is_submitted() and (IMPORT_ROOT / "pyproject.toml").is_file():
+        environment["working_dir"] = str(IMPORT_ROOT)
+    return environment

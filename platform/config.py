@@ -1,0 +1,114 @@
+"""How a run is executed: engine, cluster and tracking."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.models.config import Config
+from magicdistill.models.objectives.config import SamplerConfig
+
+Precision = Literal["fp32", "bf16"]
+
+
+class DeepSpeedEngineConfig(Config):
+    """DeepSpeed trains each role, with or without ZeRO sharding."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What is sharded over the ranks: 1 optimiser states, 2 gradients too, 3 parameters too."""
+    precision: Precision = "fp32"
+    offload_optimizer: bool = False
+    """Keep optimiser states in host memory."""
+    offload_parameters: bool = False
+    """Keep parameters in host memory; needs ZeRO stage 3."""
+
+    @model_validator(mode="after")
+    def _offload_what_is_sharded(self) -> Self:
+        if self.offload_parameters and self.zero_stage < 3:
+            raise ValueError(
+                f"offload_parameters needs zero_stage 3, and zero_stage is {self.zero_stage}"
+            )
+        return self
+
+
+class TorchEngineConfig(Config):
+    """Plain PyTorch trains each role: laptops and tests."""
+
+    kind: Literal["torch"] = "torch"
+    precision: Precision = "fp32"
+
+
+EngineConfig = Annotated[DeepSpeedEngineConfig | TorchEngineConfig, Field(discriminator="kind")]
+
+
+class ClusterConfig(Config):
+    """The Ray cluster and the shape of the group of training workers."""
+
+    num_workers: PositiveInt = 2
+    threads_per_worker: PositiveInt = 1
+    """OMP_NUM_THREADS of every worker."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    logical_cpus: PositiveInt = 8
+    """CPUs that a local cluster declares: a laptop has fewer cores than Ray has things to place."""
+    max_failures: int = Field(default=2, ge=0)
+    """Restarts of the worker group from its last checkpoint before the run gives up."""
+    address: str | None = None
+    """"auto" or host:port joins a running cluster; null starts a local one, unless RAY_ADDRESS
+    (which a submitted job sets) names one."""
+
+
+class TrackingConfig(Config):
+    """Where MLflow keeps the runs."""
+
+    uri: str | None = None
+    """An MLflow server or store; null is the SQLite file mlflow.db in the folder of the runs."""
+    experiment: str = "magicdistill"
+
+
+class OptimizerConfig(Config):
+    """AdamW and the learning-rate schedule of one role."""
+
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Not in the papers."""
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Updates of a linear rise to `lr`."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """Updates of a half cosine down to zero; null keeps `lr` after the warm-up."""
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Largest gradient norm; not in the papers."""
+
+
+class ScheduleConfig(Config):
+    """How long to train, on how much, and what happens on the way."""
+
+    num_cycles: PositiveInt
+    """Cycles: one update of each role's turns (002: one generator with its fake updates)."""
+    batch_size: PositiveInt
+    """Samples of one update over all workers and micro-batches."""
+    num_micro_batches: PositiveInt = 1
+    """Gradient accumulation: backwards for each update."""
+    optimizers: dict[str, OptimizerConfig]
+    """One optimiser for each trained role of the method."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Average of the generator's weights for sampling and export; null exports the last ones."""
+    checkpoint_every: PositiveInt = 50
+    """Cycles between checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    sample_every: PositiveInt | None = None
+    """Cycles between validation pictures."""
+
+
+class EvaluationConfig(Config):
+    """What a trained generator is judged on."""
+
+    data: DataConfig
+    """Held-out clips."""
+    num_clips: PositiveInt = 192
+    num_shown: PositiveInt = 6
+    """Clips in the contact sheet and the side-by-side video."""
+    teacher: SamplerConfig = SamplerConfig(num_steps=28)
+    """The many-step sampler of the teacher."""

@@ -1,0 +1,265 @@
+"""Engines: one per trained role, on plain torch or on DeepSpeed."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from magicdistill.platform.config import (
+    DeepSpeedEngineConfig,
+    EngineConfig,
+    OptimizerConfig,
+    TorchEngineConfig,
+)
+
+
+class Engine(Protocol):
+    """Trains the parameters of one role."""
+
+    module: nn.Module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's forward so that `backward` can follow."""
+        ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate a micro-batch's gradient; `last` closes the accumulation window."""
+        ...
+
+    def step(self) -> float:
+        """Update the parameters after the window's last backward; return the gradient norm."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write parameters, optimiser and schedule; called on every rank."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote."""
+        ...
+
+
+def build_engine(
+    config: EngineConfig, module: nn.Module, optimizer: OptimizerConfig, *, num_micro_batches: int
+) -> Engine:
+    """Wrap a role's module; its trainable parameters are those with `requires_grad`."""
+    build = DeepSpeedEngine if isinstance(config, DeepSpeedEngineConfig) else TorchEngine
+    return build(config, module, optimizer, num_micro_batches)
+
+
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """Return AdamW over the trainable parameters and its schedule."""
+    optimizer = torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+    return optimizer, LambdaLR(optimizer, lr_factor(config))
+
+
+def lr_factor(config: OptimizerConfig) -> Callable[[int], float]:
+    """Return the schedule: linear warm-up, then constant or half a cosine down to zero."""
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+        if config.decay_steps is None:
+            return warm
+        progress = min(1.0, step / config.decay_steps)
+        return warm * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+class TorchEngine:
+    """Plain data parallelism: whole parameters on every rank, averaged gradients."""
+
+    def __init__(
+        self,
+        config: TorchEngineConfig,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        num_micro_batches: int,
+    ) -> None:
+        self.module = module.to(torch.bfloat16) if config.precision == "bf16" else module
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer, self.schedule = build_optimizer(module, optimizer)
+        self.clip_norm = optimizer.clip_norm
+        self.num_micro_batches = num_micro_batches
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module."""
+        return self.module(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate; the window's last backward averages over the ranks."""
+        (loss / self.num_micro_batches).backward()
+        if last and dist.is_initialized() and dist.get_world_size() > 1:
+            self._average_gradients()
+
+    def step(self) -> float:
+        """Clip, update, advance the schedule."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return float(norm)
+
+    def save(self, directory: Path) -> None:
+        """Write one file from rank 0, which holds everything."""
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            state = {
+                "module": {n: p for n, p in self.module.named_parameters() if p.requires_grad},
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+            }
+            torch.save(state, directory / "state.pt")
+
+    def load(self, directory: Path) -> None:
+        """Read the file on every rank."""
+        state = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
+        self.module.load_state_dict(state["module"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def _average_gradients(self) -> None:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, part in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
+
+
+class DeepSpeedEngine:
+    """One DeepSpeed engine: ZeRO 0-3 over the ranks of the job."""
+
+    def __init__(
+        self,
+        config: DeepSpeedEngineConfig,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        num_micro_batches: int,
+    ) -> None:
+        import deepspeed
+
+        client_optimizer, schedule = build_optimizer(module, optimizer)
+        self.engine, *_ = deepspeed.initialize(
+            model=module,
+            model_parameters=[p for p in module.parameters() if p.requires_grad],
+            optimizer=client_optimizer,
+            lr_scheduler=schedule,
+            config=deepspeed_config(config, optimizer, num_micro_batches),
+        )
+        self.module = self.engine.module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the engine's forward."""
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate; DeepSpeed divides by the window and reduces at its boundary."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss)
+        if not last:
+            self.engine.step()
+
+    def step(self) -> float:
+        """Update, clip and advance the schedule at the boundary."""
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else math.nan
+
+    def save(self, directory: Path) -> None:
+        """Write the ranks' shards; frozen parameters come from the recipe's weights instead."""
+        self.engine.save_checkpoint(
+            str(directory), tag="state", save_latest=False, exclude_frozen_parameters=True
+        )
+
+    def load(self, directory: Path) -> None:
+        """Read the ranks' shards."""
+        path, _ = self.engine.load_checkpoint(
+            str(directory), tag="state", load_module_strict=False
+        )
+        if path is None:
+            raise FileNotFoundError(f"no DeepSpeed state in {directory}")
+
+
+def deepspeed_config(
+    config: DeepSpeedEngineConfig, optimizer: OptimizerConfig, num_micro_batches: int
+) -> dict[str, Any]:
+    """Translate the recipe into DeepSpeed's own configuration."""
+    offload = {"device": "cpu"}
+    zero: dict[str, Any] = {"stage": config.zero_stage, "stage3_param_persistence_threshold": 0}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = offload
+    if config.offload_parameters:
+        zero["offload_param"] = offload
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": num_micro_batches,
+        "gradient_clipping": optimizer.clip_norm or 0.0,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Hold the whole parameters on every rank while the context lasts, also under ZeRO-3."""
+    shards = [p for p in module.parameters() if hasattr(p, "ds_id")]
+    if not shards:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(shards):
+        yield
+
+
+class Ema:
+    """Exponential moving average of a role's trainable parameters, each rank its own shards."""
+
+    def __init__(self, role: str, module: nn.Module, decay: float) -> None:
+        self.role, self.decay = role, decay
+        self.live = [local_shard(p) for p in module.parameters() if p.requires_grad]
+        self.average = [p.detach().float().clone() for p in self.live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the present weights."""
+        torch._foreach_lerp_(self.average, [p.float() for p in self.live], 1 - self.decay)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Run with the averaged weights, then put the trained ones back."""
+        trained = [p.detach().clone() for p in self.live]
+        self._write(self.average)
+        try:
+            yield
+        finally:
+            self._write(trained)
+
+    @torch.no_grad()
+    def _write(self, values: list[Tensor]) -> None:
+        for live, value in zip(self.live, values, strict=True):
+            live.copy_(value)
+
+
+def local_shard(parameter: nn.Parameter) -> Tensor:
+    """Return the part of a parameter that this rank stores: all of it below ZeRO-3."""
+    return getattr(parameter, "ds_tensor", parameter.data)

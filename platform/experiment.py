@@ -1,0 +1,133 @@
+"""A job from end to end: data, training, evaluation, tracking."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.pipeline import CurationResult, curate, select_clips
+from magicdistill.data_pipeline.windows import read_windows
+from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.patch_code import set_patch_code
+from magicdistill.models.networks.patch_decoder import PatchDecoder
+from magicdistill.models.networks.vae import VideoVae, build_autoencoder
+from magicdistill.models.objectives.config import VaeMethod
+from magicdistill.platform import logs
+from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.evaluation import evaluate, format_table
+from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.tracking import Tracker
+from magicdistill.platform.trainer import fit
+
+CODE_CLIPS = 400
+
+
+def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
+    """Run a recipe, or continue a run of it; every step that is already done is skipped."""
+    run = resume or RunDirectory.create(recipe.runs, recipe)
+    logs.say(f"run {run.path}")
+    with _session(recipe, run) as tracker:
+        prepare = prepare_pixels if isinstance(recipe.method, VaeMethod) else prepare_latents
+        data, held_out = prepare(recipe, run)
+        logs.say("starting the training workers; DeepSpeed's first use compiles for about 20 s")
+        fit(run, data, held_out)
+        if held_out is not None:
+            report(run, tracker, held_out)
+        tracker.artifact(run.path / "model", "model")
+    logs.say(f"model  {run.path / 'model'}")
+    return run
+
+
+@contextmanager
+def _session(recipe: Recipe, run: RunDirectory) -> Iterator[Tracker]:
+    with ExitStack() as stack:
+        tracker = stack.enter_context(Tracker.start(recipe.tracking, run))
+        logs.say("starting Ray")
+        shape = stack.enter_context(ray_cluster(recipe.cluster))
+        logs.say(f"Ray has {shape.num_nodes} node(s), {shape.num_cpus:g} logical CPUs")
+        stack.enter_context(logs.follow(run.progress_path))
+        stack.enter_context(tracker.mirror())
+        yield tracker
+
+
+def data_root(recipe: Recipe, run: RunDirectory) -> Path:
+    """Return the folder of clips, ledger and latents, which the runs of one place share."""
+    return run.path.parent / "data"
+
+
+def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[Path, Path | None]:
+    """Curate the training clips and the held-out ones; return their latent caches."""
+    assert recipe.model.vae is not None, "model.vae: latents need a VAE"
+    root, vae = data_root(recipe, run), Path(recipe.model.vae)
+    training = _curate(recipe.data, vae, root, "training")
+    if recipe.evaluation is None:
+        return training.cache_path, None
+    return training.cache_path, _curate(recipe.evaluation.data, vae, root, "held-out").cache_path
+
+
+def _curate(data: DataConfig, vae: Path, root: Path, title: str) -> CurationResult:
+    logs.say(f"curating {title} clips")
+    result = curate(data, vae, root)
+    counts = "  ".join(f"{name} {count}" for name, count in result.counts.items())
+    logs.say(f"{title} clips: {counts}")
+    for decision in [*result.rejected, *result.failed][:8]:
+        logs.say(f"  {decision.status} {decision.clip.source_id}: {', '.join(decision.reasons)}")
+    return result
+
+
+def prepare_pixels(recipe: Recipe, run: RunDirectory) -> tuple[Path, None]:
+    """Decode the accepted clips' windows into one file and set the VAE's closed-form half."""
+    path = run.path / "windows.npy"
+    if not path.exists():
+        clips = select_clips(recipe.data, data_root(recipe, run))
+        logs.say(f"decoding {len(clips)} clips")
+        windows = read_windows(clips, recipe.data.bucket, recipe.data.windows_per_clip)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, np.concatenate(list(windows)))
+        partial.replace(path)
+    if recipe.model.vae is None:
+        raise ValueError("model.vae: name a folder; a missing one receives the initial VAE")
+    if not Path(recipe.model.vae).exists():
+        initial_vae(recipe.model, np.load(path, mmap_mode="r")).save(recipe.model.vae)
+    return path, None
+
+
+def initial_vae(model: ModelConfig, windows: np.ndarray) -> VideoVae:
+    """Build a VAE with the patch code of `windows`, uint8 (n t y x 3), and its linear inverse."""
+    chosen = windows[:: max(1, len(windows) // CODE_CLIPS)][:CODE_CLIPS]
+    pixels = torch.from_numpy(chosen).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    autoencoder = build_autoencoder(model.shapes.vae)
+    set_patch_code(autoencoder, pixels)
+    decoder = None
+    if model.shapes.patch_decoder is not None:
+        decoder = PatchDecoder(model.shapes.patch_decoder)
+        with torch.no_grad():
+            latents = torch.cat(
+                [autoencoder.encode(part).latent_dist.mode() for part in pixels.split(8)]
+            )
+        decoder.set_linear_inverse(latents, pixels)
+    return VideoVae(autoencoder, patch_decoder=decoder)
+
+
+def report(run: RunDirectory, tracker: Tracker, held_out: Path) -> None:
+    """Evaluate, print the table and where the pictures are, and track them."""
+    logs.say("evaluating on held-out clips")
+    table = evaluate(run, held_out)
+    print(format_table(table), flush=True)
+    tracker.table([asdict(row) for row in table], "scores")
+    step = run.recipe().schedule.num_cycles
+    for row in table:
+        tracker.metrics(
+            {
+                f"evaluation/{row.variant}/proxy_frechet_distance": row.proxy_frechet_distance,
+                f"evaluation/{row.variant}/dynamic_degree_proxy": row.dynamic_degree_proxy,
+            },
+            step,
+        )
+    logs.say(f"video  {run.samples / 'comparison.mp4'}")
+    logs.say(f"sheet  {run.samples / 'comparison.png'}")

@@ -1,0 +1,43 @@
+"""Generating held-out clips, the same in validation and in evaluation."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.diffusion.flow import sigma_grid
+from magicdistill.models.diffusion.samplers import Velocity, sample
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.objectives.types import Batch
+from magicdistill.platform.batches import collate
+
+
+def held_out(cache: LatentCache, rows: Sequence[int], device: torch.device | str) -> Batch:
+    """Read clips of a held-out cache by row."""
+    return collate(cache, rows, positions=rows, device=device)
+
+
+def generate(
+    velocity: Velocity,
+    sampler: SamplerConfig,
+    conditions: Conditions,
+    shape: Sequence[int],
+    *,
+    seed: int,
+    positions: Sequence[int],
+) -> Float[Tensor, "b c f h w"]:
+    """Sample latents of `shape` (c f h w); the noise depends on the seed and the position only."""
+    device = conditions.text.device
+    draws = Draws(seed, -1, -1, positions, device)
+    return sample(
+        velocity,
+        draws.normal("noise", shape),
+        sigma_grid(sampler.num_steps, sampler.shift, device),
+        conditions,
+        sampler=sampler.name,
+        fresh_noise=lambda step: draws.normal(f"fresh-{step}", shape),
+    )

@@ -1,0 +1,87 @@
+"""The training loop: cycles, turns and accumulation windows. It sees no formula."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.objectives.types import Batch, Method
+from magicdistill.platform.engine import Ema, Engine
+
+Metrics = dict[str, float]
+Callback = Callable[[int, Metrics], None]
+"""Called on every rank with the number of finished cycles and the cycle's mean metrics."""
+
+
+class Batches(Protocol):
+    """Where training samples come from."""
+
+    def __call__(self, window: int, micro: int) -> Batch:
+        """Return this rank's micro-batch of an accumulation window, the same at every call."""
+        ...
+
+
+class Loop:
+    """Runs cycles of a method; every rank runs the same turns."""
+
+    def __init__(
+        self,
+        method: Method,
+        engines: Mapping[str, Engine],
+        batches: Batches,
+        *,
+        seed: int,
+        num_micro_batches: int,
+        ema: Ema | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.method, self.engines, self.batches = method, engines, batches
+        self.seed, self.num_micro_batches = seed, num_micro_batches
+        self.ema, self.device = ema, device
+
+    def run(self, start: int, stop: int, callbacks: Iterable[Callback]) -> None:
+        """Run cycles start .. stop - 1."""
+        callbacks = tuple(callbacks)
+        for cycle in range(start, stop):
+            metrics = self.cycle(cycle)
+            for callback in callbacks:
+                callback(cycle + 1, metrics)
+
+    def cycle(self, cycle: int) -> Metrics:
+        """Give each role its turns; return every loss term's mean over turns and ranks."""
+        sums: dict[str, list[torch.Tensor]] = {}
+        roles = self.method.turns(cycle)
+        for turn, role in enumerate(roles):
+            window = cycle if self.method.shares_batch else cycle * len(roles) + turn
+            norm = self._turn(cycle, turn, role, window, sums)
+            sums.setdefault(f"{role}/grad_norm", []).append(torch.tensor(norm))
+            if self.ema is not None and role == self.ema.role:
+                self.ema.update()
+        return mean_over_ranks({k: torch.stack(v).mean() for k, v in sums.items()}, self.device)
+
+    def _turn(
+        self, cycle: int, turn: int, role: str, window: int, sums: dict[str, list[torch.Tensor]]
+    ) -> float:
+        engine = self.engines[role]
+        networks = {name: other.module for name, other in self.engines.items()} | {role: engine}
+        with self.method.turn(role):
+            for micro in range(self.num_micro_batches):
+                batch = self.batches(window, micro)
+                draws = Draws(self.seed, cycle, turn, batch.positions, self.device)
+                loss = self.method.loss(role, networks, batch, draws)
+                engine.backward(loss.total, last=micro + 1 == self.num_micro_batches)
+                for name, value in loss.terms.items():
+                    sums.setdefault(f"{role}/{name}", []).append(value.detach().float().cpu())
+        return engine.step()
+
+
+def mean_over_ranks(values: dict[str, torch.Tensor], device: torch.device | str) -> Metrics:
+    """Average scalars that every rank holds under the same names."""
+    names = sorted(values)
+    stacked = torch.stack([values[name] for name in names]).to(device)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(stacked)
+        stacked /= dist.get_world_size()
+    return dict(zip(names, stacked.tolist(), strict=True))

@@ -1,0 +1,208 @@
+"""Typed dotted overrides and merging of recipes: one set of rules for YAML and command line."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from itertools import product
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import tyro
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from magicdistill.models.config import Config
+
+C = TypeVar("C", bound=Config)
+T = TypeVar("T")
+Values = dict[str, Any]
+FLAGS_TAKE_VALUES = tyro.conf.FlagConversionOff
+"""Marks a form whose booleans are given as `--flag true`."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the field, the value and the fix."""
+
+
+def merge(cls: type[Config], base: Values, update: Values) -> Values:
+    """Return `base` with `update` over it, section by section.
+
+    Where `update` chooses another alternative of a section (`engine.kind`, `method.name`), the
+    fields that the new alternative shares with the old one keep their values, the others go.
+    """
+    merged = dict(base)
+    for key, value in update.items():
+        field, before = cls.model_fields.get(key), base.get(key)
+        if field is not None and isinstance(before, dict) and isinstance(value, dict):
+            value = _merge_section(field, before, value)
+        merged[key] = value
+    return merged
+
+
+def _merge_section(field: FieldInfo, before: Values, value: Values) -> Values:
+    section = _alternative(field, before | value)
+    if section is None:
+        return before | value
+    if get_origin(field.annotation) is dict:
+        both = before.keys() & value.keys()
+        return before | value | {key: merge(section, before[key], value[key]) for key in both}
+    if _alternative(field, before) is not section:
+        before = {key: kept for key, kept in before.items() if key in section.model_fields}
+    return merge(section, before, value)
+
+
+def validate(cls: type[C], values: Values, origin: str) -> C:
+    """Build the configuration; `origin` says in errors where the values are from.
+
+    Raises RecipeError for unknown keys, with the nearest valid name, and for wrong values.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        problems = (_explain(cls, values, problem) for problem in error.errors())
+        raise RecipeError("\n".join([f"{origin}:", *(f"  {line}" for line in problems)])) from None
+
+
+def apply_overrides(config: C, arguments: Sequence[str], *, program: str) -> C:
+    """Apply `--section.field value` flags; as command-line parsers do, exit with 2 on a bad one."""
+    config = choose_alternatives(config, arguments)
+    form: Any = Annotated[type(config), FLAGS_TAKE_VALUES]
+    return parse(form, arguments, prog=program, default=config)
+
+
+def choose_alternatives(config: C, arguments: Sequence[str]) -> C:
+    """Apply only the flags that choose the alternative of a section, such as `--engine.kind`."""
+    choices = alternatives(config)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in choices:
+        parser.add_argument(f"--{name}", dest=name)
+    chosen = vars(parser.parse_known_args(list(arguments))[0])
+    for name, tag in chosen.items():
+        if tag in choices[name] and tag != choices[name][0]:
+            update: Any = tag
+            for part in reversed(name.split(".")):
+                update = {part: update}
+            values = merge(type(config), config.model_dump(), update)
+            config = validate(type(config), values, f"--{name} {tag}")
+            return choose_alternatives(config, arguments)
+    return config
+
+
+def alternatives(config: Config, prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """Return each section's choice by dotted name, the present one first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, field in type(config).model_fields.items():
+        section = getattr(config, name)
+        if not isinstance(section, Config):
+            continue
+        if isinstance(field.discriminator, str):
+            present = getattr(section, field.discriminator)
+            others = sorted(set(_tags(field)) - {present})
+            found[f"{prefix}{name}.{field.discriminator}"] = (present, *others)
+        found |= alternatives(section, f"{prefix}{name}.")
+    return found
+
+
+def _tags(field: FieldInfo) -> dict[str, type[Config]]:
+    """Map the discriminator's values to the alternatives of a section."""
+    assert isinstance(field.discriminator, str)
+    return {
+        tag: cls
+        for cls in _sections(field.annotation)
+        for tag in get_args(cls.model_fields[field.discriminator].annotation)
+    }
+
+
+def _alternative(field: FieldInfo, values: Values) -> type[Config] | None:
+    """Return the configuration class that a section's values are for, if that can be told."""
+    if isinstance(field.discriminator, str):
+        return _tags(field).get(values.get(field.discriminator, _default_tag(field)))
+    return next(_sections(field.annotation), None)
+
+
+def _default_tag(field: FieldInfo) -> Any:
+    return getattr(field.get_default(call_default_factory=True), str(field.discriminator), None)
+
+
+def _sections(annotation: Any) -> Iterator[type[Config]]:
+    """Yield the configuration classes inside a union, a tuple or an Annotated."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)
+
+
+def _explain(cls: type[Config], values: Values, problem: Any) -> str:
+    """Say in one line which field is wrong, its value and what would be right."""
+    name = _dotted(values, problem["loc"])
+    kind, given = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        near = get_close_matches(name, list(_names(cls, values)), n=1, cutoff=0.5)
+        return f"unknown key {name}" + (f"; did you mean {near[0]}?" if near else "")
+    if kind == "missing":
+        return f"{name} is missing"
+    if kind == "union_tag_invalid":
+        context = problem["ctx"]
+        tag = context["discriminator"].strip("'")
+        return f"{name}.{tag}: {context['tag']!r} is not one of {context['expected_tags']}"
+    shown = "" if isinstance(given, dict) else f" {given!r}:"
+    return f"{name}:{shown} {problem['msg']}"
+
+
+def _dotted(values: Any, location: Sequence[str | int]) -> str:
+    """Turn pydantic's location into a dotted name, without its names of alternatives."""
+    path = []
+    for part in location:
+        known = part in values if isinstance(values, dict) else isinstance(part, int)
+        if known:
+            values = values[part]
+        if known or part == location[-1]:
+            path.append(str(part))
+    return ".".join(path)
+
+
+def _names(cls: type[Config], values: Values, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names that a recipe with these alternatives may set."""
+    for name, field in cls.model_fields.items():
+        yield f"{prefix}{name}"
+        value = values.get(name)
+        if isinstance(value, list | tuple) or get_origin(field.annotation) is dict:
+            keys = value if isinstance(value, dict) else range(len(value or ()))
+            for key, section in product(keys, _sections(field.annotation)):
+                yield from _names(section, {}, f"{prefix}{name}.{key}.")
+        else:
+            inner = value if isinstance(value, dict) else {}
+            if (section := _alternative(field, inner)) is not None:
+                yield from _names(section, inner, f"{prefix}{name}.")
+
+
+def _registry() -> ConstructorRegistry:
+    """Let booleans be written as in YAML."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
+        if info.type is not bool:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{true,false}",
+            instance_from_str=lambda words: words[0].lower() == "true",
+            choices=("true", "false", "True", "False"),
+            is_instance=lambda value: isinstance(value, bool),
+            str_from_instance=lambda value: [str(value).lower()],
+        )
+
+    return registry
+
+
+def parse(form: type[T], arguments: Sequence[str], **options: Any) -> T:
+    """Parse a command line into `form` by the house's conventions for flags."""
+    return tyro.cli(
+        form,
+        args=list(arguments),
+        config=(tyro.conf.AvoidSubcommands,),
+        use_underscores=True,
+        registry=_registry(),
+        **options,
+    )

@@ -1,0 +1,53 @@
+"""Look at growing files from a thread: how a driver shows what its workers write."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def polling(action: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Call `action` again and again beside the body, and once more after it.
+
+    An exception of `action` ends the calls and is raised after the body, unless that raised.
+    """
+    leaving = threading.Event()
+    failures: list[Exception] = []
+
+    def repeat() -> None:
+        try:
+            while not leaving.wait(every_s):
+                action()
+            action()
+        except Exception as error:  # handed to the thread that runs the body
+            failures.append(error)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        leaving.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+class Tail:
+    """The whole lines added to a file since the last look."""
+
+    def __init__(self, path: Path, *, from_start: bool = False) -> None:
+        self.path = path
+        self.offset = 0 if from_start or not path.exists() else path.stat().st_size
+
+    def lines(self) -> list[str]:
+        """Return the new lines; all of them again once the file was replaced by a shorter one."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(self.offset if size >= self.offset else 0)
+            whole, newline, rest = file.read().rpartition(b"\n")
+            self.offset = file.tell() - len(rest)
+        return whole.decode().split("\n") if newline else []

@@ -1,0 +1,107 @@
+"""A run in one file: YAML recipes, their inheritance, and overrides."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.models.config import Config
+from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.objectives.config import MethodConfig
+from magicdistill.platform.config import (
+    ClusterConfig,
+    DeepSpeedEngineConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ScheduleConfig,
+    TrackingConfig,
+)
+from magicdistill.platform.overrides import RecipeError, apply_overrides, merge, validate
+
+RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
+
+
+class Recipe(Config):
+    """Everything that decides what a run does."""
+
+    name: str
+    """Names the run's folder; a recipe file without it is named after the file."""
+    seed: int = 0
+    runs: str = "runs"
+    """Folder that receives the run. A relative one starts at the current folder; in a submitted
+    job, whose current folder is a passing copy, at the home folder."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    method: MethodConfig
+    schedule: ScheduleConfig
+    evaluation: EvaluationConfig | None = None
+    """Held-out clips to judge a generator on; null skips the judging."""
+    engine: EngineConfig = DeepSpeedEngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe by its name in `jobs/recipes` or by the path of a YAML file.
+
+    `overrides` are command-line flags: `["--method.alpha_weak", "0.5"]`; a wrong one exits with
+    status 2 and says what is meant. Raises RecipeError for an unknown recipe, an unknown key or
+    a wrong value.
+    """
+    path = find_recipe(name_or_path)
+    recipe = validate(Recipe, read_values(path), str(path))
+    return apply_overrides(recipe, overrides, program=recipe.name) if overrides else recipe
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name_or_path: str | Path, beside: Path | None = None) -> Path:
+    """Return the file of a recipe; a relative path may also start in the folder `beside`."""
+    text = str(name_or_path)
+    if not text.endswith((".yaml", ".yml")):
+        path = RECIPES / f"{text}.yaml"
+    elif beside is not None:
+        path = beside / text
+    else:
+        path = Path(text)
+    if path.is_file():
+        return path
+    near = get_close_matches(text, recipe_names(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise RecipeError(
+        f"no recipe {text!r}: {hint}There are {', '.join(recipe_names())}; "
+        "a file of your own is given by its path, ending in .yaml"
+    )
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Read a recipe file over those that it extends; the outermost file names the recipe."""
+    return {"name": path.stem} | _read(path, ())
+
+
+def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    if path in extended_by:
+        raise RecipeError(f"{path}: extends itself by way of {extended_by[-1]}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    base = _read(find_recipe(parent, beside=path.parent), (*extended_by, path))
+    base.pop("name", None)
+    return merge(Recipe, base, values)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML that `load_recipe` reads back equal."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

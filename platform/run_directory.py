@@ -1,0 +1,151 @@
+"""The folder of a run: recipe, provenance, metrics, progress, checkpoints, samples."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from magicdistill.platform.provenance import Provenance
+from magicdistill.platform.recipe import Recipe, load_recipe, to_yaml
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk: everything that MLflow shows can be rebuilt from it.
+
+    Holds only its absolute path, so it travels to workers. One process writes metrics.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: str | Path, recipe: Recipe) -> "RunDirectory":
+        """Create a new run, named after its recipe and the time, and point `latest` to it.
+
+        A relative `root` starts at the current folder, in a submitted job at the home folder.
+        """
+        root = resolve_root(root)
+        root.mkdir(parents=True, exist_ok=True)
+        run = cls(_new_folder(root, f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"))
+        run.checkpoints.mkdir()
+        run.samples.mkdir()
+        write_text(run.provenance_path, Provenance.here().model_dump_json(indent=2))
+        run.store(recipe)
+        _point(root / "latest", run.path)
+        return run
+
+    @classmethod
+    def open(cls, name_or_path: str | Path, *, root: str | Path = "runs") -> "RunDirectory":
+        """Return an existing run by path, or by its name in `root`; `latest` is a name.
+
+        Raises FileNotFoundError, naming the runs that exist.
+        """
+        root = resolve_root(root)
+        for path in (Path(name_or_path).expanduser(), root / name_or_path):
+            if (path / "recipe.yaml").is_file():
+                return cls(path.resolve())
+        there = sorted(p.parent.name for p in root.glob("*/recipe.yaml") if p.parent.is_dir())
+        names = [name for name in there if name != "latest"]
+        listing = f"it has {', '.join(names)}" if names else "which has no runs"
+        raise FileNotFoundError(f"no run {str(name_or_path)!r} here or in {root}: {listing}")
+
+    @property
+    def recipe_path(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def provenance_path(self) -> Path:
+        """Commit, changes and package versions."""
+        return self.path / "provenance.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def progress_path(self) -> Path:
+        """What the run said for people, line by line."""
+        return self.path / "progress.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of pictures and clips."""
+        return self.path / "samples"
+
+    def store(self, recipe: Recipe) -> None:
+        """Write the resolved recipe: at creation, and when a run resumes with other values."""
+        write_text(self.recipe_path, to_yaml(recipe))
+
+    def recipe(self) -> Recipe:
+        """Load the resolved recipe."""
+        return load_recipe(self.recipe_path)
+
+    def provenance(self) -> Provenance:
+        """Load what the run was made with."""
+        return Provenance.model_validate_json(self.provenance_path.read_text())
+
+    def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a step; readers see whole lines only."""
+        _append_line(self.metrics_path, json.dumps({"step": step, **metrics}))
+
+    def say(self, message: str) -> None:
+        """Add a progress line, from any worker; `logs.follow` shows it on the driver."""
+        _append_line(self.progress_path, message)
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows in the order of writing, each with its `step`."""
+        if self.metrics_path.exists():
+            with self.metrics_path.open() as rows:
+                yield from (json.loads(row) for row in rows)
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the rows after `step`: a run that resumes there writes them again."""
+        kept = (json.dumps(row) + "\n" for row in list(self.metrics()) if row["step"] <= step)
+        write_text(self.metrics_path, "".join(kept))
+
+
+def is_submitted() -> bool:
+    """Tell whether this process is the driver of a `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def resolve_root(root: str | Path) -> Path:
+    """Return the absolute folder of the runs; see `Recipe.runs`."""
+    return (Path.home() if is_submitted() else Path.cwd()) / Path(root).expanduser()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _append_line(path: Path, line: str) -> None:
+    with path.open("ab") as file:
+        file.write(line.encode() + b"\n")
+
+
+def _new_folder(root: Path, name: str) -> Path:
+    paths = chain([root / name], (root / f"{name}-{number}" for number in count(2)))
+    path = next(path for path in paths if not path.exists())
+    path.mkdir()
+    return path
+
+
+def _point(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)

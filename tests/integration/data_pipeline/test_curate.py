@@ -1,0 +1,231 @@
+"""Curation from files to a latent cache on a real local Ray, with a small untrained VAE."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from einops import rearrange
+
+from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.data_pipeline.config import (
+    DataConfig,
+    Decoder,
+    Encoding,
+    Folder,
+    Measures,
+    PackageClips,
+    Policy,
+    PortraitWorld,
+)
+from magicdistill.data_pipeline.pipeline import CurationResult, curate
+from magicdistill.data_pipeline.sources.portrait_world import render_clip
+from magicdistill.data_pipeline.video import write_mp4
+from magicdistill.data_pipeline.windows import read_windows
+from magicdistill.models.networks.config import VaeConfig
+from magicdistill.models.networks.vae import VideoVae, build_autoencoder
+
+NUM_PORTRAITS = 5
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("vae")
+    config = VaeConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    VideoVae(build_autoencoder(config)).save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one good clip and one of each kind of trouble."""
+    folder = tmp_path_factory.mktemp("clips")
+    good = render_clip(100)
+    write_mp4(folder / "good.mp4", good, 24)
+    write_mp4(folder / "cut.mp4", np.concatenate([good[:30], render_clip(101)[:30]]), 24)
+    write_mp4(folder / "short.mp4", good[:10], 24)
+    write_mp4(folder / "small.mp4", render_clip(100, size=32), 24)
+    write_mp4(folder / "still.mp4", np.repeat(good[:1], 51, axis=0), 24)
+    data = (folder / "good.mp4").read_bytes()
+    (folder / "damaged.mp4").write_bytes(data[: len(data) * 2 // 3])
+    (folder / "text.mp4").write_text("this is no video")
+    (folder / "empty.mp4").touch()
+    (folder / "good.mp4.part").write_bytes(data)
+    (folder / "gone.mp4").symlink_to(folder / "nowhere.mp4")
+    return folder
+
+
+def make_config(folder: Path, **changes: object) -> DataConfig:
+    return DataConfig(
+        sources=(
+            PortraitWorld(num_clips=NUM_PORTRAITS),
+            Folder(path=folder, license="CC0", mixture="portrait"),
+        ),
+        windows_per_clip=2,
+        measures=Measures(motion_short_side=64, motion_fps=8.0),
+        policy=Policy(min_short_side=64, min_long_side=64, min_motion_px=0.05, max_motion_px=9.0),
+        encoding=Encoding(stored_dtype="float32", rows_per_shard=8),
+        videos_per_block=4,
+    ).model_copy(update=changes)
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Take progress reports."""
+
+
+@pytest.fixture(scope="module")
+def curated(
+    cluster: None, vae: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[CurationResult, Path]:
+    root = tmp_path_factory.mktemp("root")
+    return curate(make_config(folder), vae, root, silent), root
+
+
+def state_of(root: Path) -> dict[Path, int]:
+    """Return when each file of scores, clips and latents was written."""
+    patterns = ("ledger/scores/*", "clips/*/*", "latents/**/*")
+    return {p: p.stat().st_mtime_ns for pattern in patterns for p in root.glob(pattern)}
+
+
+def test_every_file_is_accounted_for_with_its_reason(curated: tuple[CurationResult, Path]):
+    result, _ = curated
+    reasons = {
+        Path(decision.clip.path).name: (decision.status, decision.reasons)
+        for decision in (*result.rejected, *result.failed)
+    }
+    expected = {
+        "cut.mp4": ("rejected", "shot cut"),
+        "short.mp4": ("rejected", "frames: 10"),
+        "small.mp4": ("rejected", "resolution"),
+        "still.mp4": ("rejected", "motion: 0.00"),
+        "damaged.mp4": ("rejected", "damaged"),
+        "text.mp4": ("failed", "corrupt"),
+        "empty.mp4": ("failed", "empty file"),
+        "good.mp4.part": ("failed", "unexpected file name"),
+        "gone.mp4": ("failed", "missing file"),
+    }
+    assert reasons.keys() == expected.keys()
+    for name, (status, reason) in expected.items():
+        assert reasons[name][0] == status, reasons[name]
+        assert any(given.startswith(reason) for given in reasons[name][1]), reasons[name]
+    assert result.counts == {"accepted": 6, "rejected": 5, "failed": 4, "rows": 24}
+
+
+def test_the_cache_holds_what_a_fresh_encoding_gives(
+    curated: tuple[CurationResult, Path], vae: Path
+):
+    result, _ = curated
+    cache, model = LatentCache(result.cache_path), VideoVae.load(vae)
+    assert len(cache) == result.num_rows == 24
+    windows = np.concatenate(list(read_windows(result.clips, result.config.bucket, 2)))
+    for position in (0, 1, 7, 23):
+        pixels = torch.from_numpy(windows[position // 2])
+        pixels = pixels.flip(2) if position % 2 else pixels
+        with torch.inference_mode():
+            fresh = model.encode(rearrange(pixels / 127.5 - 1, "f h w c -> 1 c f h w"))[0]
+        row = cache.read(position)
+        assert row.facts.flipped == bool(position % 2)
+        assert row.facts.clip_id == result.clips[position // 4].clip_id
+        torch.testing.assert_close(row.latents, fresh, atol=1e-4, rtol=1e-4)
+
+
+def test_a_second_run_decodes_and_encodes_nothing(
+    curated: tuple[CurationResult, Path], vae: Path, folder: Path
+):
+    result, root = curated
+    for path in root.glob("clips/*/*.mp4"):
+        path.unlink()  # whoever decoded would have to render them again
+    before = state_of(root)
+    again = curate(make_config(folder), vae, root, silent)
+    assert (again.version, again.counts) == (result.version, result.counts)
+    assert state_of(root) == before
+
+
+def test_a_stricter_policy_only_decides_again(
+    curated: tuple[CurationResult, Path], vae: Path, folder: Path
+):
+    result, root = curated
+    before = state_of(root)
+    median_px = sorted(clip.motion_px or 0 for clip in result.clips)[3]
+    policy = result.config.policy.model_copy(update={"min_motion_px": median_px})
+    stricter = curate(make_config(folder, policy=policy), vae, root, silent)
+    assert stricter.counts["accepted"] == 3
+    assert stricter.version != result.version
+    written = state_of(root).keys() - before.keys()
+    assert all("versions" in path.parts for path in written)
+    kept = {decision.clip.clip_id for decision in stricter.decisions if not decision.reasons}
+    cache = LatentCache(stricter.cache_path)
+    assert {cache.read(i).facts.clip_id for i in range(len(cache))} == kept
+
+
+@pytest.mark.parametrize("stage", ["score", "encode"])
+def test_an_interrupted_run_goes_on_where_it_was(
+    stage: str, curated: tuple[CurationResult, Path], vae: Path, folder: Path, tmp_path: Path
+):
+    def interrupt(name: str, done: int, total: int) -> None:
+        if name == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        curate(make_config(folder), vae, tmp_path, interrupt)
+    committed = {
+        path: written
+        for path, written in state_of(tmp_path).items()
+        if path.suffix == ".parquet" and "versions" not in path.parts
+    }
+    assert committed
+    resumed = curate(make_config(folder), vae, tmp_path, silent)
+    assert resumed.counts == curated[0].counts, resumed.failed
+    assert resumed.version == curated[0].version
+    after = state_of(tmp_path)
+    assert all(after[path] == written for path, written in committed.items())
+
+
+def test_a_decoder_that_hangs_fails_its_files_and_not_the_run(
+    cluster: None, vae: Path, folder: Path, tmp_path: Path
+):
+    config = make_config(folder, decoder=Decoder(timeout_s=0.001, num_attempts=1))
+    with pytest.raises(ValueError, match=r"no clip was accepted.*timed out after 0.001 s"):
+        curate(config, vae, tmp_path, silent)
+    assert list((tmp_path / "ledger" / "decisions").glob("*.parquet"))
+
+
+def test_a_clip_that_vanishes_before_encoding_is_a_failed_row(
+    cluster: None, vae: Path, folder: Path, tmp_path: Path
+):
+    copy = tmp_path / "clips"
+    copy.mkdir()
+    for name in ("good.mp4", "cut.mp4"):
+        (copy / name).write_bytes((folder / name).read_bytes())
+    (copy / "other.mp4").write_bytes((folder / "good.mp4").read_bytes())
+    config = make_config(copy)
+
+    def remove(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("score", total):
+            (copy / "other.mp4").unlink()
+
+    result = curate(config, vae, tmp_path / "root", remove)
+    (failure,) = result.failed
+    assert failure.clip.source_id == "folder/clips/other.mp4"
+    assert failure.reasons == ("encode: VideoError: missing file",)
+    assert result.counts["accepted"] == NUM_PORTRAITS + 1
+
+
+def test_real_films_are_split_into_shots(cluster: None, vae: Path, tmp_path: Path):
+    config = make_config(tmp_path, sources=(PackageClips(),), flip=False)
+    result = curate(config, vae, tmp_path, silent)
+    shots = [c for c in result.clips if c.source_id == "package-clips/bikes"]
+    assert [clip.start for clip in shots] == pytest.approx([0, 34, 80, 141, 191], abs=1)
+    assert all(clip.num_cuts == 0 for clip in result.clips)
+    assert {clip.mixture for clip in result.clips} == {"portrait", "general", "anime"}
+    assert len(LatentCache(result.cache_path)) == result.num_rows == 2 * len(result.clips)

@@ -1,0 +1,78 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from magicdistill.data_pipeline.child import Child
+
+
+def test_a_call_returns_the_value_and_the_process_is_kept():
+    with Child(timeout_s=30.0) as child:
+        assert child.call(abs, -3).value == 3
+        assert child.call(os.getpid).value == child.call(os.getpid).value != os.getpid()
+
+
+def test_an_exception_becomes_a_reason_without_a_second_attempt():
+    with Child(timeout_s=30.0) as child:
+        before = child.call(os.getpid).value
+        assert child.call(int, "no number").failure.startswith("ValueError: invalid literal")
+        assert child.call(os.getpid).value == before
+
+
+def test_a_crash_becomes_a_reason_and_the_next_call_works():
+    with Child(timeout_s=30.0, num_attempts=2) as child:
+        assert child.call(os.abort).failure == "crashed with SIGABRT (2 attempts)"
+        assert child.call(abs, -3).value == 3
+
+
+def test_an_exit_is_reported_with_its_code():
+    with Child(timeout_s=30.0, num_attempts=1) as child:
+        assert "exited with code 3" in child.call(os._exit, 3).failure
+
+
+def test_a_hang_ends_at_the_time_out():
+    with Child(timeout_s=0.3, num_attempts=2) as child:
+        start_s = time.monotonic()
+        assert child.call(time.sleep, 60).failure == "timed out after 0.3 s (2 attempts)"
+        assert time.monotonic() - start_s < 20
+        assert child.call(abs, -3).value == 3
+
+
+def test_output_of_a_decoder_does_not_disturb_the_replies():
+    with Child(timeout_s=30.0) as child:
+        assert child.call(os.write, 1, b"noise on standard output").value == 24
+        assert child.call(abs, -3).value == 3
+
+
+def test_the_child_ends_with_a_parent_that_is_killed():
+    script = (
+        "import os, time\n"
+        "from magicdistill.data_pipeline.child import Child\n"
+        "print(Child(60.0).call(os.getpid).value, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    child_id = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline_s = time.monotonic() + 10
+    while _is_alive(child_id):
+        assert time.monotonic() < deadline_s, "the decoder outlived its parent"
+        time.sleep(0.05)
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        with open(f"/proc/{process_id}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_an_interrupt_of_the_terminal_does_not_stop_the_child():
+    with Child(timeout_s=30.0) as child:
+        child_id = child.call(os.getpid).value
+        os.kill(child_id, signal.SIGINT)
+        assert child.call(os.getpid).value == child_id

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from magicdistill.data_pipeline.config import DataConfig, Folder, PackageClips, PortraitWorld
+from magicdistill.data_pipeline.sources import package_clips
+from magicdistill.data_pipeline.sources.listing import fetch, list_videos
+
+
+def test_a_world_is_listed_without_rendering_and_rendered_on_demand(tmp_path: Path):
+    world = PortraitWorld(num_clips=3, first_seed=7, num_frames=5)
+    videos = list_videos([world], tmp_path)
+    assert [video.source_id for video in videos] == [f"portrait-world/00000{i}" for i in (7, 8, 9)]
+    assert not list(tmp_path.rglob("*.mp4"))
+    path = fetch(videos[1].uri, videos[1].path)
+    assert path.name == "portrait-000008.mp4"
+    assert [p.name for p in tmp_path.rglob("*.mp4")] == [path.name]
+
+
+def test_ids_do_not_depend_on_the_place_of_a_world(tmp_path: Path):
+    world = PortraitWorld(num_clips=2)
+    here, there = (list_videos([world], tmp_path / name) for name in ("here", "there"))
+    assert [v.video_id for v in here] == [v.video_id for v in there]
+    longer = list_videos([PortraitWorld(num_clips=2, num_frames=60)], tmp_path)
+    assert {v.video_id for v in here}.isdisjoint(v.video_id for v in longer)
+
+
+def test_overlapping_sources_list_a_video_once(tmp_path: Path):
+    worlds = [PortraitWorld(num_clips=5), PortraitWorld(num_clips=5, first_seed=3)]
+    assert len(list_videos(worlds, tmp_path)) == 8
+
+
+def test_a_folder_lists_every_file_and_notices_a_change(tmp_path: Path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.mp4", "deep/-a.mp4", "notes.txt", ".hidden"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
+    folder = Folder(path=tmp_path, license="CC-BY", mixture="anime")
+    before = list_videos([folder], tmp_path)
+    names = [video.source_id.removeprefix(f"folder/{tmp_path.name}/") for video in before]
+    assert names == ["b.mp4", "dangling.mp4", "deep/-a.mp4", "notes.txt"]
+    assert {(v.license, v.mixture) for v in before} == {("CC-BY", "anime")}
+    (tmp_path / "b.mp4").write_text("other")
+    after = list_videos([folder], tmp_path)
+    assert [a.fingerprint != b.fingerprint for a, b in zip(after, before, strict=True)] == [
+        True, False, False, False
+    ]  # fmt: skip
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    folder = Folder(path=tmp_path / "nowhere", license="", mixture="general")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        list_videos([folder], tmp_path)
+
+
+def test_the_packages_videos_are_found():
+    videos = list_videos([PackageClips()], Path("unused"))
+    assert len(videos) == 4 and all(Path(video.path).is_file() for video in videos)
+    assert all(video.split_shots for video in videos)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(package_clips, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"magicdistill\[real-clips\]"):
+        package_clips.find_clips()
+
+
+def test_a_source_is_chosen_by_its_kind_and_unknown_keys_are_refused():
+    config = DataConfig.model_validate({"sources": [{"kind": "portrait-world", "num_clips": 3}]})
+    assert config.sources == (PortraitWorld(num_clips=3),)
+    with pytest.raises(ValidationError, match="num_clip"):
+        DataConfig.model_validate({"sources": [{"kind": "portrait-world", "num_clip": 3}]})

@@ -1,0 +1,125 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magicdistill.data_pipeline.clips import ClipRow
+from magicdistill.data_pipeline.config import Bucket, Policy
+from magicdistill.data_pipeline.policy import decide
+from magicdistill.data_pipeline.video import VideoError, write_mp4
+from magicdistill.data_pipeline.windows import (
+    decode_windows,
+    fit,
+    num_resampled,
+    read_windows,
+    window_starts,
+    windows_of,
+)
+
+BUCKET = Bucket()
+LENIENT = Policy(min_short_side=64, min_long_side=64)
+
+
+def make_clip(path: str = "", **changes: object) -> ClipRow:
+    fields = {
+        "clip_id": "c",
+        "video_id": "v",
+        "source_id": "s",
+        "uri": "file:///clip.mp4",
+        "path": path,
+        "fingerprint": "f",
+        "license": "l",
+        "mixture": "portrait",
+        "measures": "m",
+        "stop": 51,
+        "decoder": "decord",
+        "width": 64,
+        "height": 64,
+        "fps": 24.0,
+        "num_frames_header": 51,
+        "num_frames_decoded": 51,
+        "motion_px": 1.0,
+    }
+    return ClipRow(**(fields | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("count", "starts"), [(1, [17]), (2, [0, 34]), (3, [0, 17, 34]), (99, list(range(35)))]
+)
+def test_windows_are_spread_evenly_over_the_clip(count: int, starts: list[int]):
+    assert window_starts(make_clip(), BUCKET, count) == starts
+
+
+def test_a_clip_as_long_as_the_bucket_has_one_window():
+    assert window_starts(make_clip(stop=17), BUCKET, 3) == [0]
+    with pytest.raises(ValueError, match="shorter"):
+        window_starts(make_clip(stop=16), BUCKET, 1)
+
+
+def test_each_window_is_followed_by_its_mirror_image():
+    windows = windows_of(make_clip(), BUCKET, 2, flip=True)
+    assert [(w.start, w.flipped) for w in windows] == [
+        (0, False), (0, True), (34, False), (34, True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fps", "length", "expected"), [(24, 51, 51), (48, 51, 26), (60, 300, 120), (12, 9, 17)]
+)
+def test_length_is_counted_at_the_buckets_frame_rate(fps: float, length: int, expected: int):
+    assert num_resampled(make_clip(stop=length, fps=float(fps)), BUCKET) == expected
+
+
+def test_frames_are_taken_by_time_not_by_number(tmp_path: Path):
+    levels = np.arange(60, dtype=np.uint8) * 4
+    frames = np.broadcast_to(levels[:, None, None, None], (60, 64, 64, 3)).copy()
+    write_mp4(tmp_path / "clip.mp4", frames, 48)
+    clip = make_clip(str(tmp_path / "clip.mp4"), start=10, stop=60, fps=48.0)
+    (window,) = decode_windows(clip, BUCKET, 1)
+    start = window_starts(clip, BUCKET, 1)[0]
+    expected = levels[10 + 2 * (start + np.arange(17))]
+    assert window.shape == (17, 64, 64, 3)
+    np.testing.assert_allclose(window.mean((1, 2, 3)), expected, atol=4)
+
+
+def test_fitting_crops_about_the_centre_and_averages_areas():
+    frame = np.zeros((128, 256, 3), dtype=np.uint8)
+    frame[:, 64:192] = 100
+    assert (fit(frame, BUCKET) == 100).all()
+    assert fit(frame, Bucket(height=64, width=128)).shape == (64, 128, 3)
+
+
+def test_reading_windows_names_the_clip_that_cannot_be_read():
+    with pytest.raises(VideoError, match=r"^s: .*missing file"):
+        list(read_windows([make_clip("/nowhere/clip.mp4")], BUCKET, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"width": 48}, "smaller than the bucket"),
+        ({"num_frames_decoded": 30}, "damaged: 30 of 51"),
+        ({"stop": 16}, "frames: 16 at 24 fps < 17"),
+        ({"fps": 100.0}, "frames: 13 at 24 fps < 17"),
+        ({"num_cuts": 2}, "shot cut: 2 > 0"),
+        ({"motion_px": 0.1}, "motion: 0.10 px outside 0.3-8"),
+        ({"motion_px": None}, "motion: too short"),
+    ],
+)
+def test_a_clip_is_rejected_with_its_reason(changes: dict, reason: str):
+    (decision,) = decide([make_clip(**changes)], LENIENT, BUCKET)
+    assert decision.status == "rejected"
+    assert any(reason in given for given in decision.reasons)
+
+
+def test_a_good_clip_is_accepted_and_a_failed_one_keeps_its_reason():
+    good, bad = decide([make_clip(), make_clip(failure="empty file")], LENIENT, BUCKET)
+    assert (good.status, good.reasons) == ("accepted", ())
+    assert (bad.status, bad.reasons) == ("failed", ("empty file",))
+
+
+def test_the_default_policy_asks_for_the_papers_resolution():
+    (decision,) = decide([make_clip(width=960, height=540)], Policy(), BUCKET)
+    assert decision.status == "accepted"
+    (decision,) = decide([make_clip(width=960, height=536)], Policy(), BUCKET)
+    assert decision.reasons == ("resolution: short side 536 < 540",)

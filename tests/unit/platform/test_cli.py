@@ -1,0 +1,104 @@
+"""The command line of a job, each time in a process of its own."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from magicdistill.platform.recipe import load_recipe, to_yaml
+from magicdistill.platform.run_directory import RunDirectory
+
+ROOT = Path(__file__).parents[3]
+JOB = """
+import sys
+sys.path[0] = {root!r}
+from magicdistill.platform.cli import parse_job
+heavy = {{"torch", "ray", "mlflow", "cv2", "av"}}
+try:
+    args = parse_job("toy", default_recipe={recipe!r}, description="Do nothing.")
+finally:
+    assert not heavy & set(sys.modules), heavy & set(sys.modules)
+print(args.recipe.seed, args.resume and args.resume.path, args.verbose)
+"""
+
+
+class Job:
+    def __init__(self, folder: Path, recipe: Path) -> None:
+        self.folder, self.recipe = folder, recipe
+        self.script = folder / "toy.py"
+        self.script.write_text(JOB.format(root=str(ROOT), recipe=str(self.recipe)))
+
+    def __call__(
+        self, *arguments: str, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(self.script), *arguments],
+            cwd=cwd or self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture
+def job(tmp_path: Path, base: Path) -> Job:
+    return Job(tmp_path, base)
+
+
+def test_a_dry_run_prints_the_resolved_recipe_without_heavy_imports(job: Job) -> None:
+    flags = ["--method.alpha_weak", "0.125", "--engine.kind", "torch"]
+    result = job("--dry-run", *flags)
+    assert (result.stdout, result.stderr) == (to_yaml(load_recipe(job.recipe, flags)), "")
+    assert result.returncode == 0
+
+
+def test_a_dry_run_is_the_recipe_that_a_run_stores(job: Job) -> None:
+    flags = ["--seed", "8"]
+    run = RunDirectory.create(job.folder / "runs", load_recipe(job.recipe, flags))
+    assert run.recipe_path.read_text() == job("--dry-run", *flags).stdout
+
+
+def test_help_is_fast_and_shows_present_values_and_alternatives(job: Job) -> None:
+    start_s = time.perf_counter()
+    result = job("--help")
+    elapsed_s = time.perf_counter() - start_s
+    print(f"--help took {elapsed_s:.2f} s")
+    assert result.returncode == 0
+    for text in ("Do nothing.", "--dry-run", "--resume", "-v", "--method.alpha_weak FLOAT"):
+        assert text in result.stdout
+    assert "--engine.kind {deepspeed,torch}" in result.stdout
+    assert elapsed_s < 4  # 0.5 s on a quiet machine
+
+
+def test_a_job_runs_from_anywhere_with_its_recipe_and_flags(job: Job) -> None:
+    result = job("--seed", "5", "-v", cwd=Path("/"))
+    assert (result.stdout, result.stderr) == ("5 None True\n", "")
+
+
+def test_an_unknown_flag_is_refused_with_the_nearest_name(job: Job) -> None:
+    result = job("--method.alpha_weka", "0.5")
+    assert result.returncode == 2
+    assert "--method.alpha_weak" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--recipe", "none"], ["--resume", "none"]])
+def test_what_does_not_exist_is_refused_without_a_traceback(job: Job, arguments: list[str]) -> None:
+    result = job(*arguments)
+    assert result.returncode == 2
+    assert "'none'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_resumed_run_brings_its_recipe_and_takes_overrides(job: Job) -> None:
+    run = RunDirectory.create(job.folder / "runs", load_recipe(job.recipe, ["--seed", "21"]))
+    assert job("--resume", "latest").stdout == f"21 {run.path} False\n"
+    assert job("--resume", run.path.name, "--seed", "22").stdout == f"22 {run.path} False\n"
+
+
+def test_a_resumed_run_takes_no_other_recipe(job: Job) -> None:
+    RunDirectory.create(job.folder / "runs", load_recipe(job.recipe))
+    result = job("--resume", "latest", "--recipe", str(job.recipe))
+    assert result.returncode == 2
+    assert "leave --recipe out" in result.stderr

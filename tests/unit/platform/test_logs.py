@@ -1,0 +1,60 @@
+"""Following files that other processes write."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from magicdistill.platform import logs
+from magicdistill.platform.polling import Tail, polling
+
+
+def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    tail = Tail(path)
+    assert tail.lines() == []
+    path.write_text("one\ntw")
+    assert tail.lines() == ["one"]
+    assert tail.lines() == []
+    path.write_text("one\ntwo\nthree\n")
+    assert tail.lines() == ["two", "three"]
+    path.write_text("new\n")
+    assert tail.lines() == ["new"]
+
+
+def test_a_tail_begins_at_the_end_or_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old\n")
+    assert Tail(path).lines() == []
+    assert Tail(path, from_start=True).lines() == ["old"]
+
+
+def test_lines_of_others_are_said_with_the_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "progress.log"
+    with logs.follow(path):
+        path.write_text("cycle 1\ncycle 2\n")
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"^\[ *\d+:\d\d\] ", "", line) for line in lines] == ["cycle 1", "cycle 2"]
+
+
+def test_polling_acts_during_the_body_and_once_after_it() -> None:
+    calls: list[float] = []
+    with polling(lambda: calls.append(time.perf_counter()), every_s=0.01):
+        time.sleep(0.1)
+        during = len(calls)
+        end = time.perf_counter()
+    assert during > 0
+    assert calls[-1] > end
+
+
+def test_a_failure_of_the_action_is_raised_after_the_body() -> None:
+    def fail() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), polling(fail, every_s=0.01):
+        pass
+    with pytest.raises(KeyboardInterrupt), polling(fail, every_s=0.01):
+        raise KeyboardInterrupt

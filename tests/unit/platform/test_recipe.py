@@ -1,0 +1,80 @@
+"""Recipe files: inheritance, refusal, and the way back to YAML."""
+
+from pathlib import Path
+
+import pytest
+
+from magicdistill.platform.config import DeepSpeedEngineConfig, TorchEngineConfig
+from magicdistill.platform.overrides import RecipeError
+from magicdistill.platform.recipe import load_recipe, recipe_names, to_yaml
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_recipe_is_named_after_its_file(base: Path) -> None:
+    assert load_recipe(base).name == "base"
+
+
+def test_a_recipe_extends_another_one_and_keeps_its_own_name(base: Path, tmp_path: Path) -> None:
+    child = write(
+        tmp_path / "child.yaml",
+        "extends: base.yaml\nseed: 4\nschedule: {optimizers: {generator: {lr: 0.5}}}\n"
+        "engine: {kind: torch}\n",
+    )
+    recipe = load_recipe(child)
+    assert (recipe.name, recipe.seed, recipe.schedule.num_cycles) == ("child", 4, 10)
+    assert recipe.schedule.optimizers["generator"].lr == 0.5
+    assert recipe.schedule.optimizers["critic"].lr == 1e-3
+    assert recipe.engine == TorchEngineConfig(precision="bf16")
+
+
+def test_a_recipe_that_extends_itself_is_refused(base: Path, tmp_path: Path) -> None:
+    write(base, "extends: child.yaml\n")
+    child = write(tmp_path / "child.yaml", "extends: base.yaml\n")
+    with pytest.raises(RecipeError, match="extends itself"):
+        load_recipe(child)
+
+
+def test_overrides_come_last(base: Path) -> None:
+    recipe = load_recipe(base, ["--engine.zero_stage", "1", "--method.alpha_weak", "0"])
+    assert recipe.engine == DeepSpeedEngineConfig(zero_stage=1, precision="bf16")
+    assert recipe.method.model_dump()["alpha_weak"] == 0
+
+
+def test_the_yaml_of_a_recipe_reads_back_equal(base: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(base, ["--seed", "11"])
+    assert load_recipe(write(tmp_path / "stored.yaml", to_yaml(recipe))) == recipe
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_name(base: Path) -> None:
+    write(base, base.read_text() + "cluster: {num_wokers: 2}\n")
+    with pytest.raises(RecipeError, match=r"cluster\.num_wokers; did you mean cluster\.num_work"):
+        load_recipe(base)
+
+
+def test_offloading_parameters_needs_stage_3(base: Path) -> None:
+    write(
+        base, base.read_text().replace("zero_stage: 3", "zero_stage: 2, offload_parameters: true")
+    )
+    with pytest.raises(RecipeError, match="offload_parameters needs zero_stage 3"):
+        load_recipe(base)
+
+
+@pytest.mark.parametrize("text", ["- a list\n", "a: [unclosed\n", ""])
+def test_a_file_that_is_no_recipe_is_refused_by_name(base: Path, text: str) -> None:
+    write(base, text)
+    with pytest.raises(RecipeError, match=r"base\.yaml"):
+        load_recipe(base)
+
+
+def test_an_unknown_recipe_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(RecipeError, match="no recipe 'portait-tiny'"):
+        load_recipe("portait-tiny")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_of_the_project_is_valid(name: str) -> None:
+    assert load_recipe(name).name == name

@@ -1,0 +1,60 @@
+"""The folder of a run."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.run_directory import RunDirectory, resolve_root
+
+
+def test_a_run_is_named_after_its_recipe_and_is_the_latest(tmp_path: Path, recipe: Recipe) -> None:
+    first = RunDirectory.create(tmp_path / "runs", recipe)
+    second = RunDirectory.create(tmp_path / "runs", recipe)
+    assert first.path.name.startswith("base-")
+    assert first != second
+    assert RunDirectory.open("latest", root=tmp_path / "runs") == second
+    assert RunDirectory.open(first.path.name, root=tmp_path / "runs") == first
+    assert RunDirectory.open(first.path, root="elsewhere") == first
+
+
+def test_a_run_keeps_its_recipe_and_what_it_was_made_with(tmp_path: Path, recipe: Recipe) -> None:
+    run = RunDirectory.create(tmp_path, recipe)
+    assert run.recipe() == recipe
+    assert "torch" in run.provenance().packages
+    changed = recipe.model_copy(update={"seed": 77})
+    run.store(changed)
+    assert run.recipe() == changed
+
+
+def test_a_missing_run_is_told_with_those_there_are(tmp_path: Path, recipe: Recipe) -> None:
+    run = RunDirectory.create(tmp_path, recipe)
+    with pytest.raises(FileNotFoundError, match=run.path.name):
+        RunDirectory.open("none", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no runs"):
+        RunDirectory.open("none", root=tmp_path / "empty")
+
+
+def test_metrics_read_back_and_rewind_to_a_step(tmp_path: Path, recipe: Recipe) -> None:
+    run = RunDirectory.create(tmp_path, recipe)
+    run.rewind_metrics(0)
+    for step in range(5):
+        run.append_metrics(step, {"loss": 1 / (step + 1), "nan": math.nan})
+    assert [row["step"] for row in run.metrics()] == [0, 1, 2, 3, 4]
+    run.rewind_metrics(2)
+    rows = list(run.metrics())
+    assert [row["loss"] for row in rows] == [1, 1 / 2, 1 / 3]
+    assert math.isnan(rows[0]["nan"])
+
+
+def test_relative_runs_of_a_submitted_job_are_kept_at_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert resolve_root("runs") == tmp_path / "runs"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert resolve_root("runs") == tmp_path / "home" / "runs"
+    assert resolve_root(tmp_path / "absolute") == tmp_path / "absolute"
