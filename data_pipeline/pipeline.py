@@ -26,7 +26,7 @@ from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.policy import Decision, decide
 from magicdistill.data_pipeline.progress import Bars, Progress
 from magicdistill.data_pipeline.sources.listing import list_videos
-from magicdistill.data_pipeline.stages.encode import Encode
+from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.data_pipeline.windows import windows_of
 from magicdistill.models.networks.vae import VideoVae
@@ -94,8 +94,10 @@ def curate(
     with _quiet_ray_data():
         _score_missing(config, videos, ledger, progress)
         clips = _scored_clips(config, videos, ledger)
-        wanted = _wanted_keys(config, clips, VideoVae.load(vae_directory).fingerprint)
-        _encode_missing(config, clips, wanted, vae_directory, root / "latents", ledger, progress)
+        fingerprint = VideoVae.load(vae_directory).fingerprint
+        wanted = _wanted_keys(config, clips, fingerprint)
+        job = EncodeJob(config, vae_directory.absolute(), fingerprint, root / "latents")
+        _encode_missing(job, clips, wanted, ledger, progress)
     return _publish(config, videos, wanted, root / "latents", ledger)
 
 
@@ -150,15 +152,13 @@ def _wanted_keys(
 
 
 def _encode_missing(
-    config: DataConfig,
+    job: EncodeJob,
     clips: Sequence[ClipRow],
     wanted: dict[str, list[str]],
-    vae_directory: Path,
-    cache_root: Path,
     ledger: Ledger,
     progress: Progress,
 ) -> None:
-    present = committed_rows(cache_root)
+    config, present = job.config, committed_rows(job.cache_root)
     missing = [
         clip for clip in clips if any(key not in present for key in wanted.get(clip.clip_id, ()))
     ]
@@ -168,9 +168,8 @@ def _encode_missing(
     by_id = {clip.clip_id: clip for clip in missing}
     size = max(1, config.encoding.rows_per_shard // max(map(len, wanted.values())))
     blocks = [clips_to_table(missing[i : i + size]) for i in range(0, len(missing), size)]
-    arguments = (config, vae_directory.absolute(), cache_root)
     num_gpus = config.encoding.num_gpus_per_actor
-    for table in _through_actors(blocks, Encode, arguments, config, num_gpus):
+    for table in _through_actors(blocks, Encode, (job,), config, num_gpus):
         reports = table.to_pylist()
         failures = [
             replace(by_id[report["clip_id"]], failure=f"encode: {report['failure']}")

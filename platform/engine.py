@@ -49,8 +49,9 @@ def build_engine(
     config: EngineConfig, module: nn.Module, optimizer: OptimizerConfig, *, num_micro_batches: int
 ) -> Engine:
     """Wrap a role's module; its trainable parameters are those with `requires_grad`."""
-    build = DeepSpeedEngine if isinstance(config, DeepSpeedEngineConfig) else TorchEngine
-    return build(config, module, optimizer, num_micro_batches)
+    if isinstance(config, DeepSpeedEngineConfig):
+        return DeepSpeedEngine(config, module, optimizer, num_micro_batches)
+    return TorchEngine(config, module, optimizer, num_micro_batches)
 
 
 def build_optimizer(
@@ -156,7 +157,8 @@ class DeepSpeedEngine:
         import deepspeed
 
         client_optimizer, schedule = build_optimizer(module, optimizer)
-        self.engine, *_ = deepspeed.initialize(
+        initialize: Any = deepspeed.initialize  # its annotations refuse a list of parameters
+        self.engine, *_ = initialize(
             model=module,
             model_parameters=[p for p in module.parameters() if p.requires_grad],
             optimizer=client_optimizer,
@@ -190,9 +192,7 @@ class DeepSpeedEngine:
 
     def load(self, directory: Path) -> None:
         """Read the ranks' shards."""
-        path, _ = self.engine.load_checkpoint(
-            str(directory), tag="state", load_module_strict=False
-        )
+        path, _ = self.engine.load_checkpoint(str(directory), tag="state", load_module_strict=False)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed state in {directory}")
 

@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -15,6 +16,7 @@ from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, motion
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
+from magicdistill.models.networks.weights import find_weights
 from magicdistill.models.objectives.build import vae
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.generation import generate, held_out
@@ -71,8 +73,7 @@ def variants(recipe: Recipe, student: Path) -> list[Variant]:
         return [Variant("teacher", str(student), many)]
     names = dict.fromkeys(("euler", few.name))
     found += [
-        Variant(name, recipe.model.teacher, few.model_copy(update={"name": name}))
-        for name in names
+        Variant(name, recipe.model.teacher, few.model_copy(update={"name": name})) for name in names
     ]
     return [*found, Variant("student", str(student), few)]
 
@@ -113,7 +114,11 @@ class Evaluator:
 
     def _model(self, weights: str) -> VelocityModel:
         if weights not in self.models:
-            self.models[weights] = VelocityModel(load_transformer(weights)).to(self.device).eval()
+            self.models[weights] = (
+                VelocityModel(load_transformer(find_weights(weights, "model.teacher")))
+                .to(self.device)
+                .eval()
+            )
         return self.models[weights]
 
 
@@ -145,7 +150,7 @@ def _measure(recipe: Recipe, cache: Path, ways: list[Variant]) -> dict[str, list
     arguments = (recipe.model_dump_json(), cache, cluster.threads_per_worker)
     pool = ActorPool([actor.remote(*arguments) for _ in range(cluster.num_workers)])
     tasks = [(way, rows) for way in ways for rows in chunks]
-    results = list(pool.map(lambda worker, task: worker.run.remote(*task), tasks))
+    results: list[Any] = list(pool.map(lambda worker, task: worker.run.remote(*task), tasks))
     return {
         way.name: [part for (owner, _), part in zip(tasks, results, strict=True) if owner is way]
         for way in ways

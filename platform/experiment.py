@@ -15,6 +15,7 @@ from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.patch_code import set_patch_code
 from magicdistill.models.networks.patch_decoder import PatchDecoder
 from magicdistill.models.networks.vae import VideoVae, build_autoencoder
+from magicdistill.models.networks.weights import find_weights
 from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.platform import logs
 from magicdistill.platform.cluster import ray_cluster
@@ -30,6 +31,7 @@ CODE_CLIPS = 400
 def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     """Run a recipe, or continue a run of it; every step that is already done is skipped."""
     run = resume or RunDirectory.create(recipe.runs, recipe)
+    run.store(recipe)
     logs.say(f"run {run.path}")
     with _session(recipe, run) as tracker:
         prepare = prepare_pixels if isinstance(recipe.method, VaeMethod) else prepare_latents
@@ -63,7 +65,7 @@ def data_root(recipe: Recipe, run: RunDirectory) -> Path:
 def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[Path, Path | None]:
     """Curate the training clips and the held-out ones; return their latent caches."""
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
-    root, vae = data_root(recipe, run), Path(recipe.model.vae)
+    root, vae = data_root(recipe, run), find_weights(recipe.model.vae, "model.vae")
     training = _curate(recipe.data, vae, root, "training")
     if recipe.evaluation is None:
         return training.cache_path, None
@@ -91,9 +93,10 @@ def prepare_pixels(recipe: Recipe, run: RunDirectory) -> tuple[Path, None]:
         np.save(partial, np.concatenate(list(windows)))
         partial.replace(path)
     if recipe.model.vae is None:
-        raise ValueError("model.vae: name a folder; a missing one receives the initial VAE")
-    if not Path(recipe.model.vae).exists():
-        initial_vae(recipe.model, np.load(path, mmap_mode="r")).save(recipe.model.vae)
+        folder = run.path / "initial"
+        initial_vae(recipe.model, np.load(path, mmap_mode="r")).save(folder)
+        model = recipe.model.model_copy(update={"vae": str(folder)})
+        run.store(recipe.model_copy(update={"model": model}))
     return path, None
 
 
@@ -107,9 +110,7 @@ def initial_vae(model: ModelConfig, windows: np.ndarray) -> VideoVae:
     if model.shapes.patch_decoder is not None:
         decoder = PatchDecoder(model.shapes.patch_decoder)
         with torch.no_grad():
-            latents = torch.cat(
-                [autoencoder.encode(part).latent_dist.mode() for part in pixels.split(8)]
-            )
+            latents = torch.cat([VideoVae(autoencoder).encode(part) for part in pixels.split(8)])
         decoder.set_linear_inverse(latents, pixels)
     return VideoVae(autoencoder, patch_decoder=decoder)
 

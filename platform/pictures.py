@@ -56,6 +56,6 @@ def side_by_side(path: Path, clips: Mapping[str, Clips], *, fps: float, zoom: in
 
 def _write(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial.png")
+    temporary = path.with_name(f".{path.name}.partial.png")
     image.save(temporary)
     temporary.replace(path)

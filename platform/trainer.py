@@ -128,7 +128,9 @@ class Worker:
 
     def _callbacks(self) -> list[Callback]:
         callbacks = [self._checkpoint, self._sample]
-        return [Recorder(self.run, self.recipe.schedule), *callbacks] if self.rank == 0 else callbacks
+        return (
+            [Recorder(self.run, self.recipe.schedule), *callbacks] if self.rank == 0 else callbacks
+        )
 
     def _checkpoint(self, cycle: int, metrics: Metrics) -> None:
         schedule = self.recipe.schedule

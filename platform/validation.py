@@ -19,9 +19,7 @@ class Validation:
     def __init__(self, recipe: Recipe, cache: Path, device: torch.device | str) -> None:
         assert recipe.evaluation is not None
         self.seed = recipe.seed
-        self.sampler: SamplerConfig = getattr(
-            recipe.method, "sampler", recipe.evaluation.teacher
-        )
+        self.sampler: SamplerConfig = getattr(recipe.method, "sampler", recipe.evaluation.teacher)
         rows = range(recipe.evaluation.num_shown)
         self.batch = held_out(LatentCache(cache), rows, device)
         self.vae = vae(recipe.model).to(device)

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from magicdistill.data_pipeline.clips import Video, digest
 from magicdistill.data_pipeline.config import Folder, PackageClips, PortraitWorld, Source
 from magicdistill.data_pipeline.sources import package_clips, portrait_world
-from magicdistill.data_pipeline.video import VideoError
+from magicdistill.data_pipeline.video import X264_OPTIONS, VideoError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 WORLD_SCHEME = "portrait-world"
@@ -77,7 +77,8 @@ def _list_world(source: PortraitWorld, clips_directory: Path) -> Iterator[Video]
 def _world_code() -> str:
     """Return a hash of the renderer, so that no clip of an older one is taken for its own."""
     files = sorted(Path(portrait_world.__file__).parent.glob("portrait_*.py"))
-    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    code = b"".join(file.read_bytes() for file in files)
+    return sha256(code + str(X264_OPTIONS).encode()).hexdigest()[:12]
 
 
 def _list_package() -> Iterator[Video]:

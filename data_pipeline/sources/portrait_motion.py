@@ -74,7 +74,7 @@ def draw_motion(rng: np.random.Generator, num_frames: int) -> Motion:
     The tracks are stationary and have begun before the first frame, so windows may start anywhere.
     """
     kind = rng.random()
-    energy = 0.04 if kind < 0.04 else rng.uniform(0.45, 0.85)
+    energy = 0.04 if kind < 0.04 else rng.uniform(0.2, 0.5)
     large = kind > 0.65
     turn = energy * np.deg2rad(_jumps(rng, num_frames, -1, 1, dims=3) * [45, 22, 15])
     turn += 0.05 * energy * _waves(rng, num_frames, 0.3, 1.2, dims=3)
@@ -83,8 +83,8 @@ def draw_motion(rng: np.random.Generator, num_frames: int) -> Motion:
     times = np.arange(num_frames)[:, None]
     blinks = np.cumsum(rng.exponential(17, size=8 + num_frames // 4) + 3) - 40
     closed = 1 - np.abs(times - blinks) / rng.uniform(1.4, 2.4, size=blinks.shape)
-    sway = _jumps(rng, num_frames, -1, 1, gap=(8, 16), duration=(7, 11), dims=2) * [14, 5]
-    pan = _jumps(rng, num_frames, -1, 1, gap=(9, 18), duration=(9, 14), dims=2) * [14, 5]
+    sway = _jumps(rng, num_frames, -1, 1, gap=(8, 16), duration=(7, 11), dims=2) * [9, 3]
+    pan = _jumps(rng, num_frames, -1, 1, gap=(9, 18), duration=(9, 14), dims=2) * [9, 3]
     panning = rng.random() < 0.5
     return Motion(
         yaw=turn[:, 0],
@@ -105,7 +105,7 @@ def draw_motion(rng: np.random.Generator, num_frames: int) -> Motion:
 
 def _jumps(
     rng: np.random.Generator, num_frames: int, low: Number, high: Number,
-    gap: tuple[int, int] = (7, 18), duration: tuple[int, int] = (7, 12), dims: int = 1,
+    gap: tuple[int, int] = (8, 20), duration: tuple[int, int] = (8, 14), dims: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """Track of shape (f, dims) that keeps moving to new uniform targets, minimum-jerk each time."""
     starts = np.cumsum(rng.uniform(*gap, size=4 + num_frames // gap[0])) - 3 * gap[1]

@@ -1,6 +1,7 @@
 """Encode the windows of clips into cache shards."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,18 @@ from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.windows import decode_windows, windows_of
 from magicdistill.models.networks.vae import VideoVae
 
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What an encoding process has to know."""
+
+    config: DataConfig
+    vae_directory: Path
+    vae_fingerprint: str
+    """Of the VAE that the cache's keys were made for."""
+    cache_root: Path
+
+
 REPORT_SCHEMA = pa.schema([("clip_id", pa.string()), ("failure", pa.string())])
 
 
@@ -25,12 +38,13 @@ class Encode:
     out of the shard.
     """
 
-    def __init__(self, config: DataConfig, vae_directory: Path, cache_root: Path) -> None:
-        self._config = config
-        self._root = cache_root
+    def __init__(self, job: EncodeJob) -> None:
+        config = self._config = job.config
+        self._root, self._fingerprint = job.cache_root, job.vae_fingerprint
         self._device = torch.device("cuda" if config.encoding.num_gpus_per_actor else "cpu")
-        vae = VideoVae.load(vae_directory)
-        self._fingerprint = vae.fingerprint
+        vae = VideoVae.load(job.vae_directory)
+        if vae.fingerprint != job.vae_fingerprint:
+            raise RuntimeError(f"the VAE in {job.vae_directory}, or its code, changed meanwhile")
         self._compute_dtype = getattr(torch, config.encoding.compute_dtype)
         self._stored_dtype = getattr(torch, config.encoding.stored_dtype)
         self._vae = vae.to(self._device, self._compute_dtype)

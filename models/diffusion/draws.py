@@ -30,14 +30,16 @@ class Draws:
     def normal(self, stream: str, shape: Sequence[int]) -> Float[Tensor, "b ..."]:
         """Draw standard normals of `shape` for each sample."""
         return self._stack(
-            [torch.randn(tuple(shape), generator=self._generator(stream, p)) for p in self.positions]
+            [
+                torch.randn(tuple(shape), generator=self._generator(stream, p))
+                for p in self.positions
+            ]
         )
 
     def uniform(self, stream: str) -> Float[Tensor, " b"]:
         """Draw one number in [0, 1) for each sample."""
-        return self._stack(
-            [torch.rand((), generator=self._generator(stream, p)) for p in self.positions]
-        )
+        generators = (self._generator(stream, position) for position in self.positions)
+        return self._stack([torch.rand((), generator=g) for g in generators])
 
     def shared_index(self, stream: str, count: int) -> int:
         """Draw one index in [0, count) that is the same on every rank."""

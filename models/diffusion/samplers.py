@@ -5,7 +5,7 @@ a student trained under one sampler is bad under the other.
 """
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -16,14 +16,8 @@ from magicdistill.models.networks.conditions import Conditions
 
 SamplerName = Literal["euler", "consistency"]
 FreshNoise = Callable[[int], Tensor]
-
-
-class Velocity(Protocol):
-    """A network as samplers and objectives see it."""
-
-    def __call__(self, x_sigma: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Return v (b c f h w) for latents at one sigma per sample."""
-        ...
+Velocity = Callable[[Tensor, Tensor, Conditions], Tensor]
+"""A network as samplers and objectives see it: (x_sigma, one sigma per sample, conditions) -> v."""
 
 
 def euler_step(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -87,7 +81,5 @@ def sample(
     fresh_noise: FreshNoise | None = None,
 ) -> Float[Tensor, "b c f h w"]:
     """Generate latents; the grid ends at sigma 0, so the last clean prediction is the sample."""
-    visited = rollout(
-        velocity, noise, sigmas, conditions, sampler=sampler, fresh_noise=fresh_noise
-    )
+    visited = rollout(velocity, noise, sigmas, conditions, sampler=sampler, fresh_noise=fresh_noise)
     return visited[-1][2]

@@ -26,7 +26,9 @@ class ProxyVideoFeatures(nn.Module):
         for index, (inputs, outputs, kernel) in enumerate(sizes):
             weight = torch.randn(outputs, inputs, *kernel, generator=generator)
             weight -= weight.mean(dim=(2, 3, 4), keepdim=True) * (index == 0)
-            self.register_buffer(f"weight_{index}", weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1))
+            self.register_buffer(
+                f"weight_{index}", weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)
+            )
 
     @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b 3 t y x"]) -> Float[Tensor, "b 96"]:

@@ -42,7 +42,10 @@ class Critic(nn.Module):
         return call(x_sigma, sigma, conditions)
 
     def logits(
-        self, x_sigma: Float[Tensor, "b c f h w"], sigma: Float[Tensor, " b"], conditions: Conditions
+        self,
+        x_sigma: Float[Tensor, "b c f h w"],
+        sigma: Float[Tensor, " b"],
+        conditions: Conditions,
     ) -> Float[Tensor, "b n"]:
         """Return the discriminator's logits, one per video token.
 

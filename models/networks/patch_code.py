@@ -6,12 +6,16 @@ chain of strided convolutions. Each is set to the principal components of the 1 
 with unit variance. Our own recipe for small machines; the papers start from a trained VAE.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+Block = Any
+"""A part of the autoencoder: attributes of modules have no static types."""
 REFERENCE = 20.0
 LOG_VARIANCE = -6.0
 
@@ -21,7 +25,7 @@ def set_patch_code(
     autoencoder: AutoencoderKLHunyuanVideo, pixels: Float[Tensor, "n 3 t y x"]
 ) -> None:
     """Make the encoder compute the leading components of `pixels` (in [-1, 1], 4k+1 frames)."""
-    encoder = autoencoder.encoder
+    encoder: Block = autoencoder.encoder
     _silence_residuals(encoder)
     _set_identity(encoder.conv_in)
     features = pixels
@@ -34,7 +38,7 @@ def set_patch_code(
     _set_output(autoencoder, scale)
 
 
-def _silence_residuals(half: nn.Module) -> None:
+def _silence_residuals(half: Block) -> None:
     for module in half.modules():
         if hasattr(module, "conv2"):
             _zero(module.conv2)
@@ -47,7 +51,7 @@ def _zero(module: nn.Module) -> None:
         parameter.zero_()
 
 
-def _set_identity(convolution: nn.Module) -> None:
+def _set_identity(convolution: Block) -> None:
     """Pass the input channels on to the first output channels."""
     convolution = getattr(convolution, "conv", convolution)
     _zero(convolution)
@@ -56,7 +60,7 @@ def _set_identity(convolution: nn.Module) -> None:
         convolution.weight[channel, channel, -1, size // 2, size // 2] = 1
 
 
-def _set_components(convolution: nn.Conv3d, features: Tensor) -> Tensor:
+def _set_components(convolution: Block, features: Tensor) -> Tensor:
     """Set a causal stride-2 convolution to block components and return what it puts out.
 
     With replicated causal padding, output t > 0 covers inputs 2t - 1 and 2t, and output 0 sees
@@ -96,14 +100,16 @@ def _set_output(autoencoder: AutoencoderKLHunyuanVideo, scale: Float[Tensor, " d
     silu(y) - silu(-y) = y, and constants of +-REFERENCE in each group keep the norm's scale
     from depending on the clip.
     """
-    encoder, num = autoencoder.encoder, autoencoder.config["latent_channels"]
+    encoder: Block = autoencoder.encoder
+    num = autoencoder.config["latent_channels"]
     shortcut = encoder.down_blocks[-1].resnets[0].conv_shortcut.conv
     norm, out = encoder.conv_norm_out, encoder.conv_out.conv
     groups = norm.num_groups
     width, codes = norm.num_channels // groups, -(-num // groups)
     if width < 2 * codes + 2:
         raise ValueError(f"{norm.num_channels} channels cannot carry {num} codes and references")
-    for module in (shortcut, out, autoencoder.quant_conv):
+    last: Block = autoencoder.quant_conv
+    for module in (shortcut, out, last):
         _zero(module)
     for code in range(num):
         first = (code % groups) * width + 2 * (code // groups)
@@ -118,4 +124,4 @@ def _set_output(autoencoder: AutoencoderKLHunyuanVideo, scale: Float[Tensor, " d
     norm.weight.fill_(REFERENCE * ((width - 2 * codes) / width) ** 0.5)
     norm.bias.zero_()
     for channel in range(2 * num):
-        autoencoder.quant_conv.weight[channel, channel] = 1
+        last.weight[channel, channel] = 1

@@ -60,7 +60,8 @@ class VideoVae(nn.Module):
                 f"clips need 4k+1 frames and sides in multiples of 8, got {frames} frames of "
                 f"{height}x{width}"
             )
-        latents = self.autoencoder.encode(pixels).latent_dist.mode()
+        posterior = self.autoencoder.encode(pixels, return_dict=False)[0]
+        latents = posterior.mode()
         return (latents - self._channels(self.mean)) / self._channels(self.std)
 
     def decode(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 t y x"]:
@@ -103,9 +104,8 @@ class VideoVae(nn.Module):
     @property
     def fingerprint(self) -> str:
         """A hash of configuration, statistics and weights, for cache keys."""
-        digest = hashlib.sha256(
-            json.dumps(dict(self.autoencoder.config), sort_keys=True, default=str).encode()
-        )
+        shape = {k: v for k, v in self.autoencoder.config.items() if not k.startswith("_")}
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.float().cpu().numpy().tobytes())

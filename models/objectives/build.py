@@ -1,7 +1,6 @@
 """From configuration to a method with its networks."""
 
 import copy
-from pathlib import Path
 
 from diffusers import HunyuanVideoTransformer3DModel
 
@@ -13,6 +12,7 @@ from magicdistill.models.networks.transformer import (
     load_transformer,
 )
 from magicdistill.models.networks.vae import VideoVae, build_autoencoder
+from magicdistill.models.networks.weights import find_weights
 from magicdistill.models.objectives.config import FinetuneMethod, MagicMethod, MethodConfig
 from magicdistill.models.objectives.flow_matching import Finetune
 from magicdistill.models.objectives.magic import MagicDistillation
@@ -42,19 +42,11 @@ def teacher(model: ModelConfig) -> HunyuanVideoTransformer3DModel:
     """Load the teacher, or build it with random weights where the recipe names none."""
     if model.teacher is None:
         return build_transformer(model.shapes.transformer)
-    return load_transformer(existing(model.teacher, "model.teacher"))
+    return load_transformer(find_weights(model.teacher, "model.teacher"))
 
 
 def vae(model: ModelConfig) -> VideoVae:
     """Load the VAE, or build it with random weights where the recipe names none."""
     if model.vae is None:
         return VideoVae(build_autoencoder(model.shapes.vae))
-    return VideoVae.load(existing(model.vae, "model.vae"))
-
-
-def existing(directory: str, field: str) -> Path:
-    """Return the folder of weights; raise FileNotFoundError naming the recipe's field."""
-    path = Path(directory)
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{field}: no weights in {path.absolute()} (config.json missing)")
-    return path
+    return VideoVae.load(find_weights(model.vae, "model.vae"))

@@ -1,6 +1,6 @@
 """Flow matching on data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -21,7 +21,7 @@ class Finetune:
 
     def __init__(self, config: FinetuneMethod, generator: VelocityModel) -> None:
         self.config = config
-        self.modules: dict[str, nn.Module] = {"generator": generator}
+        self.modules: Mapping[str, nn.Module] = {"generator": generator}
 
     def turns(self, cycle: int) -> Sequence[str]:
         """Update the generator once a cycle."""

@@ -1,6 +1,6 @@
 """MagicDistillation: DMD2 with weak-to-strong scores and optional ground truth (002 section 3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ class MagicDistillation:
     def __init__(self, config: MagicMethod, generator: VelocityModel, critic: Critic) -> None:
         self.config = config
         self.critic = critic
-        self.modules: dict[str, nn.Module] = {"generator": generator, "critic": critic}
+        self.modules: Mapping[str, nn.Module] = {"generator": generator, "critic": critic}
         self.shares_batch = config.share_rollout
         self._shared: dict[tuple[int, tuple[int, ...]], list[Visit]] = {}
 
@@ -64,13 +64,13 @@ class MagicDistillation:
             return
         trained = [p for p in self.critic.parameters() if p.requires_grad]
         for parameter in trained:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
         try:
             with lora_strength(self.critic, 0.0):
                 yield
         finally:
             for parameter in trained:
-                parameter.requires_grad_(requires_grad=True)
+                parameter.requires_grad_(True)
 
     def loss(self, role: str, networks: Networks, batch: Batch, draws: Draws) -> Loss:
         """Return the loss of a role on generated samples of its turn's grid index."""
@@ -79,9 +79,7 @@ class MagicDistillation:
             return self._critic_loss(networks, batch, visits[index][2], draws)
         return self._generator_loss(networks, batch, visits[index], draws)
 
-    def _visits(
-        self, networks: Networks, batch: Batch, draws: Draws
-    ) -> tuple[list[Visit], int]:
+    def _visits(self, networks: Networks, batch: Batch, draws: Draws) -> tuple[list[Visit], int]:
         """Roll out up to a grid index that is drawn once for all ranks of the job."""
         num_steps = self.config.sampler.num_steps
         index = draws.shared_index("grid", num_steps)
@@ -116,10 +114,9 @@ class MagicDistillation:
         eps = draws.normal(f"{stream}-eps", x0.shape[1:])
         return Noised(add_noise(x0, eps, sigma), sigma, eps)
 
-    def _critic_loss(
-        self, networks: Networks, batch: Batch, x_hat: Tensor, draws: Draws
-    ) -> Loss:
+    def _critic_loss(self, networks: Networks, batch: Batch, x_hat: Tensor, draws: Draws) -> Loss:
         x_hat, conditions = x_hat.detach(), batch.conditions
+        assert conditions is not None
         fake = self._noise(x_hat, draws, "fake")
         v_fake = networks["critic"](fake.x_sigma, fake.sigma, conditions, output="velocity")
         score = fake_score_loss(v_fake, x_hat, fake.eps)
@@ -140,9 +137,7 @@ class MagicDistillation:
             terms |= {"discriminator": loss.detach(), "logit_margin": margin.detach()}
         return Loss(total, terms)
 
-    def _generator_loss(
-        self, networks: Networks, batch: Batch, visit: Visit, draws: Draws
-    ) -> Loss:
+    def _generator_loss(self, networks: Networks, batch: Batch, visit: Visit, draws: Draws) -> Loss:
         x, sigma, _ = visit
         x_hat = x0_from_velocity(x, networks["generator"](x, sigma, batch.conditions), sigma)
         noised = self._noise(x_hat, draws, "score")

@@ -39,8 +39,11 @@ class Method(Protocol):
 
     modules: Mapping[str, nn.Module]
     """The module behind each role; one engine wraps each."""
-    shares_batch: bool
-    """Whether all turns of a cycle see the same samples."""
+
+    @property
+    def shares_batch(self) -> bool:
+        """Whether all turns of a cycle see the same samples."""
+        ...
 
     def turns(self, cycle: int) -> Sequence[str]:
         """Return the roles that a cycle updates, in order."""

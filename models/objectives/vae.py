@@ -4,7 +4,7 @@ The encoder is set in closed form (`networks.patch_code`); the decoder learns to
 may use everything that a patch's neighbourhood tells. Our own recipe for small machines.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -23,7 +23,7 @@ class VaeTraining:
 
     def __init__(self, config: VaeMethod, vae: VideoVae) -> None:
         self.config, self.vae = config, vae
-        self.modules: dict[str, nn.Module] = {"decoder": vae.decoder}
+        self.modules: Mapping[str, nn.Module] = {"decoder": vae.decoder}
 
     def turns(self, cycle: int) -> Sequence[str]:
         """Update the decoder once a cycle."""

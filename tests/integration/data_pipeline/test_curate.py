@@ -107,7 +107,7 @@ def test_every_file_is_accounted_for_with_its_reason(curated: tuple[CurationResu
         "cut.mp4": ("rejected", "shot cut"),
         "short.mp4": ("rejected", "frames: 10"),
         "small.mp4": ("rejected", "resolution"),
-        "still.mp4": ("rejected", "motion: 0.00"),
+        "still.mp4": ("rejected", "motion: 0.0"),
         "damaged.mp4": ("rejected", "damaged"),
         "text.mp4": ("failed", "corrupt"),
         "empty.mp4": ("failed", "empty file"),
