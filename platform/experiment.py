@@ -33,7 +33,7 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     run = resume or RunDirectory.create(recipe.runs, recipe)
     run.store(recipe)
     logs.say(f"run {run.path}")
-    with _session(recipe, run) as tracker:
+    with _resume_hint(run), _session(recipe, run) as tracker:
         prepare = prepare_pixels if isinstance(recipe.method, VaeMethod) else prepare_latents
         data, held_out = prepare(recipe, run)
         logs.say("starting the training workers; DeepSpeed's first use compiles for about 20 s")
@@ -43,6 +43,15 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
         tracker.artifact(run.path / "model", "model")
     logs.say(f"model  {run.path / 'model'}")
     return run
+
+
+@contextmanager
+def _resume_hint(run: RunDirectory) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        logs.say(f"stopped; continue with --resume {run.path}")
+        raise
 
 
 @contextmanager

@@ -83,10 +83,10 @@ def test_distribution_matching_descends_to_the_target_gaussian():
     """With the analytic scores of two Gaussians, the mean moves to the real one's."""
     torch.manual_seed(0)
     real_mean, mean = 1.5, torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.SGD([mean], lr=0.2)
+    optimizer = torch.optim.SGD([mean], lr=0.05)
     for _ in range(200):
-        x_hat = mean + 0.1 * torch.randn(256, 1, 1, 1, 1)
-        sigma = torch.rand(256, 1, 1, 1, 1) * 0.9 + 0.05
+        x_hat = mean + 0.1 * torch.randn(64, 1, 1, 8, 8)
+        sigma = torch.rand(64, 1, 1, 1, 1) * 0.9 + 0.05
         x_sigma = (1 - sigma) * x_hat + sigma * torch.randn_like(x_hat)
         # E[x0 | x_sigma] of N(m, 0.1^2) under the flow
         gain = 0.01 * (1 - sigma) / ((1 - sigma) ** 2 * 0.01 + sigma**2)

@@ -1,0 +1,97 @@
+"""The smoke recipe from end to end, as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from magicdistill.platform.run_directory import RunDirectory
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests" / "golden" / "portrait-tiny-smoke.json"
+LOSSES = ("critic/fake_score", "critic/discriminator", "generator/dmd", "generator/adversarial")
+
+
+def distill(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "distill.py"), "--runs", str(runs), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def smoke(runs) -> subprocess.CompletedProcess[str]:
+    return distill(runs, "--recipe", "portrait-tiny-smoke")
+
+
+def test_the_smoke_recipe_ends_with_table_pictures_and_a_model(smoke, runs):
+    assert smoke.returncode == 0, smoke.stdout + smoke.stderr
+    assert "FD proxy" in smoke.stdout
+    run = RunDirectory.open("latest", root=runs)
+    assert {row["variant"] for row in json.loads((run.path / "scores.json").read_text())} == {
+        "teacher", "euler", "student",
+    }  # fmt: skip
+    for name in ("comparison.mp4", "comparison.png", "cycle-0000002.png"):
+        assert (run.samples / name).stat().st_size > 1000
+    assert (run.path / "model" / "config.json").is_file()
+
+
+def test_the_smoke_losses_are_the_golden_ones(smoke, runs):
+    """Set UPDATE_GOLDEN=1 to record new ones, and say in the commit why they changed."""
+    rows = list(RunDirectory.open("latest", root=runs).metrics())
+    found = [{name: row[name] for name in LOSSES if name in row} for row in rows]
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=2) + "\n")
+    for golden, now in zip(json.loads(GOLDEN.read_text()), found, strict=True):
+        # processors round differently in the last digits
+        assert now == pytest.approx(golden, rel=1e-3)
+
+
+def test_a_run_resumes_after_its_last_checkpoint(smoke, runs):
+    again = distill(runs, "--resume", "latest", "--schedule.num_cycles", "3")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "continuing after cycle 2" in again.stdout
+    steps = [row["step"] for row in RunDirectory.open("latest", root=runs).metrics()]
+    assert steps == [1, 2, 3]
+
+
+def test_ctrl_c_leaves_no_process_behind(runs, smoke):
+    job = subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / "distill.py"), "--recipe", "portrait-tiny-smoke",
+         "--runs", str(runs), "--schedule.num_cycles", "500"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"MARK": str(runs)},
+    )  # fmt: skip
+    assert job.stdout is not None
+    for line in job.stdout:
+        if "cycle 25/500" in line:
+            break
+    job.send_signal(signal.SIGINT)
+    rest = job.stdout.read()
+    job.wait(timeout=60)
+    assert job.returncode != 0 and "--resume" in rest
+    assert _marked(f"MARK={runs}") == []
+
+
+def _marked(variable: str) -> list[str]:
+    """Return the command lines of processes that inherited a variable."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if variable.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return [line for line in found if line]
