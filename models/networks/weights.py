@@ -7,7 +7,9 @@ from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 
-PROJECT = Path(__file__).resolve().parents[2]
+import magicdistill
+
+PROJECT = Path(magicdistill.__file__).resolve().parents[1]
 
 
 def find_weights(directory: str, field: str) -> Path:

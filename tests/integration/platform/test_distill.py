@@ -69,18 +69,19 @@ def test_a_run_resumes_after_its_last_checkpoint(smoke, runs):
 
 
 def test_ctrl_c_leaves_no_process_behind(runs, smoke):
-    job = subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "distill.py"), "--recipe", "portrait-tiny-smoke",
-         "--runs", str(runs), "--schedule.num_cycles", "500"],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"MARK": str(runs)},
-    )  # fmt: skip
-    assert job.stdout is not None
-    for line in job.stdout:
-        if "cycle 25/500" in line:
-            break
-    job.send_signal(signal.SIGINT)
-    rest = job.stdout.read()
-    job.wait(timeout=60)
+    command = [sys.executable, str(ROOT / "jobs" / "distill.py"), "--runs", str(runs)]
+    command += ["--recipe", "portrait-tiny-smoke", "--schedule.num_cycles", "500"]
+    environment = os.environ | {"MARK": str(runs)}
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
+    ) as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            if "cycle 25/500" in line:
+                break
+        job.send_signal(signal.SIGINT)
+        rest = job.stdout.read()
+        job.wait(timeout=60)
     assert job.returncode != 0 and "--resume" in rest
     assert _marked(f"MARK={runs}") == []
 
