@@ -242,10 +242,10 @@ class LatentCache:
 
 
 def _null_text_table(text: NullText) -> pa.Table:
-    """Return the zero embedding; its tokens count as valid, an all-masked prompt gives NaN."""
+    """Return the zero embedding as `Conditions.null` has it: one valid token, the others masked."""
     parts = {
         "tokens": torch.zeros(text.num_tokens, text.token_dim),
-        "mask": torch.ones(text.num_tokens),
+        "mask": (torch.arange(text.num_tokens) == 0).float(),
         "pooled": torch.zeros(text.pooled_dim),
     }
     records = [{"key": NULL_TEXT, "part": name} | _to_blob(part) for name, part in parts.items()]

@@ -66,7 +66,7 @@ def test_the_null_prompt_is_a_zero_embedding_of_valid_tokens(tmp_path: Path, row
     cache = LatentCache(publish_all(tmp_path))
     text = cache.text(cache.read(0).text_key)
     assert text.tokens.shape == (4, 8) and not text.tokens.any()
-    assert text.mask.tolist() == [True] * 4
+    assert text.mask.tolist() == [True, False, False, False]
     assert text.pooled.shape == (6,)
     with pytest.raises(CacheError, match="no text embedding"):
         cache.text("unknown")
