@@ -66,7 +66,7 @@ def _session(recipe: Recipe, run: RunDirectory) -> Iterator[Tracker]:
         yield tracker
 
 
-def data_root(recipe: Recipe, run: RunDirectory) -> Path:
+def data_root(run: RunDirectory) -> Path:
     """Return the folder of clips, ledger and latents, which the runs of one place share."""
     return run.path.parent / "data"
 
@@ -74,7 +74,7 @@ def data_root(recipe: Recipe, run: RunDirectory) -> Path:
 def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[Path, Path | None]:
     """Curate the training clips and the held-out ones; return their latent caches."""
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
-    root, vae = data_root(recipe, run), find_weights(recipe.model.vae, "model.vae")
+    root, vae = data_root(run), find_weights(recipe.model.vae, "model.vae")
     training = _curate(recipe.data, vae, root, "training")
     if recipe.evaluation is None:
         return training.cache_path, None
@@ -95,7 +95,7 @@ def prepare_pixels(recipe: Recipe, run: RunDirectory) -> tuple[Path, None]:
     """Decode the accepted clips' windows into one file and set the VAE's closed-form half."""
     path = run.path / "windows.npy"
     if not path.exists():
-        clips = select_clips(recipe.data, data_root(recipe, run))
+        clips = select_clips(recipe.data, data_root(run))
         logs.say(f"decoding {len(clips)} clips")
         windows = read_windows(clips, recipe.data.bucket, recipe.data.windows_per_clip)
         partial = path.with_suffix(".partial.npy")
