@@ -65,7 +65,7 @@ fmt: setup  ## format, and mend what ruff can
 
 dashboard: setup  ## MLflow on http://127.0.0.1:5000
 	@mkdir -p runs
-	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
 		--backend-store-uri sqlite:///runs/mlflow.db --artifacts-destination runs/artifacts
 
 clean:  ## remove the tools' caches and build outputs; .venv, runs and data stay

@@ -1,5 +1,7 @@
 """Show how far a long stage has come."""
 
+import sys
+import time
 from collections.abc import Callable
 
 from tqdm import tqdm
@@ -7,18 +9,29 @@ from tqdm import tqdm
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the number of items done and their total."""
 
+LINE_EVERY_S = 30.0
+
 
 class Bars:
-    """One bar per stage on a terminal; nothing where standard error is a file."""
+    """One bar per stage on a terminal; a line now and then where standard error is a file."""
 
     def __init__(self) -> None:
         self._bars: dict[str, tqdm] = {}
+        self._next_line_s = time.monotonic() + LINE_EVERY_S
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Move a stage's bar; it closes when the stage is complete."""
+        if not sys.stderr.isatty():
+            self._line(stage, done, total)
+            return
         if stage not in self._bars:
-            self._bars[stage] = tqdm(total=total, desc=stage, unit="clip", disable=None)
+            self._bars[stage] = tqdm(total=total, desc=stage, unit="clip")
         bar = self._bars[stage]
         bar.update(done - bar.n)
         if done >= total:
             self._bars.pop(stage).close()
+
+    def _line(self, stage: str, done: int, total: int) -> None:
+        if time.monotonic() >= self._next_line_s:
+            print(f"  {stage} {done}/{total} clips", file=sys.stderr, flush=True)
+            self._next_line_s = time.monotonic() + LINE_EVERY_S

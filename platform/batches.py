@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.data_pipeline.cache import LatentCache, TextRow
 from magicdistill.data_pipeline.sampler import Sampler
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.models.objectives.types import Batch
+from magicdistill.platform.config import ScheduleConfig
 from magicdistill.platform.loop import Batches
 from magicdistill.platform.recipe import Recipe
 
@@ -19,27 +20,45 @@ def open_batches(
     recipe: Recipe, data: Path, *, rank: int, world_size: int, device: torch.device | str
 ) -> Batches:
     """Open a rank's samples: a latent cache, or pixel windows where a VAE is trained."""
-    schedule = recipe.schedule
-    parts = world_size * schedule.num_micro_batches
+    kind = PixelBatches if isinstance(recipe.method, VaeMethod) else LatentBatches
+    positions = deal(
+        recipe.schedule, recipe.cluster.sequence_parallel, rank=rank, world_size=world_size
+    )
+    return kind(data, positions, recipe.seed, device)
+
+
+def deal(
+    schedule: ScheduleConfig, sequence_parallel: int, *, rank: int, world_size: int
+) -> "Positions":
+    """Return the positions of a rank, the same for all ranks of a sequence group.
+
+    Raises ValueError where workers or batch do not divide.
+    """
+    groups, rest = divmod(world_size, sequence_parallel)
+    if rest:
+        raise ValueError(
+            f"{world_size} workers do not divide into groups of cluster.sequence_parallel "
+            f"{sequence_parallel}"
+        )
+    parts = groups * schedule.num_micro_batches
     if schedule.batch_size % parts:
         raise ValueError(
-            f"schedule.batch_size {schedule.batch_size} does not divide over {world_size} "
-            f"workers x {schedule.num_micro_batches} micro-batches"
+            f"schedule.batch_size {schedule.batch_size} does not divide over {groups} groups of "
+            f"{sequence_parallel} workers x {schedule.num_micro_batches} micro-batches"
         )
-    kind = PixelBatches if isinstance(recipe.method, VaeMethod) else LatentBatches
-    return kind(data, Positions(schedule.batch_size, parts, rank, world_size), recipe.seed, device)
+    return Positions(schedule.batch_size, parts, rank // sequence_parallel, groups)
 
 
 class Positions:
-    """Deals the stream of sample positions out to windows, micro-batches and ranks."""
+    """Deals the stream of sample positions out to windows, micro-batches and sequence groups."""
 
-    def __init__(self, batch_size: int, parts: int, rank: int, world_size: int) -> None:
+    def __init__(self, batch_size: int, parts: int, group: int, num_groups: int) -> None:
         self.batch_size, self.share = batch_size, batch_size // parts
-        self.rank, self.world_size = rank, world_size
+        self.group, self.num_groups = group, num_groups
 
     def __call__(self, window: int, micro: int) -> range:
-        """Return the positions of one micro-batch on this rank."""
-        part = micro * self.world_size + self.rank
+        """Return the positions of one micro-batch in this group."""
+        part = micro * self.num_groups + self.group
         start = window * self.batch_size + part * self.share
         return range(start, start + self.share)
 
@@ -87,11 +106,18 @@ def collate(
     """Read rows of a cache as a batch; the first latent frame is the image prior."""
     read = [cache.read(row) for row in rows]
     x0 = torch.stack([row.latents for row in read]).float().to(device)
-    texts = [cache.text(row.text_key) for row in read]
-    conditions = Conditions(
+    prompts = [cache.text(row.text_key) for row in read]
+    conditions = _conditions(prompts, x0[:, :, :1])
+    return Batch(
+        x0, conditions, positions, null=_conditions([cache.text()] * len(read), x0[:, :, :1])
+    )
+
+
+def _conditions(texts: Sequence[TextRow], image_prior: torch.Tensor) -> Conditions:
+    device = image_prior.device
+    return Conditions(
         text=torch.stack([text.tokens for text in texts]).to(device),
         text_mask=torch.stack([text.mask for text in texts]).to(device),
         pooled=torch.stack([text.pooled for text in texts]).to(device),
-        image_prior=x0[:, :, :1],
+        image_prior=image_prior,
     )
-    return Batch(x0, conditions, positions)

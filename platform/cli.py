@@ -16,8 +16,24 @@ from magicdistill.platform.overrides import (
     choose_alternatives,
     parse,
 )
-from magicdistill.platform.recipe import Recipe, load_recipe, recipe_names, to_yaml
+from magicdistill.platform.recipe import (
+    Recipe,
+    differences,
+    load_recipe,
+    recipe_names,
+    to_yaml,
+)
 from magicdistill.platform.run_directory import RunDirectory
+
+FREE_TO_CHANGE = (
+    "cluster",
+    "tracking",
+    "schedule.num_cycles",
+    "schedule.checkpoint_every",
+    "schedule.keep_checkpoints",
+    "schedule.sample_every",
+)
+"""Fields that a resumed run may change: they leave the mathematics of a cycle as it is."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,14 @@ class _Form:
             metavar="RUN", help="Continue a run, by folder or name, or `latest`, with its recipe."
         ),
     ] = None
+    force_changed: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            aliases=["--force-changed"],
+            metavar="KEY ...",
+            help="Fields, or groups of them, that a resumed run may change all the same.",
+        ),
+    ] = ()
     dry_run: Annotated[
         tyro.conf.FlagCreatePairsOff[bool],
         tyro.conf.arg(aliases=["--dry-run"], help="Print the resolved recipe and exit."),
@@ -64,8 +88,12 @@ def parse_job(
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         args, dry_run = _parse(job, default_recipe, description, arguments)
+        if dry_run and args.recipe.cluster.gpus_per_worker:
+            from magicdistill.platform.planning import demand_fit  # imports torch
+
+            demand_fit(args.recipe)
     except (RecipeError, FileNotFoundError) as error:
-        _refuse(job, error)
+        refuse(job, error)
     if dry_run:
         print(to_yaml(args.recipe), end="")
         sys.exit(0)
@@ -88,7 +116,7 @@ def _parse(
             raise RecipeError("--resume brings the run's own recipe: leave --recipe out")
         resume = RunDirectory.open(early.resume, root=early.runs or start.runs)
         start = load_recipe(resume.recipe_path)
-    start = choose_alternatives(start, arguments)
+    stored, start = start, choose_alternatives(start, arguments)
     form: Any = parse(
         _Form,
         arguments,
@@ -96,7 +124,25 @@ def _parse(
         prog=f"python jobs/{job}.py",
         description=_describe(description, start),
     )
+    if resume is not None:
+        _check_changes(stored, form.recipe, form.force_changed)
     return JobArguments(form.recipe, resume, form.verbose), form.dry_run
+
+
+def _check_changes(stored: Recipe, wanted: Recipe, forced: Sequence[str]) -> None:
+    """Refuse to go on from a checkpoint with another recipe than the one that made it."""
+    allowed = tuple(f"{key}." for key in (*FREE_TO_CHANGE, *forced))
+    changes = {
+        name: f"{name}: {old} -> {new}"
+        for name, (old, new) in differences(stored, wanted).items()
+        if not f"{name}.".startswith(allowed)
+    }
+    if changes:
+        raise RecipeError(
+            "the run's checkpoints were made with another recipe:\n  "
+            + "\n  ".join(changes.values())
+            + f"\nStart a new run, or add --force-changed {' '.join(changes)}"
+        )
 
 
 def _describe(description: str, recipe: Recipe) -> str:
@@ -110,6 +156,7 @@ def _describe(description: str, recipe: Recipe) -> str:
     )
 
 
-def _refuse(job: str, error: Exception) -> NoReturn:
+def refuse(job: str, error: Exception) -> NoReturn:
+    """Exit with 2 after a user's mistake."""
     print(f"{error}\nSee python jobs/{job}.py --help", file=sys.stderr)
     sys.exit(2)

@@ -9,6 +9,7 @@ from magicdistill.models.config import Config
 from magicdistill.models.objectives.config import SamplerConfig
 
 Precision = Literal["fp32", "bf16"]
+GpuName = Literal["a100", "h100", "h200", "b200"]
 
 
 class DeepSpeedEngineConfig(Config):
@@ -49,6 +50,10 @@ class ClusterConfig(Config):
     threads_per_worker: PositiveInt = 1
     """OMP_NUM_THREADS of every worker."""
     gpus_per_worker: float = Field(default=0, ge=0)
+    gpu: GpuName = "h100"
+    """What the GPUs are: plans count with its memory and speed (80 GB of an a100)."""
+    sequence_parallel: PositiveInt = 1
+    """Workers that share one sample: each holds its share of the video tokens."""
     logical_cpus: PositiveInt = 8
     """CPUs that a local cluster declares: a laptop has fewer cores than Ray has things to place."""
     max_failures: int = Field(default=2, ge=0)
@@ -77,7 +82,8 @@ class OptimizerConfig(Config):
     warmup_steps: int = Field(default=0, ge=0)
     """Updates of a linear rise to `lr`."""
     decay_steps: int | None = Field(default=None, gt=0)
-    """Updates of a half cosine down to zero; null keeps `lr` after the warm-up."""
+    """Updates of a half cosine down to `final_lr`; null keeps `lr` after the warm-up."""
+    final_lr: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; not in the papers."""
 
@@ -110,5 +116,8 @@ class EvaluationConfig(Config):
     num_clips: PositiveInt = 192
     num_shown: PositiveInt = 6
     """Clips in the contact sheet and the side-by-side video."""
+    num_scored: PositiveInt | None = None
+    """Clips scored in training whenever pictures are made (`schedule.sample_every`): the curve
+    on which collapse shows. Null scores none."""
     teacher: SamplerConfig = SamplerConfig(num_steps=28)
     """The many-step sampler of the teacher."""

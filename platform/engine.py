@@ -17,6 +17,7 @@ from magicdistill.platform.config import (
     OptimizerConfig,
     TorchEngineConfig,
 )
+from magicdistill.platform.operators import load_shared_memory_operator
 
 
 class Engine(Protocol):
@@ -69,14 +70,15 @@ def build_optimizer(
 
 
 def lr_factor(config: OptimizerConfig) -> Callable[[int], float]:
-    """Return the schedule: linear warm-up, then constant or half a cosine down to zero."""
+    """Return the schedule: linear warm-up, then constant or half a cosine down to `final_lr`."""
+    floor = config.final_lr / config.lr
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
         if config.decay_steps is None:
             return warm
         progress = min(1.0, step / config.decay_steps)
-        return warm * 0.5 * (1 + math.cos(math.pi * progress))
+        return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     return factor
 
@@ -156,6 +158,7 @@ class DeepSpeedEngine:
     ) -> None:
         import deepspeed
 
+        load_shared_memory_operator()
         client_optimizer, schedule = build_optimizer(module, optimizer)
         initialize: Any = deepspeed.initialize  # its annotations refuse a list of parameters
         self.engine, *_ = initialize(
@@ -215,6 +218,7 @@ def deepspeed_config(
         "bf16": {"enabled": config.precision == "bf16"},
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # offloaded states are updated by torch's AdamW
     }
 
 

@@ -1,7 +1,9 @@
 """Judging a generator on held-out clips, beside its teacher."""
 
 import json
+import math
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,21 @@ from torch import Tensor
 
 from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.models.metrics.frechet import frechet_distance
-from magicdistill.models.metrics.proxies import ProxyVideoFeatures, motion
+from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
+from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.weights import find_weights
 from magicdistill.models.objectives.build import vae
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.generation import generate, held_out
-from magicdistill.platform.pictures import contact_sheet, side_by_side
+from magicdistill.platform.pictures import contact_sheet, save_clips, side_by_side
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, write_text
 
 CHUNK = 16
 REAL = "real"
+MEASURES = ("proxy_frechet_distance", "dynamic_degree_proxy", "flicker_proxy")
+"""Fields of `Scores` that judge the clips."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,12 @@ class Scores:
     seconds_per_clip: float
     """Network time on one worker."""
     proxy_frechet_distance: float
-    """To the real clips, in random-network features of decoded pixels."""
+    """To the real clips, in random-network features of decoded pixels; infinite where a generator
+    gives no numbers any more."""
     dynamic_degree_proxy: float
     """Mean frame difference over that of the real clips."""
+    flicker_proxy: float
+    """Frame difference of the stiller half of the picture over that of the real clips."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Part:
 
     features: Tensor
     motion: Tensor
+    flicker: Tensor
     pixels: Tensor
     seconds: float
 
@@ -78,23 +87,26 @@ def variants(recipe: Recipe, student: Path) -> list[Variant]:
     return [*found, Variant("student", str(student), few)]
 
 
+def own_variant(recipe: Recipe, student: Path) -> Variant:
+    """Return the way of generating that the run itself is about."""
+    return variants(recipe, student)[-1]
+
+
 @ray.remote(num_cpus=1)
 class Evaluator:
     """Generates, decodes and measures chunks of held-out clips."""
 
-    def __init__(self, recipe_json: str, cache: Path, threads: int) -> None:
+    def __init__(self, model_json: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.recipe = Recipe.model_validate_json(recipe_json)
-        self.cache = LatentCache(cache)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.vae = vae(self.recipe.model).to(self.device)
+        self.vae = vae(ModelConfig.model_validate_json(model_json)).to(self.device)
         self.features = ProxyVideoFeatures().to(self.device)
-        self.models: dict[str, VelocityModel] = {}
+        self.loaded: tuple[str, VelocityModel] | None = None
 
     @torch.no_grad()
-    def run(self, variant: Variant, rows: range) -> Part:
+    def run(self, variant: Variant, cache: Path, rows: range, seed: int) -> Part:
         """Measure one variant on rows of the cache."""
-        batch = held_out(self.cache, rows, self.device)
+        batch = held_out(LatentCache(cache), rows, self.device)
         latents, seconds = batch.x0, 0.0
         if variant.weights is not None:
             model = self._model(variant.weights)
@@ -105,81 +117,107 @@ class Evaluator:
                 variant.sampler,
                 batch.conditions,
                 batch.x0.shape[1:],
-                seed=self.recipe.seed,
+                seed=seed,
                 positions=rows,
+                null=batch.null,
             )
             seconds = time.monotonic() - start_s
         pixels = self.vae.decode(latents)
-        return Part(self.features(pixels).cpu(), motion(pixels).cpu(), pixels.cpu(), seconds)
+        measures = (self.features(pixels), motion(pixels), flicker_proxy(pixels), pixels)
+        return Part(*(measure.cpu() for measure in measures), seconds=seconds)
 
     def _model(self, weights: str) -> VelocityModel:
-        if weights not in self.models:
-            self.models[weights] = (
-                VelocityModel(load_transformer(find_weights(weights, "model.teacher")))
-                .to(self.device)
-                .eval()
-            )
-        return self.models[weights]
+        if self.loaded is None or self.loaded[0] != weights:
+            network = load_transformer(find_weights(weights, "model.teacher"))
+            self.loaded = (weights, VelocityModel(network).to(self.device).eval())
+        return self.loaded[1]
 
 
-def evaluate(run: RunDirectory, cache: Path) -> list[Scores]:
-    """Score the run's generator; write table, contact sheet and video; return the table."""
+class Judges:
+    """Evaluators that serve one run after another; each set of real clips is measured once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        cluster = recipe.cluster
+        actor = Evaluator.options(num_gpus=cluster.gpus_per_worker)
+        arguments = (recipe.model.model_dump_json(), cluster.threads_per_worker)
+        self.pool = ActorPool([actor.remote(*arguments) for _ in range(cluster.num_workers)])
+        self._real: dict[tuple[Path, int], list[Part]] = {}
+
+    def measure(
+        self, ways: Sequence[Variant], cache: Path, num_clips: int, seed: int
+    ) -> dict[str, list[Part]]:
+        """Return the parts of the real clips and of each way to generate, by name."""
+        count = min(num_clips, len(LatentCache(cache)))
+        if (cache, count) not in self._real:
+            real = Variant(REAL, None, SamplerConfig())
+            self._real[cache, count] = self._run([real], cache, count, seed)[REAL]
+        return {REAL: self._real[cache, count]} | self._run(ways, cache, count, seed)
+
+    def _run(
+        self, ways: Sequence[Variant], cache: Path, count: int, seed: int
+    ) -> dict[str, list[Part]]:
+        chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+        tasks = [(way, cache, rows, seed) for way in ways for rows in chunks]
+        results: list[Any] = list(
+            self.pool.map(lambda worker, task: worker.run.remote(*task), tasks)
+        )
+        done = list(zip(tasks, results, strict=True))
+        return {way.name: [part for task, part in done if task[0] is way] for way in ways}
+
+
+def evaluate(
+    run: RunDirectory, cache: Path, ways: Sequence[Variant], judges: Judges
+) -> list[Scores]:
+    """Score ways to generate; write table, contact sheet, video and clips; return the table."""
     recipe = run.recipe()
     assert recipe.evaluation is not None
-    ways = variants(recipe, run.path / "model")
-    real = Variant(REAL, None, recipe.evaluation.teacher)
-    parts = _measure(recipe, cache, [real, *ways])
-    truth = parts[REAL]
-    table = [_score(way, parts[way.name], truth) for way in ways]
+    parts = judges.measure(ways, cache, recipe.evaluation.num_clips, recipe.seed)
+    table = [_score(way, parts[way.name], parts[REAL]) for way in ways]
     shown = {
         name: torch.cat([p.pixels for p in found])[: recipe.evaluation.num_shown]
         for name, found in parts.items()
     }
     contact_sheet(run.samples / "comparison.png", shown)
     side_by_side(run.samples / "comparison.mp4", shown, fps=recipe.evaluation.data.bucket.fps)
-    write_text(run.path / "scores.json", json.dumps([asdict(row) for row in table], indent=2))
+    save_clips(run.clips_path, shown)
+    write_text(run.scores_path, json.dumps([asdict(row) for row in table], indent=2))
     return table
 
 
-def _measure(recipe: Recipe, cache: Path, ways: list[Variant]) -> dict[str, list[Part]]:
-    assert recipe.evaluation is not None
-    count = min(recipe.evaluation.num_clips, len(LatentCache(cache)))
-    chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
-    cluster = recipe.cluster
-    actor = Evaluator.options(num_gpus=cluster.gpus_per_worker)
-    arguments = (recipe.model_dump_json(), cache, cluster.threads_per_worker)
-    pool = ActorPool([actor.remote(*arguments) for _ in range(cluster.num_workers)])
-    tasks = [(way, rows) for way in ways for rows in chunks]
-    results: list[Any] = list(pool.map(lambda worker, task: worker.run.remote(*task), tasks))
-    return {
-        way.name: [part for (owner, _), part in zip(tasks, results, strict=True) if owner is way]
-        for way in ways
-    }
+def read_scores(run: RunDirectory) -> list[Scores]:
+    """Return the table of an evaluated run."""
+    return [Scores(**row) for row in json.loads(run.scores_path.read_text())]
 
 
 def _score(way: Variant, parts: list[Part], truth: list[Part]) -> Scores:
-    features, reference = (
-        np.asarray(torch.cat([part.features for part in found])) for found in (parts, truth)
-    )
-    moved, real_motion = (
-        float(torch.cat([part.motion for part in found]).mean()) for found in (parts, truth)
-    )
+    def both(measure: str) -> Iterator[Tensor]:
+        return (torch.cat([getattr(part, measure) for part in found]) for found in (parts, truth))
+
+    features, reference = (np.asarray(found) for found in both("features"))
+    moved, real_motion = (float(found.mean()) for found in both("motion"))
+    flickers, real_flicker = (float(found.mean()) for found in both("flicker"))
+    finite = bool(np.isfinite(features).all())
     return Scores(
         variant=way.name,
         sampler=way.sampler.name,
         nfe=way.sampler.num_steps,
         seconds_per_clip=sum(part.seconds for part in parts) / len(features),
-        proxy_frechet_distance=frechet_distance(features, reference),
+        proxy_frechet_distance=frechet_distance(features, reference) if finite else math.inf,
         dynamic_degree_proxy=moved / real_motion,
+        flicker_proxy=flickers / real_flicker,
     )
 
 
 def format_table(table: list[Scores]) -> str:
     """Return the table as text."""
-    head = f"{'':14}{'sampler':>13}{'NFE':>5}{'s/clip':>9}{'FD proxy':>10}{'motion/real':>13}"
+    head = (
+        f"{'':14}{'sampler':>13}{'NFE':>5}{'s/clip':>9}"
+        f"{'FD proxy':>10}{'motion/real':>13}{'flicker/real':>14}"
+    )
     rows = [
         f"{row.variant:14}{row.sampler:>13}{row.nfe:>5}{row.seconds_per_clip:>9.3f}"
         f"{row.proxy_frechet_distance:>10.3f}{row.dynamic_degree_proxy:>13.2f}"
+        f"{row.flicker_proxy:>14.2f}"
         for row in table
     ]
     return "\n".join([head, *rows])

@@ -1,7 +1,7 @@
 """A job from end to end: data, training, evaluation, tracking."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,11 +15,20 @@ from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.patch_code import set_patch_code
 from magicdistill.models.networks.patch_decoder import PatchDecoder
 from magicdistill.models.networks.vae import VideoVae, build_autoencoder
-from magicdistill.models.networks.weights import find_weights
-from magicdistill.models.objectives.config import VaeMethod
+from magicdistill.models.networks.weights import find_weights, save_transformer
+from magicdistill.models.objectives.build import teacher
+from magicdistill.models.objectives.config import EulerMethod, VaeMethod
 from magicdistill.platform import logs
 from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.evaluation import evaluate, format_table
+from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.evaluation import (
+    MEASURES,
+    Judges,
+    Variant,
+    evaluate,
+    format_table,
+    variants,
+)
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory
 from magicdistill.platform.tracking import Tracker
@@ -33,37 +42,57 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     run = resume or RunDirectory.create(recipe.runs, recipe)
     run.store(recipe)
     logs.say(f"run {run.path}")
-    with _resume_hint(run), _session(recipe, run) as tracker:
+    with (
+        resume_hint(f"--resume {run.path}"),
+        Tracker.start(recipe.tracking, run) as tracker,
+        announced_cluster(recipe.cluster),
+        followed(run, tracker),
+    ):
         prepare = prepare_pixels if isinstance(recipe.method, VaeMethod) else prepare_latents
         data, held_out = prepare(recipe, run)
-        logs.say("starting the training workers; DeepSpeed's first use compiles for about 20 s")
-        fit(run, data, held_out)
+        train(run, tracker, data, held_out)
         if held_out is not None:
-            report(run, tracker, held_out)
-        tracker.artifact(run.path / "model", "model")
-    logs.say(f"model  {run.path / 'model'}")
+            ways = variants(recipe, run.path / "model")
+            report(run, tracker, held_out, ways, Judges(recipe))
     return run
 
 
+def train(run: RunDirectory, tracker: Tracker, data: Path, held_out: Path | None) -> None:
+    """Train the model and track it; that of `euler` is the teacher as it is."""
+    recipe = run.recipe()
+    if isinstance(recipe.method, EulerMethod):
+        save_transformer(teacher(recipe.model), run.path / "model")
+    else:
+        logs.say("starting the training workers; DeepSpeed's first use compiles for about 20 s")
+        fit(run, data, held_out)
+    tracker.artifact(run.path / "model", "model")
+    logs.say(f"model  {run.path / 'model'}")
+
+
 @contextmanager
-def _resume_hint(run: RunDirectory) -> Iterator[None]:
+def resume_hint(way: str) -> Iterator[None]:
+    """Say how to continue where the body is stopped."""
     try:
         yield
     except BaseException:
-        logs.say(f"stopped; continue with --resume {run.path}")
+        logs.say(f"stopped; continue with {way}")
         raise
 
 
 @contextmanager
-def _session(recipe: Recipe, run: RunDirectory) -> Iterator[Tracker]:
-    with ExitStack() as stack:
-        tracker = stack.enter_context(Tracker.start(recipe.tracking, run))
-        logs.say("starting Ray")
-        shape = stack.enter_context(ray_cluster(recipe.cluster))
+def announced_cluster(config: ClusterConfig) -> Iterator[None]:
+    """Say what the Ray cluster is, and keep it while the body runs."""
+    logs.say("starting Ray")
+    with ray_cluster(config) as shape:
         logs.say(f"Ray has {shape.num_nodes} node(s), {shape.num_cpus:g} logical CPUs")
-        stack.enter_context(logs.follow(run.progress_path))
-        stack.enter_context(tracker.mirror())
-        yield tracker
+        yield
+
+
+@contextmanager
+def followed(run: RunDirectory, tracker: Tracker) -> Iterator[None]:
+    """Say the run's progress lines and track its metrics while the body runs."""
+    with logs.follow(run.progress_path), tracker.mirror():
+        yield
 
 
 def data_root(run: RunDirectory) -> Path:
@@ -124,20 +153,22 @@ def initial_vae(model: ModelConfig, windows: np.ndarray) -> VideoVae:
     return VideoVae(autoencoder, patch_decoder=decoder)
 
 
-def report(run: RunDirectory, tracker: Tracker, held_out: Path) -> None:
+def report(
+    run: RunDirectory,
+    tracker: Tracker,
+    held_out: Path,
+    ways: Sequence[Variant],
+    judges: Judges,
+) -> None:
     """Evaluate, print the table and where the pictures are, and track them."""
     logs.say("evaluating on held-out clips")
-    table = evaluate(run, held_out)
+    table = evaluate(run, held_out, ways, judges)
     print(format_table(table), flush=True)
     tracker.table([asdict(row) for row in table], "scores")
     step = run.recipe().schedule.num_cycles
     for row in table:
-        tracker.metrics(
-            {
-                f"evaluation/{row.variant}/proxy_frechet_distance": row.proxy_frechet_distance,
-                f"evaluation/{row.variant}/dynamic_degree_proxy": row.dynamic_degree_proxy,
-            },
-            step,
-        )
+        measures = asdict(row)
+        scores = {f"evaluation/{row.variant}/{name}": measures[name] for name in MEASURES}
+        tracker.metrics(scores, step)
     logs.say(f"video  {run.samples / 'comparison.mp4'}")
     logs.say(f"sheet  {run.samples / 'comparison.png'}")

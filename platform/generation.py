@@ -9,8 +9,10 @@ from torch import Tensor
 from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import sigma_grid
+from magicdistill.models.diffusion.guidance import guided
 from magicdistill.models.diffusion.samplers import Velocity, sample
 from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.batches import collate
@@ -29,12 +31,17 @@ def generate(
     *,
     seed: int,
     positions: Sequence[int],
+    null: Conditions | None = None,
 ) -> Float[Tensor, "b c f h w"]:
-    """Sample latents of `shape` (c f h w); the noise depends on the seed and the position only."""
+    """Sample latents of `shape` (c f h w); the noise depends on the seed and the position only.
+
+    `null` is what guidance compares with where the network has no guidance input.
+    """
     device = conditions.text.device
     draws = Draws(seed, -1, -1, positions, device)
+    embeds = isinstance(velocity, VelocityModel) and velocity.guidance_embeds
     return sample(
-        velocity,
+        guided(velocity, sampler.guidance, null, embeds=embeds),
         draws.normal("noise", shape),
         sigma_grid(sampler.num_steps, sampler.shift, device),
         conditions,

@@ -24,12 +24,22 @@ QUIET = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-NOISY = ("DeepSpeed", "alembic", "mlflow", "ray", "ray.data", "ray.train", "torch.distributed")
+NOISY = (
+    "DeepSpeed",
+    "alembic",
+    "matplotlib",
+    "mlflow",
+    "ray",
+    "ray.data",
+    "ray.train",
+    "torch.distributed",
+)
 
 _started_s = time.monotonic()
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magicdistill.data_pipeline.video import write_mp4
@@ -40,18 +42,42 @@ def contact_sheet(
     _write(canvas, path)
 
 
-def side_by_side(path: Path, clips: Mapping[str, Clips], *, fps: float, zoom: int = 2) -> None:
-    """Write an MP4: one labelled column a variant, one row a clip, played three times."""
+def side_by_side(
+    path: Path,
+    clips: Mapping[str, Clips],
+    *,
+    fps: float,
+    zoom: int = 2,
+    variants_in: Literal["columns", "rows"] = "columns",
+) -> None:
+    """Write an MP4, played three times: variants in labelled columns or rows, clips across."""
     names = list(clips)
     frames = np.stack([to_uint8(clips[name]) for name in names])
-    video = rearrange(frames, "v n c t y x -> t (n y) (v x) c").repeat(zoom, 1).repeat(zoom, 2)
-    header = Image.new("RGB", (video.shape[2], LABEL_PX), "white")
-    draw = ImageDraw.Draw(header)
-    for column, name in enumerate(names):
-        draw.text((column * video.shape[2] // len(names) + 4, 2), name, fill="black")
-    labels = np.broadcast_to(np.asarray(header), (len(video), *np.asarray(header).shape))
+    columns = variants_in == "columns"
+    layout = "v n c t y x -> t (n y) (v x) c" if columns else "v n c t y x -> t (v y) (n x) c"
+    video = rearrange(frames, layout).repeat(zoom, 1).repeat(zoom, 2)
+    size = (video.shape[2], LABEL_PX) if columns else (LABEL_PX * 6, video.shape[1])
+    margin = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(margin)
+    for number, name in enumerate(names):
+        start = number * (size[0] if columns else size[1]) // len(names) + 4
+        draw.text((start, 2) if columns else (4, start), name, fill="black")
+    labels = np.broadcast_to(np.asarray(margin), (len(video), *np.asarray(margin).shape))
+    video = np.concatenate([labels, video], axis=1 if columns else 2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(path, np.concatenate([np.concatenate([labels, video], axis=1)] * 3), fps)
+    write_mp4(path, np.concatenate([video] * 3), fps)
+
+
+def save_clips(path: Path, clips: Mapping[str, Clips]) -> None:
+    """Keep clips as bytes, one tensor a variant."""
+    temporary = path.with_name(f".{path.name}.partial")
+    save_file({name: torch.from_numpy(to_uint8(found)) for name, found in clips.items()}, temporary)
+    temporary.replace(path)
+
+
+def load_clips(path: Path) -> dict[str, Clips]:
+    """Return what `save_clips` wrote, in [-1, 1]."""
+    return {name: found.float() / 127.5 - 1 for name, found in load_file(path).items()}
 
 
 def _write(image: Image.Image, path: Path) -> None:

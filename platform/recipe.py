@@ -9,7 +9,7 @@ import yaml
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
-from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.config import KernelsConfig, ModelConfig
 from magicdistill.models.objectives.config import MethodConfig
 from magicdistill.platform.config import (
     ClusterConfig,
@@ -40,6 +40,7 @@ class Recipe(Config):
     evaluation: EvaluationConfig | None = None
     """Held-out clips to judge a generator on; null skips the judging."""
     engine: EngineConfig = DeepSpeedEngineConfig()
+    kernels: KernelsConfig = KernelsConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -56,36 +57,39 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     return apply_overrides(recipe, overrides, program=recipe.name) if overrides else recipe
 
 
-def recipe_names() -> list[str]:
+def recipe_names(folder: Path = RECIPES) -> list[str]:
     """Return the names of the recipes that come with the project."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def find_recipe(name_or_path: str | Path, beside: Path | None = None) -> Path:
+def find_recipe(
+    name_or_path: str | Path, beside: Path | None = None, folder: Path = RECIPES
+) -> Path:
     """Return the file of a recipe; a relative path may also start in the folder `beside`."""
     text = str(name_or_path)
     if not text.endswith((".yaml", ".yml")):
-        path = RECIPES / f"{text}.yaml"
+        path = folder / f"{text}.yaml"
     elif beside is not None:
         path = beside / text
     else:
         path = Path(text)
     if path.is_file():
         return path
-    near = get_close_matches(text, recipe_names(), n=1)
+    names = recipe_names(folder)
+    near = get_close_matches(text, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise RecipeError(
-        f"no recipe {text!r}: {hint}There are {', '.join(recipe_names())}; "
+        f"no recipe {text!r}: {hint}There are {', '.join(names)}; "
         "a file of your own is given by its path, ending in .yaml"
     )
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path, cls: type[Config] = Recipe) -> dict[str, Any]:
     """Read a recipe file over those that it extends; the outermost file names the recipe."""
-    return {"name": path.stem} | _read(path, ())
+    return {"name": path.stem} | _read(path, (), cls)
 
 
-def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, extended_by: tuple[Path, ...], cls: type[Config]) -> dict[str, Any]:
     if path in extended_by:
         raise RecipeError(f"{path}: extends itself by way of {extended_by[-1]}")
     try:
@@ -97,9 +101,29 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     parent = values.pop("extends", None)
     if parent is None:
         return values
-    base = _read(find_recipe(parent, beside=path.parent), (*extended_by, path))
+    base = _read(find_recipe(parent, beside=path.parent), (*extended_by, path), cls)
     base.pop("name", None)
-    return merge(Recipe, base, values)
+    return merge(cls, base, values)
+
+
+def differences(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted fields whose values differ, with both values; None where one is absent."""
+    first, second = (flatten(recipe.model_dump(mode="json")) for recipe in (before, after))
+    names = dict.fromkeys([*first, *second])
+    pairs = {name: (first.get(name), second.get(name)) for name in names}
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names, lists of plain values whole."""
+    if isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        values = dict(enumerate(values))
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def to_yaml(recipe: Recipe) -> str:

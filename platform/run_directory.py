@@ -23,14 +23,15 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def create(cls, root: str | Path, recipe: Recipe) -> "RunDirectory":
+    def create(cls, root: str | Path, recipe: Recipe, folder: str | None = None) -> "RunDirectory":
         """Create a new run, named after its recipe and the time, and point `latest` to it.
 
         A relative `root` starts at the current folder, in a submitted job at the home folder.
+        `folder` names the run otherwise.
         """
         root = resolve_root(root)
         root.mkdir(parents=True, exist_ok=True)
-        run = cls(_new_folder(root, f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"))
+        run = cls(_new_folder(root, folder or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"))
         run.checkpoints.mkdir()
         run.samples.mkdir()
         write_text(run.provenance_path, Provenance.here().model_dump_json(indent=2))
@@ -67,6 +68,16 @@ class RunDirectory:
     def metrics_path(self) -> Path:
         """One JSON object per step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def scores_path(self) -> Path:
+        """The table of the evaluation; a run that has it is finished."""
+        return self.path / "scores.json"
+
+    @property
+    def clips_path(self) -> Path:
+        """The clips that the evaluation shows, by variant."""
+        return self.path / "clips.safetensors"
 
     @property
     def progress_path(self) -> Path:

@@ -14,6 +14,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from magicdistill.platform.config import TrackingConfig
 from magicdistill.platform.polling import Tail, polling
+from magicdistill.platform.recipe import flatten
 from magicdistill.platform.run_directory import RunDirectory, write_text
 
 MAX_PARAM_CHARS = 500
@@ -136,18 +137,6 @@ class Tracker:
         self.client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in tags.items()])
         self.client.log_dict(self.run_id, provenance.packages, "code/packages.json")
         self.client.log_text(self.run_id, provenance.diff, "code/changes.diff")
-
-
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted names, lists of plain values whole."""
-    if isinstance(values, list) and any(isinstance(value, dict) for value in values):
-        values = dict(enumerate(values))
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _now_ms() -> int:

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from magicdistill.models.networks.attention import set_kernels
+from magicdistill.models.networks.placement import WHOLE
+from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.models.objectives.build import build_method
-from magicdistill.models.objectives.types import Method
 from magicdistill.models.objectives.vae import VaeTraining
 from magicdistill.platform import logs
 from magicdistill.platform.batches import open_batches
@@ -20,6 +22,7 @@ from magicdistill.platform.engine import Ema, build_engine, gathered
 from magicdistill.platform.loop import Callback, Loop, Metrics
 from magicdistill.platform.run_directory import RunDirectory
 from magicdistill.platform.validation import Validation
+from magicdistill.platform.weights import placement
 
 GENERATOR = "generator"
 
@@ -91,7 +94,11 @@ class Worker:
         torch.set_num_threads(recipe.cluster.threads_per_worker)
         torch.manual_seed(recipe.seed)
         schedule = recipe.schedule
-        self.method = build_method(recipe.method, recipe.model)
+        self.placement = placement(recipe.engine)
+        self.method = build_method(recipe.method, recipe.model, self.placement)
+        sequence = join_sequence_group(recipe.cluster.sequence_parallel)
+        for module in self.method.modules.values():
+            set_kernels(module, recipe.kernels, sequence)
         self.engines = {
             role: build_engine(
                 recipe.engine,
@@ -103,7 +110,7 @@ class Worker:
         }
         role, decay = next(iter(self.engines)), schedule.ema_decay
         self.ema = Ema(role, self.engines[role].module, decay) if decay else None
-        self.checkpoints = Checkpoints(run.checkpoints, schedule.keep_checkpoints)
+        self.checkpoints = Checkpoints(run.checkpoints, schedule.keep_checkpoints, run.say)
         self.loop = Loop(
             self.method,
             self.engines,
@@ -113,7 +120,11 @@ class Worker:
             ema=self.ema,
             device=device,
         )
-        self.validation = Validation(recipe, held_out, device) if held_out else None
+        self.validation = (
+            Validation(recipe, held_out, rank=rank, world_size=world_size, device=device)
+            if held_out
+            else None
+        )
 
     def run_all(self) -> None:
         """Train from the last checkpoint to the end, then export the weights."""
@@ -127,10 +138,8 @@ class Worker:
         self._export()
 
     def _callbacks(self) -> list[Callback]:
-        callbacks = [self._checkpoint, self._sample]
-        return (
-            [Recorder(self.run, self.recipe.schedule), *callbacks] if self.rank == 0 else callbacks
-        )
+        recorder = [Recorder(self.run, self.recipe.schedule)] if self.rank == 0 else []
+        return [self._sample, *recorder, self._checkpoint]
 
     def _checkpoint(self, cycle: int, metrics: Metrics) -> None:
         schedule = self.recipe.schedule
@@ -138,11 +147,16 @@ class Worker:
             self.checkpoints.save(cycle, self.engines, self.ema)
 
     def _sample(self, cycle: int, metrics: Metrics) -> None:
+        """Write pictures and add scores to the cycle's metrics; the recorder comes next."""
         every = self.recipe.schedule.sample_every
         if self.validation is None or not every or cycle % every:
             return
         with self._averaged():
-            latents = self.validation.generate(self.engines[GENERATOR].module)
+            generator = self.engines[GENERATOR].module
+            latents = self.validation.generate(generator)
+            metrics.update(self.validation.scores(generator))
+        modules = {role: engine.module for role, engine in self.engines.items()}
+        metrics.update(self.validation.score_gap(modules, latents))
         if self.rank == 0:
             self.validation.write(latents, self.run.samples / f"cycle-{cycle:07d}.png")
 
@@ -150,10 +164,17 @@ class Worker:
         return self.ema.swapped() if self.ema else nullcontext()
 
     def _export(self) -> None:
-        module = next(iter(self.engines.values())).module
-        with self._averaged(), gathered(module):
-            if self.rank == 0:
-                write_model(self.method, self.run.path / "model")
+        """Write the trained network: the VAE, or the generator as a diffusers folder."""
+        directory = self.run.path / "model"
+        with self._averaged():
+            if isinstance(self.method, VaeTraining):
+                with gathered(self.method.vae):
+                    if self.rank == 0:
+                        self.method.vae.save(directory)
+            elif self.rank == 0 or self.placement is not WHOLE:
+                generator = self.method.modules[GENERATOR]
+                assert isinstance(generator, VelocityModel)
+                save_transformer(generator.transformer, directory, placement=self.placement)
 
 
 class Recorder:
@@ -183,13 +204,3 @@ class Recorder:
         )
         total = self.schedule.num_cycles
         return f"cycle {cycle}/{total}  {pace_s:.2f} s each, {left_s} s left  {losses}"
-
-
-def write_model(method: Method, directory: Path) -> None:
-    """Write the trained network: the VAE, or the generator as a diffusers folder."""
-    if isinstance(method, VaeTraining):
-        method.vae.save(directory)
-    else:
-        generator = method.modules[GENERATOR]
-        assert isinstance(generator, VelocityModel)
-        save_transformer(generator.transformer, directory)

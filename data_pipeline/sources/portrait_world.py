@@ -17,6 +17,7 @@ from magicdistill.data_pipeline.sources.portrait_parts import Layer, person_laye
 from magicdistill.data_pipeline.video import write_mp4
 
 SHIFT_BITS = 4  # sub-pixel bits of the polygon coordinates
+LENS_PX = 0.65  # blur of the lens (standard deviation) in pixels of the finished frame
 
 
 def render_clip(seed: int, num_frames: int = 51, size: int = 64) -> np.ndarray:
@@ -58,6 +59,7 @@ def _paint(look: Appearance, motion: Motion, layers: list[Layer], size: int) -> 
             if layer.visible is None or layer.visible[index]:
                 shape = cv2.convexHull(points[index]) if layer.hull else points[index]
                 cv2.fillPoly(canvas, [shape], layer.color, cv2.LINE_AA, SHIFT_BITS)
+        canvas = cv2.GaussianBlur(canvas, (0, 0), LENS_PX * CANVAS_PX / size)
         frames[index] = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
     return frames
 

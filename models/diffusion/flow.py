@@ -6,6 +6,8 @@
 Known forms: MagicDistillation (002) Eq. 1 and Magic141 (003) section 3.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +24,19 @@ def add_noise(x0: Tensor, eps: Tensor, sigma: Float[Tensor, " b"]) -> Tensor:
     """Return x_sigma on the straight path from data (sigma 0) to noise (sigma 1)."""
     weight = per_sample(sigma, x0)
     return (1 - weight) * x0 + weight * eps
+
+
+class Noised(NamedTuple):
+    """Clean latents carried to a noise level: what a network sees, where, and the noise in it."""
+
+    x_sigma: Float[Tensor, "b c f h w"]
+    sigma: Float[Tensor, " b"]
+    eps: Float[Tensor, "b c f h w"]
+
+
+def noised(x0: Tensor, eps: Tensor, sigma: Float[Tensor, " b"]) -> Noised:
+    """Carry x0 to sigma and keep what it was made with."""
+    return Noised(add_noise(x0, eps, sigma), sigma, eps)
 
 
 def velocity(x0: Tensor, eps: Tensor) -> Tensor:

@@ -44,8 +44,11 @@ def rollout(
 
     `sigmas` is a decreasing grid that ends at 0. Returns one (x, sigma, x0) per network call:
     its input, its sigma (b,) and its clean prediction. `fresh_noise(i)` gives the consistency
-    sampler's noise after step i; the Euler sampler never asks.
+    sampler's noise after step i; the Euler sampler never asks. Raises ValueError for another
+    grid, and for a consistency sampler without noise.
     """
+    if sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
+        raise ValueError(f"a sampler's grid decreases and ends at 0, got {sigmas.tolist()}")
     if sampler == "consistency" and fresh_noise is None:
         raise ValueError("the consistency sampler needs fresh_noise")
     num_steps = len(sigmas) - 1 if num_steps is None else num_steps

@@ -12,14 +12,16 @@ from torch import Tensor
 class Conditions:
     """Text and image conditions of a batch.
 
-    text (b n d) and its mask (b n), pooled text (b p), and the image prior: the first-frame
-    latent (b c 1 h w), normalised like the latents, or None for text-to-video.
+    text (b n d) and its mask (b n), valid tokens first; pooled text (b p); the image prior: the
+    first-frame latent (b c 1 h w), normalised like the latents, or None for text-to-video; and
+    the image tokens (b m d) of the text encoder's vision branch, all valid, or None.
     """
 
     text: Float[Tensor, "b n d"]
     text_mask: Bool[Tensor, "b n"]
     pooled: Float[Tensor, "b p"]
     image_prior: Float[Tensor, "b c 1 h w"] | None = None
+    image_tokens: Float[Tensor, "b m d"] | None = None
 
     @classmethod
     def null(
@@ -62,7 +64,14 @@ class Conditions:
 
     @staticmethod
     def cat(parts: Sequence["Conditions"]) -> "Conditions":
-        """Concatenate along the batch; either all parts have an image prior or none has."""
+        """Concatenate along the batch.
+
+        Raises:
+            ValueError: some parts have an image prior or image tokens, and others have not.
+        """
+        present = [[getattr(part, f.name) is not None for f in fields(part)] for part in parts]
+        if any(row != present[0] for row in present):
+            raise ValueError("either all conditions have an image prior and image tokens, or none")
         names = [f.name for f in fields(Conditions) if getattr(parts[0], f.name) is not None]
         return replace(
             parts[0], **{name: torch.cat([getattr(p, name) for p in parts]) for name in names}

@@ -62,7 +62,7 @@ PRESETS: dict[str, NetworkPreset] = {
             pooled_projection_dim=64,
             num_text_tokens=4,
         ),
-        vae=VaeConfig(block_out_channels=(16, 16, 32, 64), layers_per_block=1, norm_num_groups=4),
+        vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
         patch_decoder=PatchDecoderConfig(),
     ),
     "magic141-13b": NetworkPreset(
@@ -98,6 +98,32 @@ class LoraConfig(Config):
     )
     """Full-name patterns of linears with (b, n, d) input, so that a (b, 1, 1) strength broadcasts;
     the text refiner and the final projection stay out."""
+
+
+AttentionKernel = Literal["sdpa", "flash", "flash3"]
+
+
+class KernelsConfig(Config):
+    """How the transformer's blocks are computed; what they compute stays the same."""
+
+    attention: AttentionKernel = "sdpa"
+    """sdpa: torch chooses a kernel. flash: torch's flash kernel or an error, bf16 on GPUs. flash3:
+    the same from FlashAttention 3, which Hopper GPUs run and which is installed apart."""
+    compile_blocks: bool = False
+    """Compile the repeated blocks with torch.compile; the first cycles take minutes longer."""
+    recompute_blocks: bool = False
+    """Keep only the inputs of the blocks and compute them again in the backward (activation
+    checkpointing): a fraction of the memory for a third more computation."""
+
+
+def demand_share(what: str, count: int, size: int) -> None:
+    """Raise ValueError where a sequence group of `size` ranks cannot share `count` things."""
+    if count % size:
+        fitting = [n for n in range(1, 17) if count % n == 0]
+        raise ValueError(
+            f"{count} {what} do not divide over cluster.sequence_parallel {size}: choose one of "
+            f"{fitting}"
+        )
 
 
 class ModelConfig(Config):

@@ -7,12 +7,13 @@ from diffusers import HunyuanVideoTransformer3DModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS
+from magicdistill.models.networks.backbone import double_stream_features
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.config import LoraConfig
-from magicdistill.models.networks.discriminator import Discriminator, double_stream_features
+from magicdistill.models.networks.discriminator import Discriminator
 from magicdistill.models.networks.lora import add_lora, lora_strength
-from magicdistill.models.networks.transformer import VelocityModel, concat_image_prior
+from magicdistill.models.networks.placement import WHOLE, Placement
+from magicdistill.models.networks.transformer import VelocityModel, network_inputs
 
 
 class Critic(nn.Module):
@@ -22,10 +23,15 @@ class Critic(nn.Module):
     """
 
     def __init__(
-        self, base: HunyuanVideoTransformer3DModel, lora: LoraConfig, *, adversarial: bool
+        self,
+        base: HunyuanVideoTransformer3DModel,
+        lora: LoraConfig,
+        *,
+        adversarial: bool,
+        placement: Placement = WHOLE,
     ) -> None:
         super().__init__()
-        self.discriminator = Discriminator(base) if adversarial else None
+        self.discriminator = Discriminator(base, placement) if adversarial else None
         add_lora(base, lora)
         self.score = VelocityModel(base)
 
@@ -34,18 +40,20 @@ class Critic(nn.Module):
         x_sigma: Float[Tensor, "b c f h w"],
         sigma: Float[Tensor, " b"],
         conditions: Conditions,
+        guidance: Float[Tensor, " b"] | None = None,
         *,
         output: Literal["velocity", "logits"],
     ) -> Tensor:
         """Return v (b c f h w) at the LoRA strength in force, or logits (b n) on the bare base."""
         call = self.score if output == "velocity" else self.logits
-        return call(x_sigma, sigma, conditions)
+        return call(x_sigma, sigma, conditions, guidance)
 
     def logits(
         self,
         x_sigma: Float[Tensor, "b c f h w"],
         sigma: Float[Tensor, " b"],
         conditions: Conditions,
+        guidance: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b n"]:
         """Return the discriminator's logits, one per video token.
 
@@ -53,15 +61,8 @@ class Critic(nn.Module):
         """
         assert self.discriminator is not None, "the recipe's adversarial weight is 0"
         transformer = self.score.transformer
-        dtype = transformer.dtype
         backbone_gradient = torch.is_grad_enabled() and x_sigma.requires_grad
         with lora_strength(transformer, 0.0), torch.set_grad_enabled(backbone_gradient):
-            features = double_stream_features(
-                transformer,
-                concat_image_prior(x_sigma, conditions.image_prior).to(dtype),
-                NUM_TRAIN_TIMESTEPS * sigma,
-                conditions.text.to(dtype),
-                conditions.text_mask,
-                conditions.pooled.to(dtype),
-            )
+            inputs = network_inputs(transformer, x_sigma, sigma, conditions, guidance)
+            features = double_stream_features(transformer, inputs)
         return self.discriminator(features)

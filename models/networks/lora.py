@@ -1,12 +1,15 @@
 """One frozen base, one low-rank branch, many strengths."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from diffusers import HunyuanVideoTransformer3DModel
+from jaxtyping import Float
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from magicdistill.models.networks.config import LoraConfig
 
@@ -31,20 +34,50 @@ def lora_layers(module: nn.Module) -> Iterator[LoraLayer]:
     return (layer for layer in module.modules() if isinstance(layer, LoraLayer))
 
 
-@contextmanager
-def lora_strength(module: nn.Module, strength: float | Tensor) -> Iterator[None]:
-    """Scale the branch: base + strength * LoRA (002 Eq. 6); a tensor (b,) gives one per sample.
+def lora_strength(
+    module: nn.Module, strength: float | Float[Tensor, " b"]
+) -> AbstractContextManager[None]:
+    """Scale the branch: base + strength * LoRA (002 Eq. 6); a tensor gives one per sample.
 
-    With activation checkpointing the context must cover the backward as well, because the
-    recomputation reads the strength again.
+    A tensor is rounded to the dtype of the weights.
     """
-    scale = strength.view(-1, 1, 1) if isinstance(strength, Tensor) else strength
     layers = list(lora_layers(module))
-    before = [layer.scaling[ADAPTER] for layer in layers]
-    for layer in layers:
-        layer.scaling[ADAPTER] = scale
-    try:
-        yield
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer.scaling[ADAPTER] = value
+    if isinstance(strength, Tensor):
+        strength = strength.view(-1, 1, 1).to(next(module.parameters()).dtype)
+    return _Scales(layers, [strength] * len(layers))
+
+
+def checkpoint_blocks(transformer: HunyuanVideoTransformer3DModel) -> None:
+    """Recompute the blocks in the backward instead of keeping their activations.
+
+    The recomputation uses the strength of the forward, whichever is in force by then.
+    """
+    transformer.enable_gradient_checkpointing(checkpointed)
+
+
+def checkpointed(block: nn.Module, *inputs: Any) -> Any:
+    """Run a block and recompute it in the backward, at the strength that is in force now."""
+    layers = list(lora_layers(block))
+    scales = _Scales(layers, [layer.scaling[ADAPTER] for layer in layers])
+    return checkpoint(
+        block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), scales)
+    )
+
+
+class _Scales(AbstractContextManager[None]):
+    """Gives every layer its strength, and takes it back; may be entered again afterwards."""
+
+    def __init__(self, layers: Sequence[LoraLayer], scales: Sequence[float | Tensor]) -> None:
+        self.layers, self.scales = layers, list(scales)
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *error: object) -> None:
+        self._swap()
+
+    def _swap(self) -> None:
+        before = [layer.scaling[ADAPTER] for layer in self.layers]
+        for layer, scale in zip(self.layers, self.scales, strict=True):
+            layer.scaling[ADAPTER] = scale
+        self.scales = before

@@ -66,7 +66,29 @@ class VideoVae(nn.Module):
 
     def decode(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 t y x"]:
         """Return pixels clamped to [-1, 1]."""
-        return self.decoder(self.denormalise(latents)).clamp(-1, 1)
+        latents = self.denormalise(latents)
+        if self.patch_decoder is not None:
+            return self.patch_decoder(latents).clamp(-1, 1)
+        return self.autoencoder.decode(latents, return_dict=False)[0].clamp(-1, 1)
+
+    def enable_tiling(self, *, tile_px: int = 256, overlap_px: int = 64) -> None:
+        """Encode and decode in overlapping square tiles, blended, which bounds memory.
+
+        Long clips go through the autoencoder in blended runs of frames in any case. Raises
+        ValueError where a tile or its stride is no multiple of 8.
+        """
+        stride_px = tile_px - overlap_px
+        if tile_px % 8 or stride_px % 8 or not 0 < stride_px <= tile_px:
+            raise ValueError(
+                f"tiles of {tile_px} pixels that overlap by {overlap_px}: both need to be "
+                "multiples of 8, and the overlap smaller than the tile"
+            )
+        self.autoencoder.enable_tiling(
+            tile_sample_min_height=tile_px,
+            tile_sample_min_width=tile_px,
+            tile_sample_stride_height=stride_px,
+            tile_sample_stride_width=stride_px,
+        )
 
     def denormalise(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
         """Return latents in the autoencoder's own scale."""
@@ -93,27 +115,39 @@ class VideoVae(nn.Module):
 
     @classmethod
     def load(cls, directory: Path | str) -> "VideoVae":
-        """Load a folder written by `save`, in float32 and evaluation mode."""
+        """Load a folder written by `save`, or by diffusers, in float32 and evaluation mode.
+
+        Without statistics beside the weights the scaling factor of the configuration normalises
+        (0.476986 for HunyuanVideo): latents times it have about unit variance.
+        """
         directory = Path(directory)
         autoencoder = AutoencoderKLHunyuanVideo.from_pretrained(
             directory, torch_dtype=torch.float32
         )
-        statistics = load_file(directory / STATISTICS)
+        statistics = _load_statistics(directory, autoencoder)
         return cls(autoencoder, **statistics, patch_decoder=_load_patch_decoder(directory)).eval()
 
     @property
     def fingerprint(self) -> str:
-        """A hash of configuration, statistics and weights, for cache keys."""
+        """A hash of all that makes the latents, for cache keys: a new decoder keeps them."""
         shape = {k: v for k, v in self.autoencoder.config.items() if not k.startswith("_")}
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.float().cpu().numpy().tobytes())
+            if "decoder." not in name and "post_quant_conv." not in name:
+                digest.update(name.encode())
+                digest.update(tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     @staticmethod
     def _channels(values: Tensor) -> Tensor:
         return values.view(1, -1, 1, 1, 1)
+
+
+def _load_statistics(directory: Path, autoencoder: AutoencoderKLHunyuanVideo) -> dict[str, Tensor]:
+    if (directory / STATISTICS).is_file():
+        return load_file(directory / STATISTICS)
+    std = 1 / autoencoder.config["scaling_factor"]
+    return {"std": torch.full((autoencoder.config["latent_channels"],), std)}
 
 
 def _load_patch_decoder(directory: Path) -> PatchDecoder | None:

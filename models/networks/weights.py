@@ -1,36 +1,102 @@
 """Finding and writing networks as diffusers folders."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
+from torch import Tensor
 
 import magicdistill
+from magicdistill.models.networks.placement import WHOLE, Placement
+from magicdistill.models.networks.state_dicts import CONFIG, INDEX, public
 
 PROJECT = Path(magicdistill.__file__).resolve().parents[1]
 
 
-def find_weights(directory: str, field: str) -> Path:
-    """Return a folder of weights; a relative one starts here or at the project's root.
+def find_weights(location: str, field: str) -> Path:
+    """Return a folder of weights, or a checkpoint file.
 
-    Raises FileNotFoundError naming the recipe's field.
+    A relative path starts here or at the project's root. Of a whole diffusers pipeline the part
+    is taken that `field` asks for: `transformer` or `vae`. Raises FileNotFoundError naming the
+    recipe's field.
     """
-    path = Path(directory).expanduser()
-    for candidate in (path, PROJECT / path):
-        if (candidate / "config.json").is_file():
-            return candidate.absolute()
-    raise FileNotFoundError(f"{field}: no weights (config.json) in {path}, here or in {PROJECT}")
+    path = Path(location).expanduser()
+    part = "vae" if field.endswith("vae") else "transformer"
+    for root in (path, PROJECT / path):
+        for candidate in (root, root / part):
+            if candidate.is_file() or (candidate / CONFIG).is_file():
+                return candidate.absolute()
+    raise FileNotFoundError(
+        f"{field}: no weights (a folder with {CONFIG}, or a file) in {path}, here or in {PROJECT}"
+    )
 
 
 def save_transformer(
     transformer: HunyuanVideoTransformer3DModel,
     directory: Path,
     dtype: torch.dtype = torch.float16,
+    *,
+    placement: Placement = WHOLE,
+    max_file_bytes: int = 5 * 2**30,
 ) -> None:
-    """Write the weights as safetensors in `dtype`, leaving the transformer as it is."""
-    weights = {name: tensor.to(dtype) for name, tensor in transformer.state_dict().items()}
+    """Write a diffusers folder in `dtype`, leaving the transformer as it is.
+
+    Every rank calls it; one rank of a sharded placement writes, and holds one file at a time.
+    config.json comes last: a folder without it is not complete.
+    """
+    parameters = dict(transformer.named_parameters())
+    sizes = {name: numel * dtype.itemsize for name, numel in _numels(transformer).items()}
+    plan = _files_of(sizes, max_file_bytes)
+    with placement.gathered([]) as writes:
+        if writes:
+            _clear(directory)
+    for file, names in plan.items():
+        tensors: dict[str, Tensor] = {}
+        for name in names:
+            with placement.gathered([parameters[name]]) as writes:
+                if writes:
+                    tensors[name] = parameters[name].detach().to("cpu", dtype, copy=True)
+        if tensors:
+            save_file(tensors, directory / file)
+    if writes:
+        if len(plan) > 1:
+            weight_map = {name: file for file, names in plan.items() for name in names}
+            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+            (directory / INDEX).write_text(json.dumps(index, indent=2))
+        transformer.save_config(directory)
+
+
+def _numels(transformer: HunyuanVideoTransformer3DModel) -> dict[str, int]:
+    """Return the sizes of whole parameters, wherever the real ones are."""
+    with torch.device("meta"):
+        whole = HunyuanVideoTransformer3DModel(**public(transformer.config))
+    return {name: parameter.numel() for name, parameter in whole.named_parameters()}
+
+
+def _files_of(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
+    """Deal names out to files in order; a tensor larger than a file gets its own."""
+    groups: list[list[str]] = [[]]
+    room = max_bytes
+    for name, size in sizes.items():
+        if groups[-1] and size > room:
+            groups.append([])
+            room = max_bytes
+        groups[-1].append(name)
+        room -= size
+    if len(groups) == 1:
+        return {SAFETENSORS_WEIGHTS_NAME: groups[0]}
+    stem = SAFETENSORS_WEIGHTS_NAME.removesuffix(".safetensors")
+    return {
+        f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors": names
+        for number, names in enumerate(groups, start=1)
+    }
+
+
+def _clear(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    transformer.save_config(directory)
-    save_file(weights, directory / SAFETENSORS_WEIGHTS_NAME)
+    for old in (directory / CONFIG, directory / INDEX, *directory.glob("*.safetensors")):
+        old.unlink(missing_ok=True)

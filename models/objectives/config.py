@@ -1,8 +1,8 @@
 """Configurations of the training methods."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from magicdistill.models.config import Config
 from magicdistill.models.networks.config import LoraConfig
@@ -17,11 +17,48 @@ class ScoreSigmaConfig(Config):
 
 
 class SamplerConfig(Config):
-    """The few-step sampler of rollouts, validation and inference."""
+    """A sampler with its grid: of rollouts, validation and inference, or of the teacher."""
 
     name: Literal["euler", "consistency"] = "euler"
     num_steps: int = Field(default=4, ge=1)
     shift: float = Field(default=5.0, gt=0)
+    guidance: float = Field(default=1.0, ge=0)
+    """Guidance scale in the Ho form, 1 is none. A guidance-embedded network takes it as an input;
+    another network is run with the prompt and without."""
+
+
+class GuidanceRange(Config):
+    """Guidance scales, drawn uniformly. The code knows the Ho form alone; this is its border."""
+
+    low: float = Field(default=1.0, ge=0)
+    high: float = Field(default=8.0, ge=0)
+    form: Literal["ho", "magic141"] = "ho"
+    """ho: u + w (c - u). magic141: (1 + w) c - w u, whose w is the Ho scale less one (003 Eq. 7).
+    The range is not in the papers."""
+
+    @property
+    def ho(self) -> tuple[float, float]:
+        """The range in the Ho form."""
+        offset = 1.0 if self.form == "magic141" else 0.0
+        return self.low + offset, self.high + offset
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "GuidanceRange":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class CfgDistillation(Config):
+    """Guidance as an input of the network instead of a second forward. Known: 003 Eq. 6-9."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Lambda of 003 Eq. 8; its value is not in the papers."""
+    base_weight: float = Field(default=1.0, ge=0)
+    """Weight of flow matching on data at scale 1 (003 Eq. 9)."""
+    guidance: GuidanceRange = GuidanceRange()
+    shift: float = Field(default=1.0, gt=0)
+    """Flow shift of the uniform noise level; the paper has none."""
 
 
 class VaeMethod(Config):
@@ -43,31 +80,135 @@ class FinetuneMethod(Config):
     """Share of samples with uniform instead of logit-normal sigma."""
 
 
-class MagicMethod(Config):
-    """Weak-to-strong distribution matching with an adversarial term. Known: 002 section 3."""
+class CfgDistillMethod(CfgDistillation):
+    """Guidance distillation alone: a many-step student that needs one forward a step."""
 
-    name: Literal["magic"]
+    name: Literal["cfg-distill"]
+
+
+class EulerMethod(Config):
+    """The teacher itself with few steps: the baseline that nothing is trained for."""
+
+    name: Literal["euler"]
+    sampler: SamplerConfig = SamplerConfig()
+
+
+class LcmMethod(Config):
+    """Latent consistency distillation, the paper's baseline. Known: 002 appendix B."""
+
+    name: Literal["lcm"]
+    sampler: SamplerConfig = SamplerConfig()
+    teacher: SamplerConfig = SamplerConfig(num_steps=28)
+    """The grid on which neighbours are made consistent, by Euler steps of the teacher."""
+    huber_c: float = Field(default=1e-3, gt=0)
+
+    @model_validator(mode="after")
+    def _teacher_follows_the_flow(self) -> "LcmMethod":
+        if self.teacher.name != "euler":
+            raise ValueError(f"teacher.name {self.teacher.name}: the teacher's step is euler's")
+        return self
+
+
+class DistributionMatchingConfig(Config):
+    """What all methods of distribution matching have; the parts below make the difference."""
+
+    name: str
     lora: LoraConfig = LoraConfig()
     sampler: SamplerConfig = SamplerConfig()
     score_sigma: ScoreSigmaConfig = ScoreSigmaConfig()
-    alpha_weak: float = Field(default=0.25, ge=0, le=1)
-    """LoRA strength of the real score; 0 is plain distribution matching."""
-    alpha_strong: float = Field(default=1.0, gt=0)
-    """LoRA strength of the fake score."""
     num_fake_updates: int = Field(default=5, ge=1)
     """Critic updates for each generator update."""
     warmup_cycles: int = Field(default=0, ge=0)
     """Cycles at the start in which the generator rests."""
     share_rollout: bool = True
-    """One rollout serves a whole cycle; otherwise each turn makes its own."""
+    """One rollout serves a whole cycle, its earlier x0 predictions the fake updates; otherwise
+    each turn makes its own, up to its grid index, on samples of its own."""
     dmd_weight: float = Field(default=1.0, ge=0)
-    adversarial_weight: float = Field(default=0.05, ge=0)
-    """Weight of the generator's adversarial term; 0 builds no discriminator. Not in the paper."""
-    ground_truth: Literal["mse", "dmd"] = "mse"
-    """Reading of 002 Eq. 7; both are reconstructed."""
-    ground_truth_weight: float = Field(default=0.0, ge=0)
+    real_guidance: float | None = Field(default=None, ge=0)
+    """Ho scale of the real score; null takes the generator's (sampler.guidance, or the scales
+    that `cfg_distillation` draws). Not in the paper."""
+    cfg_distillation: CfgDistillation | None = None
+    """Teach the generator the guidance scale in the same stage (003 section 3.1); null: do not."""
     lora_loss_scale: float = Field(default=1.0, gt=0)
     """Factor on the fake-score loss; 1e4 under bf16 and ZeRO (002 section 3.4)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_parts_of_other_methods(cls, values: Any) -> Any:
+        """Name the method that has a part; a part's zero weight says what the name says."""
+        if not isinstance(values, dict):
+            return values
+        kept = dict(values)
+        richer = {"dmd2": Dmd2Method, "magic": MagicMethod, "magic-gt": MagicGtMethod}
+        for name, method in richer.items():
+            for key in method.model_fields.keys() & kept.keys() - cls.model_fields.keys():
+                if kept.pop(key) != 0:
+                    raise ValueError(f"{values.get('name')} has no {key}; use method.name {name}")
+        return kept
 
-MethodConfig = Annotated[VaeMethod | FinetuneMethod | MagicMethod, Field(discriminator="name")]
+
+class AdversarialPart(Config):
+    """The discriminator of DMD2. Standard form; none of its numbers is in the paper."""
+
+    adversarial_weight: float = Field(default=0.05, ge=0)
+    """Weight of the generator's adversarial term; 0 builds no discriminator."""
+    r1_weight: float = Field(default=0.0, ge=0)
+    """Weight of the finite-difference R1 penalty on real samples."""
+    r1_step: float = Field(default=0.01, gt=0)
+    """Standard deviation of its perturbation, in units of the latents'."""
+
+
+class WeakToStrongPart(Config):
+    """The real score moved towards the fake one. Known: 002 Eq. 6."""
+
+    alpha_weak: float = Field(default=0.25, ge=0, le=1)
+    """LoRA strength of the real score; 0 is plain distribution matching."""
+    alpha_strong: float = Field(default=1.0, gt=0)
+    """LoRA strength of the fake score."""
+
+
+class GroundTruthPart(Config):
+    """Supervision by real latents. Reconstructed: 002 Eq. 7."""
+
+    ground_truth: Literal["mse", "huber", "dmd"] = "mse"
+    """Reading of 002 Eq. 7: a distance to the data, or the data in the real score's place."""
+    ground_truth_weight: float = Field(default=0.2, ge=0)
+    """Not in the paper."""
+
+
+class DmdMethod(DistributionMatchingConfig):
+    """Distribution matching alone. Known: 003 Eq. 4 and 5."""
+
+    name: Literal["dmd"]
+
+
+class Dmd2Method(AdversarialPart, DistributionMatchingConfig):
+    """Distribution matching with a discriminator. Known: 002 section 3.1."""
+
+    name: Literal["dmd2"]
+
+
+class MagicMethod(WeakToStrongPart, AdversarialPart, DistributionMatchingConfig):
+    """Weak-to-strong distribution matching with a discriminator. Known: 002 section 3.2."""
+
+    name: Literal["magic"]
+
+
+class MagicGtMethod(GroundTruthPart, WeakToStrongPart, AdversarialPart, DistributionMatchingConfig):
+    """The same with ground-truth supervision. Known in words: 002 section 3.3."""
+
+    name: Literal["magic-gt"]
+
+
+MethodConfig = Annotated[
+    VaeMethod
+    | FinetuneMethod
+    | CfgDistillMethod
+    | EulerMethod
+    | LcmMethod
+    | DmdMethod
+    | Dmd2Method
+    | MagicMethod
+    | MagicGtMethod,
+    Field(discriminator="name"),
+]

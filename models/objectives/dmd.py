@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from magicdistill.models.diffusion.flow import velocity, x0_from_velocity
+from magicdistill.models.diffusion.guidance import Scale, guide
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.lora import lora_strength
 
@@ -25,18 +26,25 @@ def real_and_fake_x0(
     *,
     alpha_weak: float,
     alpha_strong: float,
+    guidance: tuple[Scale, Conditions] | None = None,
 ) -> tuple[Latents, Latents]:
     """Predict x0 with the real and the fake score in one forward over a doubled batch.
 
     real = base + alpha_weak * LoRA, fake = base + alpha_strong * LoRA (002 Eq. 6, known in words);
-    `module` holds the LoRA layers behind `score`.
+    `module` holds the LoRA layers behind `score`. `guidance` guides the real score with a scale
+    against the null prompt's conditions: the batch is then tripled. Guidance: not in the paper.
     """
-    strength = torch.tensor([alpha_weak, alpha_strong], device=x_sigma.device, dtype=x_sigma.dtype)
-    x, s = torch.cat([x_sigma, x_sigma]), torch.cat([sigma, sigma])
+    strengths, parts = [alpha_weak, alpha_strong], [conditions, conditions]
+    if guidance is not None:
+        strengths, parts = [*strengths, alpha_weak], [*parts, guidance[1]]
+    strength = torch.tensor(strengths, device=x_sigma.device, dtype=x_sigma.dtype)
+    x, s = torch.cat([x_sigma] * len(parts)), torch.cat([sigma] * len(parts))
     with lora_strength(module, strength.repeat_interleave(len(x_sigma))):
-        v = score(x, s, Conditions.cat([conditions, conditions]))
-    real, fake = x0_from_velocity(x, v, s).chunk(2)
-    return real, fake
+        v = score(x, s, Conditions.cat(parts))
+    v_real, v_fake, *v_null = v.chunk(len(parts))
+    if guidance is not None:
+        v_real = guide(v_real, v_null[0], guidance[0])
+    return x0_from_velocity(x_sigma, v_real, sigma), x0_from_velocity(x_sigma, v_fake, sigma)
 
 
 def dmd_gradient(x_hat: Latents, target_x0: Latents, fake_x0: Latents) -> Latents:

@@ -1,9 +1,9 @@
 """What passes between the training loop and a method."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class Batch:
     conditions: Conditions | None
     positions: Sequence[int]
     """Global sample positions in the stream of training samples."""
+    null: Conditions | None = None
+    """The conditions with the null prompt in place of the text, which guidance compares with."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,11 @@ class Loss:
     total: Float[Tensor, ""]
     terms: dict[str, Tensor] = field(default_factory=dict)
 
+    def __add__(self, other: "Loss") -> "Loss":
+        return Loss(self.total + other.total, self.terms | other.terms)
 
+
+@runtime_checkable
 class Method(Protocol):
     """A training method: trained roles, their turns in a cycle, and their losses."""
 
@@ -56,3 +62,20 @@ class Method(Protocol):
     def loss(self, role: str, networks: Networks, batch: Batch, draws: Draws) -> Loss:
         """Compute a role's loss on a batch."""
         ...
+
+
+class OneRole:
+    """What methods that train one network, once a cycle, have in common."""
+
+    shares_batch = False
+
+    def __init__(self, role: str, module: nn.Module) -> None:
+        self.modules: Mapping[str, nn.Module] = {role: module}
+
+    def turns(self, cycle: int) -> Sequence[str]:
+        """Update the role once a cycle."""
+        return tuple(self.modules)
+
+    def turn(self, role: str) -> AbstractContextManager[None]:
+        """Change nothing."""
+        return nullcontext()

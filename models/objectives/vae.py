@@ -4,34 +4,20 @@ The encoder is set in closed form (`networks.patch_code`); the decoder learns to
 may use everything that a patch's neighbourhood tells. Our own recipe for small machines.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
-from torch import nn
 
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.objectives.config import VaeMethod
-from magicdistill.models.objectives.types import Batch, Loss, Networks
+from magicdistill.models.objectives.types import Batch, Loss, Networks, OneRole
 
 
-class VaeTraining:
+class VaeTraining(OneRole):
     """Train the role `decoder` on clips of pixels."""
 
-    shares_batch = False
-
     def __init__(self, config: VaeMethod, vae: VideoVae) -> None:
+        super().__init__("decoder", vae.decoder)
         self.config, self.vae = config, vae
-        self.modules: Mapping[str, nn.Module] = {"decoder": vae.decoder}
-
-    def turns(self, cycle: int) -> Sequence[str]:
-        """Update the decoder once a cycle."""
-        return ("decoder",)
-
-    def turn(self, role: str) -> AbstractContextManager[None]:
-        """Change nothing."""
-        return nullcontext()
 
     def loss(self, role: str, networks: Networks, batch: Batch, draws: Draws) -> Loss:
         """Return the L1 distance of pixels and of their first differences, which keeps edges."""

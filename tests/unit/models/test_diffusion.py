@@ -37,27 +37,39 @@ def test_score_sigmas_stay_in_their_range_and_lean_to_noise():
     assert sigma.median() == pytest.approx(5 / 6, abs=1e-3)
 
 
-def test_euler_converges_at_first_order_on_a_gaussian_flow():
-    """For x0 ~ N(0, s^2) the flow is x_sigma = x_1 * sqrt((1 - sigma)^2 s^2 + sigma^2)."""
-    std = 0.5
-    noise = torch.randn(1, 1, 1, 64, 64, dtype=torch.float64)
+def gaussian_velocity(mean: float, std: float):
+    """Return the velocity field that carries N(0, 1) to N(mean, std^2)."""
 
-    def exact_velocity(x, sigma, conditions):
-        t = sigma[0]
-        return x * (t - (1 - t) * std**2) / ((1 - t) ** 2 * std**2 + t**2)
+    def velocity(x, sigma, conditions):
+        t = sigma.view(-1, 1, 1, 1, 1)
+        slope = (t - (1 - t) * std**2) / ((1 - t) ** 2 * std**2 + t**2)
+        return slope * (x - (1 - t) * mean) - mean
+
+    return velocity
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_euler_converges_at_first_order_on_a_gaussian_flow(shift):
+    """The flow's solution at sigma 0 is mean + std * noise."""
+    mean, std = 1.5, 0.5
+    noise = torch.randn(1, 1, 1, 16, 16, dtype=torch.float64)
 
     def error(num_steps: int) -> float:
-        grid = sigma_grid(num_steps, shift=1.0).double()
-        found = sample(exact_velocity, noise, grid, null(noise))
-        return float((found - std * noise).abs().mean())
+        grid = sigma_grid(num_steps, shift).double()
+        found = sample(gaussian_velocity(mean, std), noise, grid, null(noise))
+        return float((found - (mean + std * noise)).abs().mean())
 
-    counts = [16, 32, 64, 128]
+    counts = [32, 64, 128, 256]
     slope = math.log(error(counts[-1]) / error(counts[0])) / math.log(counts[-1] / counts[0])
     assert slope == pytest.approx(-1, abs=0.1)
 
 
+GRIDS = [sigma_grid(4, shift=5.0), sigma_grid(1, shift=5.0), torch.tensor([1.0, 0.8, 0.1, 0.0])]
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=["4 steps", "1 step", "uneven"])
 @pytest.mark.parametrize("name", ["euler", "consistency"])
-def test_samplers_return_the_data_of_a_point_distribution(name):
+def test_samplers_return_the_data_of_a_point_distribution_on_any_grid(name, grid):
     target = torch.randn(2, 3, 4, 5, 6)
 
     def to_target(x, sigma, conditions):
@@ -66,12 +78,42 @@ def test_samplers_return_the_data_of_a_point_distribution(name):
     found = sample(
         to_target,
         torch.randn_like(target),
-        sigma_grid(4, shift=5.0),
+        grid,
         null(target),
         sampler=name,
         fresh_noise=lambda step: torch.randn_like(target),
     )
     torch.testing.assert_close(found, target, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=["4 steps", "1 step", "uneven"])
+def test_an_exact_consistency_model_is_sampled_exactly_on_any_grid(grid):
+    """f(x, sigma) = mean + std (x - (1 - sigma) mean) / std of x_sigma, for N(mean, std^2)."""
+    mean, std = 1.5, 0.5
+
+    def to_the_end_of_the_path(x, sigma, conditions):
+        t = sigma.view(-1, 1, 1, 1, 1)
+        spread = ((1 - t) ** 2 * std**2 + t**2).sqrt()
+        return (x - mean - std * (x - (1 - t) * mean) / spread) / t
+
+    noise = torch.randn(1, 1, 1, 300, 300)
+    found = sample(
+        to_the_end_of_the_path,
+        noise,
+        grid,
+        null(noise),
+        sampler="consistency",
+        fresh_noise=lambda step: torch.randn_like(noise),
+    )
+    assert found.mean() == pytest.approx(mean, abs=0.01)
+    assert found.std() == pytest.approx(std, abs=0.01)
+
+
+@pytest.mark.parametrize("grid", [[0.5, 1.0, 0.0], [1.0, 0.5], [1.0, 0.5, 0.5, 0.0]])
+def test_a_grid_that_does_not_decrease_to_zero_is_refused(grid):
+    noise = torch.randn(1, 1, 1, 2, 2)
+    with pytest.raises(ValueError, match="decreases and ends at 0"):
+        sample(gaussian_velocity(0, 1), noise, torch.tensor(grid), null(noise))
 
 
 def test_the_consistency_sampler_demands_fresh_noise():

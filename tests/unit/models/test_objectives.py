@@ -1,19 +1,40 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.diffusion.flow import sigma_grid
+from magicdistill.models.diffusion.samplers import sample
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, motion
-from magicdistill.models.objectives.config import FinetuneMethod, MagicMethod
-from magicdistill.models.objectives.dmd import descend, dmd_gradient
+from magicdistill.models.networks.config import LoraConfig
+from magicdistill.models.networks.critic import Critic
+from magicdistill.models.networks.student import Student, add_guidance_embedding
+from magicdistill.models.networks.transformer import VelocityModel, copy_transformer
+from magicdistill.models.objectives.cfg_distillation import CfgDistill
+from magicdistill.models.objectives.config import (
+    CfgDistillMethod,
+    FinetuneMethod,
+    LcmMethod,
+    MethodConfig,
+    SamplerConfig,
+)
+from magicdistill.models.objectives.distribution_matching import DistributionMatching
+from magicdistill.models.objectives.dmd import real_and_fake_x0
 from magicdistill.models.objectives.flow_matching import Finetune
-from magicdistill.models.objectives.magic import MagicDistillation
+from magicdistill.models.objectives.lcm import Lcm
+from magicdistill.models.objectives.rollouts import Rollouts
 
 DRAWS = Draws(0, cycle=0, turn=0, positions=range(2))
+CONFIGS: TypeAdapter[Any] = TypeAdapter(MethodConfig)
 
 
-def method(generator, critic, **changes) -> MagicDistillation:
-    return MagicDistillation(MagicMethod(name="magic", **changes), generator, critic)
+def method(generator, critic, name="magic", **changes) -> DistributionMatching:
+    config = CONFIGS.validate_python({"name": name} | changes)
+    return DistributionMatching(config, generator, critic)
 
 
 def gradients(module) -> set[str]:
@@ -24,48 +45,181 @@ def gradients(module) -> set[str]:
     }
 
 
+def assert_frozen_is_untouched(module) -> None:
+    frozen = [p for p in module.parameters() if not p.requires_grad]
+    assert frozen and all(parameter.grad is None for parameter in frozen)
+
+
+def generator_turn(magic, batch, draws=DRAWS):
+    with magic.turn("generator"):
+        loss = magic.loss("generator", magic.modules, batch, draws)
+        loss.total.backward()
+    return loss
+
+
+def guided_student(generator) -> VelocityModel:
+    """The teacher's weights and a guidance input with an effect."""
+    student = VelocityModel(copy_transformer(generator.transformer))
+    add_guidance_embedding(student.transformer)
+    embedder: Any = student.transformer.time_text_embed.guidance_embedder
+    for parameter in embedder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return student
+
+
+@pytest.fixture
+def prompted(batch):
+    """A batch with a prompt, and the null prompt beside it."""
+    torch.manual_seed(3)
+    text = replace(batch.conditions, text=torch.randn(2, 2, 6), pooled=torch.randn(2, 6))
+    return replace(batch, conditions=text, null=batch.conditions)
+
+
 def test_equal_strengths_give_exactly_no_distribution_matching_gradient(generator, critic, batch):
     magic = method(generator, critic, alpha_weak=1.0, adversarial_weight=0.0)
-    with magic.turn("generator"):
-        loss = magic.loss("generator", magic.modules, batch, DRAWS)
-        loss.total.backward()
+    loss = generator_turn(magic, batch)
     assert loss.terms["score_gap"] == 0
     assert gradients(generator) == set()
 
 
-def test_the_score_gap_is_linear_in_the_strengths_for_a_small_lora(generator, critic, batch):
+def test_a_weak_strength_of_zero_is_plain_distribution_matching(generator, critic, batch):
+    losses = [
+        generator_turn(method(generator, critic, name, **changes), batch).total
+        for name, changes in (("magic", {"alpha_weak": 0.0}), ("dmd2", {}))
+    ]
+    assert torch.equal(*losses)
+
+
+@torch.no_grad()
+def test_the_real_score_at_strength_zero_is_the_teacher(generator, critic, batch):
+    sigma = torch.tensor([0.3, 0.8])
+    real, fake = real_and_fake_x0(
+        critic.score, critic, batch.x0, sigma, batch.conditions, alpha_weak=0.0, alpha_strong=1.0
+    )
+    teacher = batch.x0 - sigma.view(-1, 1, 1, 1, 1) * generator(batch.x0, sigma, batch.conditions)
+    torch.testing.assert_close(real, teacher, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(fake, teacher, atol=1e-3)
+
+
+def test_weak_to_strong_scales_the_gradient_of_a_small_lora(generator, critic, batch):
+    """The generator's whole gradient is near (alpha_strong - alpha_weak) times that of DMD."""
     for name, parameter in critic.named_parameters():
         if "lora_B" in name:
             parameter.data *= 0.01
-    gaps = {}
-    for alpha in (0.0, 0.25):
-        magic = method(generator, critic, alpha_weak=alpha, adversarial_weight=0.0)
-        with magic.turn("generator"):
-            gaps[alpha] = magic.loss("generator", magic.modules, batch, DRAWS).terms["score_gap"]
-    assert gaps[0.25] / gaps[0.0] == pytest.approx(0.75, abs=0.02)
+    found = {}
+    for alpha in (0.0, 0.25, 0.5, 0.75):
+        generator.zero_grad()
+        generator_turn(method(generator, critic, alpha_weak=alpha, adversarial_weight=0.0), batch)
+        found[alpha] = torch.cat([p.grad.flatten() for p in generator.parameters()])
+    for alpha, gradient in found.items():
+        expected = (1 - alpha) * found[0.0]
+        assert (gradient - expected).norm() < 0.02 * found[0.0].norm()
 
 
 def test_the_critics_turn_trains_lora_and_discriminator_only(generator, critic, batch):
-    magic = method(generator, critic)
+    magic = method(generator, critic, r1_weight=1.0)
     with magic.turn("critic"):
-        magic.loss("critic", magic.modules, batch, DRAWS).total.backward()
+        loss = magic.loss("critic", magic.modules, batch, DRAWS)
+        loss.total.backward()
+    assert loss.terms["r1"] > 0
     assert gradients(generator) == set()
+    assert_frozen_is_untouched(critic)
     found = gradients(critic)
     assert found and all("lora_" in name or "discriminator" in name for name in found)
     assert any("lora_A" in name for name in found)
     assert any("discriminator.head" in name for name in found)
 
 
-@pytest.mark.parametrize("ground_truth", ["mse", "dmd"])
-def test_the_generators_turn_trains_the_generator_only(generator, critic, batch, ground_truth):
-    magic = method(generator, critic, ground_truth=ground_truth, ground_truth_weight=0.1)
-    with magic.turn("generator"):
-        loss = magic.loss("generator", magic.modules, batch, DRAWS)
+def test_the_loss_scale_of_the_lora_leaves_discriminator_and_logs_alone(generator, critic, batch):
+    terms, found = [], []
+    for scale in (1.0, 1e4):
+        critic.zero_grad()
+        magic = method(generator, critic, lora_loss_scale=scale)
+        loss = magic.loss("critic", magic.modules, batch, DRAWS)
         loss.total.backward()
+        terms.append(loss.terms)
+        found.append({n: p.grad.clone() for n, p in critic.named_parameters() if p.requires_grad})
+    assert terms[0] == terms[1]
+    for name, plain in found[0].items():
+        factor = 1e4 if "lora_" in name else 1.0
+        torch.testing.assert_close(found[1][name], factor * plain, rtol=1e-3, atol=1e-6 * factor)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "terms"),
+    [
+        ("dmd", {}, {"dmd"}),
+        ("dmd2", {}, {"dmd", "adversarial"}),
+        ("magic", {}, {"dmd", "adversarial"}),
+        ("magic", {"real_guidance": 3.0}, {"dmd", "adversarial"}),
+        ("magic-gt", {}, {"dmd", "adversarial", "ground_truth"}),
+        ("magic-gt", {"ground_truth": "huber"}, {"dmd", "adversarial", "ground_truth"}),
+        ("magic-gt", {"ground_truth": "dmd"}, {"dmd", "adversarial", "ground_truth"}),
+    ],
+)
+def test_the_generators_turn_trains_the_generator_only(
+    generator, critic, prompted, name, changes, terms
+):
+    magic = method(generator, critic, name, **changes)
+    loss = generator_turn(magic, prompted)
     assert gradients(critic) == set()
+    assert_frozen_is_untouched(critic)
     assert len(gradients(generator)) > 10
-    assert {"dmd", "adversarial", "ground_truth"} <= loss.terms.keys()
+    assert loss.terms.keys() - {"score_gap", "real_distance", "gap_share"} == terms
     assert any(p.requires_grad for p in critic.parameters())
+
+
+def test_guidance_is_distilled_inside_the_stage(generator, critic, prompted):
+    """Scales are drawn in the Ho form, the same for all turns of a cycle, and reach the input."""
+    student = guided_student(generator)
+    scales = {"low": 0.0, "high": 5.0, "form": "magic141"}
+    magic = method(student, critic, "dmd2", cfg_distillation={"guidance": scales})
+    with magic.turn("critic"):
+        magic.loss("critic", magic.modules, prompted, DRAWS).total.backward()
+    assert gradients(student) == set()
+    loss = generator_turn(magic, prompted, replace(DRAWS, turn=1))
+    assert {"cfg", "cfg_base", "dmd", "adversarial"} <= loss.terms.keys()
+    assert loss.terms["guidance"] == (1 + 5 * DRAWS.of_cycle().uniform("guidance")).mean()
+    assert_frozen_is_untouched(critic)
+    assert any("guidance_embedder" in name for name in gradients(student))
+
+
+def test_a_guidance_embedded_teacher_scores_in_one_doubled_forward(generator, batch):
+    """Real at real_guidance and fake at the generator's scale, without the null prompt."""
+    base = guided_student(generator).transformer
+    critic = Critic(copy_transformer(base), LoraConfig(rank=2), adversarial=True)
+    sampler = {"guidance": 2.0}
+    same = generator_turn(method(VelocityModel(base), critic, sampler=sampler), batch)
+    apart = generator_turn(
+        method(VelocityModel(base), critic, sampler=sampler, real_guidance=6.0), batch
+    )
+    assert same.terms["score_gap"] == 0  # a fresh LoRA is zero
+    assert apart.terms["score_gap"] > 0
+
+
+def test_a_scale_for_a_generator_without_the_input_is_refused(generator, critic):
+    with pytest.raises(ValueError, match="cfg_distillation"):
+        method(generator, critic, sampler={"guidance": 2.0})
+
+
+def test_the_consistency_method_trains_the_student_only(generator, batch):
+    student = Student(copy_transformer(generator.transformer), generator.transformer)
+    lcm = Lcm(LcmMethod(name="lcm"), student)
+    loss = lcm.loss("generator", lcm.modules, batch, DRAWS)
+    loss.total.backward()
+    assert_frozen_is_untouched(student)
+    assert len(gradients(student.transformer)) > 10
+    assert loss.terms.keys() == {"consistency"}
+
+
+def test_guidance_distillation_trains_the_student_only(generator, prompted):
+    student = Student(guided_student(generator).transformer, generator.transformer)
+    distill = CfgDistill(CfgDistillMethod(name="cfg-distill"), student)
+    loss = distill.loss("generator", distill.modules, prompted, DRAWS)
+    loss.total.backward()
+    assert_frozen_is_untouched(student)
+    assert any("guidance_embedder" in name for name in gradients(student.transformer))
+    assert loss.terms.keys() == {"cfg", "cfg_base", "guidance"}
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -79,29 +233,88 @@ def test_a_loss_is_a_function_of_batch_and_draws(generator, critic, batch, share
     assert torch.equal(first.total, again.total)
 
 
-def test_distribution_matching_descends_to_the_target_gaussian():
-    """With the analytic scores of two Gaussians, the mean moves to the real one's."""
-    torch.manual_seed(0)
-    real_mean, mean = 1.5, torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.SGD([mean], lr=0.05)
-    for _ in range(200):
-        x_hat = mean + 0.1 * torch.randn(64, 1, 1, 8, 8)
-        sigma = torch.rand(64, 1, 1, 1, 1) * 0.9 + 0.05
-        x_sigma = (1 - sigma) * x_hat + sigma * torch.randn_like(x_hat)
-        # E[x0 | x_sigma] of N(m, 0.1^2) under the flow
-        gain = 0.01 * (1 - sigma) / ((1 - sigma) ** 2 * 0.01 + sigma**2)
-        real, fake = (m + gain * (x_sigma - (1 - sigma) * m) for m in (real_mean, mean.detach()))
-        loss = descend(x_hat, dmd_gradient(x_hat, real, fake))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert mean.item() == pytest.approx(real_mean, abs=0.1)
+@pytest.mark.parametrize("name", ["euler", "consistency"])
+def test_the_rollout_is_the_sampler(generator, batch, name):
+    sampler = SamplerConfig(name=name, num_steps=3)
+    rollouts = Rollouts(sampler, shared=True)
+    draws = DRAWS.of_cycle()
+    shape = batch.x0.shape[1:]
+    latents = sample(
+        generator,
+        draws.normal("noise", shape),
+        sigma_grid(3, shift=5.0),
+        batch.conditions,
+        sampler=name,
+        fresh_noise=lambda step: draws.normal(f"fresh-{step}", shape),
+    )
+    last = next(
+        draws for turn in range(99)
+        if (draws := replace(DRAWS, turn=turn)).shared_index("grid", 3) == 2
+    )  # fmt: skip
+    assert torch.equal(rollouts.visit(generator, batch, last).x0, latents)
+
+
+def test_all_ranks_train_the_same_grid_index_and_so_the_same_number_of_forwards(generator, batch):
+    for cycle in range(6):
+        counts, sigmas = [], []
+        for positions in (range(2), range(2, 4)):
+            calls = []
+
+            def network(*inputs, calls=calls):
+                calls.append(inputs)
+                return generator(*inputs)
+
+            draws = Draws(0, cycle, 0, positions)
+            rollouts = Rollouts(SamplerConfig(), shared=False)
+            visit = rollouts.visit(network, replace(batch, positions=positions), draws)
+            counts.append(len(calls))
+            sigmas.append(visit.sigma)
+        assert counts[0] == counts[1] and torch.equal(*sigmas)
+
+
+def test_a_shared_rollout_runs_once_a_cycle_and_its_visits_serve_the_fakes(generator, batch):
+    calls = []
+
+    def network(*inputs):
+        calls.append(inputs)
+        return generator(*inputs)
+
+    rollouts = Rollouts(SamplerConfig(), shared=True)
+    turns = [replace(DRAWS, turn=turn) for turn in range(6)]
+    visits = [rollouts.visit(network, batch, draws) for draws in turns]
+    assert len(calls) == 4
+    assert len({float(visit.sigma[0]) for visit in visits}) > 1
+    rollouts.visit(network, batch, replace(DRAWS, cycle=1))
+    assert len(calls) == 8
 
 
 def test_warm_up_cycles_leave_the_generator_alone(generator, critic):
     magic = method(generator, critic, warmup_cycles=1, num_fake_updates=2)
     assert list(magic.turns(0)) == ["critic"] * 2
     assert list(magic.turns(1)) == ["critic", "critic", "generator"]
+
+
+@pytest.mark.parametrize(
+    ("values", "right"),
+    [
+        ({"name": "dmd", "adversarial_weight": 0.1}, "dmd has no adversarial_weight.*dmd2"),
+        ({"name": "dmd2", "alpha_weak": 0.25}, "dmd2 has no alpha_weak.*magic"),
+        ({"name": "magic", "ground_truth_weight": 0.1}, "no ground_truth_weight.*magic-gt"),
+        ({"name": "lcm", "teacher": {"name": "consistency"}}, "euler"),
+        ({"name": "cfg-distill", "guidance": {"low": 3, "high": 2}}, "above"),
+    ],
+)
+def test_a_method_refuses_what_another_name_stands_for(values, right):
+    with pytest.raises(ValidationError, match=right):
+        CONFIGS.validate_python(values)
+
+
+def test_names_set_their_parts_and_a_zero_weight_agrees_with_them():
+    dmd = CONFIGS.validate_python({"name": "dmd", "alpha_weak": 0, "adversarial_weight": 0.0})
+    assert dmd == CONFIGS.validate_python({"name": "dmd"})
+    gt = CONFIGS.validate_python({"name": "magic-gt"})
+    assert (gt.alpha_weak, gt.alpha_strong) == (0.25, 1.0)
+    assert gt.adversarial_weight > 0 and gt.ground_truth_weight > 0
 
 
 def test_fine_tuning_reaches_every_block(generator, batch):

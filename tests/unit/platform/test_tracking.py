@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.recipe import Recipe, flatten
 from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.tracking import Tracker, flatten
+from magicdistill.platform.tracking import Tracker
 
 
 @pytest.fixture(scope="module")

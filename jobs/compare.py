@@ -1,0 +1,71 @@
+"""Train and judge several methods from one teacher; write a table, curves and pictures.
+
+A run that is finished is kept, one that was interrupted goes on: give the same command again.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from magicdistill.platform import logs
+from magicdistill.platform.cli import refuse
+from magicdistill.platform.comparison_recipe import (
+    ComparisonRecipe,
+    check_names,
+    describe_plan,
+    load_comparison,
+)
+from magicdistill.platform.overrides import RecipeError, parse
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags of the job."""
+
+    recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = "portrait-tiny-compare"
+    """Comparison to run: a name in jobs/recipes/comparisons, or a YAML file."""
+    only: tuple[str, ...] = ()
+    """Methods and ablations to run; the report has all that is finished."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the methods, instead of the recipe's."""
+    runs: str | None = None
+    """Folder that receives the runs, instead of the recipe's."""
+    report: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train nothing; make tables, curves and pictures of what is finished."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """List the runs with what they change in the base recipe, and exit."""
+    verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False
+    """Show what the frameworks have to say."""
+
+
+def main() -> None:
+    """Parse the command line and run the job."""
+    args = parse(Arguments, sys.argv[1:], prog="python jobs/compare.py", description=__doc__)
+    try:
+        comparison = _comparison(args)
+    except RecipeError as error:
+        refuse("compare", error)
+    if args.dry_run:
+        print(describe_plan(comparison, args.only))
+        return
+    logs.configure(verbose=args.verbose)
+
+    from magicdistill.platform.comparison import report_comparison, run_comparison
+
+    if args.report:
+        report_comparison(comparison)
+    else:
+        run_comparison(comparison, args.only)
+
+
+def _comparison(args: Arguments) -> ComparisonRecipe:
+    given = {"seeds": args.seeds, "runs": args.runs}
+    comparison = load_comparison(args.recipe, {k: v for k, v in given.items() if v})
+    check_names(comparison, args.only)
+    return comparison
+
+
+if __name__ == "__main__":
+    main()

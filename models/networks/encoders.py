@@ -1,0 +1,225 @@
+"""Prompts and first frames as conditions: LLaVA-Llama-3 tokens and a pooled CLIP embedding.
+
+Two layouts of diffusers folders: HunyuanVideo, whose text encoder is a Llama, and
+HunyuanVideo-I2V, whose LLaVA also sees the first frame (multi-modal guidance, 003 section 3).
+Templates and crops are the public ones, taken from diffusers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.hunyuan_video import (
+    pipeline_hunyuan_video,
+    pipeline_hunyuan_video_image2video,
+)
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPTextModel,
+    LlamaModel,
+    LlavaConfig,
+    LlavaModel,
+    PreTrainedTokenizerBase,
+)
+
+from magicdistill.models.networks.conditions import Conditions
+
+NULL_PROMPT = ""
+SKIPPED_LAYERS = 2
+"""The transformer reads the hidden states before the language model's last layers."""
+NUM_CLIP_TOKENS = 77
+END_OF_HEADER = "<|end_header_id|>"
+NUM_HEADERS = 3
+"""System, user and assistant; a long prompt pushes the last one out."""
+ASSISTANT_TOKENS = 4
+"""<|eot_id|> <|start_header_id|> assistant <|end_header_id|>: cut out of the text tokens."""
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """What a prompt is embedded in, and where it starts there."""
+
+    text: str
+    crop_start: int
+    """Tokens before the prompt, with one for the image."""
+
+
+TEXT_TEMPLATE = PromptTemplate(
+    pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE["template"],
+    pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE["crop_start"],
+)
+IMAGE_TEMPLATE = PromptTemplate(
+    pipeline_hunyuan_video_image2video.DEFAULT_PROMPT_TEMPLATE["template"],
+    pipeline_hunyuan_video_image2video.DEFAULT_PROMPT_TEMPLATE["crop_start"],
+)
+
+
+class PromptEncoder(nn.Module):
+    """Turns prompts, with or without first frames, into conditions."""
+
+    def __init__(
+        self,
+        language: LlavaModel | LlamaModel,
+        tokenizer: PreTrainedTokenizerBase,
+        clip: CLIPTextModel,
+        clip_tokenizer: PreTrainedTokenizerBase,
+        image_processor: CLIPImageProcessorPil | None = None,
+        *,
+        num_text_tokens: int = 256,
+        image_token_stride: int = 2,
+        text_template: PromptTemplate = TEXT_TEMPLATE,
+        image_template: PromptTemplate = IMAGE_TEMPLATE,
+    ) -> None:
+        """Keep every `image_token_stride`-th image token.
+
+        2 is right where the image prior enters by channels, 4 where it replaces the first frame.
+        """
+        super().__init__()
+        self.language, self.clip = language.eval(), clip.eval()
+        self.tokenizer, self.clip_tokenizer = tokenizer, clip_tokenizer
+        self.image_processor = image_processor
+        self.num_text_tokens, self.image_token_stride = num_text_tokens, image_token_stride
+        self.text_template, self.image_template = text_template, image_template
+
+    @classmethod
+    def load(
+        cls, directory: Path | str, dtype: torch.dtype = torch.float16, **options: Any
+    ) -> "PromptEncoder":
+        """Load the encoders of a diffusers folder.
+
+        `text_encoder`, `tokenizer`, `text_encoder_2`, `tokenizer_2`, and for HunyuanVideo-I2V
+        `image_processor`; `options` are those of the constructor. Raises FileNotFoundError naming
+        what is missing.
+        """
+        directory = Path(directory)
+        names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+        missing = [name for name in names if not (directory / name).is_dir()]
+        if missing:
+            raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}")
+        processor = directory / "image_processor"
+        return cls(
+            AutoModel.from_pretrained(directory / "text_encoder", dtype=dtype),
+            AutoTokenizer.from_pretrained(directory / "tokenizer"),
+            CLIPTextModel.from_pretrained(directory / "text_encoder_2", dtype=dtype),
+            AutoTokenizer.from_pretrained(directory / "tokenizer_2"),
+            CLIPImageProcessorPil.from_pretrained(processor) if processor.is_dir() else None,
+            **options,
+        )
+
+    @torch.no_grad()
+    def forward(
+        self, prompts: Sequence[str], images: Float[Tensor, "b 3 y x"] | None = None
+    ) -> Conditions:
+        """Encode prompts, with first frames in [-1, 1] of any size where `images` are given.
+
+        The conditions are float32 and have no image prior, which is the VAE's work. Raises
+        ValueError where the folder's text encoder has no eyes, or a prompt names the image token.
+        """
+        if images is None:
+            text, mask = self._text_tokens(prompts)
+            return Conditions(text, mask, self._pooled(prompts))
+        image_tokens, text, mask = self._image_and_text_tokens(prompts, images)
+        return Conditions(text, mask, self._pooled(prompts), image_tokens=image_tokens)
+
+    def null(self, batch: int, images: Float[Tensor, "b 3 y x"] | None = None) -> Conditions:
+        """Encode the null prompt: the empty one, in the same template."""
+        return self([NULL_PROMPT] * batch, images)
+
+    def _text_tokens(
+        self, prompts: Sequence[str]
+    ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
+        ids, mask = self._tokenize(prompts, self.text_template)
+        hidden = self._hidden(ids, mask)
+        start = self.text_template.crop_start
+        return hidden[:, start:], mask[:, start:]
+
+    def _image_and_text_tokens(
+        self, prompts: Sequence[str], images: Float[Tensor, "b 3 y x"]
+    ) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
+        """Return what LLaVA says where the image stands, and behind it.
+
+        The one image token of the template makes room for all that the vision branch gives; the
+        header of the assistant's answer is cut out.
+        """
+        if self.image_processor is None or not isinstance(self.language, LlavaModel):
+            raise ValueError("first frames need the LLaVA encoder of a HunyuanVideo-I2V folder")
+        config: LlavaConfig = self.language.config
+        ids, mask = self._tokenize(prompts, self.image_template)
+        is_image = ids.eq(config.image_token_index)
+        if (is_image.sum(1) != 1).any():
+            token = self.tokenizer.convert_ids_to_tokens(config.image_token_index)
+            raise ValueError(f"a prompt may not contain the image token {token}")
+        at, count = int(is_image[0].nonzero()), config.image_seq_length
+        hidden = self._hidden(
+            _expand(ids, at, count), _expand(mask, at, count), self._pixels(images)
+        )
+        behind = torch.cat([hidden[:, :at], hidden[:, at + count - 1 :]], dim=1)
+        kept = self._kept_positions(ids)
+        text = torch.stack([row[index] for row, index in zip(behind, kept, strict=True)])
+        mask = torch.stack([row[index] for row, index in zip(mask, kept, strict=True)])
+        return hidden[:, at : at + count : self.image_token_stride], text, mask
+
+    def _kept_positions(self, ids: Int[Tensor, "b n"]) -> list[Int[Tensor, " m"]]:
+        """Return each row's positions from the prompt on, without the assistant's header."""
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        header = torch.tensor(
+            self.tokenizer.convert_tokens_to_ids(END_OF_HEADER), device=ids.device
+        )
+        kept = []
+        for row in ids:
+            ends = row.eq(header).nonzero().flatten().tolist()
+            end = ends[-1] if len(ends) >= NUM_HEADERS else ids.shape[1] - 1
+            outside = (positions <= end - ASSISTANT_TOKENS) | (positions > end)
+            kept.append(positions[outside & (positions >= self.image_template.crop_start)])
+        return kept
+
+    def _tokenize(
+        self, prompts: Sequence[str], template: PromptTemplate
+    ) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+        """Return tokens, padded on the right and cut, and which of them are valid."""
+        tokens = self.tokenizer(
+            [template.text.format(prompt) for prompt in prompts],
+            max_length=self.num_text_tokens + template.crop_start,
+            padding="max_length",
+            padding_side="right",
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.language.device)
+        return tokens["input_ids"], tokens["attention_mask"].bool()
+
+    def _hidden(
+        self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"], pixels: Tensor | None = None
+    ) -> Float[Tensor, "b n d"]:
+        images = {} if pixels is None else {"pixel_values": pixels}
+        output = self.language(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False, **images
+        )
+        return output.hidden_states[-(SKIPPED_LAYERS + 1)].float()
+
+    def _pixels(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b 3 s s"]:
+        assert self.image_processor is not None
+        frames = ((images.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+        processed = self.image_processor(list(frames), return_tensors="pt")
+        return processed["pixel_values"].to(self.language.device, self.language.dtype)
+
+    def _pooled(self, prompts: Sequence[str]) -> Float[Tensor, "b p"]:
+        tokens = self.clip_tokenizer(
+            list(prompts),
+            max_length=NUM_CLIP_TOKENS,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        ids = tokens["input_ids"].to(self.clip.device)
+        return self.clip(ids).pooler_output.float().to(self.language.device)
+
+
+def _expand(rows: Tensor, at: int, count: int) -> Tensor:
+    """Repeat column `at` of (b, n) until it is there `count` times."""
+    return torch.cat([rows[:, :at], rows[:, at : at + 1].expand(-1, count), rows[:, at + 1 :]], 1)

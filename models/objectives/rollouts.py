@@ -1,0 +1,66 @@
+"""The samples that a few-step generator is trained on: steps of its own sampler from noise."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.diffusion.flow import sigma_grid
+from magicdistill.models.diffusion.samplers import Velocity, rollout
+from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.objectives.types import Batch
+
+
+class Visit(NamedTuple):
+    """One network call of a rollout: its input, its noise level (b,) and its clean prediction."""
+
+    x: Tensor
+    sigma: Tensor
+    x0: Tensor
+
+
+class Rollouts:
+    """Rolls out without gradient to a grid index that is drawn once for all ranks of the job.
+
+    Ranks that ran different numbers of forwards would wait for each other under ZeRO-3. With
+    `shared`, one whole rollout serves all turns of a cycle: every x0 that it visits is a valid
+    sample at its own step, and the generator does not change before the cycle's last turn.
+    """
+
+    def __init__(self, sampler: SamplerConfig, *, shared: bool) -> None:
+        self.sampler, self.shared = sampler, shared
+        self._cycle = -1
+        self._kept: dict[tuple[int, ...], list[Visit]] = {}
+
+    def draws(self, draws: Draws) -> Draws:
+        """Return the draws that a rollout of this turn depends on."""
+        return draws.of_cycle() if self.shared else draws
+
+    def visit(self, generator: Velocity, batch: Batch, draws: Draws) -> Visit:
+        """Return the call at the turn's grid index."""
+        num_steps = self.sampler.num_steps
+        index = draws.shared_index("grid", num_steps)
+        if not self.shared:
+            return self._run(generator, batch, draws, index + 1)[index]
+        if draws.cycle != self._cycle:
+            self._cycle, self._kept = draws.cycle, {}
+        key = tuple(batch.positions)
+        if key not in self._kept:
+            self._kept[key] = self._run(generator, batch, self.draws(draws), num_steps)
+        return self._kept[key][index]
+
+    @torch.no_grad()
+    def _run(self, generator: Velocity, batch: Batch, draws: Draws, num_steps: int) -> list[Visit]:
+        shape, device = batch.x0.shape[1:], batch.x0.device
+        assert batch.conditions is not None
+        visited = rollout(
+            generator,
+            draws.normal("noise", shape),
+            sigma_grid(self.sampler.num_steps, self.sampler.shift, device),
+            batch.conditions,
+            sampler=self.sampler.name,
+            fresh_noise=lambda step: draws.normal(f"fresh-{step}", shape),
+            num_steps=num_steps,
+        )
+        return [Visit(*call) for call in visited]

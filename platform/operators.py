@@ -1,0 +1,30 @@
+"""DeepSpeed's compiled operators."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path("~/.cache/magicdistill/operators")
+
+
+def load_shared_memory_operator() -> None:
+    """Load DeepSpeed's shared-memory operator for processors; the first use compiles it.
+
+    torch marks a build by a file that a killed build leaves behind, and whoever meets it waits
+    for ever. Here one process at a time holds a lock of the kernel's, which ends with the
+    process, in a folder that is ours alone; a mark found under it is a dead build's.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator: Any = get_accelerator()
+    builder = accelerator.create_op_builder("ShareMemCommBuilder")
+    if builder is None:  # on GPUs there is none
+        return
+    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(FOLDER.expanduser())))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".building").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for mark in folder.glob("*/lock"):
+            mark.unlink()
+        builder.load(verbose=False)

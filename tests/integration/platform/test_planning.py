@@ -1,0 +1,63 @@
+"""Plans against DeepSpeed and a split sequence on two gloo ranks, and the command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, float]]]:
+    out = tmp_path_factory.mktemp("planning") / "found.json"
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    rank = Path(__file__).with_name("planning_rank.py")
+    result = subprocess.run(
+        [*launch, str(rank), str(out)],
+        cwd=ROOT,
+        env=os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+def test_states_and_activations_are_predicted_within_a_tenth(found) -> None:
+    assert len(found) >= 8
+    for name, check in found.items():
+        for kind, predicted in check["predicted"].items():
+            measured = check["measured"][kind]
+            print(f"{name:32} {kind:18} {predicted:10.0f} {measured:10.0f}")
+            assert predicted == pytest.approx(measured, rel=0.1), (name, kind)
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "plan.py"), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_prints_a_plan_and_tells_by_its_status_whether_it_fits() -> None:
+    fitting = plan("--recipe", "magic141-4step-40xh100")
+    assert fitting.returncode == 0, fitting.stderr
+    assert "magic141-4step-40xh100 fits" in fitting.stdout
+    other = plan("--recipe", "magic141-4step-8xh100", "--json", "--engine.zero_stage", "1")
+    assert other.returncode == 1
+    assert json.loads(other.stdout)["remedies"]

@@ -1,0 +1,115 @@
+"""Checkpoints are intact, or passed over."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from magicdistill.platform.checkpoints import COMMITTED, Checkpoints, DiskFullError
+from magicdistill.platform.config import OptimizerConfig, TorchEngineConfig
+from magicdistill.platform.engine import Ema, TorchEngine
+
+STATE = "net/state.pt"
+
+
+class FullDiskEngine(TorchEngine):
+    """Finds the disk full in the middle of its files."""
+
+    def save(self, directory: Path) -> None:
+        """Write what fits, then meet the kernel's own error."""
+        super().save(directory)
+        Path("/dev/full").write_bytes(b"more")
+
+
+def make_engine(kind: type[TorchEngine] = TorchEngine) -> TorchEngine:
+    config = TorchEngineConfig(kind="torch")
+    return kind(config, nn.Linear(4, 4), OptimizerConfig(lr=0.1), num_micro_batches=1)
+
+
+def train(engine: TorchEngine) -> None:
+    engine.backward(engine(torch.ones(2, 4)).square().mean(), last=True)
+    engine.step()
+
+
+def weight_of(engine: TorchEngine) -> torch.Tensor:
+    return engine.module.state_dict()["weight"]
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def saved(tmp_path: Path, warnings: list[str]) -> tuple[Checkpoints, dict[int, torch.Tensor]]:
+    """Three saves of which two are kept, and the weights at each."""
+    engine = make_engine()
+    weights: dict[int, torch.Tensor] = {}
+    ema = Ema("net", engine.module, 0.5)
+    checkpoints = Checkpoints(tmp_path, keep=2, warn=warnings.append)
+    for cycle in (1, 2, 3):
+        train(engine)
+        ema.update()
+        checkpoints.save(cycle, {"net": engine}, ema)
+        weights[cycle] = weight_of(engine).clone()
+    return checkpoints, weights
+
+
+def restore(checkpoints: Checkpoints) -> tuple[int, torch.Tensor]:
+    engine = make_engine()
+    cycle = checkpoints.load_latest({"net": engine}, Ema("net", engine.module, 0.5))
+    return cycle, weight_of(engine)
+
+
+def test_the_newest_is_restored_and_the_oldest_is_gone(saved):
+    checkpoints, weights = saved
+    cycle, weight = restore(checkpoints)
+    assert cycle == 3
+    assert torch.equal(weight, weights[3])
+    assert [path.name for path in checkpoints.committed()] == ["cycle-0000002", "cycle-0000003"]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip_one_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_one_bit, Path.unlink])
+@pytest.mark.parametrize("file", [STATE, "ema-0.pt"])
+def test_a_damaged_one_is_passed_over_for_the_one_before(saved, warnings, damage, file):
+    checkpoints, weights = saved
+    damage(checkpoints.committed()[-1] / file)
+    cycle, weight = restore(checkpoints)
+    assert cycle == 2
+    assert torch.equal(weight, weights[2])
+    assert "cycle-0000003" in warnings[0]
+    assert file in warnings[0]
+
+
+def test_one_without_a_marker_does_not_count(saved):
+    checkpoints, _ = saved
+    (checkpoints.committed()[-1] / COMMITTED).unlink()
+    assert restore(checkpoints)[0] == 2
+
+
+def test_nothing_is_restored_where_nothing_is_intact(saved):
+    checkpoints, _ = saved
+    for path in checkpoints.committed():
+        truncate(path / STATE)
+    assert restore(checkpoints)[0] == 0
+
+
+def test_a_full_disk_is_said_and_leaves_the_previous_intact(saved):
+    checkpoints, weights = saved
+    with pytest.raises(DiskFullError, match="no space left"):
+        checkpoints.save(4, {"net": make_engine(FullDiskEngine)}, None)
+    assert not list(checkpoints.folder.glob("cycle-0000004"))
+    cycle, weight = restore(checkpoints)
+    assert cycle == 3
+    assert torch.equal(weight, weights[3])

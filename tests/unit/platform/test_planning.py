@@ -1,0 +1,241 @@
+"""Plans: closed forms against what torch keeps and counts, and what a plan says of a recipe."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from magicdistill.models.networks.attention import set_kernels
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.config import KernelsConfig, LoraConfig, TransformerConfig
+from magicdistill.models.networks.critic import Critic
+from magicdistill.models.networks.lora import lora_strength
+from magicdistill.models.networks.transformer import VelocityModel, build_transformer
+from magicdistill.platform.cli import parse_job
+from magicdistill.platform.config import OptimizerConfig, Precision, TorchEngineConfig
+from magicdistill.platform.engine import TorchEngine, lr_factor
+from magicdistill.platform.flops import Sample, operations, saved_bytes
+from magicdistill.platform.memory import parts_of, state_rows, total
+from magicdistill.platform.overrides import RecipeError
+from magicdistill.platform.passes import Pass
+from magicdistill.platform.plan_table import format_plan, to_json
+from magicdistill.platform.planning import Change, changed, plan
+from magicdistill.platform.recipe import load_recipe, recipe_names
+
+SHAPES = TransformerConfig(
+    num_attention_heads=8,
+    attention_head_dim=12,
+    num_layers=3,
+    num_single_layers=5,
+    num_refiner_layers=1,
+    rope_axes_dim=(4, 4, 4),
+    text_embed_dim=6,
+    pooled_projection_dim=6,
+    num_text_tokens=4,
+    latent_channels=4,
+)
+RANK = 4
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PORTRAIT = "magic141-4step-8xh100"
+
+
+def inputs() -> tuple[Tensor, Tensor, Conditions]:
+    """Latents of 3 x 12 x 12, which are 108 video tokens, and a prompt without padding."""
+    conditions = Conditions(
+        text=torch.randn(1, 4, 6),
+        text_mask=torch.ones(1, 4, dtype=torch.bool),
+        pooled=torch.randn(1, 6),
+        image_prior=torch.randn(1, 4, 1, 12, 12),
+    )
+    return torch.randn(1, 4, 3, 12, 12), torch.rand(1), conditions
+
+
+def sample(precision: Precision = "fp32") -> Sample:
+    size = DTYPES[precision].itemsize
+    return Sample(SHAPES, 3, 12, 12, activation_bytes=size, lora_rank=RANK)
+
+
+def generator(precision: Precision, *, recompute: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
+    network = VelocityModel(build_transformer(SHAPES)).to(DTYPES[precision])
+    set_kernels(network, KernelsConfig(recompute_blocks=recompute))
+    return network, lambda: network(*inputs())
+
+
+def critic(precision: Precision, *, recompute: bool) -> Critic:
+    network = Critic(build_transformer(SHAPES), LoraConfig(rank=RANK), adversarial=True)
+    network = network.to(DTYPES[precision])
+    set_kernels(network, KernelsConfig(recompute_blocks=recompute))
+    return network
+
+
+def measured(module: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Return the bytes that autograd keeps of a forward, parameters left out."""
+    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(
+        tensor.untyped_storage().nbytes()
+        for address, tensor in kept.items()
+        if address not in parameters
+    )
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_generators_saved_activations_are_predicted(
+    precision: Precision, recompute: bool
+) -> None:
+    module, forward = generator(precision, recompute=recompute)
+    predicted = saved_bytes(
+        sample(precision), Pass("generator", "", "weights"), recompute=recompute
+    )
+    assert predicted == pytest.approx(measured(module, forward), rel=0.1)
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_critics_saved_activations_are_predicted(precision: Precision, recompute: bool) -> None:
+    module = critic(precision, recompute=recompute)
+    steps = {
+        "velocity": Pass("critic", "", "lora"),
+        "logits": Pass("critic", "", "weights", blocks="discriminator"),
+    }
+    for output, step in steps.items():
+        predicted = saved_bytes(sample(precision), step, recompute=recompute)
+        kept = measured(module, lambda output=output: module(*inputs(), output=output))
+        assert predicted == pytest.approx(kept, rel=0.1), output
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_gradient_through_the_frozen_critic_is_predicted(
+    precision: Precision, recompute: bool
+) -> None:
+    module = critic(precision, recompute=recompute).requires_grad_(False)
+    x, sigma, conditions = inputs()
+    with lora_strength(module, 0.0):
+        kept = measured(
+            module, lambda: module(x.requires_grad_(), sigma, conditions, output="logits")
+        )
+    predicted = sum(
+        saved_bytes(
+            sample(precision), Pass("critic", "", "inputs", blocks=blocks), recompute=recompute
+        )
+        for blocks in ("double", "discriminator")
+    )
+    assert predicted == pytest.approx(kept, rel=0.1)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_operations_are_those_that_torch_counts(recompute: bool) -> None:
+    _, forward = generator("fp32", recompute=recompute)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        forward().sum().backward()
+    predicted = operations(sample(), Pass("generator", "", "weights"), recompute=recompute)
+    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_what_the_torch_engine_keeps_is_predicted(precision: Precision) -> None:
+    module = critic(precision, recompute=False)
+    engine = TorchEngine(
+        TorchEngineConfig(precision=precision), module, OptimizerConfig(lr=1e-3), 1
+    )
+    engine.backward(sum((p.square().sum() for p in engine.parameters), torch.zeros(())), last=True)
+    gradients = sum(p.grad.nbytes for p in engine.parameters if p.grad is not None)
+    engine.step()
+    moments = [t for state in engine.optimizer.state.values() for t in state.values()]
+    kept = {
+        "parameters": sum(p.nbytes for p in module.parameters()),
+        "gradients": gradients,
+        "optimiser": sum(t.nbytes for t in moments),
+    }
+    rows = [
+        row
+        for part in parts_of("critic", module)
+        for row in state_rows(part, TorchEngineConfig(precision=precision), 1)
+    ]
+    for kind, count in kept.items():
+        assert total([row for row in rows if row.kind == kind]) == pytest.approx(count, rel=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("magic141")])
+def test_every_magic141_recipe_fits_on_its_gpus(name: str) -> None:
+    made = plan(load_recipe(name))
+    assert made.fits, format_plan(made)
+    network = next(row for row in made.held if row.kind == "parameters")
+    assert network.bytes * made.recipe.cluster.num_workers == pytest.approx(2 * 12.82e9, rel=0.01)
+
+
+def test_what_does_not_fit_is_refused_and_each_remedy_makes_it_fit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--recipe", PORTRAIT, "--engine.zero_stage", "2", "--dry_run"]
+    with pytest.raises(SystemExit) as stop:
+        parse_job("distill", default_recipe=PORTRAIT, description="", arguments=flags)
+    assert stop.value.code == 2
+    refusal = capsys.readouterr().err
+    assert f"{PORTRAIT} does not fit" in refusal
+    remedies = [line.split("  (")[0].split() for line in refusal.splitlines() if "  --" in line]
+    assert ["--engine.kind", "deepspeed", "--engine.zero_stage", "3"] in remedies
+    for remedy in remedies:
+        assert plan(load_recipe(PORTRAIT, [*flags[2:4], *remedy])).fits
+
+
+def test_a_plan_is_a_table_and_json() -> None:
+    made = plan(load_recipe("magic141-1step-16xh100"), mfu=0.5)
+    table, values = format_plan(made), json.loads(to_json(made))
+    for text in ("LoRA", "discriminator", "gathered layers", "50% MFU", "samples/s", "pairs/s"):
+        assert text in table
+    held = sum(row["bytes"] for row in values["held"])
+    peak = max(sum(row["bytes"] for row in rows) for rows in values["peaks"].values())
+    assert values["gpu_bytes"] == pytest.approx(held + peak + values["reserve_bytes"])
+    assert values["seconds_per_cycle"] > 0 and values["pair_gpus"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cluster.sequence_parallel": 5}, "24 attention heads do not divide"),
+        ({"schedule.batch_size": 6}, "batch_size 6 does not divide over 4 groups"),
+        ({"cluster.num_workers": 7}, "does not divide into groups"),
+    ],
+)
+def test_what_does_not_divide_is_refused(change: Change, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        plan(changed(load_recipe(PORTRAIT), change))
+
+
+def test_a_recipe_on_cpus_is_counted_and_not_judged() -> None:
+    made = plan(load_recipe("portrait-tiny-smoke"))
+    assert made.fits is None
+    assert "runs on CPUs" in format_plan(made)
+
+
+def test_a_method_without_a_transformer_has_no_plan() -> None:
+    with pytest.raises(RecipeError, match=r"method\.name vae"):
+        plan(load_recipe("portrait-tiny-vae"))
+
+
+def test_offloaded_states_move_to_the_host() -> None:
+    recipe = load_recipe(PORTRAIT)
+    kept, moved = plan(recipe), plan(changed(recipe, {"engine.offload_optimizer": True}))
+    assert {row.kind for row in moved.held if row.place == "host"} == {"gradients", "optimiser"}
+    states = [row for row in kept.held if row.kind in ("gradients", "optimiser")]
+    assert kept.gpu_bytes - moved.gpu_bytes == pytest.approx(total(states))
+    assert moved.host_bytes > total(states)
+
+
+def test_the_rate_falls_to_the_final_one() -> None:
+    factor = lr_factor(OptimizerConfig(lr=5e-5, final_lr=1e-5, decay_steps=100))
+    assert [5e-5 * factor(step) for step in (0, 50, 100)] == pytest.approx([5e-5, 3e-5, 1e-5])
