@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,10 @@ CHUNK_BYTES = 1 << 24
 
 class DiskFullError(OSError):
     """No room for a checkpoint; the previous ones are intact."""
+
+
+class DamagedError(Exception):
+    """Every checkpoint of the run is damaged."""
 
 
 class Checkpoints:
@@ -60,15 +65,24 @@ class Checkpoints:
         _barrier()
 
     def load_latest(self, engines: Mapping[str, Engine], ema: Ema | None) -> int:
-        """Restore the newest intact checkpoint; return its cycle, 0 where there is none."""
-        for path in reversed(self.committed()):
-            marker = json.loads((path / COMMITTED).read_text())
-            damaged = _difference(marker["files"], _checksums(path))
-            if not damaged:
+        """Restore the newest intact checkpoint; return its cycle, 0 where none was ever saved.
+
+        A damaged one loses its marker, so that pruning keeps the intact ones. Raises
+        DamagedError where all are damaged: a fresh start would overwrite the run.
+        """
+        paths = self.committed()
+        for path in reversed(paths):
+            marker = _read_marker(path)
+            damaged = _difference(marker["files"], _checksums(path)) if marker else [COMMITTED]
+            if marker and not damaged:
                 self._load(path, engines, ema)
                 return marker["cycle"]
+            _barrier()
             if _rank() == 0:
+                (path / COMMITTED).unlink()
                 self.warn(f"checkpoint {path.name} is damaged ({', '.join(damaged)}): passed over")
+        if paths:
+            raise DamagedError(f"no checkpoint in {self.folder} is intact: start a new run")
         return 0
 
     def _load(self, path: Path, engines: Mapping[str, Engine], ema: Ema | None) -> None:
@@ -99,6 +113,15 @@ def _room_for(path: Path) -> Iterator[None]:
             "and continue with --resume",
             str(path),
         ) from error
+
+
+def _read_marker(path: Path) -> dict[str, Any] | None:
+    """Return the facts of a checkpoint, None where the marker itself is damaged."""
+    try:
+        marker = json.loads((path / COMMITTED).read_text())
+    except ValueError:
+        return None
+    return marker if isinstance(marker, dict) and {"cycle", "files"} <= marker.keys() else None
 
 
 def _commit(path: Path, cycle: int, files: Mapping[str, list[int]]) -> None:

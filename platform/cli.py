@@ -26,7 +26,11 @@ from magicdistill.platform.recipe import (
 from magicdistill.platform.run_directory import RunDirectory
 
 FREE_TO_CHANGE = (
-    "cluster",
+    "runs",
+    "cluster.address",
+    "cluster.logical_cpus",
+    "cluster.max_failures",
+    "cluster.threads_per_worker",
     "tracking",
     "schedule.num_cycles",
     "schedule.checkpoint_every",

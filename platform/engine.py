@@ -69,6 +69,15 @@ def build_optimizer(
     return optimizer, LambdaLR(optimizer, lr_factor(config))
 
 
+def follow_recipe(optimizer: Any, schedule: LambdaLR, config: OptimizerConfig) -> None:
+    """Let a restored optimiser obey the recipe, which may have changed since it was saved."""
+    rate = config.lr * lr_factor(config)(schedule.last_epoch)
+    chosen = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    for group in optimizer.param_groups:
+        group.update(chosen, lr=rate, initial_lr=config.lr)
+    schedule.base_lrs = [config.lr] * len(schedule.base_lrs)
+
+
 def lr_factor(config: OptimizerConfig) -> Callable[[int], float]:
     """Return the schedule: linear warm-up, then constant or half a cosine down to `final_lr`."""
     floor = config.final_lr / config.lr
@@ -96,6 +105,7 @@ class TorchEngine:
         self.module = module.to(torch.bfloat16) if config.precision == "bf16" else module
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer, self.schedule = build_optimizer(module, optimizer)
+        self.config = optimizer
         self.clip_norm = optimizer.clip_norm
         self.num_micro_batches = num_micro_batches
 
@@ -134,6 +144,7 @@ class TorchEngine:
         self.module.load_state_dict(state["module"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        follow_recipe(self.optimizer, self.schedule, self.config)
 
     def _average_gradients(self) -> None:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -159,13 +170,14 @@ class DeepSpeedEngine:
         import deepspeed
 
         load_shared_memory_operator()
-        client_optimizer, schedule = build_optimizer(module, optimizer)
+        self.config = optimizer
+        client_optimizer, self.schedule = build_optimizer(module, optimizer)
         initialize: Any = deepspeed.initialize  # its annotations refuse a list of parameters
         self.engine, *_ = initialize(
             model=module,
             model_parameters=[p for p in module.parameters() if p.requires_grad],
             optimizer=client_optimizer,
-            lr_scheduler=schedule,
+            lr_scheduler=self.schedule,
             config=deepspeed_config(config, optimizer, num_micro_batches),
         )
         self.module = self.engine.module
@@ -198,6 +210,7 @@ class DeepSpeedEngine:
         path, _ = self.engine.load_checkpoint(str(directory), tag="state", load_module_strict=False)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed state in {directory}")
+        follow_recipe(self.engine.optimizer, self.schedule, self.config)
 
 
 def deepspeed_config(

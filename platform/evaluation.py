@@ -137,10 +137,8 @@ class Judges:
     """Evaluators that serve one run after another; each set of real clips is measured once."""
 
     def __init__(self, recipe: Recipe) -> None:
-        cluster = recipe.cluster
-        actor = Evaluator.options(num_gpus=cluster.gpus_per_worker)
-        arguments = (recipe.model.model_dump_json(), cluster.threads_per_worker)
-        self.pool = ActorPool([actor.remote(*arguments) for _ in range(cluster.num_workers)])
+        self.model, self.cluster = recipe.model, recipe.cluster
+        self._actors: list[Any] = []
         self._real: dict[tuple[Path, int], list[Part]] = {}
 
     def measure(
@@ -151,18 +149,26 @@ class Judges:
         if (cache, count) not in self._real:
             real = Variant(REAL, None, SamplerConfig())
             self._real[cache, count] = self._run([real], cache, count, seed)[REAL]
-        return {REAL: self._real[cache, count]} | self._run(ways, cache, count, seed)
+        found = {REAL: self._real[cache, count]} | self._run(ways, cache, count, seed)
+        if self.cluster.gpus_per_worker:
+            self._actors.clear()  # the next training wants these GPUs
+        return found
 
     def _run(
         self, ways: Sequence[Variant], cache: Path, count: int, seed: int
     ) -> dict[str, list[Part]]:
         chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
         tasks = [(way, cache, rows, seed) for way in ways for rows in chunks]
-        results: list[Any] = list(
-            self.pool.map(lambda worker, task: worker.run.remote(*task), tasks)
-        )
+        self._actors = self._actors or self._start()
+        pool = ActorPool(self._actors)
+        results: list[Any] = list(pool.map(lambda worker, task: worker.run.remote(*task), tasks))
         done = list(zip(tasks, results, strict=True))
         return {way.name: [part for task, part in done if task[0] is way] for way in ways}
+
+    def _start(self) -> list[Any]:
+        actor = Evaluator.options(num_gpus=self.cluster.gpus_per_worker)
+        arguments = (self.model.model_dump_json(), self.cluster.threads_per_worker)
+        return [actor.remote(*arguments) for _ in range(self.cluster.num_workers)]
 
 
 def evaluate(

@@ -132,6 +132,7 @@ def prepare_pixels(recipe: Recipe, run: RunDirectory) -> tuple[Path, None]:
         partial.replace(path)
     if recipe.model.vae is None:
         folder = run.path / "initial"
+        torch.manual_seed(recipe.seed)
         initial_vae(recipe.model, np.load(path, mmap_mode="r")).save(folder)
         model = recipe.model.model_copy(update={"vae": str(folder)})
         run.store(recipe.model_copy(update={"model": model}))

@@ -13,7 +13,8 @@ def load_shared_memory_operator() -> None:
 
     torch marks a build by a file that a killed build leaves behind, and whoever meets it waits
     for ever. Here one process at a time holds a lock of the kernel's, which ends with the
-    process, in a folder that is ours alone; a mark found under it is a dead build's.
+    process; a mark found under it is a dead build's. The folder is ours alone, unless
+    TORCH_EXTENSIONS_DIR names another.
     """
     from deepspeed.accelerator import get_accelerator
 
@@ -25,6 +26,5 @@ def load_shared_memory_operator() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".building").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        for mark in folder.glob("*/lock"):
-            mark.unlink()
+        (folder / builder.NAME / "lock").unlink(missing_ok=True)
         builder.load(verbose=False)

@@ -56,6 +56,11 @@ class Lcm(OneRole):
 
     def __init__(self, config: LcmMethod, student: Student) -> None:
         super().__init__("generator", student)
+        if config.sampler.guidance != 1 and not student.guidance_embeds:
+            raise ValueError(
+                f"method.sampler.guidance {config.sampler.guidance}: this student has no guidance "
+                "input; set it to 1, and guide its teacher by method.teacher.guidance"
+            )
         self.config, self.student = config, student
 
     def loss(self, role: str, networks: Networks, batch: Batch, draws: Draws) -> Loss:

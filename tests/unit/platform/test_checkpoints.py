@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from magicdistill.platform.checkpoints import COMMITTED, Checkpoints, DiskFullError
+from magicdistill.platform.checkpoints import (
+    COMMITTED,
+    Checkpoints,
+    DamagedError,
+    DiskFullError,
+)
 from magicdistill.platform.config import OptimizerConfig, TorchEngineConfig
 from magicdistill.platform.engine import Ema, TorchEngine
 
@@ -58,7 +63,7 @@ def saved(tmp_path: Path, warnings: list[str]) -> tuple[Checkpoints, dict[int, t
 
 def restore(checkpoints: Checkpoints) -> tuple[int, torch.Tensor]:
     engine = make_engine()
-    cycle = checkpoints.load_latest({"net": engine}, Ema("net", engine.module, 0.5))
+    cycle = checkpoints.load_latest({"net": engine}, None)
     return cycle, weight_of(engine)
 
 
@@ -98,11 +103,33 @@ def test_one_without_a_marker_does_not_count(saved):
     assert restore(checkpoints)[0] == 2
 
 
-def test_nothing_is_restored_where_nothing_is_intact(saved):
+@pytest.mark.parametrize("content", ["", "3\n", '{"cycle": 3}'])
+def test_one_with_a_damaged_marker_is_passed_over(saved, content):
+    checkpoints, _ = saved
+    (checkpoints.committed()[-1] / COMMITTED).write_text(content)
+    assert restore(checkpoints)[0] == 2
+
+
+def test_pruning_after_damage_keeps_what_is_intact(saved):
+    checkpoints, _ = saved
+    truncate(checkpoints.committed()[-1] / STATE)
+    engine = make_engine()
+    checkpoints.keep = 1
+    assert checkpoints.load_latest({"net": engine}, None) == 2
+    checkpoints.save(3, {"net": engine}, None)
+    assert restore(checkpoints)[0] == 3
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(saved):
     checkpoints, _ = saved
     for path in checkpoints.committed():
         truncate(path / STATE)
-    assert restore(checkpoints)[0] == 0
+    with pytest.raises(DamagedError, match="new run"):
+        restore(checkpoints)
+
+
+def test_a_run_without_checkpoints_starts_at_zero(tmp_path):
+    assert restore(Checkpoints(tmp_path / "none", keep=1))[0] == 0
 
 
 def test_a_full_disk_is_said_and_leaves_the_previous_intact(saved):
