@@ -1,11 +1,15 @@
 """DeepSpeed's compiled operators."""
 
 import fcntl
+import hashlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path("~/.cache/magicdistill/operators")
+ENVIRONMENT = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+FOLDER = Path("~/.cache/magicdistill/operators", ENVIRONMENT)
+"""One folder for each environment: two of them would rebuild each other's operators in turn."""
 
 
 def load_shared_memory_operator() -> None:

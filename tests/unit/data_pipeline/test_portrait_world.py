@@ -31,16 +31,16 @@ def test_a_clip_has_the_asked_shape(num_frames: int, size: int):
     assert clip.dtype == np.uint8
 
 
-def test_the_size_changes_only_the_resolution():
+def test_the_size_changes_only_the_resolution_and_the_lens():
     large, small = render_clip(5, 4, 128), render_clip(5, 4, 64)
     shrunk = np.stack([cv2.resize(f, (64, 64), interpolation=cv2.INTER_AREA) for f in large])
-    assert np.array_equal(shrunk, small)
+    assert np.abs(shrunk.astype(float) - small).mean() < 3
 
 
 def test_clips_move_without_teleporting():
     clips = np.stack([render_clip(seed) for seed in range(24)]).astype(np.float32)
     change = np.abs(np.diff(clips, axis=1)).mean((2, 3, 4))
-    assert 2 < change.mean() < 9
+    assert 1.5 < change.mean() < 9
     assert change.mean(1).min() > 0.2
     assert change.max() < 30
 
