@@ -25,12 +25,6 @@ GRACE_S = 10
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 """On a processor glibc hands freed tensors back to the kernel and faults them in at each step."""
 
-PROMPT_TRAIN = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-}
-"""With Ray Train's own 2 s and 5 s a finished group takes 10 s longer to leave."""
-
 
 @dataclass(frozen=True)
 class ClusterShape:
@@ -106,7 +100,7 @@ def _runtime_env(config: ClusterConfig, *, joined: bool) -> dict[str, Any]:
     place; a driver that joins by address uploads its source tree, or, where the package is
     installed, relies on the nodes having it installed too.
     """
-    variables = logs.environment(verbose=logs.is_verbose()) | PROMPT_TRAIN
+    variables = logs.environment(verbose=logs.is_verbose())
     variables["OMP_NUM_THREADS"] = str(config.threads_per_worker)
     if config.gpus_per_worker == 0:
         variables |= {"DS_ACCELERATOR": "cpu", **KEEP_FREED_MEMORY}
