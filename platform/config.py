@@ -56,6 +56,8 @@ class ClusterConfig(Config):
     """Workers that share one sample: each holds its share of the video tokens."""
     logical_cpus: PositiveInt = 8
     """CPUs that a local cluster declares: a laptop has fewer cores than Ray has things to place."""
+    dashboard: bool = True
+    """Whether a local cluster serves Ray's dashboard, which lengthens a one-minute run."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts of the worker group from its last checkpoint before the run gives up."""
     address: str | None = None

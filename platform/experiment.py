@@ -84,7 +84,8 @@ def announced_cluster(config: ClusterConfig) -> Iterator[None]:
     """Say what the Ray cluster is, and keep it while the body runs."""
     logs.say("starting Ray")
     with ray_cluster(config) as shape:
-        logs.say(f"Ray has {shape.num_nodes} node(s), {shape.num_cpus:g} logical CPUs")
+        pages = f", dashboard http://{shape.dashboard_url}" if shape.dashboard_url else ""
+        logs.say(f"Ray has {shape.num_nodes} node(s), {shape.num_cpus:g} logical CPUs{pages}")
         yield
 
 
