@@ -42,7 +42,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
     """Connect to Ray while the body runs; for the main thread of a job.
 
     Joins the cluster of `config.address` or RAY_ADDRESS (set in a submitted job), else starts a
-    local one with token authentication and a dashboard on the loopback interface. Afterwards,
+    local one with token authentication, its dashboard on the loopback interface. Afterwards,
     also after Ctrl-C or SIGTERM, disconnects and stops every process that it started.
     """
     others = _processes()
@@ -53,7 +53,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
         options = {
             "address": "local",
             "num_cpus": config.logical_cpus,
-            "include_dashboard": True,  # without it Ray Train complains in a loop
+            "include_dashboard": config.dashboard,
             "dashboard_host": "127.0.0.1",
         }
     try:
@@ -102,7 +102,7 @@ def _runtime_env(config: ClusterConfig, *, joined: bool) -> dict[str, Any]:
     """
     variables = logs.environment(verbose=logs.is_verbose())
     variables["OMP_NUM_THREADS"] = str(config.threads_per_worker)
-    if config.gpus_per_worker == 0:
+    if not config.uses_gpus:
         variables |= {"DS_ACCELERATOR": "cpu", **KEEP_FREED_MEMORY}
     environment: dict[str, Any] = {"env_vars": variables}
     if not joined:

@@ -32,7 +32,7 @@ from magicdistill.platform.tracking import Tracker
 
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow's pages nest runs."""
-IRRELEVANT = {"name", "runs", "tracking", "cluster"}
+IRRELEVANT = {"name", "runs", "mirror", "tracking", "cluster"}
 """Fields of a recipe that change nothing in what comes out of a run."""
 
 
@@ -64,13 +64,16 @@ def report_comparison(comparison: ComparisonRecipe) -> RunDirectory:
 
 
 def find_run(recipe: Recipe) -> RunDirectory | None:
-    """Return the run, finished or not, that has this recipe and these weights."""
+    """Return the run, finished or not, that has this recipe and these weights.
+
+    The code is not part of it: delete the runs that a changed objective should repeat.
+    """
     paths = sorted(resolve_root(recipe.runs).glob(f"*-{digest(recipe)}"))
     return RunDirectory(paths[0]) if paths else None
 
 
 def digest(recipe: Recipe) -> str:
-    """Return a name for all that decides a run's result: its recipe and the weights it reads."""
+    """Return a name for a run's recipe and the weights it reads."""
     text = recipe.model_dump_json(exclude=IRRELEVANT)
     fields = {"model.teacher": recipe.model.teacher, "model.vae": recipe.model.vae}
     weights = [_weights_digest(find_weights(w, field)) for field, w in fields.items() if w]

@@ -15,13 +15,14 @@ from ray.util import ActorPool
 from torch import Tensor
 
 from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.weights import find_weights
 from magicdistill.models.objectives.build import vae
-from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.objectives.config import FinetuneMethod, SamplerConfig
 from magicdistill.platform.generation import generate, held_out
 from magicdistill.platform.pictures import contact_sheet, save_clips, side_by_side
 from magicdistill.platform.recipe import Recipe
@@ -70,6 +71,7 @@ class Part:
     flicker: Tensor
     pixels: Tensor
     seconds: float
+    nfe: int
 
 
 def variants(recipe: Recipe, student: Path) -> list[Variant]:
@@ -79,7 +81,8 @@ def variants(recipe: Recipe, student: Path) -> list[Variant]:
     found = [Variant("teacher", recipe.model.teacher, many)]
     few: SamplerConfig | None = getattr(recipe.method, "sampler", None)
     if few is None:
-        return [Variant("teacher", str(student), many)]
+        name = "teacher" if isinstance(recipe.method, FinetuneMethod) else "student"
+        return [Variant(name, str(student), many)]
     names = dict.fromkeys(("euler", few.name))
     found += [
         Variant(name, recipe.model.teacher, few.model_copy(update={"name": name})) for name in names
@@ -107,7 +110,7 @@ class Evaluator:
     def run(self, variant: Variant, cache: Path, rows: range, seed: int) -> Part:
         """Measure one variant on rows of the cache."""
         batch = held_out(LatentCache(cache), rows, self.device)
-        latents, seconds = batch.x0, 0.0
+        latents, seconds, nfe = batch.x0, 0.0, 0
         if variant.weights is not None:
             model = self._model(variant.weights)
             assert batch.conditions is not None
@@ -122,9 +125,11 @@ class Evaluator:
                 null=batch.null,
             )
             seconds = time.monotonic() - start_s
+            forwards = forwards_per_step(variant.sampler.guidance, embeds=model.guidance_embeds)
+            nfe = variant.sampler.num_steps * forwards
         pixels = self.vae.decode(latents)
         measures = (self.features(pixels), motion(pixels), flicker_proxy(pixels), pixels)
-        return Part(*(measure.cpu() for measure in measures), seconds=seconds)
+        return Part(*(measure.cpu() for measure in measures), seconds=seconds, nfe=nfe)
 
     def _model(self, weights: str) -> VelocityModel:
         if self.loaded is None or self.loaded[0] != weights:
@@ -206,7 +211,7 @@ def _score(way: Variant, parts: list[Part], truth: list[Part]) -> Scores:
     return Scores(
         variant=way.name,
         sampler=way.sampler.name,
-        nfe=way.sampler.num_steps,
+        nfe=parts[0].nfe,
         seconds_per_clip=sum(part.seconds for part in parts) / len(features),
         proxy_frechet_distance=frechet_distance(features, reference) if finite else math.inf,
         dynamic_degree_proxy=moved / real_motion,

@@ -59,7 +59,7 @@ def draw_appearance(rng: np.random.Generator) -> Appearance:
         beard=bearded,
         moustache=bool(bearded or rng.random() < 0.06),
         light=np.array([side * rng.uniform(0.6, 1.0), -rng.uniform(0.2, 0.8)]),
-        head_px=rng.uniform(34, 41),
+        head_px=rng.uniform(42, 48),
         width=rng.uniform(0.93, 1.08),
         eye=rng.uniform(0.92, 1.15),
         centre_px=np.array([64 + rng.uniform(-7, 7), 58 + rng.uniform(-4, 6)]),

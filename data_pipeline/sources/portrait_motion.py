@@ -69,22 +69,22 @@ class Body:
 
 
 def draw_motion(rng: np.random.Generator, num_frames: int) -> Motion:
-    """Draw a performance of some frames: 4 % nearly still, 35 % with a strong sway or camera pan.
+    """Draw a performance of some frames: 4 % nearly still, 12 % with a strong sway or camera pan.
 
     The tracks are stationary and have begun before the first frame, so windows may start anywhere.
     """
     kind = rng.random()
-    energy = 0.04 if kind < 0.04 else rng.uniform(0.2, 0.5)
-    large = kind > 0.65
+    energy = 0.03 if kind < 0.04 else rng.uniform(0.05, 0.18)
+    large = kind > 0.88
     turn = energy * np.deg2rad(_jumps(rng, num_frames, -1, 1, dims=3) * [45, 22, 15])
     turn += 0.05 * energy * _waves(rng, num_frames, 0.3, 1.2, dims=3)
-    speaking = _jumps(rng, num_frames, -0.6, 1.9, gap=(6, 16), duration=(3, 5))
-    syllables = 0.5 + 0.75 * _waves(rng, num_frames, 2.5, 6)
+    speaking = _jumps(rng, num_frames, -0.6, 1.9, gap=(6, 16), duration=(4, 7))
+    syllables = 0.5 + 0.75 * _waves(rng, num_frames, 1.2, 3)
     times = np.arange(num_frames)[:, None]
-    blinks = np.cumsum(rng.exponential(17, size=8 + num_frames // 4) + 3) - 40
-    closed = 1 - np.abs(times - blinks) / rng.uniform(1.4, 2.4, size=blinks.shape)
-    sway = _jumps(rng, num_frames, -1, 1, gap=(8, 16), duration=(7, 11), dims=2) * [9, 3]
-    pan = _jumps(rng, num_frames, -1, 1, gap=(9, 18), duration=(9, 14), dims=2) * [9, 3]
+    blinks = np.cumsum(rng.exponential(24, size=8 + num_frames // 4) + 6) - 40
+    closed = 1 - np.abs(times - blinks) / rng.uniform(2.2, 3.4, size=blinks.shape)
+    sway = _jumps(rng, num_frames, -1, 1, gap=(8, 16), duration=(8, 13), dims=2) * [8, 3]
+    pan = _jumps(rng, num_frames, -1, 1, gap=(9, 18), duration=(9, 14), dims=2) * [8, 3]
     panning = rng.random() < 0.5
     return Motion(
         yaw=turn[:, 0],
@@ -95,10 +95,10 @@ def draw_motion(rng: np.random.Generator, num_frames: int) -> Motion:
         pan=pan * (large and panning),
         zoom=1.02 + energy * _jumps(rng, num_frames, -0.1, 0.11)[:, 0],
         open=np.clip(np.clip(speaking, 0, 1) * syllables, 0, 1)[:, 0],
-        pucker=_jumps(rng, num_frames, -0.6, 1, gap=(4, 10), duration=(3, 6))[:, 0],
+        pucker=_jumps(rng, num_frames, -0.6, 1, gap=(6, 14), duration=(5, 9))[:, 0],
         smile=_jumps(rng, num_frames, -0.5, 1, gap=(8, 18), duration=(5, 8))[:, 0],
         lid=1 - np.clip(1.6 * closed, 0, 1).max(-1),
-        gaze=_jumps(rng, num_frames, -1, 1, gap=(6, 16), duration=(2, 3), dims=2),
+        gaze=_jumps(rng, num_frames, -1, 1, gap=(8, 20), duration=(4, 7), dims=2),
         brow=_jumps(rng, num_frames, -0.6, 1, gap=(7, 16), duration=(4, 6))[:, 0],
     )
 

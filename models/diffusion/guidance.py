@@ -24,6 +24,11 @@ def is_unguided(scale: Scale) -> bool:
     return not isinstance(scale, Tensor) and scale == 1
 
 
+def forwards_per_step(scale: Scale, *, embeds: bool) -> int:
+    """Return how many network evaluations of a sample a guided sampler step takes."""
+    return 1 if embeds or is_unguided(scale) else 2
+
+
 def demand_null(null: Conditions | None) -> Conditions:
     """Return the null prompt's conditions; raise ValueError where the batch has none."""
     if null is None:
@@ -59,7 +64,7 @@ def guided(
     with its conditions and with `null`, those of the same samples under the null prompt.
     Raises ValueError where `null` is needed and missing.
     """
-    if embeds or is_unguided(scale):
+    if forwards_per_step(scale, embeds=embeds) == 1:
         return embedded(network, scale, embeds=embeds)
     without = demand_null(null)
 
