@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
 
-import cv2
 import numpy as np
 from pydantic import AfterValidator, Field
 
@@ -151,6 +150,8 @@ def existing(path: Path, kind: str) -> Path:
 
 def shrunk(image: Array, short_side: int) -> Array:
     """Return the image with at most that short side in pixels."""
+    import cv2
+
     height, width = image.shape[:2]
     scale = short_side / min(height, width)
     if scale >= 1:
@@ -169,6 +170,8 @@ def longest_run_s(flags: Sequence[bool], step_s: float) -> float:
 
 
 def _gray(rgb: Array, short_side: int) -> Array:
+    import cv2
+
     return cv2.cvtColor(shrunk(rgb, short_side), cv2.COLOR_RGB2GRAY)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.clips import Array
@@ -37,6 +36,8 @@ class Blur(RateScorer):
 
 def _blur_along(gray: Array) -> float:
     """Return the blur along the rows' direction, in [0, 1]; a flat picture is blurred."""
+    import cv2
+
     smooth = cv2.blur(gray, (1, TAPS))
     sharp_steps, smooth_steps = np.abs(np.diff(gray, axis=0)), np.abs(np.diff(smooth, axis=0))
     total = float(sharp_steps.sum())

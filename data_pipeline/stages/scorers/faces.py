@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.clips import Array
@@ -84,6 +83,8 @@ class Faces(RateScorer):
 
 def find_faces(weights: Path, rgb: Array, short_side: int, min_confidence: float) -> Array:
     """Return the faces in a frame (h, w, 3) as in `Faces.look`, in no order."""
+    import cv2
+
     small = shrunk(rgb, short_side)
     height, width = (max(32, round(side / 32) * 32) for side in small.shape[:2])
     net = _net(str(weights), width, height)
@@ -120,6 +121,8 @@ def _yaw_deg(points: Array) -> Array:
 
 
 @lru_cache(maxsize=8)
-def _net(weights: str, width: int, height: int) -> cv2.dnn.Net:
+def _net(weights: str, width: int, height: int) -> Any:
     """Return a network for one input size: OpenCV's finds wrong faces after another size."""
+    import cv2
+
     return cv2.dnn.readNetFromONNX(weights)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import cv2
-
 from magicdistill.data_pipeline.stages.scorers.base import (
     Frame,
     RateScorer,
@@ -31,6 +29,8 @@ class Frozen(RateScorer):
 
     def look(self, frame: Frame, last: Frame | None) -> bool:
         """Return whether a frame equals the sample before it."""
+        import cv2
+
         if last is None:
             return False
         gray, before = frame.gray(self.short_side), last.gray(self.short_side)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.stages.scorers.base import CountScorer, Frame, Values
@@ -20,6 +19,8 @@ class PHash(CountScorer):
 
     def look(self, frame: Frame, last: Frame | None) -> bytes:
         """Return the hash of a frame."""
+        import cv2
+
         gray = cv2.resize(frame.gray(240), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
         low = cv2.dct(gray.astype(np.float32))[:LOW, :LOW]
         return np.packbits(low > np.median(low)).tobytes()

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.stages.scorers.base import (
@@ -39,6 +38,8 @@ class Safety(CountScorer):
 
     def look(self, frame: Frame, last: Frame | None) -> float:
         """Return the probability for a frame."""
+        import cv2
+
         files = self.weights_files()
         assert files
         border = (SIDE - CROP) // 2
@@ -54,5 +55,7 @@ class Safety(CountScorer):
 
 
 @lru_cache
-def _net(weights: str) -> cv2.dnn.Net:
+def _net(weights: str) -> Any:
+    import cv2
+
     return cv2.dnn.readNetFromONNX(weights)

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.clips import Array
@@ -46,6 +45,8 @@ class Text(CountScorer):
 
     def look(self, frame: Frame, last: Frame | None) -> float:
         """Return the share of a frame inside boxes of text."""
+        import cv2
+
         files = self.weights_files()
         assert files
         height, width = frame.rgb.shape[:2]
@@ -66,6 +67,8 @@ def _boxes(probability: Array) -> Array:
 
     The network is taught the cores of lines, shrunk by area over perimeter; boxes grow back.
     """
+    import cv2
+
     core = (probability > CORE).astype(np.uint8)
     boxes = np.zeros_like(core)
     contours, _ = cv2.findContours(core, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -81,6 +84,8 @@ def _boxes(probability: Array) -> Array:
 
 
 @lru_cache(maxsize=8)
-def _net(weights: str, width: int, height: int) -> cv2.dnn.Net:
+def _net(weights: str, width: int, height: int) -> Any:
     """Return a network for one input size: OpenCV's do not survive another one."""
+    import cv2
+
     return cv2.dnn.readNetFromONNX(weights)
