@@ -118,7 +118,7 @@ def groups(run: RunDirectory) -> list[tuple[int, int, str]]:
     return [(int(first), int(last), node) for first, last, node in found]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_placement_survives_the_loss_of_a_node(machines: Machines, tmp_path: Path) -> None:
     nodes = [machines.add_node() for _ in range(NODES)]

@@ -118,7 +118,7 @@ def test_a_run_outlives_a_killed_worker(root, undisturbed):
     assert losses(job.run) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_preempted_nodes_workers_and_jobs_save_and_a_killed_job_resumes(root, undisturbed):
     with distill(root, "--recipe", str(root / "survival.yaml")) as job:
         job.wait_for("starting the training workers")
@@ -147,7 +147,7 @@ def test_preempted_nodes_workers_and_jobs_save_and_a_killed_job_resumes(root, un
     assert losses(job.run) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_that_ray_takes_away_lets_the_run_save(root, undisturbed):
     with distill(root, "--recipe", str(root / "survival.yaml"), *LONG) as job:
         job.wait_for("starting the training workers")
