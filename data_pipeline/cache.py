@@ -92,13 +92,18 @@ def row_facts(
     clip: ClipRow, window: Window, bucket: Bucket, vae_fingerprint: str, stored_dtype: str
 ) -> RowFacts:
     """Return the index entry of a window; its key depends on everything that shapes the latents."""
+    transform = f"centre-crop area {bucket}"
+    if clip.crop:
+        transform += f" of {clip.crop}"
+    if clip.time_scale != 1:
+        transform += f" at time scale {clip.time_scale:g}"
     key = digest(
         clip.content_hash,
         clip.start,
         clip.stop,
         window.start,
         window.flipped,
-        f"centre-crop area {bucket}",
+        transform,
         vae_fingerprint,
         stored_dtype,
     )

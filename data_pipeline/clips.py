@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 import pyarrow as pa
 
 Array = npt.NDArray[Any]
+UNREACHABLE = "unreachable"
+"""Opens the reason of a failure that may pass, such as a broken connection."""
 
 
 def digest(*parts: object) -> str:
@@ -26,12 +28,29 @@ class Video:
     uri: str
     """Where the content comes from, independent of this machine where possible."""
     path: str
-    """Local file; a rendered source writes it on first use."""
+    """Local file, which a rendered source writes on first use; empty where content is remote."""
     fingerprint: str
     """Changes whenever the content may have changed."""
     license: str
     mixture: str
     split_shots: bool
+    entry: str = ""
+    """What the source's manifest calls this clip."""
+    t0_s: float = 0.0
+    """Where the clip starts in the file, in seconds."""
+    t1_s: float | None = None
+    """Where it ends; null is the file's end."""
+    crop: tuple[float, ...] = ()
+    """Left, top, right and bottom in units of `crop_frame`; empty is the whole frame."""
+    crop_frame: tuple[float, ...] = ()
+    """Width and height of the frame that the crop was measured on; a width of 0 is unknown."""
+    time_scale: float = 1.0
+    """How many times longer than filmed the clip is played."""
+    caption: str = ""
+    imported_scores: dict[str, float] = field(default_factory=dict)
+    """What the source's authors measured, by names such as `koala.clarity`; never our own."""
+    fault: str = ""
+    """Why the clip cannot be used, where the listing knows: it is recorded and never opened."""
 
 
 @dataclass(frozen=True)
@@ -53,24 +72,55 @@ class ClipRow:
     stop: int = 0
     """One past the last frame."""
     content_hash: str = ""
+    """Of the whole file."""
     decoder: str = ""
     width: int = 0
+    """Of the crop, in pixels."""
     height: int = 0
     fps: float = 0.0
+    """Frames per second at which the clip is played: the file's over `time_scale`."""
     num_frames_header: int = 0
+    """Frames that the file announces, or that the source's span spells."""
     num_frames_decoded: int = 0
     num_cuts: int = 0
     motion_px: float | None = None
     """Mean optical flow; null where the span is shorter than one sampling step."""
     failure: str = ""
+    entry: str = ""
+    """What the source's manifest calls the clip."""
+    crop: tuple[int, ...] = ()
+    """Left, top, right and bottom in pixels; empty is the whole frame."""
+    time_scale: float = 1.0
+    caption: str = ""
+    imported_scores: dict[str, float] = field(default_factory=dict)
+    """What the source's authors measured; never our own."""
+    scores: dict[str, float | None] = field(default_factory=dict)
+    """What our scorers measured, by `<scorer>.<score>`; null where it could not be measured."""
+    scorers: dict[str, str] = field(default_factory=dict)
+    """Version of each scorer that has seen the clip, or why it is absent."""
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    """What duplicates are found by: hashes and embeddings, by scorer."""
 
 
-_ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
+Row = TypeVar("Row", Video, ClipRow)
+
+_ARROW_TYPES = {
+    int: pa.int64(),
+    float: pa.float64(),
+    float | None: pa.float64(),
+    str: pa.string(),
+    bool: pa.bool_(),
+    tuple[int, ...]: pa.list_(pa.int64()),
+    tuple[float, ...]: pa.list_(pa.float64()),
+    dict[str, float]: pa.map_(pa.string(), pa.float64()),
+    dict[str, float | None]: pa.map_(pa.string(), pa.float64()),
+    dict[str, str]: pa.map_(pa.string(), pa.string()),
+    dict[str, bytes]: pa.map_(pa.string(), pa.binary()),
+}
 
 
 def _schema(kind: type[Video] | type[ClipRow]) -> pa.Schema:
-    fields = kind.__dataclass_fields__.values()
-    return pa.schema([(f.name, _ARROW_TYPES.get(f.type, pa.float64())) for f in fields])  # type: ignore[arg-type]
+    return pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in fields(kind)])  # type: ignore[index]
 
 
 VIDEO_SCHEMA = _schema(Video)
@@ -79,22 +129,44 @@ CLIP_SCHEMA = _schema(ClipRow)
 
 def videos_to_table(videos: Sequence[Video]) -> pa.Table:
     """Return videos as an Arrow table."""
-    return pa.Table.from_pylist([asdict(video) for video in videos], schema=VIDEO_SCHEMA)
+    return pa.Table.from_pylist([vars(video) for video in videos], schema=VIDEO_SCHEMA)
 
 
 def clips_to_table(clips: Sequence[ClipRow]) -> pa.Table:
     """Return clips as an Arrow table."""
-    return pa.Table.from_pylist([asdict(clip) for clip in clips], schema=CLIP_SCHEMA)
+    return pa.Table.from_pylist([vars(clip) for clip in clips], schema=CLIP_SCHEMA)
 
 
 def videos_from_table(table: pa.Table) -> list[Video]:
     """Return the videos of a table made by `videos_to_table`."""
-    return [Video(**record) for record in table.to_pylist()]
+    return _rows(Video, table)
 
 
 def clips_from_table(table: pa.Table) -> list[ClipRow]:
-    """Return the clips of a table made by `clips_to_table`."""
-    return [ClipRow(**record) for record in table.to_pylist()]
+    """Return the clips of a table made by `clips_to_table`, now or by an older version.
+
+    Columns that did not exist when a part was written read as null and take their defaults.
+    """
+    return _rows(ClipRow, table)
+
+
+def _rows(kind: type[Row], table: pa.Table) -> list[Row]:
+    records = table.to_pylist(maps_as_pydicts="strict")
+    return [kind(**_arguments(record)) for record in records]
+
+
+def _arguments(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without nulls, with tuples where Arrow has lists."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in record.items()
+        if value is not None
+    }
+
+
+def may_pass(failure: str) -> bool:
+    """Tell whether the next run should try again what failed for this reason."""
+    return f"{UNREACHABLE}: " in failure
 
 
 def failed(video: Video, measures: str, reason: str) -> ClipRow:
@@ -110,4 +182,7 @@ def failed(video: Video, measures: str, reason: str) -> ClipRow:
         mixture=video.mixture,
         measures=measures,
         failure=reason,
+        entry=video.entry,
+        caption=video.caption,
+        imported_scores=video.imported_scores,
     )

@@ -1,17 +1,21 @@
 """What to curate, how to judge it and how to store it."""
 
 import hashlib
-from pathlib import Path
+from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from magicdistill.data_pipeline.stages.scorers import SCORES, AnyScorer
 from magicdistill.models.config import Config
 
 SCORES_VERSION = 1
-"""Raised when a measure changes its meaning: stored scores are then taken again."""
+"""Raised when shots or motion change their meaning: all videos are then scored again."""
 
 Mixture = Literal["portrait", "general", "anime"]
+
+Location = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, PurePath) else v)]
+"""A local path or an address such as `s3://bucket/prefix`."""
 
 
 class PortraitWorld(Config):
@@ -35,14 +39,145 @@ class Folder(Config):
     """Every file under a folder; what is not a video becomes a failed row of the ledger."""
 
     kind: Literal["folder"] = "folder"
-    path: Path
+    path: Location
     license: str
     mixture: Mixture
     split_shots: bool = False
     """Cut films into their shots; without it a clip with a cut inside is left to the policy."""
 
 
-Source = Annotated[PortraitWorld | PackageClips | Folder, Field(discriminator="kind")]
+class Store(Config):
+    """Where the videos that a manifest names are kept."""
+
+    path: Location
+    holds: Literal["clips", "videos"] = "clips"
+    """Clips that are cut and cropped already, or whole videos: spans and crops are then applied."""
+    pattern: str = ""
+    """File below `path`, from `{name}` (the clip's) and `{video}`; `{name}.mp4` or `{video}.mp4`
+    by default. VFHQ's folders of PNG frames are `{name}`."""
+
+    @property
+    def file_pattern(self) -> str:
+        """The pattern, or the default of what the store holds."""
+        return self.pattern or ("{name}.mp4" if self.holds == "clips" else "{video}.mp4")
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> "Store":
+        try:
+            distinct = self.file_pattern.format(name="a", video="b") != self.file_pattern
+        except (KeyError, IndexError, ValueError):
+            distinct = False
+        if not distinct:
+            raise ValueError(f"pattern {self.pattern!r} has to hold {{name}} or {{video}}")
+        return self
+
+
+class Koala(Config):
+    """Koala-36M (Wang et al. 2024): CSV files with captions and scores, one row per clip."""
+
+    kind: Literal["koala-36m"] = "koala-36m"
+    manifests: tuple[Location, ...] = Field(min_length=1)
+    store: Store
+    license: str = "Koala-36M (non-commercial research)"
+    mixture: Mixture = "general"
+
+
+class Inter4K(Config):
+    """Inter4K (Stergiou & Poppe 2022): 1,000 clips of 5.0 s at 60 fps, without a manifest.
+
+    At 24 fps a clip has 120 frames, so a bucket of 129 would lose the whole set. `policy` says
+    what to do instead:
+
+    - `bucket-117`: keep time as it is; the recipe's bucket has at most 120 frames, such as 117;
+    - `stride-2`: take every second frame and play it at 24 fps, 1.25 times slower, 150 frames;
+    - `reject`: record every clip as left out.
+    """
+
+    kind: Literal["inter4k"] = "inter4k"
+    path: Location
+    """The folder of `1.mp4`, `2.mp4`, …: `<root>/60fps/<resolution>`."""
+    policy: Literal["bucket-117", "stride-2", "reject"]
+    num_clips: int = Field(default=1000, ge=1)
+    license: str = "CC BY-NC-SA 4.0"
+    mixture: Mixture = "general"
+
+
+class Hdtf(Config):
+    """HDTF (Zhang et al. 2021): text files of spans and face crops for three sets of videos."""
+
+    kind: Literal["hdtf"] = "hdtf"
+    path: Location
+    """The folder of `RD_annotion_time.txt` and the others, spelt as published."""
+    splits: tuple[Literal["RD", "WDA", "WRA"], ...] = ("RD", "WDA", "WRA")
+    store: Store
+    license: str = "CC BY 4.0"
+    mixture: Mixture = "portrait"
+
+
+class Vfhq(Config):
+    """VFHQ (Xie et al. 2022): one text file per clip, `Clip+<id>+P<p>+C<c>+F<a>-<b>.txt`."""
+
+    kind: Literal["vfhq"] = "vfhq"
+    path: Location
+    """The folder of the text files."""
+    store: Store
+    license: str = "VFHQ (research only)"
+    mixture: Mixture = "portrait"
+
+
+class CelebvHq(Config):
+    """CelebV-HQ (Zhu et al. 2022): one JSON file with spans and face boxes."""
+
+    kind: Literal["celebv-hq"] = "celebv-hq"
+    manifest: Location
+    store: Store
+    license: str = "CelebV-HQ (non-commercial research)"
+    mixture: Mixture = "portrait"
+
+
+class TalkVid(Config):
+    """TalkVid (Chen et al. 2025): JSON lines, or one JSON list, with captions and scores."""
+
+    kind: Literal["talkvid"] = "talkvid"
+    manifests: tuple[Location, ...] = Field(min_length=1)
+    store: Store
+    license: str = "CC BY-NC 4.0"
+    mixture: Mixture = "portrait"
+
+
+class JsonLines(Config):
+    """Any other collection, one JSON object per line.
+
+    A line has `source_id`, `dataset`, `uri` and `license`, and may have `t0` and `t1` (seconds or
+    `H:MM:SS.mmm`), `bbox` (left, top, right, bottom as fractions of the frame), `caption`,
+    `mixture` and `imported_scores`.
+    """
+
+    kind: Literal["jsonl"] = "jsonl"
+    manifests: tuple[Location, ...] = Field(min_length=1)
+    root: Location | None = None
+    """What relative `uri`s are below; by default the folder of their manifest."""
+    mixture: Mixture
+    """Of lines that do not say."""
+    split_shots: bool = False
+
+
+Manifest = Koala | Hdtf | Vfhq | CelebvHq | TalkVid
+"""Sources that name clips of a store."""
+
+Source = Annotated[
+    PortraitWorld
+    | PackageClips
+    | Folder
+    | Koala
+    | Inter4K
+    | Hdtf
+    | Vfhq
+    | CelebvHq
+    | TalkVid
+    | JsonLines,
+    Field(discriminator="kind"),
+]
 
 
 class Bucket(Config):
@@ -59,7 +194,7 @@ class Bucket(Config):
 
 
 class Measures(Config):
-    """How clips are scored; scores taken with other settings are not comparable."""
+    """How clips are found and scored; scores taken with other settings are not comparable."""
 
     motion_short_side: int = Field(default=240, ge=16)
     """Frames are resized to this short side in pixels before optical flow."""
@@ -67,12 +202,64 @@ class Measures(Config):
     """Frames per second between which flow is measured."""
     trim_frames: int = Field(default=4, ge=0)
     """Frames removed on each side of a cut when a video is split into shots."""
+    shots: Literal["koala", "transnetv2", "either"] = "koala"
+    """Who finds cuts: Koala-36M's linear rule, TransNetV2 (a package for its weights), or both,
+    where a cut that either sees is one."""
+    scorers: tuple[AnyScorer, ...] = ()
+    """What else is measured of every clip. A new scorer, or one with other settings, weights or
+    code, measures what is known already; everything else is left alone."""
+
+    @model_validator(mode="after")
+    def _check_scorers(self) -> "Measures":
+        kinds = [scorer.kind for scorer in self.scorers]
+        twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+        if twice:
+            raise ValueError(f"scorers are named once each, not {', '.join(twice)} twice")
+        return self
 
     @property
     def version(self) -> str:
-        """Name of this way of scoring."""
-        text = f"{SCORES_VERSION} {self.model_dump_json()}"
+        """Name of this way of finding clips; scorers have versions of their own."""
+        added = {"scorers"} if self.shots != "koala" else {"scorers", "shots"}
+        text = f"{SCORES_VERSION} {self.model_dump_json(exclude=added)}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Limit(Config):
+    """What a score may be."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+_EVERYWHERE = {
+    "black.longest_s": Limit(max=0.5),
+    "frozen.longest_s": Limit(max=0.5),
+    "letterbox.share": Limit(max=0.02),
+    "exposure.luma": Limit(min=20, max=235),
+    "text.area": Limit(max=0.02),
+    "safety.nsfw": Limit(max=0.5),
+    "koala.clarity": Limit(min=0.7),
+}
+_MOVING = {
+    "motion.px": Limit(min=1.0, max=10.0),
+    "aesthetics.laion": Limit(min=5.0),
+    "koala.suitability": Limit(min=2.5),
+}
+LIMITS: dict[Mixture, dict[str, Limit]] = {
+    "portrait": _EVERYWHERE
+    | {
+        "motion.px": Limit(min=0.3, max=8.0),
+        "aesthetics.laion": Limit(min=4.5),
+        "faces.single_share": Limit(min=0.96),
+        "faces.area_mean": Limit(min=0.0167),
+        "faces.area_min": Limit(min=0.0133),
+        "faces.yaw_proxy_deg": Limit(max=30.0),
+    },
+    "general": _EVERYWHERE | _MOVING,
+    "anime": _EVERYWHERE | _MOVING | {"frozen.longest_s": Limit(max=1.0)},
+}
+"""What a policy asks for unless it says otherwise; limits on scores that nobody took are idle."""
 
 
 class Policy(Config):
@@ -87,9 +274,43 @@ class Policy(Config):
     min_decoded_ratio: float = Field(default=0.98, ge=0, le=1)
     """Decoded frames over those that the container announces."""
     max_cuts: int = Field(default=0, ge=0)
-    min_motion_px: float = Field(default=0.3, ge=0)
-    """Mean optical flow in pixels, under `Measures`."""
-    max_motion_px: float = Field(default=8.0, gt=0)
+    min_motion_px: float | None = Field(default=None, ge=0)
+    """Mean optical flow in pixels, under `Measures`; null is 0.3 for portraits, 1 for others."""
+    max_motion_px: float | None = Field(default=None, gt=0)
+    """Null is 8 for portraits, 10 for others."""
+    limits: dict[Literal["all", Mixture], dict[str, Limit]] = Field(default_factory=dict)
+    """Limits by score, such as `text.area`, for `all` mixtures or for one, instead of the usual
+    ones; `{}` for a score lifts its limit."""
+    crop_bars: bool = False
+    """Cut black bars off and judge the size of what is left, instead of rejecting the clip."""
+    max_clips_per_source: int = Field(default=8, ge=1)
+    max_hash_bits: float = Field(default=6.0, ge=0, le=32)
+    """Clips are near duplicates where their 64-bit perceptual hashes differ in at most so many
+    bits on average, if the recipe takes `phash`."""
+    min_cosine: float = Field(default=0.98, gt=0, le=1)
+    """The same for `embedding`, which goes before hashes."""
+
+    def limits_of(self, mixture: str) -> dict[str, Limit]:
+        """Return what holds for the scores of a mixture's clips."""
+        motion = LIMITS[mixture]["motion.px"].model_copy(  # type: ignore[index]
+            update={
+                bound: value
+                for bound, value in (("min", self.min_motion_px), ("max", self.max_motion_px))
+                if value is not None
+            }
+        )
+        chosen = self.limits.get("all", {}) | self.limits.get(mixture, {})  # type: ignore[call-overload]
+        return LIMITS[mixture] | {"motion.px": motion} | chosen  # type: ignore[index]
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "Policy":
+        for name in {name for limits in self.limits.values() for name in limits}:
+            kind, _, score = name.partition(".")
+            known = SCORES.get(kind)
+            if not score or (known is not None and score not in known):
+                choice = ", ".join(f"{kind}.{score}" for score in known or ()) or "<source>.<score>"
+                raise ValueError(f"limits name scores: {name!r} is none of {choice}")
+        return self
 
 
 class Decoder(Config):
@@ -137,3 +358,14 @@ class DataConfig(Config):
     """Scoring and encoding processes, one logical CPU each."""
     videos_per_block: int = Field(default=16, ge=1)
     """Videos that one scoring call receives; a block is committed to the ledger as one part."""
+
+    @model_validator(mode="after")
+    def _check_inter4k(self) -> "DataConfig":
+        policies = {source.policy for source in self.sources if isinstance(source, Inter4K)}
+        seconds = self.bucket.num_frames / self.bucket.fps
+        if "bucket-117" in policies and seconds > 5:
+            raise ValueError(
+                f"Inter4K's clips last 5 s and the bucket {self.bucket} asks for {seconds:.2f} s: "
+                "set bucket.num_frames to 117, or the source's policy to stride-2 or reject"
+            )
+        return self

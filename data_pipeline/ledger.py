@@ -1,8 +1,9 @@
 """What is known about every clip that was ever scored: the source of truth for resuming."""
 
+import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from magicdistill.data_pipeline.clips import (
     digest,
 )
 from magicdistill.data_pipeline.policy import Decision
+from magicdistill.data_pipeline.stages.scorers.base import ABSENT, Scorer
 
 
 class Ledger:
@@ -27,40 +29,79 @@ class Ledger:
     def __init__(self, directory: Path) -> None:
         self._scores = directory / "scores"
         self._decisions = directory / "decisions"
+        self._scorers = directory / "scorers"
         self._scores.mkdir(parents=True, exist_ok=True)
         self._decisions.mkdir(exist_ok=True)
+        self._scorers.mkdir(exist_ok=True)
 
     def append(self, clips: Sequence[ClipRow]) -> None:
-        """Commit rows as one part; all clips of a video belong into the same part."""
-        name = digest(*(f"{c.clip_id} {c.fingerprint} {c.measures} {c.failure}" for c in clips))
+        """Commit rows as one part; all clips that a video is found to have belong into one."""
+        if not clips:
+            return
+        name = digest(
+            *(f"{c.clip_id} {c.fingerprint} {c.measures} {c.scorers} {c.failure}" for c in clips)
+        )
         write_parquet(clips_to_table(clips), self._scores / f"{name}.parquet")
 
-    def scored(self, videos: Iterable[Video], measures: str) -> dict[str, list[ClipRow]]:
+    def scored(
+        self, videos: Iterable[Video], measures: str, scorers: Sequence[Scorer] = ()
+    ) -> dict[str, list[ClipRow]]:
         """Return the clips of those videos that were scored in their present state.
 
         Args:
             videos: what the sources list now.
-            measures: version of the settings under which scores must have been taken.
+            measures: version of the settings under which clips must have been found.
+            scorers: those whose results are wanted, if they are of the present version.
 
         Returns:
-            Clips by video id, with the paths of the present listing.
+            Clips by video id, with what the present listing says of them. Whatever rows hold of a
+            clip is brought together; the scores of an absent scorer are null.
         """
         present = {video.video_id: video for video in videos}
+        versions = {scorer.kind: scorer.version for scorer in scorers}
         clips: dict[str, ClipRow] = {}
+        results: dict[str, _Results] = {}
         for clip in self._read():
             video = present.get(clip.video_id)
-            if not video or (clip.fingerprint, clip.measures) != (video.fingerprint, measures):
+            if not video or clip.fingerprint != video.fingerprint:
+                continue
+            if clip.scorers:
+                results.setdefault(clip.clip_id, _Results()).add(clip, versions)
+            if clip.measures != measures or _is_stale(clip, versions):
                 continue
             known = clips.get(clip.clip_id)
             if not known or not known.failure:  # a failure, once recorded, stays
-                clips[clip.clip_id] = replace(clip, path=video.path)
+                clips[clip.clip_id] = clip
+        absent = _absent(scorers, versions)
         by_video: dict[str, list[ClipRow]] = {}
         for clip in clips.values():
-            by_video.setdefault(clip.video_id, []).append(clip)
+            video, found = present[clip.video_id], results.get(clip.clip_id, absent)
+            row = replace(
+                clip,
+                path=video.path,
+                license=video.license,
+                mixture=video.mixture,
+                entry=video.entry,
+                caption=video.caption,
+                imported_scores=video.imported_scores,
+                scores=absent.scores | found.scores,
+                scorers=absent.scorers | found.scorers,
+                blobs=found.blobs,
+            )
+            by_video.setdefault(clip.video_id, []).append(row)
         return {
             video_id: sorted(found, key=lambda clip: clip.start)
             for video_id, found in by_video.items()
         }
+
+    def describe(self, scorers: Sequence[Scorer]) -> None:
+        """Store model, version and preprocessing of scorers beside the scores that name them."""
+        for scorer in scorers:
+            path = self._scorers / f"{scorer.kind}-{scorer.version}.json"
+            if scorer.version.startswith(ABSENT) or path.exists():
+                continue
+            text = json.dumps(scorer.describe(), indent=1)
+            write_whole(path, lambda temporary, text=text: temporary.write_text(text))
 
     def write_decisions(self, name: str, decisions: Sequence[Decision]) -> Path:
         """Store what a policy made of the scores and return the file."""
@@ -85,6 +126,38 @@ class Ledger:
         return clips_from_table(dataset.to_table())
 
 
+@dataclass
+class _Results:
+    """What scorers made of one clip, from as many rows as there are."""
+
+    scores: dict[str, float | None] = field(default_factory=dict)
+    scorers: dict[str, str] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, clip: ClipRow, versions: Mapping[str, str]) -> None:
+        """Take what a row holds of the wanted versions."""
+        if clip.failure:
+            return
+        wanted = {kind for kind, v in clip.scorers.items() if versions.get(kind) == v}
+        self.scorers |= {kind: versions[kind] for kind in wanted}
+        self.scores |= {
+            name: value for name, value in clip.scores.items() if name.partition(".")[0] in wanted
+        }
+        self.blobs |= {kind: blob for kind, blob in clip.blobs.items() if kind in wanted}
+
+
+def _is_stale(clip: ClipRow, versions: Mapping[str, str]) -> bool:
+    """Tell whether a clip failed under scorers that are no longer the wanted ones."""
+    return bool(clip.failure) and any(versions.get(k) != v for k, v in clip.scorers.items())
+
+
+def _absent(scorers: Sequence[Scorer], versions: Mapping[str, str]) -> _Results:
+    """Return what all clips have of scorers without weights: nulls, and the reason."""
+    reasons = {kind: v for kind, v in versions.items() if v.startswith(ABSENT)}
+    names = [f"{s.kind}.{name}" for s in scorers if s.kind in reasons for name in s.SCORES]
+    return _Results(dict.fromkeys(names), reasons)
+
+
 _DECISION_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -97,6 +170,11 @@ _DECISION_SCHEMA = pa.schema(
 
 def write_parquet(table: pa.Table, path: Path, **options: Any) -> None:
     """Write a table under a temporary name, then rename it."""
+    write_whole(path, lambda temporary: pq.write_table(table, temporary, **options))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file under a temporary name, then rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, **options)
+    write(temporary)
     os.replace(temporary, path)

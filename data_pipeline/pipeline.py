@@ -19,19 +19,25 @@ from magicdistill.data_pipeline.clips import (
     clips_from_table,
     clips_to_table,
     digest,
+    failed,
+    may_pass,
     videos_to_table,
 )
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.policy import Decision, decide
+from magicdistill.data_pipeline.policy import Decision, count_absent, decide, is_hopeless
 from magicdistill.data_pipeline.progress import Bars, Progress
 from magicdistill.data_pipeline.sources.listing import list_videos
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
+from magicdistill.data_pipeline.stages.run_scorers import AddScores, lacking, versions_of
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.data_pipeline.windows import windows_of
 from magicdistill.models.networks.vae import VideoVae
 
 logger = logging.getLogger(__name__)
+
+FAULTS_PER_PART = 50_000
+"""Rows of the ledger's parts for what the listing already knows to be unusable."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +98,19 @@ def curate(
     ledger = Ledger(root / "ledger")
     videos = list_videos(config.sources, root / "clips")
     with _quiet_ray_data():
-        _score_missing(config, videos, ledger, progress)
-        clips = _scored_clips(config, videos, ledger)
+        passing = _score_missing(config, videos, ledger, progress)
+        passing += _add_missing_scores(config, videos, ledger, progress)
+        clips = _replaced(_scored_clips(config, videos, ledger), passing)
         fingerprint = VideoVae.load(vae_directory).fingerprint
-        wanted = _wanted_keys(config, clips, fingerprint)
         job = EncodeJob(config, vae_directory.absolute(), fingerprint, root / "latents")
-        _encode_missing(job, clips, wanted, ledger, progress)
-    return _publish(config, videos, wanted, root / "latents", ledger)
+        failures = None
+        while failures is None or failures:  # the copy of what failed may now be accepted
+            decisions = decide(clips, config.policy, config.bucket)
+            accepted = [d.clip for d in decisions if d.status == "accepted"]
+            wanted = _wanted_keys(config, accepted, fingerprint)
+            failures = _encode_missing(job, accepted, wanted, ledger, progress)
+            clips = _replaced(clips, failures)
+    return _publish(config, decisions, wanted, root / "latents", ledger)
 
 
 def select_clips(config: DataConfig, root: Path, progress: Progress | None = None) -> list[ClipRow]:
@@ -108,32 +120,83 @@ def select_clips(config: DataConfig, root: Path, progress: Progress | None = Non
     videos = list_videos(config.sources, root / "clips")
     with _quiet_ray_data():
         _score_missing(config, videos, ledger, progress or Bars())
+        _add_missing_scores(config, videos, ledger, progress or Bars())
     decisions = decide(_scored_clips(config, videos, ledger), config.policy, config.bucket)
     return [decision.clip for decision in decisions if decision.status == "accepted"]
 
 
 def _scored_clips(config: DataConfig, videos: Sequence[Video], ledger: Ledger) -> list[ClipRow]:
     """Return the clips of all videos in the order of the listing."""
-    scored = ledger.scored(videos, config.measures.version)
+    measures = config.measures
+    scored = ledger.scored(videos, measures.version, measures.scorers)
     return [clip for video in videos for clip in scored.get(video.video_id, ())]
 
 
 def _score_missing(
     config: DataConfig, videos: Sequence[Video], ledger: Ledger, progress: Progress
-) -> None:
+) -> list[ClipRow]:
+    """Commit the clips of videos that have none; return failures that may pass, uncommitted."""
     scored = ledger.scored(videos, config.measures.version)
     missing = [video for video in videos if video.video_id not in scored]
+    faulty = [failed(v, config.measures.version, v.fault) for v in missing if v.fault]
+    for first in range(0, len(faulty), FAULTS_PER_PART):
+        ledger.append(faulty[first : first + FAULTS_PER_PART])
+    missing = [video for video in missing if not video.fault]
     if not missing:
-        return
+        return []
     start_s, done = time.monotonic(), 0
+    passing: list[ClipRow] = []
     size = config.videos_per_block
     blocks = [videos_to_table(missing[i : i + size]) for i in range(0, len(missing), size)]
     for table in _through_actors(blocks, Score, (config.measures, config.decoder), config):
         clips = clips_from_table(table)
-        ledger.append(clips)
+        passing += [clip for clip in clips if may_pass(clip.failure)]
+        ledger.append([clip for clip in clips if not may_pass(clip.failure)])
         done += len({clip.video_id for clip in clips})
         progress("score", done, len(missing))
     _log_rate("scored", len(missing), "videos", start_s)
+    return passing
+
+
+def _add_missing_scores(
+    config: DataConfig, videos: Sequence[Video], ledger: Ledger, progress: Progress
+) -> list[ClipRow]:
+    """Commit the scores that clips lack; return failures that may pass, uncommitted.
+
+    Cheap scores are taken of all clips, costly ones then of those that are not yet hopeless.
+    """
+    ledger.describe(config.measures.scorers)
+    passing: list[ClipRow] = []
+    for costly in (False, True):
+        scorers = [s for s in config.measures.scorers if costly == s.COSTLY]
+        versions = versions_of(scorers)
+        clips = [
+            clip
+            for clip in (_scored_clips(config, videos, ledger) if scorers else ())
+            if lacking(clip, versions)
+            and not clip.failure
+            and not (costly and is_hopeless(clip, config.policy, config.bucket))
+        ]
+        if not clips:
+            continue
+        start_s, done = time.monotonic(), 0
+        size = config.videos_per_block
+        blocks = [clips_to_table(clips[i : i + size]) for i in range(0, len(clips), size)]
+        for table in _through_actors(blocks, AddScores, (scorers, config.decoder), config):
+            rows = clips_from_table(table)
+            passing += [row for row in rows if may_pass(row.failure)]
+            ledger.append([row for row in rows if not may_pass(row.failure)])
+            done += len(rows)
+            progress("measure", done, len(clips))
+        _log_rate("measured", len(clips), "clips", start_s)
+    return passing
+
+
+def _replaced(clips: Sequence[ClipRow], others: Sequence[ClipRow]) -> list[ClipRow]:
+    """Return clips with others of the same id in their place, and then the rest of the others."""
+    waiting = {clip.clip_id: clip for clip in others}
+    kept = [waiting.pop(clip.clip_id, clip) for clip in clips]
+    return [*kept, *waiting.values()]
 
 
 def _wanted_keys(
@@ -157,14 +220,15 @@ def _encode_missing(
     wanted: dict[str, list[str]],
     ledger: Ledger,
     progress: Progress,
-) -> None:
+) -> list[ClipRow]:
+    """Encode accepted clips that the cache lacks; return failed rows, of which lasting ones are
+    committed."""
     config, present = job.config, committed_rows(job.cache_root)
-    missing = [
-        clip for clip in clips if any(key not in present for key in wanted.get(clip.clip_id, ()))
-    ]
+    missing = [clip for clip in clips if any(key not in present for key in wanted[clip.clip_id])]
     if not missing:
-        return
+        return []
     start_s, done = time.monotonic(), 0
+    failed_clips: list[ClipRow] = []
     by_id = {clip.clip_id: clip for clip in missing}
     size = max(1, config.encoding.rows_per_shard // max(map(len, wanted.values())))
     blocks = [clips_to_table(missing[i : i + size]) for i in range(0, len(missing), size)]
@@ -176,23 +240,24 @@ def _encode_missing(
             for report in reports
             if report["failure"]
         ]
-        if failures:
-            ledger.append(failures)
+        failed_clips += failures
+        ledger.append([clip for clip in failures if not may_pass(clip.failure)])
         done += len(reports)
         progress("encode", done, len(missing))
     num_rows = sum(len(wanted[clip.clip_id]) for clip in missing)
     _log_rate("encoded", num_rows, "windows", start_s)
+    return failed_clips
 
 
 def _publish(
     config: DataConfig,
-    videos: Sequence[Video],
+    decisions: Sequence[Decision],
     wanted: dict[str, list[str]],
     cache_root: Path,
     ledger: Ledger,
 ) -> CurationResult:
-    clips = _scored_clips(config, videos, ledger)
-    decisions = decide(clips, config.policy, config.bucket)
+    for reason, count in count_absent([decision.clip for decision in decisions]).items():
+        logger.warning("%s: %d clips are judged without that score", reason, count)
     present = committed_rows(cache_root)
     entries = [
         present[key] | {"clip_id": d.clip.clip_id, "source_id": d.clip.source_id}

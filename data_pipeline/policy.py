@@ -1,11 +1,15 @@
 """Decide from stored scores which clips are kept, and say why not."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Literal
 
-from magicdistill.data_pipeline.clips import ClipRow
-from magicdistill.data_pipeline.config import Bucket, Policy
+from magicdistill.data_pipeline.clips import ClipRow, digest
+from magicdistill.data_pipeline.config import Bucket, Limit, Policy
+from magicdistill.data_pipeline.duplicates import find_copies
+from magicdistill.data_pipeline.stages.scorers.base import ABSENT
 from magicdistill.data_pipeline.windows import num_resampled
 
 
@@ -16,21 +20,48 @@ class Decision:
     clip: ClipRow
     status: Literal["accepted", "rejected", "failed"]
     reasons: tuple[str, ...]
+    """Each opens with the name of its check and a colon."""
 
 
 def decide(clips: Sequence[ClipRow], policy: Policy, bucket: Bucket) -> list[Decision]:
-    """Return one decision per clip; a failed clip keeps its recorded reason."""
-    return [_decide(clip, policy, bucket) for clip in clips]
+    """Return one decision per clip, in order; a failed clip keeps its recorded reason.
+
+    Clips are judged one by one; of those that pass, copies go, and then what a source has too
+    many of. A score that is absent for want of weights objects to nothing: see `count_absent`.
+    """
+    decisions = [_decide(clip, policy, bucket) for clip in clips]
+    decisions = _without_copies(decisions, policy)
+    return _with_a_cap(decisions, policy)
+
+
+def is_hopeless(clip: ClipRow, policy: Policy, bucket: Bucket) -> bool:
+    """Tell whether what is known of a clip already rejects it, so that nothing more is measured."""
+    return _decide(clip, policy, bucket).status != "accepted"
+
+
+def count_absent(clips: Sequence[ClipRow]) -> Counter[str]:
+    """Return how many clips lack a score that the recipe asks for, by reason."""
+    return Counter(
+        version
+        for clip in clips
+        if not clip.failure
+        for version in clip.scorers.values()
+        if version.startswith(ABSENT)
+    )
 
 
 def _decide(clip: ClipRow, policy: Policy, bucket: Bucket) -> Decision:
     if clip.failure:
         return Decision(clip, "failed", (clip.failure,))
-    reasons = tuple(_objections(clip, policy, bucket))
+    limits = policy.limits_of(clip.mixture)
+    bars = clip.scores.get("letterbox.share") or 0.0
+    if policy.crop_bars and _breach(bars, limits.pop("letterbox.share", Limit())):
+        clip = _without_bars(clip)
+    reasons = (*_structural(clip, policy, bucket), *_measured(clip, limits))
     return Decision(clip, "rejected" if reasons else "accepted", reasons)
 
 
-def _objections(clip: ClipRow, policy: Policy, bucket: Bucket) -> Iterator[str]:
+def _structural(clip: ClipRow, policy: Policy, bucket: Bucket) -> Iterator[str]:
     short, long = sorted((clip.width, clip.height))
     if clip.height < bucket.height or clip.width < bucket.width:
         yield f"resolution: {clip.height}x{clip.width} is smaller than the bucket {bucket}"
@@ -49,8 +80,85 @@ def _objections(clip: ClipRow, policy: Policy, bucket: Bucket) -> Iterator[str]:
         yield f"frames: {num_frames} at {bucket.fps:g} fps < {min_frames}"
     if clip.num_cuts > policy.max_cuts:
         yield f"shot cut: {clip.num_cuts} > {policy.max_cuts}"
+
+
+def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
+    """Yield what the limits have against the scores that were taken."""
+    motion = limits.pop("motion.px")
     if clip.motion_px is None:
         yield "motion: too short to be measured"
-    elif not policy.min_motion_px <= clip.motion_px <= policy.max_motion_px:
-        low, high = policy.min_motion_px, policy.max_motion_px
-        yield f"motion: {clip.motion_px:.2f} px outside {low:g}-{high:g}"
+    elif _breach(clip.motion_px, motion):
+        yield f"motion: {clip.motion_px:.2f} px outside {_range(motion)}"
+    scores = clip.imported_scores | clip.scores
+    for name, limit in limits.items():
+        if name not in scores or limit == Limit():
+            continue
+        value = scores[name]
+        if value is not None:
+            if breach := _breach(value, limit):
+                yield f"{name}: {breach}"
+        elif not clip.scorers[name.partition(".")[0]].startswith(ABSENT):
+            yield f"{name}: could not be measured"
+
+
+def _breach(value: float, limit: Limit) -> str:
+    if limit.min is not None and value < limit.min:
+        return f"{value:.3g} < {limit.min:g}"
+    if limit.max is not None and value > limit.max:
+        return f"{value:.3g} > {limit.max:g}"
+    return ""
+
+
+def _range(limit: Limit) -> str:
+    ends = ("" if end is None else f"{end:g}" for end in (limit.min, limit.max))
+    return "-".join(ends)
+
+
+def _without_bars(clip: ClipRow) -> ClipRow:
+    """Return the clip with a crop that leaves its black bars out, at even pixels."""
+    left, top, right, bottom = clip.crop or (0, 0, clip.width, clip.height)
+    left += _even(clip.scores["letterbox.left"], clip.width)
+    top += _even(clip.scores["letterbox.top"], clip.height)
+    right -= _even(clip.scores["letterbox.right"], clip.width)
+    bottom -= _even(clip.scores["letterbox.bottom"], clip.height)
+    box = (left, top, max(left, right), max(top, bottom))
+    return replace(clip, crop=box, width=box[2] - box[0], height=box[3] - box[1])
+
+
+def _even(share: float | None, length: int) -> int:
+    """Return the width of a bar in pixels, rounded up to an even number."""
+    return 2 * ceil((share or 0.0) * length / 2)
+
+
+def _without_copies(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:
+    candidates = [decision.clip for decision in decisions if decision.status == "accepted"]
+    copies = find_copies(candidates, policy.max_hash_bits, policy.min_cosine)
+    return [
+        _rejected(decision, f"duplicate: of {copy.of.source_id} by {copy.how}")
+        if (copy := copies.get(decision.clip.clip_id)) and decision.status == "accepted"
+        else decision
+        for decision in decisions
+    ]
+
+
+def _with_a_cap(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:
+    """Keep so many clips of each source, drawn by a hash: not the first ones, and always the same.
+
+    What is drawn does not depend on the rest of the listing.
+    """
+    by_source: dict[str, list[str]] = defaultdict(list)
+    for decision in decisions:
+        if decision.status == "accepted":
+            by_source[decision.clip.source_id].append(decision.clip.clip_id)
+    most = policy.max_clips_per_source
+    surplus = {clip_id for ids in by_source.values() for clip_id in sorted(ids, key=digest)[most:]}
+    return [
+        _rejected(decision, f"cap: {decision.clip.source_id} has more than {most} clips")
+        if decision.clip.clip_id in surplus
+        else decision
+        for decision in decisions
+    ]
+
+
+def _rejected(decision: Decision, reason: str) -> Decision:
+    return replace(decision, status="rejected", reasons=(*decision.reasons, reason))

@@ -1,9 +1,11 @@
 """Video files: write H.264 that every browser plays; read frames with two decoders."""
 
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -11,6 +13,7 @@ import decord
 import numpy as np
 
 decord.logging.set_level(decord.logging.QUIET)
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 DECORD, PYAV = "decord", "pyav"
 DECODERS = (DECORD, PYAV)
 """In order of preference: decord is about seven times faster on small clips."""
@@ -59,15 +62,20 @@ def probe(path: Path | str) -> Header:
         raise VideoError(f"corrupt: {error.strerror}") from error
 
 
-def decode(path: Path | str, decoder: str = DECORD) -> Iterator[np.ndarray]:
-    """Yield all frames in order, uint8 RGB (h, w, 3), holding one at a time.
+def decode(
+    path: Path | str, decoder: str = DECORD, start: int = 0, stop: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the frames [start, stop) in order, uint8 RGB (h, w, 3), holding one at a time.
+
+    Frames before the last key frame at or before `start` are not decoded. A file that ends
+    before `stop` yields what it has.
 
     Raises:
         VideoError: at the first frame that cannot be decoded.
     """
     if decoder == DECORD:
-        return _decode_with_decord(path)
-    return _decode_with_pyav(path)
+        return _decode_with_decord(path, start, stop)
+    return islice(_decode_with_pyav(path, start), None if stop is None else stop - start)
 
 
 def read_frames(path: Path | str, indices: Sequence[int], decoder: str) -> Iterator[np.ndarray]:
@@ -86,7 +94,8 @@ def read_frames(path: Path | str, indices: Sequence[int], decoder: str) -> Itera
         return
     wanted = iter(indices)
     target = next(wanted, None)
-    for index, frame in enumerate(decode(path, decoder)):
+    start = target or 0
+    for index, frame in enumerate(decode(path, decoder, start), start):
         while target == index:
             yield frame
             target = next(wanted, None)
@@ -126,21 +135,67 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int | float) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _decode_with_decord(path: Path | str) -> Iterator[np.ndarray]:
+def pack_pictures(folder: Path, fps: float, path: Path) -> None:
+    """Write a folder's PNG files, in the order of their names, into one QuickTime file as they are.
+
+    Raises:
+        VideoError: if the folder holds no PNG file, or one that is none or of another size.
+    """
+    pictures = sorted(folder.glob("*.png"))
+    if not pictures:
+        raise VideoError("missing file: the folder has no PNG")
+    rate, size = Fraction(fps).limit_denominator(1001), _png_size(pictures[0])
+    with av.open(str(path), "w", format="mov", options={"fflags": "bitexact"}) as output:
+        stream = output.add_stream("png", rate=rate)
+        stream.width, stream.height = size
+        stream.pix_fmt = "rgb24"
+        for index, picture in enumerate(pictures):
+            if _png_size(picture) != size:
+                raise VideoError(f"corrupt: {picture.name} has another size")
+            packet = av.Packet(picture.read_bytes())
+            packet.stream, packet.time_base = stream, 1 / rate
+            packet.pts = packet.dts = index
+            packet.is_keyframe = True
+            output.mux(packet)
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Return width and height from the header alone: this runs outside the decoder's child."""
+    with path.open("rb") as file:
+        header = file.read(24)
+    if len(header) < 24 or not header.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise VideoError(f"corrupt: {path.name} is no PNG")
+    width, height = struct.unpack(">II", header[16:])
+    return width, height
+
+
+def _decode_with_decord(path: Path | str, start: int, stop: int | None) -> Iterator[np.ndarray]:
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
-        for _ in range(len(reader)):
+        end = len(reader) if stop is None else min(stop, len(reader))
+        if start and start < end:
+            reader.seek_accurate(start)
+        for _ in range(start, end):
             yield _checked(reader.next().asnumpy())
     except (RuntimeError, StopIteration, decord.DECORDError) as error:
         raise VideoError(f"corrupt: {_first_line(error)}") from error
 
 
-def _decode_with_pyav(path: Path | str) -> Iterator[np.ndarray]:
+def _decode_with_pyav(path: Path | str, start: int) -> Iterator[np.ndarray]:
     try:
         with av.open(str(path)) as container:
-            container.streams.video[0].thread_count = 1
-            for frame in container.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            rate, tick = stream.average_rate or stream.base_rate, stream.time_base
+            assert rate and tick
+            first = stream.start_time or 0
+            if start:
+                container.seek(first + int(start / rate / tick), stream=stream)
+            for position, frame in enumerate(container.decode(stream)):
+                if start:
+                    position = round(((frame.pts or 0) - first) * tick * rate)
+                if position >= start:
+                    yield frame.to_ndarray(format="rgb24")
     except (av.FFmpegError, IndexError) as error:
         raise VideoError(f"corrupt: {_first_line(error)}") from error
 

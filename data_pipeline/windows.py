@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from magicdistill.data_pipeline.child import Child
+from magicdistill.data_pipeline.child import Child, Outcome
 from magicdistill.data_pipeline.clips import Array, ClipRow
 from magicdistill.data_pipeline.config import Bucket, Decoder
-from magicdistill.data_pipeline.sources.listing import fetch
+from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.video import VideoError, read_frames
+from magicdistill.data_pipeline.views import cropped
 
 DEFAULT_DECODER = Decoder()
 
@@ -53,22 +55,41 @@ def windows_of(clip: ClipRow, bucket: Bucket, windows_per_clip: int, flip: bool)
     ]
 
 
-def decode_windows(clip: ClipRow, bucket: Bucket, windows_per_clip: int) -> Array:
+def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: int) -> Array:
     """Return the clip's windows, uint8 RGB (n, f, h, w, 3), not mirrored.
 
     Frames are resampled by index, cropped about the centre to the bucket's aspect and resized.
 
+    Args:
+        clip: the clip; where it has a crop, only that is used.
+        path: its local file.
+        bucket: the shape of a window.
+        windows_per_clip: at most so many windows.
+
     Raises:
-        VideoError: if the file is missing or a frame cannot be decoded.
+        VideoError: if a frame cannot be decoded.
     """
-    path = fetch(clip.uri, clip.path)
     starts = window_starts(clip, bucket, windows_per_clip)
     spans = np.array(starts)[:, None] + np.arange(bucket.num_frames)
     wanted = np.unique(spans)
     indices = clip.start + np.round(wanted * clip.fps / bucket.fps).astype(int)
     indices = np.minimum(indices, clip.stop - 1)
-    frames = [fit(f, bucket) for f in read_frames(path, indices.tolist(), clip.decoder)]
+    frames = [
+        fit(cropped(frame, clip.crop), bucket)
+        for frame in read_frames(path, indices.tolist(), clip.decoder)
+    ]
     return np.stack(frames)[np.searchsorted(wanted, spans)]
+
+
+def fetch_windows(
+    child: Child, scratch: Scratch, clip: ClipRow, bucket: Bucket, windows_per_clip: int
+) -> Outcome:
+    """Bring the clip's file here and decode its windows in a child process; never raise for it."""
+    try:
+        path = scratch.fetch(clip.uri, clip.path)
+    except VideoError as error:
+        return Outcome(failure=f"VideoError: {error}")
+    return child.call(decode_windows, clip, path, bucket, windows_per_clip)
 
 
 def read_windows(
@@ -82,9 +103,9 @@ def read_windows(
     Raises:
         VideoError: if a clip cannot be read, naming it.
     """
-    with Child(decoder.timeout_s, decoder.num_attempts) as child:
+    with Child(decoder.timeout_s, decoder.num_attempts) as child, Scratch() as scratch:
         for clip in clips:
-            outcome = child.call(decode_windows, clip, bucket, windows_per_clip)
+            outcome = fetch_windows(child, scratch, clip, bucket, windows_per_clip)
             if outcome.failure:
                 raise VideoError(f"{clip.source_id}: {outcome.failure}")
             yield outcome.value

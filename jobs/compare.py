@@ -42,13 +42,15 @@ class Arguments:
 
 def main() -> None:
     """Parse the command line and run the job."""
-    args = parse(Arguments, sys.argv[1:], prog="python jobs/compare.py", description=__doc__)
+    with logs.ending_with_its_reader():
+        args = parse(Arguments, sys.argv[1:], prog="python jobs/compare.py", description=__doc__)
     try:
         comparison = _comparison(args)
     except RecipeError as error:
         refuse("compare", error)
     if args.dry_run:
-        print(describe_plan(comparison, args.only))
+        with logs.ending_with_its_reader():
+            print(describe_plan(comparison, args.only))
         return
     logs.configure(verbose=args.verbose)
 

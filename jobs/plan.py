@@ -1,12 +1,15 @@
 """Tell what a recipe needs: memory by role and part, time, data, and whether it fits.
 
 --json prints it for machines. --mfu SHARE is the share of the GPUs' peak that computation reaches;
-0.4 by default, what the papers' 10 minutes for 28 steps on one H100 come to.
+0.4 by default, what the papers' 10 minutes for 28 steps on one H100 come to. --rates FILE takes it
+from a result of benchmarks/gpu.py.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
+from magicdistill.platform import logs
 from magicdistill.platform.cli import parse_job
 
 
@@ -14,7 +17,9 @@ def main() -> None:
     """Parse the command line and print the plan; exit with 1 where the recipe does not fit."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--json", action="store_true")
-    own.add_argument("--mfu", type=float)
+    speed = own.add_mutually_exclusive_group()
+    speed.add_argument("--mfu", type=float)
+    speed.add_argument("--rates", type=Path)
     flags, rest = own.parse_known_args()
     args = parse_job(
         "plan",
@@ -26,12 +31,17 @@ def main() -> None:
     from magicdistill.platform.overrides import RecipeError
     from magicdistill.platform.plan_table import format_plan, to_json
     from magicdistill.platform.planning import PAPER_MFU, plan
+    from magicdistill.platform.rates import measured_mfu
 
     try:
-        made = plan(args.recipe, mfu=PAPER_MFU if flags.mfu is None else flags.mfu)
+        mfu = PAPER_MFU if flags.mfu is None else flags.mfu
+        if flags.rates is not None:
+            mfu = measured_mfu(flags.rates, args.recipe)
+        made = plan(args.recipe, mfu=mfu)
     except RecipeError as error:
         sys.exit(str(error))
-    print(to_json(made) if flags.json else format_plan(made))
+    with logs.ending_with_its_reader():
+        print(to_json(made) if flags.json else format_plan(made))
     sys.exit(made.fits is False)
 
 

@@ -10,12 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
+from magicdistill.platform import ranks
 from magicdistill.platform.engine import Ema, Engine
+from magicdistill.platform.mirror import Mirror
+from magicdistill.platform.run_directory import RunDirectory
 
+PREFIX = "cycle-"
 COMMITTED = "COMMITTED"
+EMA = "ema"
+"""The folder of the averaged weights beside those of the roles."""
 CHUNK_BYTES = 1 << 24
 
 
@@ -32,37 +38,63 @@ class Checkpoints:
 
     The commit marker is written last and names every file with its size and checksum. A folder
     without it does not count; one whose files differ from it is passed over for an older one.
-    `warn` receives a line for people about each that is passed over.
+    `mirror` is an address that receives copies of them all, and from which those come that are
+    damaged or missing in `folder`. `warn` receives a line for people about each passed over.
     """
 
-    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        warn: Callable[[str], None] = print,
+        mirror: str | None = None,
+    ) -> None:
         self.folder, self.keep, self.warn = folder, keep, warn
+        self.mirror = Mirror(mirror, COMMITTED) if mirror else None
+        self.best: int | None = None
+        """The cycle whose checkpoint is never pruned."""
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> "Checkpoints":
+        """Return those of a run, kept as its recipe says."""
+        recipe = run.recipe()
+        mirror = recipe.mirror and f"{recipe.mirror.rstrip('/')}/{run.path.name}"
+        return cls(run.checkpoints, recipe.schedule.keep_checkpoints, run.say, mirror)
 
     def committed(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
-        return sorted(marker.parent for marker in self.folder.glob(f"cycle-*/{COMMITTED}"))
+        return sorted(marker.parent for marker in self.folder.glob(f"{PREFIX}*/{COMMITTED}"))
+
+    def names(self) -> list[str]:
+        """Return the complete checkpoints here and in the mirror, oldest first."""
+        mirrored = self.mirror.names() if self.mirror else set()
+        return sorted(mirrored | {path.name for path in self.committed()})
 
     def save(self, cycle: int, engines: Mapping[str, Engine], ema: Ema | None) -> None:
         """Write the state after `cycle` cycles; every rank calls it.
 
         Raises DiskFullError where there is no room, after removing what it wrote.
         """
-        path = self.folder / f"cycle-{cycle:07d}"
-        if _rank() == 0:
+        path = self.folder / checkpoint_name(cycle)
+        if ranks.rank() == 0:
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir(parents=True)
-        _barrier()
+        ranks.barrier()
         with _room_for(path):
             for role, engine in engines.items():
                 engine.save(path / role)
             if ema is not None:
-                torch.save(ema.average, path / f"ema-{_rank()}.pt")
-            _barrier()
+                ema.save(path / EMA)
+            ranks.barrier()
             files = _checksums(path)
-            if _rank() == 0:
+            if ranks.rank() == 0:
                 _commit(path, cycle, files)
-                self._prune()
-        _barrier()
+        ranks.barrier()
+        if self.mirror:
+            self.mirror.put(path)
+        if ranks.rank() == 0:
+            self._prune()
+        ranks.barrier()
 
     def load_latest(self, engines: Mapping[str, Engine], ema: Ema | None) -> int:
         """Restore the newest intact checkpoint; return its cycle, 0 where none was ever saved.
@@ -70,40 +102,75 @@ class Checkpoints:
         A damaged one loses its marker, so that pruning keeps the intact ones. Raises
         DamagedError where all are damaged: a fresh start would overwrite the run.
         """
-        paths = self.committed()
-        for path in reversed(paths):
-            marker = _read_marker(path)
-            damaged = _difference(marker["files"], _checksums(path)) if marker else [COMMITTED]
-            if marker and not damaged:
+        names = self.names()
+        for name in reversed(names):
+            path = self.folder / name
+            damaged = self.bring(path)
+            if not damaged:
                 self._load(path, engines, ema)
-                return marker["cycle"]
-            _barrier()
-            if _rank() == 0:
-                (path / COMMITTED).unlink()
-                self.warn(f"checkpoint {path.name} is damaged ({', '.join(damaged)}): passed over")
-        if paths:
+                return int(name.removeprefix(PREFIX))
+            ranks.barrier()
+            if ranks.rank() == 0:
+                self._unmark(name)
+                self.warn(f"checkpoint {name} is damaged ({', '.join(damaged)}): passed over")
+        if names:
             raise DamagedError(f"no checkpoint in {self.folder} is intact: start a new run")
         return 0
+
+    def bring(self, path: Path) -> list[str]:
+        """Make sure of an intact checkpoint, from the mirror if need be; else name the damage."""
+        damaged = find_damage(path)
+        if damaged and self.mirror and path.name in self.mirror.names():
+            self.mirror.fetch(path)
+            damaged = find_damage(path)
+        return damaged
 
     def _load(self, path: Path, engines: Mapping[str, Engine], ema: Ema | None) -> None:
         for role, engine in engines.items():
             engine.load(path / role)
         if ema is not None:
-            ema.average = torch.load(path / f"ema-{_rank()}.pt", weights_only=True)
+            ema.load(path / EMA)
 
     def _prune(self) -> None:
-        for old in self.committed()[: -self.keep]:
-            (old / COMMITTED).unlink()
-            shutil.rmtree(old)
+        spared = self.best and checkpoint_name(self.best)
+        for name in self.names()[: -self.keep]:
+            if name != spared:
+                self._remove(name)
+
+    def _unmark(self, name: str) -> None:
+        """Let a checkpoint count no more."""
+        (self.folder / name / COMMITTED).unlink(missing_ok=True)
+        if self.mirror:
+            self.mirror.unmark(name)
+
+    def _remove(self, name: str) -> None:
+        self._unmark(name)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        if self.mirror:
+            self.mirror.remove(name)
+
+
+def checkpoint_name(cycle: int) -> str:
+    """Return the name of a cycle's folder."""
+    return f"{PREFIX}{cycle:07d}"
+
+
+def find_damage(path: Path) -> list[str]:
+    """Name the files of a committed checkpoint that are not as they were written.
+
+    Every rank of a job calls it.
+    """
+    marker = _read_marker(path)
+    return _difference(marker["files"], _checksums(path)) if marker else [COMMITTED]
 
 
 @contextmanager
 def _room_for(path: Path) -> Iterator[None]:
-    """Turn a full disk, which torch reports in its own words, into a clear error."""
+    """Turn a full disk, which every library reports in its own words, into a clear error."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
         if not full and shutil.disk_usage(path).free > CHUNK_BYTES:
             raise
         shutil.rmtree(path, ignore_errors=True)
@@ -116,10 +183,10 @@ def _room_for(path: Path) -> Iterator[None]:
 
 
 def _read_marker(path: Path) -> dict[str, Any] | None:
-    """Return the facts of a checkpoint, None where the marker itself is damaged."""
+    """Return the facts of a checkpoint, None where the marker is missing or damaged."""
     try:
         marker = json.loads((path / COMMITTED).read_text())
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return None
     return marker if isinstance(marker, dict) and {"cycle", "files"} <= marker.keys() else None
 
@@ -136,10 +203,11 @@ def _commit(path: Path, cycle: int, files: Mapping[str, list[int]]) -> None:
 def _checksums(path: Path) -> dict[str, list[int]]:
     """Return size in bytes and CRC-32 of every file; the ranks share the reading."""
     found = sorted(p for p in path.rglob("*") if p.is_file() and COMMITTED not in p.name)
-    mine = {str(p.relative_to(path)): _size_and_crc(p) for p in found[_rank() :: _world_size()]}
-    if _world_size() == 1:
+    share = found[ranks.rank() :: ranks.world_size()]
+    mine = {str(p.relative_to(path)): _size_and_crc(p) for p in share}
+    if ranks.world_size() == 1:
         return mine
-    parts: list[dict[str, list[int]]] = [{} for _ in range(_world_size())]
+    parts: list[dict[str, list[int]]] = [{} for _ in range(ranks.world_size())]
     dist.all_gather_object(parts, mine)
     return {name: facts for part in parts for name, facts in part.items()}
 
@@ -155,16 +223,3 @@ def _size_and_crc(path: Path) -> list[int]:
 def _difference(wanted: Mapping[str, list[int]], found: Mapping[str, list[int]]) -> list[str]:
     """Name the files that are missing, truncated or changed."""
     return [name for name, facts in sorted(wanted.items()) if found.get(name) != facts]
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -27,17 +27,29 @@ from magicdistill.platform.run_directory import RunDirectory
 
 FREE_TO_CHANGE = (
     "runs",
+    "mirror",
+    "engine.kind",
+    "engine.offload_optimizer",
+    "engine.offload_parameters",
+    "engine.zero_stage",
     "cluster.address",
     "cluster.logical_cpus",
     "cluster.max_failures",
+    "cluster.dashboard",
+    "cluster.num_workers",
+    "cluster.sequence_parallel",
     "cluster.threads_per_worker",
+    "kernels",
     "tracking",
+    "health",
     "schedule.num_cycles",
     "schedule.checkpoint_every",
     "schedule.keep_checkpoints",
+    "schedule.num_micro_batches",
     "schedule.sample_every",
 )
-"""Fields that a resumed run may change: they leave the mathematics of a cycle as it is."""
+"""Fields that a resumed run may change: they leave the mathematics of a cycle as it is, but for
+the order in which numbers are added."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,8 @@ def parse_job(
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        args, dry_run = _parse(job, default_recipe, description, arguments)
+        with logs.ending_with_its_reader():
+            args, dry_run = _parse(job, default_recipe, description, arguments)
         if dry_run and args.recipe.cluster.gpus_per_worker:
             from magicdistill.platform.planning import demand_fit  # imports torch
 
@@ -99,7 +112,8 @@ def parse_job(
     except (RecipeError, FileNotFoundError) as error:
         refuse(job, error)
     if dry_run:
-        print(to_yaml(args.recipe), end="")
+        with logs.ending_with_its_reader():
+            print(to_yaml(args.recipe), end="")
         sys.exit(0)
     logs.configure(verbose=args.verbose)
     return args

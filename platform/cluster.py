@@ -102,7 +102,7 @@ def _runtime_env(config: ClusterConfig, *, joined: bool) -> dict[str, Any]:
     """
     variables = logs.environment(verbose=logs.is_verbose())
     variables["OMP_NUM_THREADS"] = str(config.threads_per_worker)
-    if config.gpus_per_worker == 0:
+    if not config.uses_gpus:
         variables |= {"DS_ACCELERATOR": "cpu", **KEEP_FREED_MEMORY}
     environment: dict[str, Any] = {"env_vars": variables}
     if not joined:

@@ -32,7 +32,7 @@ from magicdistill.platform.tracking import Tracker
 
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow's pages nest runs."""
-IRRELEVANT = {"name", "runs", "tracking", "cluster"}
+IRRELEVANT = {"name", "runs", "mirror", "tracking", "cluster"}
 """Fields of a recipe that change nothing in what comes out of a run."""
 
 

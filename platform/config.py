@@ -52,6 +52,8 @@ class ClusterConfig(Config):
     gpus_per_worker: float = Field(default=0, ge=0)
     gpu: GpuName = "h100"
     """What the GPUs are: plans count with its memory and speed (80 GB of an a100)."""
+    rehearsal: bool = False
+    """Ask Ray for the GPUs but compute on processors: tries a placement on a simulated cluster."""
     sequence_parallel: PositiveInt = 1
     """Workers that share one sample: each holds its share of the video tokens."""
     logical_cpus: PositiveInt = 8
@@ -63,6 +65,11 @@ class ClusterConfig(Config):
     address: str | None = None
     """"auto" or host:port joins a running cluster; null starts a local one, unless RAY_ADDRESS
     (which a submitted job sets) names one."""
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether the workers compute on GPUs."""
+        return self.gpus_per_worker > 0 and not self.rehearsal
 
 
 class TrackingConfig(Config):
@@ -108,6 +115,58 @@ class ScheduleConfig(Config):
     keep_checkpoints: PositiveInt = 2
     sample_every: PositiveInt | None = None
     """Cycles between validation pictures."""
+
+
+class Limits(Config):
+    """Between what a metric may lie; null is no limit."""
+
+    least: float | None = None
+    most: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        """A value that is no number lies in no limits but the open ones."""
+        above = self.least is None or value >= self.least
+        return above and (self.most is None or value <= self.most)
+
+    def __str__(self) -> str:
+        parts = {"below": self.least, "above": self.most}
+        return " or ".join(
+            f"{word} {limit:g}" for word, limit in parts.items() if limit is not None
+        )
+
+
+class HealthConfig(Config):
+    """When a training is ill, and what happens then. Our own limits; no paper has any.
+
+    A loss that is no number stops every run.
+    """
+
+    action: Literal["stop", "keep-best", "off"] = "stop"
+    """stop: end the run. keep-best: say so and go on. off: judge nothing."""
+    grace_cycles: int = Field(default=10, ge=0)
+    """Cycles at the start that are not judged."""
+    patience: PositiveInt = 2
+    """Values in a row outside the limits that it takes."""
+    best_by: str = "drift"
+    """The metric, the last part of its name, that is least in the best checkpoint, which pruning
+    spares. Known after a validation (`schedule.sample_every`)."""
+    score_gap: Limits = Limits()
+    """mean|f - r|: how far the scores are apart."""
+    real_distance: Limits = Limits(most=1)
+    """mean|x - r|: how far the real score moves a sample; latents have a variance of about 1."""
+    gap_share: Limits = Limits()
+    """Their ratio."""
+    fake_score: Limits = Limits(most=1)
+    """Loss of the fake score, unscaled; a network that says nothing has about 2."""
+    grad_norm: Limits = Limits()
+    """Of every role, before clipping."""
+    dynamic_degree: Limits = Limits(least=0.3, most=3)
+    """Frame differences of the validation samples over those of the teacher's, as below."""
+    saturation: Limits = Limits(least=0.4, most=2.5)
+    contrast: Limits = Limits(least=0.4, most=2.5)
+    temporal_variance: Limits = Limits(least=0.1, most=10)
+    drift: Limits = Limits(most=0.7)
+    """How far these four are from 1 together; 0.7 is a factor of two in each."""
 
 
 class EvaluationConfig(Config):

@@ -11,13 +11,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from magicdistill.models.spans import span
 from magicdistill.platform.config import (
     DeepSpeedEngineConfig,
     EngineConfig,
     OptimizerConfig,
     TorchEngineConfig,
 )
+from magicdistill.platform.engine_state import (
+    Home,
+    load_role,
+    local_piece,
+    local_shard,
+    save_role,
+    shape_of,
+    trainable,
+    zero_homes,
+)
 from magicdistill.platform.operators import load_shared_memory_operator
+from magicdistill.platform.pieces import WEIGHT, Piece, PieceReader, write_pieces
 
 
 class Engine(Protocol):
@@ -38,11 +50,14 @@ class Engine(Protocol):
         ...
 
     def save(self, directory: Path) -> None:
-        """Write parameters, optimiser and schedule; called on every rank."""
+        """Write parameters, optimiser and schedule; called on every rank.
+
+        Frozen parameters come from the recipe's weights instead.
+        """
         ...
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` wrote."""
+        """Restore what `save` of any engine wrote on any number of ranks."""
         ...
 
 
@@ -69,7 +84,9 @@ def build_optimizer(
     return optimizer, LambdaLR(optimizer, lr_factor(config))
 
 
-def follow_recipe(optimizer: Any, schedule: LambdaLR, config: OptimizerConfig) -> None:
+def follow_recipe(
+    optimizer: torch.optim.Optimizer, schedule: LambdaLR, config: OptimizerConfig
+) -> None:
     """Let a restored optimiser obey the recipe, which may have changed since it was saved."""
     rate = config.lr * lr_factor(config)(schedule.last_epoch)
     chosen = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
@@ -128,24 +145,20 @@ class TorchEngine:
         return float(norm)
 
     def save(self, directory: Path) -> None:
-        """Write one file from rank 0, which holds everything."""
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            state = {
-                "module": {n: p for n, p in self.module.named_parameters() if p.requires_grad},
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-            }
-            torch.save(state, directory / "state.pt")
+        """Write every rank's share."""
+        save_role(
+            directory, self.module, self.optimizer, self.schedule, self._homes(), replicated=True
+        )
 
     def load(self, directory: Path) -> None:
-        """Read the file on every rank."""
-        state = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
-        self.module.load_state_dict(state["module"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        """Read everything on every rank."""
+        load_role(directory, self.module, self.optimizer, self.schedule, self._homes())
         follow_recipe(self.optimizer, self.schedule, self.config)
 
+    def _homes(self) -> list[Home]:
+        return [Home(n, 0, p, 0, p.numel()) for n, p in trainable(self.module).items()]
+
+    @span("collectives")
     def _average_gradients(self) -> None:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients])
@@ -171,12 +184,12 @@ class DeepSpeedEngine:
 
         load_shared_memory_operator()
         self.config = optimizer
-        client_optimizer, self.schedule = build_optimizer(module, optimizer)
+        self.optimizer, self.schedule = build_optimizer(module, optimizer)
         initialize: Any = deepspeed.initialize  # its annotations refuse a list of parameters
         self.engine, *_ = initialize(
             model=module,
             model_parameters=[p for p in module.parameters() if p.requires_grad],
-            optimizer=client_optimizer,
+            optimizer=self.optimizer,
             lr_scheduler=self.schedule,
             config=deepspeed_config(config, optimizer, num_micro_batches),
         )
@@ -195,22 +208,28 @@ class DeepSpeedEngine:
 
     def step(self) -> float:
         """Update, clip and advance the schedule at the boundary."""
+        norm = None
+        if self.engine.optimizer is self.optimizer:  # DeepSpeed wraps none, and measures nothing
+            gradients = [p.grad for p in trainable(self.module).values() if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else math.nan
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
     def save(self, directory: Path) -> None:
-        """Write the ranks' shards; frozen parameters come from the recipe's weights instead."""
-        self.engine.save_checkpoint(
-            str(directory), tag="state", save_latest=False, exclude_frozen_parameters=True
+        """Write this rank's shard, or its share where all ranks hold the same."""
+        save_role(
+            directory,
+            self.module,
+            self.optimizer,
+            self.schedule,
+            zero_homes(self.engine),
+            replicated=self.engine.zero_optimization_stage() == 0,
         )
 
     def load(self, directory: Path) -> None:
-        """Read the ranks' shards."""
-        path, _ = self.engine.load_checkpoint(str(directory), tag="state", load_module_strict=False)
-        if path is None:
-            raise FileNotFoundError(f"no DeepSpeed state in {directory}")
-        follow_recipe(self.engine.optimizer, self.schedule, self.config)
+        """Read this rank's shard."""
+        load_role(directory, self.module, self.optimizer, self.schedule, zero_homes(self.engine))
+        follow_recipe(self.optimizer, self.schedule, self.config)
 
 
 def deepspeed_config(
@@ -253,8 +272,25 @@ class Ema:
 
     def __init__(self, role: str, module: nn.Module, decay: float) -> None:
         self.role, self.decay = role, decay
-        self.live = [local_shard(p) for p in module.parameters() if p.requires_grad]
+        self.parameters = trainable(module)
+        self.live = [local_shard(p) for p in self.parameters.values()]
         self.average = [p.detach().float().clone() for p in self.live]
+
+    def save(self, directory: Path) -> None:
+        """Write the average; called on every rank."""
+        shapes = {name: shape_of(p) for name, p in self.parameters.items()}
+        sharded = any(hasattr(p, "ds_id") for p in self.parameters.values())
+        write_pieces(directory, self._pieces(), shapes, {}, replicated=not sharded)
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote on any number of ranks."""
+        reader = PieceReader(directory)
+        for piece in self._pieces():
+            reader.fill(piece)
+
+    def _pieces(self) -> Iterator[Piece]:
+        for (name, parameter), average in zip(self.parameters.items(), self.average, strict=True):
+            yield local_piece(f"{WEIGHT}/{name}", parameter, average)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -275,8 +311,3 @@ class Ema:
     def _write(self, values: list[Tensor]) -> None:
         for live, value in zip(self.live, values, strict=True):
             live.copy_(value)
-
-
-def local_shard(parameter: nn.Parameter) -> Tensor:
-    """Return the part of a parameter that this rank stores: all of it below ZeRO-3."""
-    return getattr(parameter, "ds_tensor", parameter.data)

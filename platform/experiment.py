@@ -1,5 +1,6 @@
 """A job from end to end: data, training, evaluation, tracking."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,8 +30,9 @@ from magicdistill.platform.evaluation import (
     format_table,
     variants,
 )
+from magicdistill.platform.gauges import published
 from magicdistill.platform.recipe import Recipe
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.run_directory import RunDirectory, write_text
 from magicdistill.platform.tracking import Tracker
 from magicdistill.platform.trainer import fit
 
@@ -91,8 +93,8 @@ def announced_cluster(config: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def followed(run: RunDirectory, tracker: Tracker) -> Iterator[None]:
-    """Say the run's progress lines and track its metrics while the body runs."""
-    with logs.follow(run.progress_path), tracker.mirror():
+    """Say the run's progress lines, track and publish its metrics while the body runs."""
+    with logs.follow(run.progress_path), tracker.mirror(), published(run):
         yield
 
 
@@ -105,10 +107,13 @@ def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[Path, Path | Non
     """Curate the training clips and the held-out ones; return their latent caches."""
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
     root, vae = data_root(run), find_weights(recipe.model.vae, "model.vae")
-    training = _curate(recipe.data, vae, root, "training")
-    if recipe.evaluation is None:
-        return training.cache_path, None
-    return training.cache_path, _curate(recipe.evaluation.data, vae, root, "held-out").cache_path
+    found = {"training": _curate(recipe.data, vae, root, "training")}
+    if recipe.evaluation is not None:
+        found["held-out"] = _curate(recipe.evaluation.data, vae, root, "held-out")
+    versions = {name: result.version for name, result in found.items()}
+    write_text(run.data_path, json.dumps(versions))
+    held_out = found.get("held-out")
+    return found["training"].cache_path, held_out and held_out.cache_path
 
 
 def _curate(data: DataConfig, vae: Path, root: Path, title: str) -> CurationResult:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -43,6 +44,10 @@ NOISY = (
 _started_s = time.monotonic()
 
 
+class ExplainedError(RuntimeError):
+    """An error whose message is all that a user needs: it ends a job without a traceback."""
+
+
 def configure(*, verbose: bool) -> None:
     """Silence the frameworks in this process and those it starts, unless `verbose`.
 
@@ -51,7 +56,7 @@ def configure(*, verbose: bool) -> None:
     os.environ.pop(VERBOSE, None)
     for name, value in environment(verbose=verbose).items():
         os.environ.setdefault(name, value)
-    sys.excepthook = _explain_interrupt
+    sys.excepthook = _explain
     if not verbose:
         warnings.simplefilter("ignore")
         for name in NOISY:
@@ -75,6 +80,17 @@ def say(message: str) -> None:
 
 
 @contextmanager
+def ending_with_its_reader() -> Iterator[None]:
+    """End the process quietly where nobody reads what the body prints any more, as in `| head`."""
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        signal.signal(signal.SIGPIPE, before)
+
+
+@contextmanager
 def follow(path: Path) -> Iterator[None]:
     """Say, while the body runs, the lines that other processes add to a file."""
     tail = Tail(path)
@@ -87,10 +103,12 @@ def follow(path: Path) -> Iterator[None]:
         yield
 
 
-def _explain_interrupt(
+def _explain(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     if issubclass(kind, KeyboardInterrupt):
         say("interrupted")
+    elif issubclass(kind, ExplainedError) and not is_verbose():
+        say(str(error))
     else:
         sys.__excepthook__(kind, error, traceback)

@@ -1,5 +1,6 @@
 """The training loop: cycles, turns and accumulation windows. It sees no formula."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -8,7 +9,9 @@ import torch.distributed as dist
 
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.objectives.types import Batch, Method
+from magicdistill.models.spans import Stopwatch, span
 from magicdistill.platform.engine import Ema, Engine
+from magicdistill.platform.health import UnhealthyError
 
 Metrics = dict[str, float]
 Callback = Callable[[int, Metrics], None]
@@ -40,17 +43,22 @@ class Loop:
         self.method, self.engines, self.batches = method, engines, batches
         self.seed, self.num_micro_batches = seed, num_micro_batches
         self.ema, self.device = ema, device
+        self.stopwatch = Stopwatch(device)
 
     def run(self, start: int, stop: int, callbacks: Iterable[Callback]) -> None:
-        """Run cycles start .. stop - 1."""
+        """Run cycles start .. stop - 1; raises UnhealthyError as `cycle` does."""
         callbacks = tuple(callbacks)
-        for cycle in range(start, stop):
-            metrics = self.cycle(cycle)
-            for callback in callbacks:
-                callback(cycle + 1, metrics)
+        with self.stopwatch.running():
+            for cycle in range(start, stop):
+                metrics = self.cycle(cycle)
+                for callback in callbacks:
+                    callback(cycle + 1, metrics)
 
     def cycle(self, cycle: int) -> Metrics:
-        """Give each role its turns; return every loss term's mean over turns and ranks."""
+        """Give each role its turns; return every loss term's mean over turns and ranks.
+
+        Raises UnhealthyError on all ranks where a term is no finite number on one of them.
+        """
         sums: dict[str, list[torch.Tensor]] = {}
         roles = self.method.turns(cycle)
         for turn, role in enumerate(roles):
@@ -59,7 +67,11 @@ class Loop:
             sums.setdefault(f"{role}/grad_norm", []).append(torch.tensor(norm))
             if self.ema is not None and role == self.ema.role:
                 self.ema.update()
-        return mean_over_ranks({k: torch.stack(v).mean() for k, v in sums.items()}, self.device)
+        means = {name: torch.stack(values).mean() for name, values in sums.items()}
+        with span("other ranks"):
+            metrics = mean_over_ranks(means, self.device)
+        _demand_finite(cycle, means, metrics)
+        return metrics
 
     def _turn(
         self, cycle: int, turn: int, role: str, window: int, sums: dict[str, list[torch.Tensor]]
@@ -68,13 +80,17 @@ class Loop:
         networks = {name: other.module for name, other in self.engines.items()} | {role: engine}
         with self.method.turn(role):
             for micro in range(self.num_micro_batches):
-                batch = self.batches(window, micro)
-                draws = Draws(self.seed, cycle, turn, batch.positions, self.device)
-                loss = self.method.loss(role, networks, batch, draws)
-                engine.backward(loss.total, last=micro + 1 == self.num_micro_batches)
+                with span("data"):
+                    batch = self.batches(window, micro)
+                with span("forward"):
+                    draws = Draws(self.seed, cycle, turn, batch.positions, self.device)
+                    loss = self.method.loss(role, networks, batch, draws)
+                with span("backward"):
+                    engine.backward(loss.total, last=micro + 1 == self.num_micro_batches)
                 for name, value in loss.terms.items():
                     sums.setdefault(f"{role}/{name}", []).append(value.detach().float().cpu())
-        return engine.step()
+        with span("update"):
+            return engine.step()
 
 
 def mean_over_ranks(values: dict[str, torch.Tensor], device: torch.device | str) -> Metrics:
@@ -85,3 +101,22 @@ def mean_over_ranks(values: dict[str, torch.Tensor], device: torch.device | str)
         dist.all_reduce(stacked)
         stacked /= dist.get_world_size()
     return dict(zip(names, stacked.tolist(), strict=True))
+
+
+def _demand_finite(cycle: int, mine: Mapping[str, torch.Tensor], means: Metrics) -> None:
+    """Raise where a loss is no number; `mine` has this rank's terms in the order of the turns."""
+    losses = [name for name in mine if not name.endswith("/grad_norm")]
+    if all(math.isfinite(means[name]) for name in losses):
+        return
+    bad = [name for name in losses if not mine[name].isfinite()]
+    on_ranks = [bad]
+    if dist.is_initialized():
+        on_ranks = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(on_ranks, bad)
+    first = next(name for name in losses if not math.isfinite(means[name]))
+    ranks = [rank for rank, names in enumerate(on_ranks) if first in names]
+    role, _, term = first.partition("/")
+    raise UnhealthyError(
+        f"unhealthy at cycle {cycle + 1}: the loss {term} of the {role} is {means[first]} "
+        f"on rank(s) {', '.join(map(str, ranks))}"
+    )

@@ -16,6 +16,7 @@ from magicdistill.platform.config import (
     DeepSpeedEngineConfig,
     EngineConfig,
     EvaluationConfig,
+    HealthConfig,
     ScheduleConfig,
     TrackingConfig,
 )
@@ -33,12 +34,16 @@ class Recipe(Config):
     runs: str = "runs"
     """Folder that receives the run. A relative one starts at the current folder; in a submitted
     job, whose current folder is a passing copy, at the home folder."""
+    mirror: str | None = None
+    """Address that receives a copy of every checkpoint, such as s3://bucket/prefix; a run finds
+    its own there again, by its name, where they are damaged or missing in its folder."""
     model: ModelConfig = ModelConfig()
     data: DataConfig
     method: MethodConfig
     schedule: ScheduleConfig
     evaluation: EvaluationConfig | None = None
     """Held-out clips to judge a generator on; null skips the judging."""
+    health: HealthConfig = HealthConfig()
     engine: EngineConfig = DeepSpeedEngineConfig()
     kernels: KernelsConfig = KernelsConfig()
     cluster: ClusterConfig = ClusterConfig()

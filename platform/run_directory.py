@@ -65,6 +65,11 @@ class RunDirectory:
         return self.path / "provenance.json"
 
     @property
+    def data_path(self) -> Path:
+        """Versions of the training clips and of the held-out ones."""
+        return self.path / "data.json"
+
+    @property
     def metrics_path(self) -> Path:
         """One JSON object per step."""
         return self.path / "metrics.jsonl"
@@ -83,6 +88,21 @@ class RunDirectory:
     def progress_path(self) -> Path:
         """What the run said for people, line by line."""
         return self.path / "progress.log"
+
+    @property
+    def verdict_path(self) -> Path:
+        """Why the run was stopped for its health; absent where it was not."""
+        return self.path / "unhealthy.txt"
+
+    @property
+    def errors_path(self) -> Path:
+        """The tracebacks of workers that failed."""
+        return self.path / "errors.log"
+
+    @property
+    def stop_path(self) -> Path:
+        """A file that asks a running training to save a checkpoint and end."""
+        return self.path / "stop"
 
     @property
     def checkpoints(self) -> Path:
@@ -106,9 +126,17 @@ class RunDirectory:
         """Load what the run was made with."""
         return Provenance.model_validate_json(self.provenance_path.read_text())
 
+    def data(self) -> dict[str, str]:
+        """Return the versions of the latents by purpose; empty before they are made."""
+        return json.loads(self.data_path.read_text()) if self.data_path.exists() else {}
+
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the metrics of a step; readers see whole lines only."""
         _append_line(self.metrics_path, json.dumps({"step": step, **metrics}))
+
+    def mark_best(self, cycle: int) -> None:
+        """Name the cycle of the best checkpoint, for whoever looks for it."""
+        write_text(self.path / "best.txt", f"{cycle}\n")
 
     def say(self, message: str) -> None:
         """Add a progress line, from any worker; `logs.follow` shows it on the driver."""

@@ -1,6 +1,6 @@
 """Training under Ray Train: what each worker does, and how the group is started."""
 
-import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,26 @@ from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.vae import VaeTraining
+from magicdistill.models.spans import span
 from magicdistill.platform import logs
-from magicdistill.platform.batches import open_batches
-from magicdistill.platform.checkpoints import Checkpoints
-from magicdistill.platform.config import ScheduleConfig
+from magicdistill.platform.batches import deal, open_batches
+from magicdistill.platform.checkpoints import Checkpoints, checkpoint_name
 from magicdistill.platform.engine import Ema, build_engine, gathered
-from magicdistill.platform.loop import Callback, Loop, Metrics
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.failures import explained_failure, recorded_failure
+from magicdistill.platform.health import UnhealthyError, Watch
+from magicdistill.platform.loop import Callback, Loop, Metrics, mean_over_ranks
+from magicdistill.platform.preemption import (
+    LeavingError,
+    Notice,
+    Notices,
+    PreemptedError,
+    is_draining,
+    leaving_in_order,
+    watch_for_sigterm,
+)
+from magicdistill.platform.recorder import Recorder
+from magicdistill.platform.run_directory import RunDirectory, write_text
+from magicdistill.platform.topology import describe_nodes, nodes_of_ranks
 from magicdistill.platform.validation import Validation
 from magicdistill.platform.weights import placement
 
@@ -32,31 +45,43 @@ def fit(run: RunDirectory, data: Path, held_out: Path | None) -> None:
 
     `data` is a latent cache, or a folder of pixel windows where a VAE is trained; `held_out`
     gives the fixed validation samples. A lost worker restarts the group from the last
-    checkpoint. Raises ray.train.TrainingFailedError with the cause where that does not help.
+    checkpoint. Raises TrainingError, naming ranks and causes, where that does not help, and
+    ValueError where the batch does not divide over the workers, and
+    UnhealthyError where the run was stopped for its health. Exits after SIGTERM, when the workers
+    have saved a checkpoint.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cluster = run.recipe().cluster
-    on_gpu = cluster.gpus_per_worker > 0
-    resources = {"CPU": 1.0} | ({"GPU": cluster.gpus_per_worker} if on_gpu else {})
-    TorchTrainer(
+    recipe = run.recipe()
+    cluster = recipe.cluster
+    deal(recipe.schedule, cluster.sequence_parallel, rank=0, world_size=cluster.num_workers)
+    asks_for_gpus = cluster.gpus_per_worker > 0
+    resources = {"CPU": 1.0} | ({"GPU": cluster.gpus_per_worker} if asks_for_gpus else {})
+    run.verdict_path.unlink(missing_ok=True)
+    trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "run": str(run.path),
             "data": str(data),
             "held_out": held_out and str(held_out),
         },
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if cluster.uses_gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers, use_gpu=on_gpu, resources_per_worker=resources
+            num_workers=cluster.num_workers,
+            use_gpu=asks_for_gpus,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(run.path),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
-    ).fit()
+    )
+    with leaving_in_order(run.stop_path), explained_failure(run):
+        trainer.fit()
+    if run.verdict_path.exists():
+        raise UnhealthyError(run.verdict_path.read_text())
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -64,15 +89,24 @@ def train_worker(config: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    context = ray.train.get_context()
-    Worker(
-        RunDirectory(Path(config["run"])),
-        Path(config["data"]),
-        config["held_out"] and Path(config["held_out"]),
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-    ).run_all()
+    watch_for_sigterm()
+    run = RunDirectory(Path(config["run"]))
+    cluster, context = run.recipe().cluster, ray.train.get_context()
+    nodes = nodes_of_ranks()
+    if context.get_world_rank() == 0 and len(set(nodes)) > 1:
+        for line in describe_nodes(nodes, cluster.sequence_parallel):
+            run.say(line)
+    rank = context.get_world_rank()
+    with recorded_failure(run, rank):
+        Worker(
+            run,
+            Path(config["data"]),
+            config["held_out"] and Path(config["held_out"]),
+            rank=rank,
+            world_size=context.get_world_size(),
+            device="cpu" if cluster.rehearsal else ray.train.torch.get_device(),
+            is_draining=is_draining,
+        ).run_all()
 
 
 class Worker:
@@ -87,6 +121,7 @@ class Worker:
         rank: int,
         world_size: int,
         device: torch.device | str = "cpu",
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run, self.rank, self.device = run, rank, device
         self.recipe = recipe = run.recipe()
@@ -110,7 +145,9 @@ class Worker:
         }
         role, decay = next(iter(self.engines)), schedule.ema_decay
         self.ema = Ema(role, self.engines[role].module, decay) if decay else None
-        self.checkpoints = Checkpoints(run.checkpoints, schedule.keep_checkpoints, run.say)
+        self.checkpoints = Checkpoints.of(run)
+        self.notices = Notices(run.stop_path, is_draining, device)
+        self.watch = Watch(recipe.health)
         self.loop = Loop(
             self.method,
             self.engines,
@@ -127,25 +164,85 @@ class Worker:
         )
 
     def run_all(self) -> None:
-        """Train from the last checkpoint to the end, then export the weights."""
+        """Train from the last checkpoint to the end, then export the weights.
+
+        A run that is stopped for its health leaves its verdict instead. Raises PreemptedError
+        where Ray should start the group again.
+        """
         schedule = self.recipe.schedule
+        self._measure_teacher()
         start = self.checkpoints.load_latest(self.engines, self.ema)
         if self.rank == 0:
             self.run.rewind_metrics(start)
             if start:
                 self.run.say(f"continuing after cycle {start}")
-        self.loop.run(start, schedule.num_cycles, self._callbacks())
+        self._recall(start)
+        try:
+            self.loop.run(start, schedule.num_cycles, self._callbacks())
+        except UnhealthyError as error:  # all ranks raise it together
+            if self.rank == 0:
+                write_text(self.run.verdict_path, f"{error}; {self.watch.best}")
+            return
+        except LeavingError:
+            return
         self._export()
 
     def _callbacks(self) -> list[Callback]:
-        recorder = [Recorder(self.run, self.recipe.schedule)] if self.rank == 0 else []
-        return [self._sample, *recorder, self._checkpoint]
+        callbacks: list[Callback] = [self._sample, self._judge, self._checkpoint]
+        if self.rank == 0:
+            recorder = Recorder(self.run, self.recipe.schedule, self.loop.stopwatch)
+            callbacks.insert(1, recorder)
+        return callbacks
 
+    def _measure_teacher(self) -> None:
+        """Let the generator show what health is: before it is trained it is the teacher."""
+        if self.validation is not None and self.recipe.schedule.sample_every:
+            has_teacher = self.recipe.model.teacher is not None
+            generator = self.engines[GENERATOR].module if has_teacher else None
+            self.validation.measure_teacher(generator)
+
+    def _recall(self, start: int) -> None:
+        """Let the watch see again what a resumed run has recorded."""
+        kept = set(self.checkpoints.names())
+        for row in self.run.metrics():
+            if (cycle := row["step"]) <= start:
+                self.watch.see(cycle, row)
+                if checkpoint_name(cycle) in kept and self.watch.keeps(cycle):
+                    self.checkpoints.best = cycle
+
+    def _judge(self, cycle: int, metrics: Metrics) -> None:
+        """Stop an ill run before it saves a checkpoint, or say that it is ill."""
+        health = self.recipe.health
+        illness = self.watch.see(cycle, metrics)
+        if illness is None:
+            return
+        if health.action == "stop":
+            raise UnhealthyError(str(illness))
+        if self.rank == 0 and illness.times == health.patience:
+            self.run.say(f"{illness}; {self.watch.best}")
+
+    @span("checkpoints")
     def _checkpoint(self, cycle: int, metrics: Metrics) -> None:
-        schedule = self.recipe.schedule
-        if cycle % schedule.checkpoint_every == 0 or cycle == schedule.num_cycles:
-            self.checkpoints.save(cycle, self.engines, self.ema)
+        schedule, notice = self.recipe.schedule, self.notices.read()
+        is_due = cycle % schedule.checkpoint_every == 0 or cycle == schedule.num_cycles
+        if is_due or notice:
+            self._save(cycle)
+        if notice and self.rank == 0:
+            self.run.say(f"saved cycle {cycle}, asked to {notice.name.lower()}")
+        if notice is Notice.LEAVE:
+            raise LeavingError
+        if notice is Notice.RESTART:
+            raise PreemptedError(f"a worker received SIGTERM; cycle {cycle} is saved")
 
+    def _save(self, cycle: int) -> None:
+        is_best = self.watch.keeps(cycle)
+        if is_best:
+            self.checkpoints.best = cycle
+        self.checkpoints.save(cycle, self.engines, self.ema)
+        if is_best and self.rank == 0:
+            self.run.mark_best(cycle)
+
+    @span("samples")
     def _sample(self, cycle: int, metrics: Metrics) -> None:
         """Write pictures and add scores to the cycle's metrics; the recorder comes next."""
         every = self.recipe.schedule.sample_every
@@ -154,11 +251,16 @@ class Worker:
         with self._averaged():
             generator = self.engines[GENERATOR].module
             latents = self.validation.generate(generator)
-            metrics.update(self.validation.scores(generator))
+            found = self.validation.scores(generator)
         modules = {role: engine.module for role, engine in self.engines.items()}
-        metrics.update(self.validation.score_gap(modules, latents))
+        found |= self.validation.score_gap(modules, latents)
+        pixels = self.validation.decode(latents)
+        found |= self.validation.health(pixels)
+        # the ranks judge alike where their numbers are the same to the last bit
+        values = {name: torch.tensor(value) for name, value in found.items()}
+        metrics.update(mean_over_ranks(values, self.device))
         if self.rank == 0:
-            self.validation.write(latents, self.run.samples / f"cycle-{cycle:07d}.png")
+            self.validation.write(pixels, self.run.samples / f"cycle-{cycle:07d}.png")
 
     def _averaged(self) -> AbstractContextManager[None]:
         return self.ema.swapped() if self.ema else nullcontext()
@@ -175,32 +277,3 @@ class Worker:
                 generator = self.method.modules[GENERATOR]
                 assert isinstance(generator, VelocityModel)
                 save_transformer(generator.transformer, directory, placement=self.placement)
-
-
-class Recorder:
-    """Writes metrics of every cycle, and now and then a line for people."""
-
-    def __init__(self, run: RunDirectory, schedule: ScheduleConfig) -> None:
-        self.run, self.schedule = run, schedule
-        self.line_every = max(1, schedule.num_cycles // 20)
-        self.first: tuple[int, float] | None = None
-        self.last_s = time.monotonic()
-
-    def __call__(self, cycle: int, metrics: Metrics) -> None:
-        """Record a finished cycle."""
-        now_s = time.monotonic()
-        seconds, self.last_s = now_s - self.last_s, now_s
-        self.run.append_metrics(cycle, metrics | {"seconds_per_cycle": seconds})
-        self.first = self.first or (cycle, now_s)
-        if cycle % self.line_every == 0 or cycle == self.schedule.num_cycles:
-            self.run.say(self._line(cycle, metrics, now_s))
-
-    def _line(self, cycle: int, metrics: Metrics, now_s: float) -> str:
-        assert self.first is not None
-        pace_s = (now_s - self.first[1]) / max(1, cycle - self.first[0])
-        left_s = int(pace_s * (self.schedule.num_cycles - cycle))
-        losses = "  ".join(
-            f"{name} {value:.4g}" for name, value in metrics.items() if "grad_norm" not in name
-        )
-        total = self.schedule.num_cycles
-        return f"cycle {cycle}/{total}  {pace_s:.2f} s each, {left_s} s left  {losses}"

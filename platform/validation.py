@@ -14,6 +14,7 @@ from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
+from magicdistill.models.metrics.vitals import compare_signs, vital_signs
 from magicdistill.models.objectives.build import vae
 from magicdistill.models.objectives.config import (
     DistributionMatchingConfig,
@@ -43,19 +44,40 @@ class Validation:
         self.vae = vae(recipe.model).to(device)
         self.real = self.vae.decode(self.batch.x0)
         together = self.ranks_together = recipe.cluster.sequence_parallel
-        share = min(recipe.evaluation.num_scored or 0, len(self.cache)) // (world_size // together)
+        share = self._share(recipe.evaluation.num_scored or 0, world_size // together)
         self.scored = range(rank // together * share, (rank // together + 1) * share)
         if self.scored:
             self.features = ProxyVideoFeatures().to(device)
             self.truth = self._measure(lambda batch: batch.x0)
 
-    def generate(self, velocity: Velocity, batch: Batch | None = None) -> Tensor:
+    def measure_teacher(self, velocity: Velocity | None) -> None:
+        """Take what health compares with from the teacher's clips; None: from the real ones."""
+        assert self.recipe.evaluation is not None
+        pixels = self.real
+        if velocity is not None:
+            latents = self.generate(velocity, sampler=self.recipe.evaluation.teacher)
+            pixels = self.decode(latents)
+        self.teacher_signs = vital_signs(pixels)
+
+    def health(self, pixels: Tensor) -> dict[str, float]:
+        """Return the vital signs of generated clips over those of the teacher's, and the drift."""
+        ratios = compare_signs(vital_signs(pixels), self.teacher_signs)
+        return {f"health/{name}": ratio for name, ratio in ratios.items()}
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return pixels."""
+        return self.vae.decode(latents)
+
+    def generate(
+        self, velocity: Velocity, batch: Batch | None = None, sampler: SamplerConfig | None = None
+    ) -> Tensor:
         """Return generated latents, by default of the clips that are shown."""
         batch = batch or self.batch
         assert batch.conditions is not None
         return generate(
             velocity,
-            self.sampler,
+            sampler or self.sampler,
             batch.conditions,
             batch.x0.shape[1:],
             seed=self.recipe.seed,
@@ -63,10 +85,9 @@ class Validation:
             null=batch.null,
         )
 
-    @torch.no_grad()
-    def write(self, latents: Tensor, path: Path) -> None:
+    def write(self, pixels: Tensor, path: Path) -> None:
         """Write real clips above generated ones."""
-        contact_sheet(path, {"real": self.real, "generated": self.vae.decode(latents)})
+        contact_sheet(path, {"real": self.real, "generated": pixels})
 
     def scores(self, velocity: Velocity) -> dict[str, float]:
         """Score the generator on `num_scored` clips, shared out over the ranks."""
@@ -102,6 +123,16 @@ class Validation:
             alpha_strong=method.alpha_strong,
         )
         return {f"validation/{name}": float(value) for name, value in gap.items()}
+
+    def _share(self, wanted: int, groups: int) -> int:
+        """Return the scored clips of each group: as many on all, so that all call alike."""
+        share = min(math.ceil(wanted / groups), len(self.cache) // groups)
+        if wanted and not share:
+            raise ValueError(
+                f"evaluation.num_scored: {len(self.cache)} held-out clips do not reach for "
+                f"{groups} groups of workers; give it more clips or set num_scored to null"
+            )
+        return share
 
     @torch.no_grad()
     def _measure(self, latents_of: Callable[[Batch], Tensor]) -> Tensor:

@@ -1,10 +1,10 @@
 """ZeRO-3's side of weights: building sharded, and reading what the engines saved."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -12,6 +12,10 @@ from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.platform.config import DeepSpeedEngineConfig, EngineConfig, OptimizerConfig
 from magicdistill.platform.engine import deepspeed_config
 from magicdistill.platform.operators import load_shared_memory_operator
+from magicdistill.platform.pieces import WEIGHT, PieceReader
+
+Weights = Mapping[str, Callable[[], Tensor]]
+"""Whole tensors by name, each made when it is called for: the files are mapped, not read."""
 
 
 def placement(config: EngineConfig) -> Placement:
@@ -43,23 +47,11 @@ class Zero3:
             yield dist.get_rank() == 0
 
 
-def role_weights(role: Path) -> dict[str, Tensor]:
+def role_weights(role: Path) -> Weights:
     """Return the trained weights of a role from its folder in a checkpoint, by module name.
 
-    float32 of the optimiser where DeepSpeed keeps it. Raises FileNotFoundError where no engine
-    has saved there.
+    Those of the optimiser: float32 where the network's own are rounded. Also for the averaged
+    weights, whose folder is `checkpoints.EMA`. Raises FileNotFoundError where nothing was saved.
     """
-    state = role / "state"
-    if (role / "state.pt").is_file():
-        saved = torch.load(role / "state.pt", map_location="cpu", mmap=True, weights_only=True)
-        return saved["module"]
-    if not state.is_dir():
-        raise FileNotFoundError(f"no engine has saved in {role}")
-    if not any(state.glob("*_optim_states.pt")):  # ZeRO stage 0 keeps all in one file
-        file = state / "mp_rank_00_model_states.pt"
-        return torch.load(file, map_location="cpu", weights_only=False)["module"]
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    tensors = get_fp32_state_dict_from_zero_checkpoint(str(role), tag=state.name)
-    assert tensors is not None
-    return dict(tensors)
+    reader = PieceReader(role)
+    return {name: partial(reader.whole, WEIGHT, name) for name in reader.names()}

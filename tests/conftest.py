@@ -1,8 +1,13 @@
 """What all tests share: one thread each, no telemetry, and GPU tests only where a GPU is."""
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.s3_server import Server
 
 os.environ.update(
     OMP_NUM_THREADS="1",
@@ -22,3 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator["Server"]:
+    """An S3 server with an empty bucket `bucket`; the environment points to it."""
+    from tests.s3_server import serve_s3
+
+    with serve_s3() as server:
+        yield server

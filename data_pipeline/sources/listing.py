@@ -1,49 +1,88 @@
-"""List the videos of every kind of source, and bring one video to the local disk."""
+"""List the videos of every kind of source."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
-from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlencode, urlsplit
 
 from magicdistill.data_pipeline.clips import Video, digest
-from magicdistill.data_pipeline.config import Folder, PackageClips, PortraitWorld, Source
-from magicdistill.data_pipeline.sources import package_clips, portrait_world
-from magicdistill.data_pipeline.video import X264_OPTIONS, VideoError
+from magicdistill.data_pipeline.config import (
+    CelebvHq,
+    Folder,
+    Hdtf,
+    Inter4K,
+    JsonLines,
+    Koala,
+    Manifest,
+    PackageClips,
+    PortraitWorld,
+    Source,
+    TalkVid,
+    Vfhq,
+)
+from magicdistill.data_pipeline.sources import (
+    celebv_hq,
+    hdtf,
+    json_lines,
+    koala,
+    package_clips,
+    portrait_world,
+    stores,
+    talkvid,
+    vfhq,
+)
+from magicdistill.data_pipeline.sources.entries import Entry
+from magicdistill.data_pipeline.sources.fetching import WORLD_SCHEME
+from magicdistill.data_pipeline.video import VIDEO_SUFFIXES, X264_OPTIONS
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-WORLD_SCHEME = "portrait-world"
+logger = logging.getLogger(__name__)
+
+MISSING_FILE = "missing file"
+MISSING = "missing"
+"""State of a file that is not there."""
+INTER4K_REJECTED = "left out: Inter4K's clips have 120 frames at 24 fps (the recipe's policy)"
+INTER4K_TIME_SCALE = 60 / 24 / 2
+"""Of every second frame of 60 per second, shown 24 times a second."""
 
 
 def list_videos(sources: Sequence[Source], clips_directory: Path) -> list[Video]:
     """Return the videos of all sources, without opening any and without duplicates.
+
+    What a manifest names and nobody can use is listed too, with its `fault`.
 
     Args:
         sources: what to list.
         clips_directory: where rendered sources put their files.
 
     Raises:
-        FileNotFoundError: if a folder does not exist or a package's videos are not installed.
+        FileNotFoundError: if a folder or manifest does not exist or a package's videos are not
+            installed.
+        ValueError: if a manifest has another format.
     """
-    videos: dict[str, Video] = {}
-    for source in sources:
-        for video in _list_source(source, clips_directory):
-            videos.setdefault(video.video_id, video)
-    return list(videos.values())
+    return list(iter_videos(sources, clips_directory))
 
 
-def fetch(uri: str, path: str) -> Path:
-    """Return a video's local file, rendering it first if its source does so.
+def iter_videos(sources: Sequence[Source], clips_directory: Path) -> Iterator[Video]:
+    """Yield what `list_videos` returns, one by one: manifests are read as a stream.
 
     Raises:
-        VideoError: if there is no such file.
+        FileNotFoundError: as `list_videos`.
+        ValueError: as `list_videos`.
     """
-    file, address = Path(path), urlsplit(uri)
-    if address.scheme == WORLD_SCHEME and not file.exists():
-        shape = {name: int(value) for name, value in parse_qsl(address.query)}
-        portrait_world.write_clips(file.parent, [int(address.path)], **shape)
-    if not file.exists():
-        raise VideoError("missing file")
-    return file
+    seen: set[str] = set()
+    for source in sources:
+        found: Counter[str] = Counter()
+        for video in _list_source(source, clips_directory):
+            twice = video.video_id in seen
+            found["listed before" if twice else video.fault.partition(":")[0] or "to read"] += 1
+            if not twice:
+                seen.add(video.video_id)
+                yield video
+        logger.info("source %s: %s", source.kind, dict(found))
 
 
 def _list_source(source: Source, clips_directory: Path) -> Iterator[Video]:
@@ -54,6 +93,26 @@ def _list_source(source: Source, clips_directory: Path) -> Iterator[Video]:
             return _list_package()
         case Folder():
             return _list_folder(source)
+        case Inter4K():
+            return _list_inter4k(source)
+        case JsonLines():
+            return _list_lines(source)
+        case _:
+            return _list_manifest(source, _entries(source))
+
+
+def _entries(source: Manifest) -> Iterator[Entry]:
+    match source:
+        case Koala():
+            return koala.entries(source)
+        case Hdtf():
+            return hdtf.entries(source)
+        case Vfhq():
+            return vfhq.entries(source)
+        case CelebvHq():
+            return celebv_hq.entries(source)
+        case TalkVid():
+            return talkvid.entries(source)
 
 
 def _list_world(source: PortraitWorld, clips_directory: Path) -> Iterator[Video]:
@@ -89,7 +148,7 @@ def _list_package() -> Iterator[Video]:
             source_id=f"package-clips/{path.stem}",
             uri=uri,
             path=str(path),
-            fingerprint=_file_state(path),
+            fingerprint=stores.local_state(path) or MISSING,
             license=package_clips.LICENSE,
             mixture=mixture,
             split_shots=True,
@@ -97,28 +156,107 @@ def _list_package() -> Iterator[Video]:
 
 
 def _list_folder(source: Folder) -> Iterator[Video]:
-    folder = source.path.expanduser().absolute()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"data source folder {folder} does not exist")
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() or path.name.startswith("."):
-            continue
-        uri = path.as_uri()
+    folder = stores.Folder(source.path)
+    for name in folder.names():
+        uri = folder.uri(name)
         yield Video(
             video_id=digest(uri),
-            source_id=f"folder/{folder.name}/{path.relative_to(folder).as_posix()}",
+            source_id=f"folder/{folder.name}/{name}",
             uri=uri,
-            path=str(path),
-            fingerprint=_file_state(path),
+            path=folder.path(name),
+            fingerprint=folder.state(name) or MISSING,  # a dangling link: recorded when scored
             license=source.license,
             mixture=source.mixture,
             split_shots=source.split_shots,
         )
 
 
-def _file_state(path: Path) -> str:
-    """Return what changes when a file is replaced, without reading it."""
-    if not path.exists():
-        return "missing"  # a dangling link: recorded when it is scored
-    state = path.stat()
-    return f"{state.st_size}-{state.st_mtime_ns}"
+@dataclass(frozen=True)
+class _Terms:
+    """What the clips of a manifest have in common."""
+
+    dataset: str
+    license: str
+    mixture: str
+    is_cut: bool = False
+    """The files are the clips: spans and crops do not apply any more."""
+    split_shots: bool = False
+    time_scale: float = 1.0
+
+
+def _list_inter4k(source: Inter4K) -> Iterator[Video]:
+    folder = stores.Folder(source.path)
+    time_scale = INTER4K_TIME_SCALE if source.policy == "stride-2" else 1.0
+    fault = INTER4K_REJECTED if source.policy == "reject" else ""
+    terms = _Terms(source.kind, source.license, source.mixture, time_scale=time_scale)
+    for number in range(1, source.num_clips + 1):
+        entry = Entry(str(number), str(number), fault=fault)
+        yield _video(entry, folder, f"{number}.mp4", terms)
+
+
+def _list_manifest(source: Manifest, entries: Iterator[Entry]) -> Iterator[Video]:
+    folder, pattern = stores.Folder(source.store.path), source.store.file_pattern
+    is_cut = source.store.holds == "clips"
+    terms = _Terms(source.kind, source.license, source.mixture, is_cut)
+    for entry in entries:
+        name = pattern.format(name=entry.name, video=entry.video)
+        yield _video(entry, folder, name, terms)
+
+
+def _list_lines(source: JsonLines) -> Iterator[Video]:
+    open_folder = cache(stores.Folder)
+    for line in json_lines.lines(source):
+        root = source.root or line.manifest.rpartition("/")[0] or "."
+        location, name = _split(line.uri, root)
+        terms = _Terms(line.dataset, line.license, line.mixture, split_shots=source.split_shots)
+        yield _video(line.entry, open_folder(location), name, terms)
+
+
+def _split(uri: str, root: str) -> tuple[str, str]:
+    """Return the folder and the name in it that a manifest's address means."""
+    root = root.rstrip("/")
+    if uri.startswith("file://"):
+        uri = unquote(urlsplit(uri).path)
+    if uri.startswith(f"{root}/"):
+        return root, uri.removeprefix(f"{root}/")
+    if stores.is_remote(uri):
+        return uri.rpartition("/")[0], uri.rpartition("/")[2]
+    return ("/", uri.removeprefix("/")) if uri.startswith("/") else (root, uri)
+
+
+def _video(entry: Entry, folder: stores.Folder, name: str, terms: _Terms) -> Video:
+    """Return the row of a manifest's entry, whose file is called `name` below the folder."""
+    fault = entry.fault or ("" if terms.is_cut else entry.span_fault)
+    is_inside = _is_inside(name)
+    if not fault and not is_inside:
+        fault = f"bad row: {name!r} leads out of the store"
+    part = Entry(entry.name, entry.video) if terms.is_cut or fault else entry
+    state = None if fault else folder.state(name)
+    fault = fault or ("" if state else MISSING_FILE)
+    uri = folder.uri(name) if is_inside else ""
+    if entry.fps and PurePosixPath(name).suffix.lower() not in VIDEO_SUFFIXES:
+        uri += f"#{urlencode({'fps': entry.fps})}"
+    span = (part.t0_s, part.t1_s, part.crop, part.crop_frame, terms.time_scale)
+    return Video(
+        video_id=digest(terms.dataset, entry.name, *span),
+        source_id=f"{terms.dataset}/{entry.video}",
+        uri=uri,
+        path=folder.path(name) if uri else "",
+        fingerprint=state or f"fault {fault}",
+        license=terms.license,
+        mixture=terms.mixture,
+        split_shots=terms.split_shots,
+        entry=entry.name,
+        t0_s=part.t0_s,
+        t1_s=part.t1_s,
+        crop=part.crop,
+        crop_frame=part.crop_frame,
+        time_scale=terms.time_scale,
+        caption=entry.caption,
+        imported_scores=entry.imported_scores,
+        fault=fault,
+    )
+
+
+def _is_inside(name: str) -> bool:
+    return bool(name) and name[0] != "/" and ".." not in name.split("/") and "\0" not in name

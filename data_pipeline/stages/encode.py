@@ -13,7 +13,8 @@ from magicdistill.data_pipeline.cache import LatentRow, RowFacts, row_facts, wri
 from magicdistill.data_pipeline.child import Child
 from magicdistill.data_pipeline.clips import Array, ClipRow, clips_from_table
 from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.windows import decode_windows, windows_of
+from magicdistill.data_pipeline.sources.fetching import Scratch
+from magicdistill.data_pipeline.windows import fetch_windows, windows_of
 from magicdistill.models.networks.vae import VideoVae
 
 
@@ -49,6 +50,7 @@ class Encode:
         self._stored_dtype = getattr(torch, config.encoding.stored_dtype)
         self._vae = vae.to(self._device, self._compute_dtype)
         self._child = Child(config.decoder.timeout_s, config.decoder.num_attempts)
+        self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return one report row per clip of the table; an empty failure means encoded."""
@@ -62,6 +64,7 @@ class Encode:
                 pending = []
         if pending:
             rows.extend(self._encode(pending))
+        self._scratch.clear()
         if rows:
             write_shard(self._root, rows)
         return pa.Table.from_pylist(reports, schema=REPORT_SCHEMA)
@@ -73,7 +76,9 @@ class Encode:
         config = self._config
         bucket, dtype = config.bucket, config.encoding.stored_dtype
         for clip in clips:
-            outcome = self._child.call(decode_windows, clip, bucket, config.windows_per_clip)
+            outcome = fetch_windows(
+                self._child, self._scratch, clip, bucket, config.windows_per_clip
+            )
             reports.append({"clip_id": clip.clip_id, "failure": outcome.failure})
             if outcome.failure:
                 continue

@@ -17,26 +17,44 @@ from magicdistill.data_pipeline.clips import (
     videos_from_table,
 )
 from magicdistill.data_pipeline.config import Decoder, Measures
-from magicdistill.data_pipeline.sources.listing import VIDEO_SUFFIXES, fetch
+from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.stages.motion import MotionMeter
-from magicdistill.data_pipeline.stages.shots import ShotMeter, spans_between
-from magicdistill.data_pipeline.video import DECODERS, Header, VideoError, decode, probe
+from magicdistill.data_pipeline.stages.run_scorers import Meter
+from magicdistill.data_pipeline.stages.scorers.base import Frame, RateScorer
+from magicdistill.data_pipeline.stages.shots import ShotMeters, shot_meters, spans_between
+from magicdistill.data_pipeline.video import (
+    DECODERS,
+    VIDEO_SUFFIXES,
+    VideoError,
+    decode,
+    probe,
+)
+from magicdistill.data_pipeline.views import View, cropped, view_of
 
 
 class Score:
     """Scores tables of videos; a file that cannot be read becomes a failed row."""
 
     def __init__(self, measures: Measures, decoder: Decoder) -> None:
+        shot_meters(measures.shots)  # a missing package is no video's fault
         self._measures = measures
         self._child = Child(decoder.timeout_s, decoder.num_attempts)
+        self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the table of clips found in a table of videos."""
         clips = [clip for video in videos_from_table(table) for clip in self._score(video)]
+        self._scratch.clear()
         return clips_to_table(clips)
 
     def _score(self, video: Video) -> Sequence[ClipRow]:
-        outcome = self._child.call(score_video, video, self._measures)
+        if video.fault:
+            return [failed(video, self._measures.version, video.fault)]
+        try:
+            path = self._scratch.fetch(video.uri, video.path)
+        except VideoError as error:
+            return [failed(video, self._measures.version, str(error))]
+        outcome = self._child.call(score_video, video, path, self._measures)
         if outcome.failure:
             reason = outcome.failure.removeprefix("VideoError: ")
             return [failed(video, self._measures.version, reason)]
@@ -49,24 +67,26 @@ class _Pass:
 
     decoder: str
     num_frames: int
-    shots: ShotMeter
+    shots: ShotMeters
     motion: MotionMeter
+    meters: Sequence[Meter]
     failure: str
 
 
-def score_video(video: Video, measures: Measures) -> list[ClipRow]:
-    """Return the clips of one video with their scores.
+def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
+    """Return the clips of one video, whose file is at `path`, with their scores.
 
     Raises:
-        VideoError: if the file is missing, empty, no video, or not one frame can be decoded.
+        VideoError: if the file is empty or no video, not one frame can be decoded, or the
+            source's span or crop lies outside.
     """
-    if Path(video.path).suffix.lower() not in VIDEO_SUFFIXES:
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise VideoError(f"unexpected file name: not one of {', '.join(VIDEO_SUFFIXES)}")
-    path = fetch(video.uri, video.path)
     if not path.stat().st_size:
         raise VideoError("empty file")
     header = probe(path)
-    taken = _measure(path, header, measures)
+    view = view_of(video, header)
+    taken = _measure(path, header.fps, view, measures)
     if not taken.num_frames:
         raise VideoError(taken.failure or "corrupt: no frames")
     cuts = taken.shots.cuts()
@@ -74,9 +94,9 @@ def score_video(video: Video, measures: Measures) -> list[ClipRow]:
     if video.split_shots:
         spans, cuts = spans_between(cuts, taken.num_frames, measures.trim_frames), []
     content_hash = _content_hash(path)
-    return [
+    clips = [
         ClipRow(
-            clip_id=digest(video.video_id, start, stop),
+            clip_id=digest(video.video_id, view.start + start, view.start + stop),
             video_id=video.video_id,
             source_id=video.source_id,
             uri=video.uri,
@@ -85,37 +105,58 @@ def score_video(video: Video, measures: Measures) -> list[ClipRow]:
             license=video.license,
             mixture=video.mixture,
             measures=measures.version,
-            start=start,
-            stop=stop,
+            start=view.start + start,
+            stop=view.start + stop,
             content_hash=content_hash,
             decoder=taken.decoder,
-            width=header.width,
-            height=header.height,
-            fps=header.fps,
-            num_frames_header=header.num_frames or taken.num_frames,
+            width=view.width,
+            height=view.height,
+            fps=header.fps / video.time_scale,
+            num_frames_header=view.num_frames or taken.num_frames,
             num_frames_decoded=taken.num_frames,
             num_cuts=len(cuts),
             motion_px=taken.motion.mean_px(start, stop),
+            entry=video.entry,
+            crop=view.crop,
+            time_scale=video.time_scale,
+            caption=video.caption,
+            imported_scores=video.imported_scores,
         )
         for start, stop in spans
     ]
+    return [_with_scores(clip, taken.meters) for clip in clips]
 
 
-def _measure(path: Path, header: Header, measures: Measures) -> _Pass:
+def _with_scores(clip: ClipRow, meters: Sequence[Meter]) -> ClipRow:
+    for meter in meters:
+        clip = meter.add_to(clip)
+    return clip
+
+
+def _measure(path: Path, fps: float, view: View, measures: Measures) -> _Pass:
     """Decode with each decoder in turn until one reads to the end; else keep the longest pass."""
     passes: list[_Pass] = []
     for decoder in DECODERS:
-        shots = ShotMeter()
-        motion = MotionMeter(header.fps, measures.motion_short_side, measures.motion_fps)
+        shots = shot_meters(measures.shots)
+        motion = MotionMeter(fps, measures.motion_short_side, measures.motion_fps)
+        meters = [
+            Meter(scorer, fps)
+            for scorer in measures.scorers
+            if isinstance(scorer, RateScorer) and not scorer.COSTLY
+        ]
         num_frames, failure = 0, ""
         try:
-            for frame in decode(path, decoder):
+            for whole in decode(path, decoder, view.start, view.stop):
+                frame = cropped(whole, view.crop)
                 shots.update(frame)
                 motion.update(frame)
+                shared = Frame(frame)
+                for meter in meters:
+                    meter.update(view.start + num_frames, shared)
                 num_frames += 1
         except VideoError as error:
             failure = str(error)
-        passes.append(_Pass(decoder, num_frames, shots, motion, failure))
+        passes.append(_Pass(decoder, num_frames, shots, motion, meters, failure))
         if not failure:
             break
     # On damage decord stops at a frame that differs from run to run; on a tie PyAV is kept.

@@ -1,12 +1,14 @@
 """Find cuts and dissolves between neighbouring frames."""
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.clips import Array
+from magicdistill.data_pipeline.stages.transnet import TransNetMeter
 
 HISTOGRAM_SIDE, EDGE_SIDE = 256, 128
 WINDOW = 8  # neighbours before a pair that say what is normal there
@@ -55,6 +57,29 @@ class ShotMeter:
         return [
             pair + 1 for pair in range(len(scores)) if scores[pair] < 0 or _is_outlier(smooth, pair)
         ]
+
+
+class ShotMeters:
+    """Several meters as one: a cut that any of them sees is a cut."""
+
+    def __init__(self, meters: Sequence[ShotMeter | TransNetMeter]) -> None:
+        self._meters = meters
+
+    def update(self, frame: Array) -> None:
+        """Take the next frame, uint8 RGB (h, w, 3)."""
+        for meter in self._meters:
+            meter.update(frame)
+
+    def cuts(self) -> list[int]:
+        """Return the frames that open a new shot, ascending."""
+        return sorted({cut for meter in self._meters for cut in meter.cuts()})
+
+
+def shot_meters(name: Literal["koala", "transnetv2", "either"]) -> ShotMeters:
+    """Return fresh meters of that name."""
+    kinds = {"koala": [ShotMeter], "transnetv2": [TransNetMeter]}
+    kinds["either"] = kinds["koala"] + kinds["transnetv2"]
+    return ShotMeters([kind() for kind in kinds[name]])
 
 
 def spans_between(cuts: list[int], num_frames: int, trim_frames: int) -> list[tuple[int, int]]:

@@ -65,6 +65,21 @@ PRESETS: dict[str, NetworkPreset] = {
         vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
         patch_decoder=PatchDecoderConfig(),
     ),
+    "nano": NetworkPreset(  # the heads of a sequence group of 8, and little else
+        transformer=TransformerConfig(
+            num_attention_heads=8,
+            attention_head_dim=12,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            rope_axes_dim=(4, 4, 4),
+            text_embed_dim=64,
+            pooled_projection_dim=64,
+            num_text_tokens=4,
+        ),
+        vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
+        patch_decoder=PatchDecoderConfig(),
+    ),
     "magic141-13b": NetworkPreset(
         transformer=TransformerConfig(
             num_attention_heads=24,
@@ -129,7 +144,7 @@ def demand_share(what: str, count: int, size: int) -> None:
 class ModelConfig(Config):
     """The model of a recipe: a preset and where its weights are."""
 
-    preset: Literal["portrait-tiny", "magic141-13b"] = "portrait-tiny"
+    preset: Literal["portrait-tiny", "nano", "magic141-13b"] = "portrait-tiny"
     vae: str | None = None
     """Folder of the VAE."""
     teacher: str | None = None

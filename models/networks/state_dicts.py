@@ -29,7 +29,7 @@ def checkpoint_parts(path: Path) -> Iterator[Part]:
     """Yield a checkpoint file by file, in the names of diffusers' transformer.
 
     `path` is a diffusers folder, sharded or not, or one file: the original HunyuanVideo
-    checkpoint, a bare state dict, or a `state.pt` of a torch engine.
+    checkpoint, or a bare state dict.
 
     Raises:
         FileNotFoundError: a file is missing; the message names all that are.

@@ -1,7 +1,7 @@
 """Finding and writing networks as diffusers folders."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.state_dicts import CONFIG, INDEX, public
 
 PROJECT = Path(magicdistill.__file__).resolve().parents[1]
+MAX_FILE_BYTES = 5 * 2**30
 
 
 def find_weights(location: str, field: str) -> Path:
@@ -41,26 +42,47 @@ def save_transformer(
     dtype: torch.dtype = torch.float16,
     *,
     placement: Placement = WHOLE,
-    max_file_bytes: int = 5 * 2**30,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Write a diffusers folder in `dtype`, leaving the transformer as it is.
 
     Every rank calls it; one rank of a sharded placement writes, and holds one file at a time.
-    config.json comes last: a folder without it is not complete.
     """
     parameters = dict(transformer.named_parameters())
+
+    def read(name: str) -> Tensor | None:
+        with placement.gathered([parameters[name]]) as writes:
+            return parameters[name].detach().to("cpu", dtype, copy=True) if writes else None
+
+    write_transformer(transformer, directory, read, dtype, max_file_bytes=max_file_bytes)
+
+
+def write_transformer(
+    transformer: HunyuanVideoTransformer3DModel,
+    directory: Path,
+    read: Callable[[str], Tensor | None],
+    dtype: torch.dtype,
+    *,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Write a diffusers folder, one file at a time, of what `read` returns.
+
+    `transformer` gives names, sizes and settings, and may be without storage. `read` returns a
+    whole parameter in `dtype` by its name, and None on a rank that does not write. config.json
+    comes last: a folder without it is not complete.
+    """
     sizes = {name: numel * dtype.itemsize for name, numel in _numels(transformer).items()}
     plan = _files_of(sizes, max_file_bytes)
-    with placement.gathered([]) as writes:
-        if writes:
-            _clear(directory)
+    writes = False
     for file, names in plan.items():
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}  # lets go of those in the file before
         for name in names:
-            with placement.gathered([parameters[name]]) as writes:
-                if writes:
-                    tensors[name] = parameters[name].detach().to("cpu", dtype, copy=True)
+            if (tensor := read(name)) is not None:
+                tensors[name] = tensor
         if tensors:
+            if not writes:
+                _clear(directory)
+            writes = True
             save_file(tensors, directory / file)
     if writes:
         if len(plan) > 1:

@@ -38,6 +38,7 @@ from magicdistill.models.objectives.dmd import (
 from magicdistill.models.objectives.ground_truth import ground_truth_loss
 from magicdistill.models.objectives.rollouts import Rollouts, Visit
 from magicdistill.models.objectives.types import Batch, Loss, Networks
+from magicdistill.models.spans import span
 
 
 @dataclass(frozen=True)
@@ -176,16 +177,17 @@ class DistributionMatching:
 
     def _distribution_matching(self, turn: Turn, x_hat: Tensor, at: Noised) -> tuple[Loss, Tensor]:
         score, guidance = self._scores(turn, at.sigma)
-        real, fake = real_and_fake_x0(
-            score,
-            self.critic,
-            at.x_sigma.detach(),
-            at.sigma,
-            turn.conditions,
-            alpha_weak=self.strengths.alpha_weak,
-            alpha_strong=self.strengths.alpha_strong,
-            guidance=guidance,
-        )
+        with span("scores"):
+            real, fake = real_and_fake_x0(
+                score,
+                self.critic,
+                at.x_sigma.detach(),
+                at.sigma,
+                turn.conditions,
+                alpha_weak=self.strengths.alpha_weak,
+                alpha_strong=self.strengths.alpha_strong,
+                guidance=guidance,
+            )
         dmd = descend(x_hat, dmd_gradient(x_hat, real, fake))
         gap, distance = (fake - real).abs().mean(), (x_hat.detach() - real).abs().mean()
         terms = {"dmd": dmd.detach(), "score_gap": gap, "real_distance": distance}

@@ -10,6 +10,7 @@ from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.samplers import Velocity, rollout
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.types import Batch
+from magicdistill.models.spans import span
 
 
 class Visit(NamedTuple):
@@ -50,6 +51,7 @@ class Rollouts:
             self._kept[key] = self._run(generator, batch, self.draws(draws), num_steps)
         return self._kept[key][index]
 
+    @span("rollout")
     @torch.no_grad()
     def _run(self, generator: Velocity, batch: Batch, draws: Draws, num_steps: int) -> list[Visit]:
         shape, device = batch.x0.shape[1:], batch.x0.device

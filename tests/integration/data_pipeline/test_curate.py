@@ -57,6 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_mp4(folder / "small.mp4", render_clip(100, size=32), 24)
     write_mp4(folder / "still.mp4", np.repeat(good[:1], 51, axis=0), 24)
     data = (folder / "good.mp4").read_bytes()
+    (folder / "same.mp4").write_bytes(data)
     (folder / "damaged.mp4").write_bytes(data[: len(data) * 2 // 3])
     (folder / "text.mp4").write_text("this is no video")
     (folder / "empty.mp4").touch()
@@ -69,7 +70,7 @@ def make_config(folder: Path, **changes: object) -> DataConfig:
     return DataConfig(
         sources=(
             PortraitWorld(num_clips=NUM_PORTRAITS),
-            Folder(path=folder, license="CC0", mixture="portrait"),
+            Folder(path=str(folder), license="CC0", mixture="portrait"),
         ),
         windows_per_clip=2,
         measures=Measures(motion_short_side=64, motion_fps=8.0),
@@ -109,6 +110,7 @@ def test_every_file_is_accounted_for_with_its_reason(curated: tuple[CurationResu
         "small.mp4": ("rejected", "resolution"),
         "still.mp4": ("rejected", "motion: 0.0"),
         "damaged.mp4": ("rejected", "damaged"),
+        "same.mp4": ("rejected", "duplicate: of folder/"),
         "text.mp4": ("failed", "corrupt"),
         "empty.mp4": ("failed", "empty file"),
         "good.mp4.part": ("failed", "unexpected file name"),
@@ -118,7 +120,7 @@ def test_every_file_is_accounted_for_with_its_reason(curated: tuple[CurationResu
     for name, (status, reason) in expected.items():
         assert reasons[name][0] == status, reasons[name]
         assert any(given.startswith(reason) for given in reasons[name][1]), reasons[name]
-    assert result.counts == {"accepted": 6, "rejected": 5, "failed": 4, "rows": 24}
+    assert result.counts == {"accepted": 6, "rejected": 6, "failed": 4, "rows": 24}
 
 
 def test_the_cache_holds_what_a_fresh_encoding_gives(
@@ -207,7 +209,7 @@ def test_a_clip_that_vanishes_before_encoding_is_a_failed_row(
     copy.mkdir()
     for name in ("good.mp4", "cut.mp4"):
         (copy / name).write_bytes((folder / name).read_bytes())
-    (copy / "other.mp4").write_bytes((folder / "good.mp4").read_bytes())
+    write_mp4(copy / "other.mp4", render_clip(103), 24)
     config = make_config(copy)
 
     def remove(stage: str, done: int, total: int) -> None:

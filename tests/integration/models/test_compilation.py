@@ -7,23 +7,13 @@ from torch import Tensor, nn
 
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.conditions import Conditions
-from magicdistill.models.networks.config import KernelsConfig, LoraConfig, TransformerConfig
+from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.transformer import build_transformer
+from tests.tiny import tiny_shapes
 
-SHAPES = TransformerConfig(
-    num_attention_heads=2,
-    attention_head_dim=12,
-    num_layers=1,
-    num_single_layers=1,
-    num_refiner_layers=1,
-    rope_axes_dim=(4, 4, 4),
-    text_embed_dim=6,
-    pooled_projection_dim=6,
-    num_text_tokens=2,
-    latent_channels=4,
-)
+SHAPES = tiny_shapes()
 
 
 def critic() -> Critic:

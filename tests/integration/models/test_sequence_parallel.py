@@ -12,27 +12,17 @@ from torch import Tensor, multiprocessing, nn
 
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.conditions import Conditions
-from magicdistill.models.networks.config import KernelsConfig, LoraConfig, TransformerConfig
+from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import checkpoint_blocks, lora_strength
 from magicdistill.models.networks.sequence_parallel import SequenceGroup, join_sequence_group
 from magicdistill.models.networks.state_dicts import transformer_arguments
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
+from tests.tiny import tiny_shapes
 
 NUM_RANKS = 4
 SIZES = (1, 2, 4)
-SHAPES = TransformerConfig(
-    num_attention_heads=4,
-    attention_head_dim=12,
-    num_layers=1,
-    num_single_layers=2,
-    num_refiner_layers=1,
-    rope_axes_dim=(4, 4, 4),
-    text_embed_dim=6,
-    pooled_projection_dim=6,
-    num_text_tokens=5,
-    latent_channels=4,
-)
+SHAPES = tiny_shapes(num_attention_heads=4, num_single_layers=2, num_text_tokens=5)
 SIGMA = torch.tensor([0.4, 0.7])
 Prepare = Callable[[nn.Module], None]
 """Installs the kernels of a scenario, split over the group that is being tested."""

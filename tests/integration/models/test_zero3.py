@@ -9,24 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicdistill.models.networks.config import TransformerConfig
 from magicdistill.models.networks.transformer import build_transformer, load_transformer
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.weights import role_weights
+from tests.tiny import tiny_shapes
 
 ROOT = Path(__file__).parents[3]
-SMALL = TransformerConfig(
-    num_attention_heads=2,
-    attention_head_dim=12,
-    num_layers=1,
-    num_single_layers=2,
-    num_refiner_layers=1,
-    rope_axes_dim=(4, 4, 4),
-    text_embed_dim=6,
-    pooled_projection_dim=6,
-    num_text_tokens=2,
-    latent_channels=4,
-)
+SMALL = tiny_shapes(num_single_layers=2)
 LARGE = SMALL.model_copy(
     update={
         "num_attention_heads": 8,

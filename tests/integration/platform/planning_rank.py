@@ -21,19 +21,9 @@ from magicdistill.platform.engine import DeepSpeedEngine, local_shard
 from magicdistill.platform.flops import Sample, saved_bytes
 from magicdistill.platform.memory import parts_of, state_rows, total
 from magicdistill.platform.passes import Pass
+from tests.tiny import tiny_shapes
 
-SMALL = TransformerConfig(
-    num_attention_heads=4,
-    attention_head_dim=12,
-    num_layers=1,
-    num_single_layers=2,
-    num_refiner_layers=1,
-    rope_axes_dim=(4, 4, 4),
-    text_embed_dim=6,
-    pooled_projection_dim=6,
-    num_text_tokens=4,
-    latent_channels=4,
-)
+SMALL = tiny_shapes(num_attention_heads=4, num_single_layers=2, num_text_tokens=4)
 WIDE = SMALL.model_copy(update={"num_attention_heads": 8, "num_layers": 3, "num_single_layers": 5})
 ENGINES = {
     "ZeRO-0 bf16 small critic": (0, "bf16", SMALL, "critic"),

@@ -68,6 +68,30 @@ def test_a_run_resumes_after_its_last_checkpoint(smoke, runs):
     assert steps == [1, 2, 3]
 
 
+SHARED = """
+extends: portrait-tiny-smoke
+cluster: {sequence_parallel: 2}
+schedule: {sample_every: null}
+evaluation: null
+"""
+
+
+def test_two_workers_on_one_sample_give_the_losses_of_two_on_their_own(smoke, runs):
+    recipe = runs / "shared.yaml"
+    recipe.write_text(SHARED)
+    shared = distill(runs, "--recipe", str(recipe))
+    assert shared.returncode == 0, shared.stdout + shared.stderr
+    assert smoke.returncode == 0, smoke.stdout + smoke.stderr
+    own, found = (list(run_of(job).metrics())[:2] for job in (smoke, shared))
+    for one, other in zip(own, found, strict=True):
+        expected = {name: one[name] for name in LOSSES if name in one}
+        assert {name: other[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+
+
+def run_of(job: subprocess.CompletedProcess[str]) -> RunDirectory:
+    return RunDirectory.open(job.stdout.partition("] run ")[2].partition("\n")[0])
+
+
 def test_ctrl_c_leaves_no_process_behind(runs, smoke):
     command = [sys.executable, str(ROOT / "jobs" / "distill.py"), "--runs", str(runs)]
     command += ["--recipe", "portrait-tiny-smoke", "--schedule.num_cycles", "500"]

@@ -9,7 +9,7 @@ from torch import Tensor, multiprocessing
 
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.conditions import Conditions
-from magicdistill.models.networks.config import KernelsConfig, LoraConfig, TransformerConfig
+from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.networks.transformer import (
@@ -24,19 +24,9 @@ from magicdistill.platform.batches import deal
 from magicdistill.platform.config import OptimizerConfig, ScheduleConfig, TorchEngineConfig
 from magicdistill.platform.engine import build_engine
 from magicdistill.platform.loop import Loop
+from tests.tiny import tiny_shapes
 
-SHAPES = TransformerConfig(
-    num_attention_heads=4,
-    attention_head_dim=12,
-    num_layers=1,
-    num_single_layers=1,
-    num_refiner_layers=1,
-    rope_axes_dim=(4, 4, 4),
-    text_embed_dim=6,
-    pooled_projection_dim=6,
-    num_text_tokens=5,
-    latent_channels=4,
-)
+SHAPES = tiny_shapes(num_attention_heads=4, num_text_tokens=5)
 METHOD = MagicGtMethod(name="magic-gt", num_fake_updates=2, ground_truth_weight=0.2)
 # Adam divides by the root of the second moment: a large eps keeps rounding errors small.
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-2)

@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from magicdistill.data_pipeline.config import DataConfig, Folder, PackageClips, PortraitWorld
 from magicdistill.data_pipeline.sources import package_clips
-from magicdistill.data_pipeline.sources.listing import fetch, list_videos
+from magicdistill.data_pipeline.sources.fetching import Scratch
+from magicdistill.data_pipeline.sources.listing import list_videos
 
 
 def test_a_world_is_listed_without_rendering_and_rendered_on_demand(tmp_path: Path):
@@ -13,7 +14,7 @@ def test_a_world_is_listed_without_rendering_and_rendered_on_demand(tmp_path: Pa
     videos = list_videos([world], tmp_path)
     assert [video.source_id for video in videos] == [f"portrait-world/00000{i}" for i in (7, 8, 9)]
     assert not list(tmp_path.rglob("*.mp4"))
-    path = fetch(videos[1].uri, videos[1].path)
+    path = Scratch().fetch(videos[1].uri, videos[1].path)
     assert path.name == "portrait-000008.mp4"
     assert [p.name for p in tmp_path.rglob("*.mp4")] == [path.name]
 
@@ -36,7 +37,7 @@ def test_a_folder_lists_every_file_and_notices_a_change(tmp_path: Path):
     for name in ("b.mp4", "deep/-a.mp4", "notes.txt", ".hidden"):
         (tmp_path / name).write_text("x")
     (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
-    folder = Folder(path=tmp_path, license="CC-BY", mixture="anime")
+    folder = Folder(path=str(tmp_path), license="CC-BY", mixture="anime")
     before = list_videos([folder], tmp_path)
     names = [video.source_id.removeprefix(f"folder/{tmp_path.name}/") for video in before]
     assert names == ["b.mp4", "dangling.mp4", "deep/-a.mp4", "notes.txt"]
@@ -49,7 +50,7 @@ def test_a_folder_lists_every_file_and_notices_a_change(tmp_path: Path):
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):
-    folder = Folder(path=tmp_path / "nowhere", license="", mixture="general")
+    folder = Folder(path=str(tmp_path / "nowhere"), license="", mixture="general")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         list_videos([folder], tmp_path)
 

@@ -75,7 +75,7 @@ def test_frames_are_taken_by_time_not_by_number(tmp_path: Path):
     frames = np.broadcast_to(levels[:, None, None, None], (60, 64, 64, 3)).copy()
     write_mp4(tmp_path / "clip.mp4", frames, 48)
     clip = make_clip(str(tmp_path / "clip.mp4"), start=10, stop=60, fps=48.0)
-    (window,) = decode_windows(clip, BUCKET, 1)
+    (window,) = decode_windows(clip, Path(clip.path), BUCKET, 1)
     start = window_starts(clip, BUCKET, 1)[0]
     expected = levels[10 + 2 * (start + np.arange(17))]
     assert window.shape == (17, 64, 64, 3)

@@ -2,23 +2,13 @@ import pytest
 import torch
 
 from magicdistill.models.networks.conditions import Conditions
-from magicdistill.models.networks.config import LoraConfig, TransformerConfig
+from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from magicdistill.models.objectives.types import Batch
+from tests.tiny import tiny_shapes
 
-NANO = TransformerConfig(
-    num_attention_heads=2,
-    attention_head_dim=12,
-    num_layers=1,
-    num_single_layers=2,
-    num_refiner_layers=1,
-    rope_axes_dim=(4, 4, 4),
-    text_embed_dim=6,
-    pooled_projection_dim=6,
-    num_text_tokens=2,
-    latent_channels=4,
-)
+NANO = tiny_shapes(num_single_layers=2)
 
 
 def nano_transformer(seed: int = 0):

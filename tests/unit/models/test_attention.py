@@ -9,21 +9,11 @@ from torch import Tensor
 from magicdistill.models.networks.attention import JointAttention, attend, set_kernels
 from magicdistill.models.networks.backbone import double_stream_features, predict, without_padding
 from magicdistill.models.networks.conditions import Conditions
-from magicdistill.models.networks.config import AttentionKernel, KernelsConfig, TransformerConfig
+from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
 from magicdistill.models.networks.transformer import build_transformer, network_inputs
+from tests.tiny import tiny_shapes
 
-TINY = TransformerConfig(
-    num_attention_heads=4,
-    attention_head_dim=12,
-    num_layers=1,
-    num_single_layers=2,
-    num_refiner_layers=1,
-    rope_axes_dim=(4, 4, 4),
-    text_embed_dim=6,
-    pooled_projection_dim=6,
-    num_text_tokens=5,
-    latent_channels=4,
-)
+TINY = tiny_shapes(num_attention_heads=4, num_single_layers=2, num_text_tokens=5)
 KERNELS: list[AttentionKernel] = ["sdpa", "flash"]
 
 

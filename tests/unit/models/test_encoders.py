@@ -16,7 +16,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from magicdistill.models.networks.config import TransformerConfig
 from magicdistill.models.networks.encoders import (
     IMAGE_TEMPLATE,
     TEXT_TEMPLATE,
@@ -24,6 +23,7 @@ from magicdistill.models.networks.encoders import (
     PromptTemplate,
 )
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
+from tests.tiny import tiny_shapes
 
 HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>"]
 NUM_TOKENS, NUM_IMAGE_TOKENS, STRIDE = 16, 4, 2
@@ -245,18 +245,7 @@ def test_what_llava_cannot_take_is_refused(encoder, llava, images):
 @torch.no_grad()
 def test_image_tokens_reach_the_video(encoder, images):
     torch.manual_seed(3)
-    shapes = TransformerConfig(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        rope_axes_dim=(4, 4, 4),
-        text_embed_dim=16,
-        pooled_projection_dim=8,
-        num_text_tokens=NUM_TOKENS,
-        latent_channels=4,
-    )
+    shapes = tiny_shapes(text_embed_dim=16, pooled_projection_dim=8, num_text_tokens=NUM_TOKENS)
     model, x = VelocityModel(build_transformer(shapes)), torch.randn(2, 4, 2, 4, 4)
     sigma, conditions = torch.tensor([0.5, 0.5]), encoder(PROMPTS, images)
     changed = conditions.map(lambda tensor: tensor)

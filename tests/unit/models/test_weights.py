@@ -7,7 +7,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magicdistill.models.networks.conditions import Conditions
-from magicdistill.models.networks.config import PRESETS, TransformerConfig
+from magicdistill.models.networks.config import PRESETS
 from magicdistill.models.networks.state_dicts import (
     in_diffusers_names,
     transformer_arguments,
@@ -19,19 +19,9 @@ from magicdistill.models.networks.transformer import (
     load_transformer,
 )
 from magicdistill.models.networks.weights import find_weights, save_transformer
+from tests.tiny import tiny_shapes
 
-SHAPES = TransformerConfig(
-    num_attention_heads=2,
-    attention_head_dim=12,
-    num_layers=1,
-    num_single_layers=1,
-    num_refiner_layers=1,
-    rope_axes_dim=(4, 4, 4),
-    text_embed_dim=6,
-    pooled_projection_dim=6,
-    num_text_tokens=2,
-    latent_channels=4,
-)
+SHAPES = tiny_shapes()
 TEXT_TO_VIDEO = {"in_channels": 4, "image_condition_type": None, "guidance_embeds": True}
 IMAGE_TO_VIDEO = {"in_channels": 4, "image_condition_type": "token_replace"}
 ORIGINAL_NAMES = (

@@ -1,5 +1,7 @@
 """Checkpoints are intact, or passed over."""
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from magicdistill.platform.checkpoints import (
 from magicdistill.platform.config import OptimizerConfig, TorchEngineConfig
 from magicdistill.platform.engine import Ema, TorchEngine
 
-STATE = "net/state.pt"
+STATE = "net/rank-00000.safetensors"
 
 
 class FullDiskEngine(TorchEngine):
@@ -86,7 +88,7 @@ def flip_one_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_one_bit, Path.unlink])
-@pytest.mark.parametrize("file", [STATE, "ema-0.pt"])
+@pytest.mark.parametrize("file", [STATE, "ema/rank-00000.safetensors"])
 def test_a_damaged_one_is_passed_over_for_the_one_before(saved, warnings, damage, file):
     checkpoints, weights = saved
     damage(checkpoints.committed()[-1] / file)
@@ -140,3 +142,40 @@ def test_a_full_disk_is_said_and_leaves_the_previous_intact(saved):
     cycle, weight = restore(checkpoints)
     assert cycle == 3
     assert torch.equal(weight, weights[3])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 128 KiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_disk_that_fills_up_leaves_the_previous_intact(small_disk):
+    engine = TorchEngine(TorchEngineConfig(), nn.Linear(80, 80), OptimizerConfig(lr=0.1), 1)
+    checkpoints = Checkpoints(small_disk / "checkpoints", keep=2)
+    for cycle in (1, 2):
+        engine.backward(engine(torch.ones(2, 80)).square().mean(), last=True)
+        engine.step()
+        if cycle == 1:
+            checkpoints.save(cycle, {"net": engine}, None)
+            expected = weight_of(engine).clone()
+    with pytest.raises(DiskFullError, match="no space left"):
+        checkpoints.save(2, {"net": engine}, None)
+    assert checkpoints.load_latest({"net": engine}, None) == 1
+    assert torch.equal(weight_of(engine), expected)
+
+
+def test_the_best_one_is_never_pruned(tmp_path):
+    engine = make_engine()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for cycle in (1, 2, 3):
+        if cycle == 1:
+            checkpoints.best = cycle
+        checkpoints.save(cycle, {"net": engine}, None)
+    assert checkpoints.names() == ["cycle-0000001", "cycle-0000003"]

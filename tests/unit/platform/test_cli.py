@@ -1,6 +1,7 @@
 """The command line of a job, each time in a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,16 @@ def test_help_is_fast_and_shows_present_values_and_alternatives(job: Job) -> Non
     assert cpu_s < 2  # 0.5 s on a quiet machine; wall time would depend on the others
 
 
+@pytest.mark.parametrize("flag", ["--help", "--dry-run"])
+def test_output_that_nobody_reads_ends_the_job_quietly(job: Job, flag: str) -> None:
+    command = [sys.executable, str(job.script), flag]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
+
+
 def test_a_job_runs_from_anywhere_with_its_recipe_and_flags(job: Job) -> None:
     result = job("--seed", "5", "-v", cwd=Path("/"))
     assert (result.stdout, result.stderr) == ("5 None True\n", "")
@@ -94,6 +105,8 @@ def test_what_does_not_exist_is_refused_without_a_traceback(job: Job, arguments:
 def test_a_resumed_run_brings_its_recipe_and_takes_overrides(job: Job) -> None:
     run = RunDirectory.create(job.folder / "runs", load_recipe(job.recipe, ["--seed", "21"]))
     assert job("--resume", "latest").stdout == f"21 {run.path} False\n"
+    elsewhere = ("--cluster.num_workers", "1", "--engine.kind", "torch")
+    assert job("--resume", "latest", *elsewhere).stdout == f"21 {run.path} False\n"
     forced = ("--resume", run.path.name, "--seed", "22", "--force-changed", "seed")
     assert job(*forced).stdout == f"22 {run.path} False\n"
 

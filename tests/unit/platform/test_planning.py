@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.conditions import Conditions
-from magicdistill.models.networks.config import KernelsConfig, LoraConfig, TransformerConfig
+from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
@@ -25,19 +25,9 @@ from magicdistill.platform.passes import Pass
 from magicdistill.platform.plan_table import format_plan, to_json
 from magicdistill.platform.planning import Change, changed, plan
 from magicdistill.platform.recipe import load_recipe, recipe_names
+from tests.tiny import tiny_shapes
 
-SHAPES = TransformerConfig(
-    num_attention_heads=8,
-    attention_head_dim=12,
-    num_layers=3,
-    num_single_layers=5,
-    num_refiner_layers=1,
-    rope_axes_dim=(4, 4, 4),
-    text_embed_dim=6,
-    pooled_projection_dim=6,
-    num_text_tokens=4,
-    latent_channels=4,
-)
+SHAPES = tiny_shapes(num_attention_heads=8, num_layers=3, num_single_layers=5, num_text_tokens=4)
 RANK = 4
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PORTRAIT = "magic141-4step-8xh100"

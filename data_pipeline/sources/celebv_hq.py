@@ -1,0 +1,43 @@
+"""CelebV-HQ's single JSON file."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from magicdistill.data_pipeline.config import CelebvHq
+from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
+from magicdistill.data_pipeline.sources.stores import read_json
+
+UNIT_FRAME = (1.0, 1.0)
+
+
+def entries(source: CelebvHq) -> Iterator[Entry]:
+    """Yield one entry per clip.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not JSON or has no `clips`.
+    """
+    content = read_json(source.manifest)
+    clips = content.get("clips") if isinstance(content, dict) else None
+    if not isinstance(clips, dict):
+        raise ValueError(f"{source.manifest} has no object `clips`")
+    for name, facts in clips.items():
+        yield _entry(name, facts)
+
+
+def _entry(name: str, facts: Any) -> Entry:
+    video = name.rpartition("_")[0] or name
+    try:
+        video = str(facts["ytb_id"])
+        duration, box = facts["duration"], facts.get("bbox")
+        span = float(duration["start_sec"]), float(duration["end_sec"])
+        t0_s, t1_s = checked_span(*span)
+        if box is None:
+            raise Fault("missing crop")
+        sides = tuple(float(box[side]) for side in ("left", "top", "right", "bottom"))
+        crop = checked_crop(sides)
+    except Fault as fault:
+        return Entry(name, video, span_fault=str(fault))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Entry(name, video, span_fault=f"bad row: {type(error).__name__}: {error}")
+    return Entry(name, video, t0_s, t1_s, crop=crop, crop_frame=UNIT_FRAME)

@@ -1,0 +1,90 @@
+"""What a manifest says of one clip, and how its values are read."""
+
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip of a manifest, good or not."""
+
+    name: str
+    """The clip's name in the manifest."""
+    video: str
+    """The name of the video that it is a part of."""
+    t0_s: float = 0.0
+    t1_s: float | None = None
+    crop: tuple[float, ...] = ()
+    """As in `Video`."""
+    crop_frame: tuple[float, ...] = ()
+    caption: str = ""
+    imported_scores: dict[str, float] = field(default_factory=dict)
+    fps: float = 0.0
+    """Of clips that are kept as pictures."""
+    fault: str = ""
+    """Why the row cannot be used at all."""
+    span_fault: str = ""
+    """Why it cannot be cut from a whole video; a clip that is cut already may still be used."""
+
+
+class Fault(Exception):
+    """A row of a manifest is unusable; the message is the recorded reason."""
+
+
+def parse_time(text: str) -> float:
+    """Return seconds from `H:MM:SS.mmm`, `HH:MM:SS` or `MM:SS`.
+
+    Raises:
+        Fault: if the text is none of them.
+    """
+    match = _TIME.fullmatch(text.strip())
+    if not match:
+        raise Fault(f"bad timestamp: {text!r}")
+    hours, minutes, seconds = match.groups()
+    return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def checked_span(t0_s: float, t1_s: float) -> tuple[float, float]:
+    """Return a span.
+
+    Raises:
+        Fault: if it is negative, empty or not finite.
+    """
+    if not (math.isfinite(t0_s) and math.isfinite(t1_s) and 0 <= t0_s < t1_s):
+        raise Fault(f"bad timestamp: {t0_s:g} to {t1_s:g} s")
+    return t0_s, t1_s
+
+
+def checked_crop(box: tuple[float, ...]) -> tuple[float, ...]:
+    """Return a box of left, top, right and bottom.
+
+    Raises:
+        Fault: if it is empty or not finite.
+    """
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
+        raise Fault(f"bad crop: {box}")
+    return box
+
+
+def numbers(prefix: str, values: Mapping[str, object]) -> dict[str, float]:
+    """Return scores by prefixed names; what a manifest leaves empty is left out.
+
+    Raises:
+        Fault: if one is given and is no finite number.
+    """
+    scores: dict[str, float] = {}
+    for name, value in values.items():
+        if value is None or value == "":
+            continue
+        try:
+            scores[sys.intern(f"{prefix}.{name}")] = number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise Fault(f"bad score: {name}={value!r}")
+    return scores

@@ -1,0 +1,117 @@
+"""Bring one video to the local disk: rendered, packed, copied from an object store, or in place."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+import psutil
+
+from magicdistill.data_pipeline.clips import UNREACHABLE
+from magicdistill.data_pipeline.sources import portrait_world
+from magicdistill.data_pipeline.sources.stores import filesystem, is_remote
+from magicdistill.data_pipeline.video import VideoError, pack_pictures
+
+WORLD_SCHEME = "portrait-world"
+SCRATCH = "magicdistill-scratch"
+SPARE_BYTES = 1 << 30
+"""Disk space that a copy has to leave free."""
+
+
+class Scratch:
+    """Local files of videos; of the copies that it makes, it keeps the last one only.
+
+    Copies lie under the temporary folder (`TMPDIR`), in one folder per process. Folders of
+    processes that were killed are removed by the next one.
+    """
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.gettempdir()) / SCRATCH / str(os.getpid())
+        self._uri = ""
+        self._copy = Path()
+        self._refusal = ""
+
+    def fetch(self, uri: str, path: str) -> Path:
+        """Return a video's local file; a copy of it lives until the next call or `clear`.
+
+        Args:
+            uri: where the content comes from.
+            path: the local file, or empty.
+
+        Raises:
+            VideoError: if there is no such file, or it cannot be had now.
+        """
+        if is_remote(uri):
+            return self._kept(uri) or self._download(uri)
+        address = urlsplit(uri)
+        if address.scheme == WORLD_SCHEME and not Path(path).exists():
+            shape = {name: int(value) for name, value in parse_qsl(address.query)}
+            portrait_world.write_clips(Path(path).parent, [int(address.path)], **shape)
+        if not Path(path).exists():
+            raise VideoError("missing file")
+        if Path(path).is_dir():
+            return self._kept(uri) or self._pack(uri, Path(path))
+        return Path(path)
+
+    def clear(self) -> None:
+        """Remove the copy, if there is one."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._uri = self._refusal = ""
+
+    def __enter__(self) -> "Scratch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def _kept(self, uri: str) -> Path | None:
+        if uri == self._uri and self._refusal:  # its other clips need not wait again
+            raise VideoError(self._refusal)
+        return self._copy if uri == self._uri and self._copy.exists() else None
+
+    def _download(self, uri: str) -> Path:
+        target = self._emptied() / uri.rpartition("/")[2]
+        try:
+            files = filesystem()
+            num_bytes = files.info(uri, refresh=True)["size"]
+            self._make_sure_of_room(num_bytes)
+            files.get_file(uri, str(target))
+        except FileNotFoundError as error:
+            raise VideoError("missing file") from error
+        except VideoError:
+            raise
+        except Exception as error:  # whatever breaks on the way: the next run tries again
+            self._uri = uri
+            self._refusal = f"{UNREACHABLE}: {type(error).__name__}: {error}"
+            raise VideoError(self._refusal) from error
+        if target.stat().st_size != num_bytes:
+            raise VideoError(f"{UNREACHABLE}: {target.stat().st_size} of {num_bytes} bytes came")
+        return self._keep(uri, target)
+
+    def _pack(self, uri: str, folder: Path) -> Path:
+        target = self._emptied() / f"{folder.name}.mov"
+        self._make_sure_of_room(sum(file.stat().st_size for file in folder.iterdir()))
+        fps = dict(parse_qsl(urlsplit(uri).fragment)).get("fps", "")
+        if not fps:
+            raise VideoError("a folder of pictures without a frame rate")
+        pack_pictures(folder, float(fps), target)
+        return self._keep(uri, target)
+
+    def _keep(self, uri: str, copy: Path) -> Path:
+        self._uri, self._copy = uri, copy
+        return copy
+
+    def _emptied(self) -> Path:
+        self.clear()
+        self._directory.mkdir(parents=True)
+        for other in self._directory.parent.iterdir():
+            if other.name.isdigit() and not psutil.pid_exists(int(other.name)):
+                shutil.rmtree(other, ignore_errors=True)
+        return self._directory
+
+    def _make_sure_of_room(self, num_bytes: int) -> None:
+        free = shutil.disk_usage(self._directory).free
+        if num_bytes + SPARE_BYTES > free:
+            reason = f"{num_bytes} bytes do not fit into the {free} free of {self._directory}"
+            raise VideoError(f"{UNREACHABLE}: {reason}")

@@ -1,0 +1,75 @@
+"""HDTF's text files: addresses, resolutions, spans and crops of three sets of videos."""
+
+from collections.abc import Iterator, Sequence
+
+from magicdistill.data_pipeline.config import Hdtf
+from magicdistill.data_pipeline.sources.entries import (
+    Entry,
+    Fault,
+    checked_crop,
+    checked_span,
+    parse_time,
+)
+from magicdistill.data_pipeline.sources.stores import open_text
+
+Rows = dict[str, list[str]]
+
+
+def entries(source: Hdtf) -> Iterator[Entry]:
+    """Yield the clips of every video: clip k of a video is its k-th span.
+
+    A video that is listed with an address but without a span yields one faulty entry.
+
+    Raises:
+        FileNotFoundError: if one of the text files does not exist.
+    """
+    for split in source.splits:
+        stem = f"{source.path.rstrip('/')}/{split}"
+        spans, crops, resolutions, urls = (
+            _read(f"{stem}_{kind}.txt")
+            for kind in ("annotion_time", "crop_wh", "resolution", "video_url")
+        )
+        for video in {**spans, **urls}:
+            found = spans.get(video, [])
+            if not found:
+                yield Entry(video, video, fault="missing span")
+            for index, span in enumerate(found):
+                name = f"{video}_{index}"
+                yield _entry(name, video, span, crops.get(name), resolutions.get(video, ()))
+
+
+def _read(location: str) -> Rows:
+    """Return the fields of each line by the first, without the suffix that some files write."""
+    with open_text(location) as file:
+        lines = [line.split() for line in file]
+    return {line[0].removesuffix(".mp4"): line[1:] for line in lines if line}
+
+
+def _entry(
+    name: str, video: str, span: str, crop: list[str] | None, resolution: Sequence[str]
+) -> Entry:
+    try:
+        start, _, stop = span.partition("-")
+        t0_s, t1_s = checked_span(parse_time(start), parse_time(stop))
+        if crop is None:
+            raise Fault("missing crop")
+        box, height = _box(crop), _height(resolution)
+    except Fault as fault:
+        return Entry(name, video, span_fault=str(fault))
+    return Entry(name, video, t0_s, t1_s, crop=box, crop_frame=(0.0, height))
+
+
+def _box(fields: list[str]) -> tuple[float, ...]:
+    """Return the box of a row `left width top height`, in pixels of the reference resolution."""
+    try:
+        left, width, top, height = map(float, fields)
+    except ValueError as error:
+        raise Fault(f"bad crop: {' '.join(fields)!r}") from error
+    return checked_crop((left, top, left + width, top + height))
+
+
+def _height(fields: Sequence[str]) -> float:
+    """Return the height of the frame that the crop was measured on; only it is published."""
+    if len(fields) != 1 or not fields[0].isdigit() or int(fields[0]) == 0:
+        raise Fault(f"bad resolution: {' '.join(fields)!r}")
+    return float(fields[0])

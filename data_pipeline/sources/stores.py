@@ -1,0 +1,148 @@
+"""Where files are: local folders and object stores behind one small interface."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import fsspec
+
+REMOTE = "s3"
+
+
+def is_remote(location: str) -> bool:
+    """Tell an address of an object store from a local path."""
+    return location.startswith(f"{REMOTE}://")
+
+
+def filesystem() -> Any:
+    """Return the object store that the environment's AWS variables describe.
+
+    Requests that are throttled or broken off are repeated with growing pauses, as often as
+    `AWS_MAX_ATTEMPTS` says.
+    """
+    attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", "8"))
+    retries = {"mode": "adaptive", "total_max_attempts": attempts}
+    return fsspec.filesystem(REMOTE, config_kwargs={"retries": retries})
+
+
+def open_text(location: str) -> TextIOWrapper:
+    """Open a manifest, UTF-8 with or without a byte order mark, as it is read: never whole.
+
+    Raises:
+        FileNotFoundError: if there is no such file, naming it.
+    """
+    try:
+        raw = filesystem().open(location) if is_remote(location) else open_local(location)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"manifest {location} does not exist") from error
+    return TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+
+
+def open_local(location: str) -> Any:
+    """Open a local file for reading bytes."""
+    return Path(location).expanduser().open("rb")
+
+
+def read_json(location: str) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not JSON, naming it.
+    """
+    with open_text(location) as file:
+        try:
+            return json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{location} is not JSON: {error}") from error
+
+
+def read_json_lines(location: str) -> Iterator[Any]:
+    """Yield what the lines of a file hold, in order; None for a line that is no JSON.
+
+    Empty lines are skipped.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    with open_text(location) as file:
+        for line in file:
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    yield None
+
+
+class Folder:
+    """A local folder or a prefix of an object store; tells what is there without opening it."""
+
+    def __init__(self, location: str) -> None:
+        """Take a location.
+
+        Raises:
+            FileNotFoundError: if a local folder does not exist.
+        """
+        self.remote = is_remote(location)
+        self.location = location.rstrip("/")
+        if not self.remote:
+            self._path = Path(location).expanduser().absolute()
+            if not self._path.is_dir():
+                raise FileNotFoundError(f"data source folder {self._path} does not exist")
+            self._uri = self._path.as_uri().rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """The last part of the location."""
+        return self.location.rpartition("/")[2] if self.remote else self._path.name
+
+    def uri(self, name: str) -> str:
+        """Return the address of a file by its path below the folder."""
+        return f"{self.location}/{name}" if self.remote else f"{self._uri}/{quote(name)}"
+
+    def path(self, name: str) -> str:
+        """Return the local path of a file, empty where the folder is remote."""
+        return "" if self.remote else os.path.join(self._path, name)
+
+    def state(self, name: str) -> str | None:
+        """Return what changes when a file is replaced; None if there is no such file."""
+        if self.remote:
+            return self._states.get(name)
+        return local_state(os.path.join(self._path, name))
+
+    def names(self) -> Iterator[str]:
+        """Yield the paths of all files below the folder, sorted, without hidden ones."""
+        found = self._states if self.remote else self._local_names()
+        return (name for name in sorted(found) if not name.rpartition("/")[2].startswith("."))
+
+    def _local_names(self) -> Iterator[str]:
+        for path in self._path.rglob("*"):
+            if not path.is_dir():
+                yield path.relative_to(self._path).as_posix()
+
+    @cached_property
+    def _states(self) -> Mapping[str, str]:
+        """States by name; one listing, as a question for each file would be a request for each."""
+        files = filesystem()
+        prefix = f"{self.location.removeprefix(f'{REMOTE}://')}/"
+        found = files.find(prefix, detail=True)
+        states = {
+            name.removeprefix(prefix): f"{facts['size']}-{facts['ETag'].strip(chr(34))}"
+            for name, facts in found.items()
+        }
+        files.invalidate_cache()  # a later run sees what was added meanwhile, and memory is freed
+        return states
+
+
+def local_state(path: Path | str) -> str | None:
+    """Return what changes when a local file is replaced, without reading it."""
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return f"{state.st_size}-{state.st_mtime_ns}"

@@ -1,0 +1,60 @@
+"""TalkVid's JSON lines, or the same objects as one JSON list."""
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from magicdistill.data_pipeline.config import TalkVid
+from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_span, numbers
+from magicdistill.data_pipeline.sources.stores import read_json, read_json_lines
+
+
+def entries(source: TalkVid) -> Iterator[Entry]:
+    """Yield one entry per object of all files.
+
+    Raises:
+        FileNotFoundError: if a file does not exist.
+        ValueError: if a file that ends in `.json` is no JSON list.
+    """
+    for manifest in source.manifests:
+        for line, facts in enumerate(_objects(manifest), 1):
+            yield _entry(facts, line)
+
+
+def _objects(manifest: str) -> Iterator[Any]:
+    if not manifest.endswith(".json"):
+        return read_json_lines(manifest)
+    content = read_json(manifest)
+    if not isinstance(content, list):
+        raise ValueError(f"{manifest} is no JSON list")
+    return iter(content)
+
+
+def _entry(facts: Any, line: int) -> Entry:
+    if not isinstance(facts, dict) or not isinstance(facts.get("id"), str):
+        return Entry(f"line {line}", f"line {line}", fault=f"bad row: line {line} has no id")
+    name, video = facts["id"], facts["id"]
+    try:
+        link = urlsplit(facts["info"]["Video Link"])
+        video = (parse_qs(link.query).get("v") or [link.path.rpartition("/")[2]])[0] or name
+        scores = numbers("talkvid", _scores(facts))
+    except Fault as fault:
+        return Entry(name, video, fault=str(fault))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Entry(name, video, fault=f"bad row: {type(error).__name__}: {error}")
+    caption = str(facts.get("description") or "").strip()
+    try:
+        t0_s, t1_s = checked_span(float(facts["start-time"]), float(facts["end-time"]))
+    except (Fault, KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, Fault) else f"bad timestamp: {error}"
+        return Entry(name, video, caption=caption, imported_scores=scores, span_fault=reason)
+    return Entry(name, video, t0_s, t1_s, caption=caption, imported_scores=scores)
+
+
+def _scores(facts: dict[str, Any]) -> dict[str, Any]:
+    details = facts.get("head_detail") or {}
+    return {
+        "dover": facts.get("dover_scores"),
+        "cotracker_ratio": facts.get("cotracker_ratio"),
+        **(details.get("scores") or {}),
+    }

@@ -1,0 +1,57 @@
+"""VFHQ's text files, one per clip."""
+
+import re
+from collections.abc import Iterator
+
+from magicdistill.data_pipeline.config import Vfhq
+from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
+from magicdistill.data_pipeline.sources.stores import Folder, open_text
+
+_NAME = re.compile(r"Clip\+(?P<video>.+)\+P\d+\+C\d+\+F(?P<start>\d+)-(?P<stop>\d+)")
+
+
+def entries(source: Vfhq) -> Iterator[Entry]:
+    """Yield one entry per text file, in the order of their names.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+    """
+    for file_name in Folder(source.path).names():
+        if file_name.endswith(".txt"):
+            yield _entry(f"{source.path.rstrip('/')}/{file_name}")
+
+
+def _entry(location: str) -> Entry:
+    name = location.rpartition("/")[2].removesuffix(".txt")
+    match = _NAME.fullmatch(name)
+    if not match:
+        return Entry(name, name, fault="bad row: the name is not Clip+<id>+P<p>+C<c>+F<a>-<b>")
+    video, fps = match["video"], 0.0
+    try:
+        facts = _read(location)
+        fps = _number(facts, "FPS")
+        width, height = _number(facts, "W"), _number(facts, "H")
+        t0_s, t1_s = checked_span(int(match["start"]) / fps, int(match["stop"]) / fps)
+        if "CROP" not in facts:
+            raise Fault("missing crop")
+        box = checked_crop(tuple(map(float, facts["CROP"])))
+    except (Fault, ValueError) as fault:
+        return Entry(name, video, fps=fps, span_fault=str(fault))
+    return Entry(name, video, t0_s, t1_s, crop=box, crop_frame=(width, height), fps=fps)
+
+
+def _read(location: str) -> dict[str, list[str]]:
+    with open_text(location) as file:
+        lines = [line.replace(":", " ").split() for line in file]
+    return {line[0]: line[1:] for line in lines if line}
+
+
+def _number(facts: dict[str, list[str]], key: str) -> float:
+    try:
+        (text,) = facts[key]
+        value = float(text)
+    except (KeyError, ValueError) as error:
+        raise Fault(f"bad row: no number {key}") from error
+    if value <= 0:
+        raise Fault(f"bad row: {key} is {value:g}")
+    return value

@@ -1,0 +1,137 @@
+"""Run scorers: while a video is searched for shots, or over clips that are known already."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from magicdistill.data_pipeline.child import Child
+from magicdistill.data_pipeline.clips import ClipRow, clips_from_table, clips_to_table
+from magicdistill.data_pipeline.config import Decoder
+from magicdistill.data_pipeline.sources.fetching import Scratch
+from magicdistill.data_pipeline.stages.scorers.base import ABSENT, Frame, RateScorer, Scorer
+from magicdistill.data_pipeline.video import VideoError, read_frames
+from magicdistill.data_pipeline.views import cropped
+
+LOADING_TIMEOUT_S = 600.0
+
+
+class Meter:
+    """Shows a cheap scorer the frames of a whole video and keeps the looks for any clip of it."""
+
+    def __init__(self, scorer: RateScorer, fps: float) -> None:
+        self._scorer, self._fps, self._step = scorer, fps, scorer.step(fps)
+        self._looks: dict[int, Any] = {}
+        self._last: Frame | None = None
+
+    def update(self, index: int, frame: Frame) -> None:
+        """Take a frame of the video; frames come in ascending order."""
+        if index % self._step == 0:
+            self._looks[index] = self._scorer.look(frame, self._last)
+            self._last = frame
+
+    def add_to(self, clip: ClipRow) -> ClipRow:
+        """Return the clip with the scorer's result."""
+        indices = self._scorer.indices(clip.start, clip.stop, self._fps)
+        looks = [self._looks[index] for index in indices if index in self._looks]
+        return _with_result(clip, self._scorer, looks, self._step / self._fps)
+
+
+class AddScores:
+    """Adds what scorers make of clips to their rows; a clip that cannot be scored is failed."""
+
+    def __init__(self, scorers: Sequence[Scorer], decoder: Decoder) -> None:
+        """Load the models once.
+
+        Raises:
+            RuntimeError: if a scorer cannot run at all, which is no clip's fault.
+        """
+        self._scorers = {scorer.kind: scorer for scorer in scorers}
+        self._versions = versions_of(scorers)
+        self._child = Child(LOADING_TIMEOUT_S, 1)
+        present = [s for s in scorers if not self._versions[s.kind].startswith(ABSENT)]
+        outcome = self._child.call(try_out, present)
+        if outcome.failure:
+            self._child.close()
+            raise RuntimeError(f"a scorer of the recipe cannot run: {outcome.failure}")
+        self._child.timeout_s, self._child.num_attempts = decoder.timeout_s, decoder.num_attempts
+        self._scratch = Scratch()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return the table of clips with the scores that they lacked."""
+        clips = [self._add(clip) for clip in clips_from_table(table)]
+        self._scratch.clear()
+        return clips_to_table(clips)
+
+    def _add(self, clip: ClipRow) -> ClipRow:
+        scorers = [self._scorers[kind] for kind in lacking(clip, self._versions)]
+        try:
+            path = self._scratch.fetch(clip.uri, clip.path)
+        except VideoError as error:
+            return _failed(clip, scorers, str(error))
+        outcome = self._child.call(score_clip, clip, path, scorers)
+        return _failed(clip, scorers, outcome.failure) if outcome.failure else outcome.value
+
+
+def versions_of(scorers: Sequence[Scorer]) -> dict[str, str]:
+    """Return what `ClipRow.scorers` holds of clips that these scorers have seen."""
+    return {scorer.kind: scorer.version for scorer in scorers}
+
+
+def lacking(clip: ClipRow, versions: Mapping[str, str]) -> list[str]:
+    """Return the scorers that have not seen the clip in that version, but for absent ones."""
+    return [
+        kind
+        for kind, version in versions.items()
+        if clip.scorers.get(kind) != version and not version.startswith(ABSENT)
+    ]
+
+
+def score_clip(clip: ClipRow, path: Path, scorers: Sequence[Scorer]) -> ClipRow:
+    """Return the clip with the results of scorers, having decoded only what they look at.
+
+    Raises:
+        VideoError: if one of the frames cannot be decoded.
+    """
+    fps = clip.fps * clip.time_scale
+    wanted = [scorer.indices(clip.start, clip.stop, fps) for scorer in scorers]
+    indices = sorted(set().union(*wanted))
+    looks: list[dict[int, Any]] = [{} for _ in scorers]
+    last: list[Frame | None] = [None] * len(scorers)
+    for index, rgb in zip(indices, read_frames(path, indices, clip.decoder), strict=True):
+        frame = Frame(cropped(rgb, clip.crop))
+        for number, scorer in enumerate(scorers):
+            if index in wanted[number]:
+                looks[number][index] = scorer.look(frame, last[number])
+                last[number] = frame
+    for scorer, chosen, seen in zip(scorers, wanted, looks, strict=True):
+        step_s = (chosen[1] - chosen[0]) / fps if len(chosen) > 1 else 0.0
+        clip = _with_result(clip, scorer, [seen[index] for index in chosen], step_s)
+    return clip
+
+
+def try_out(scorers: Sequence[Scorer]) -> None:
+    """Let every scorer look at a grey frame, so that its model is loaded, or its fault shows."""
+    frame = Frame(np.full((256, 256, 3), 128, dtype=np.uint8))
+    for scorer in scorers:
+        scorer.look(frame, frame)
+
+
+def _with_result(clip: ClipRow, scorer: Scorer, looks: Sequence[Any], step_s: float) -> ClipRow:
+    values = dict.fromkeys(scorer.SCORES) | (scorer.summary(looks, step_s) if looks else {})
+    blob = scorer.blob(looks) if looks else b""
+    return replace(
+        clip,
+        scores=clip.scores | {f"{scorer.kind}.{name}": value for name, value in values.items()},
+        scorers=clip.scorers | {scorer.kind: scorer.version},
+        blobs=clip.blobs | ({scorer.kind: blob} if blob else {}),
+    )
+
+
+def _failed(clip: ClipRow, scorers: Sequence[Scorer], reason: str) -> ClipRow:
+    """Return a failed row that holds as long as the recipe asks for the same scorers."""
+    seen = clip.scorers | versions_of(scorers)
+    return replace(clip, scorers=seen, failure=f"scores: {reason.removeprefix('VideoError: ')}")

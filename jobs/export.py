@@ -1,0 +1,62 @@
+"""Write a run's generator as a plain diffusers folder with a model card.
+
+SOURCE is a run (a folder, a name in --runs, or `latest`), whose newest intact checkpoint is taken,
+or the folder of one checkpoint.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from magicdistill.platform import logs
+from magicdistill.platform.cli import refuse
+from magicdistill.platform.overrides import parse
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags of the job."""
+
+    source: Annotated[str, tyro.conf.arg(metavar="RUN|CHECKPOINT"), tyro.conf.Positional]
+    """Run or checkpoint to export."""
+    to: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder to write, which must be new or empty."""
+    role: str = "generator"
+    """Role whose network is exported."""
+    ema: bool = True
+    """Take the average of the weights, where the run keeps one, instead of the last ones."""
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Numbers of the files."""
+    runs: str = "runs"
+    """Folder of the runs."""
+    verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False
+    """Show what the frameworks have to say."""
+
+
+def main() -> None:
+    """Parse the command line and run the job."""
+    with logs.ending_with_its_reader():
+        args = parse(Arguments, sys.argv[1:], prog="python jobs/export.py", description=__doc__)
+    logs.configure(verbose=args.verbose)
+
+    from magicdistill.platform.export import ExportError, export
+
+    try:
+        export(
+            args.source,
+            args.to,
+            runs=args.runs,
+            role=args.role,
+            ema=args.ema,
+            dtype=args.dtype,
+            say=logs.say,
+        )
+    except (ExportError, FileNotFoundError) as error:
+        refuse("export", error)
+
+
+if __name__ == "__main__":
+    main()

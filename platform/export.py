@@ -1,0 +1,126 @@
+"""Exporting a run's generator from a checkpoint: a plain diffusers folder with a model card."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from magicdistill.models.networks.state_dicts import WRAPPER
+from magicdistill.models.networks.transformer import VelocityModel
+from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
+from magicdistill.models.objectives.build import build_method
+from magicdistill.platform.checkpoints import COMMITTED, EMA, Checkpoints, find_damage
+from magicdistill.platform.model_card import model_card
+from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.weights import Weights, role_weights
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DtypeName = Literal["fp16", "bf16", "fp32"]
+
+
+class ExportError(Exception):
+    """Nothing was exported; the message says why and what to do."""
+
+
+def export(
+    source: str,
+    directory: Path,
+    *,
+    runs: str = "runs",
+    role: str = "generator",
+    ema: bool = True,
+    dtype: DtypeName = "fp16",
+    max_file_bytes: int = MAX_FILE_BYTES,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write a role's network from a run's newest intact checkpoint, or from a given one.
+
+    `source` is a run (path, name in `runs`, or `latest`) or the folder of a checkpoint. Without
+    an average in it (`schedule.ema_decay`) the last weights are written. One file of the output
+    is in memory at a time. The folder appears when it is complete.
+
+    Raises ExportError where the folder is not empty, the checkpoint is damaged, or the role has
+    no network of its own; FileNotFoundError where there is no such run.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ExportError(f"--to {directory}: it is not empty; give a folder that is new")
+    run, checkpoint = find_checkpoint(source, runs, say)
+    recipe = run.recipe()
+    module = _network(recipe, role)
+    averaged = ema and (checkpoint / EMA).is_dir()
+    read = _reader(role_weights(checkpoint / (EMA if averaged else role)), module, DTYPES[dtype])
+    partial = directory.absolute().with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_transformer(
+        module.transformer, partial, read, DTYPES[dtype], max_file_bytes=max_file_bytes
+    )
+    cycle = int(checkpoint.name.removeprefix("cycle-"))
+    card = model_card(run, cycle, module.transformer, dtype, averaged=averaged)
+    (partial / "README.md").write_text(card)
+    shutil.copy(run.recipe_path, partial)
+    partial.replace(directory)
+    kind = "averaged" if averaged else "last"
+    say(f"{run.path.name}, cycle {cycle}: the {kind} weights of the {role} are in {directory}")
+
+
+def find_checkpoint(
+    source: str, runs: str, say: Callable[[str], None]
+) -> tuple[RunDirectory, Path]:
+    """Return an intact checkpoint and its run; what the run's mirror has it may give."""
+    path = Path(source).expanduser().resolve()
+    if path.parent.name == "checkpoints" and (path.parents[1] / "recipe.yaml").is_file():
+        if not (path / COMMITTED).is_file():
+            raise ExportError(f"{path} is no complete checkpoint: it has no {COMMITTED}")
+        if damaged := find_damage(path):
+            raise ExportError(
+                f"checkpoint {path.name} is damaged ({', '.join(damaged)}): give the run instead, "
+                "whose newest intact checkpoint is taken"
+            )
+        return RunDirectory(path.parents[1]), path
+    run = RunDirectory.open(source, root=runs)
+    checkpoints = Checkpoints.of(run)
+    names = checkpoints.names()
+    for name in reversed(names):
+        if not (damaged := checkpoints.bring(run.checkpoints / name)):
+            return run, run.checkpoints / name
+        say(f"checkpoint {name} is damaged ({', '.join(damaged)}): passed over")
+    raise ExportError(f"run {run.path.name} has no {'intact' if names else 'complete'} checkpoint")
+
+
+def _network(recipe: Recipe, role: str) -> VelocityModel:
+    """Build the role's network without storage."""
+    with torch.device("meta"):
+        modules = build_method(recipe.method, recipe.model).modules
+    module = modules.get(role)
+    if not isinstance(module, VelocityModel):
+        whole = [name for name, other in modules.items() if isinstance(other, VelocityModel)]
+        raise ExportError(
+            f"--role {role}: the run trains {', '.join(modules)}, and of these "
+            f"{', '.join(whole) or 'none'} is a whole transformer"
+        )
+    return module
+
+
+def _reader(weights: Weights, module: VelocityModel, dtype: torch.dtype) -> Callable[[str], Tensor]:
+    """Return what reads a parameter of the transformer; the checkpoint must be of that network."""
+    wanted = dict(module.transformer.named_parameters())
+    if missing := [name for name in wanted if f"{WRAPPER}{name}" not in weights]:
+        raise ExportError(
+            f"the checkpoint lacks {', '.join(missing)}: model.teacher of the run's recipe is not "
+            "the network that was trained"
+        )
+
+    def read(name: str) -> Tensor:
+        tensor = weights[f"{WRAPPER}{name}"]()
+        if tensor.shape != wanted[name].shape:
+            raise ExportError(
+                f"{name} has {tuple(tensor.shape)} in the checkpoint and "
+                f"{tuple(wanted[name].shape)} in the network of the run's recipe"
+            )
+        return tensor.to(dtype)
+
+    return read

@@ -1,0 +1,81 @@
+"""The benchmarks measure what they say."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu, step
+from magicdistill.models.diffusion.draws import Draws
+from magicdistill.platform.batches import open_batches
+from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.trainer import Worker
+
+
+def test_the_bare_loop_computes_the_platforms_losses(tmp_path: Path) -> None:
+    recipe = step.bench_recipe("torch", batch_size=2)
+    cache = step.write_cache(tmp_path / "cache")
+    worker = Worker(RunDirectory.create(tmp_path, recipe), cache, None, rank=0, world_size=1)
+    bare = step.bare_loop(recipe)
+    batches = open_batches(recipe, cache, rank=0, world_size=1, device="cpu")
+    for cycle in range(2):
+        batch = batches(cycle, 0)
+
+        def draws(turn: int, cycle: int = cycle, batch: Any = batch) -> Draws:
+            return Draws(recipe.seed, cycle, turn, batch.positions)
+
+        metrics = worker.loop.cycle(cycle)
+        losses = bare.cycle(batch, draws)
+        for name in ("generator/dmd", "generator/adversarial"):
+            assert losses[name] == pytest.approx(metrics[name], rel=1e-4)
+    assert worker.ema is not None
+    for mine, its in zip(bare.average, worker.ema.average, strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+@pytest.mark.slow
+def test_step_writes_its_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "step.json"
+    monkeypatch.setattr(
+        sys, "argv", ["step", "--repeats", "1", "--batch_size", "2", "--out", str(out)]
+    )
+    step.main()
+    result = json.loads(out.read_text())
+    assert len(result["pairs"]) == 4 and result["versions"]["torch"]
+    assert all(pair["cpu_ratio"] > 0 for pair in result["pairs"])
+    assert "platform cycle / bare PyTorch loop" in capsys.readouterr().out
+
+
+def test_gpu_measures_blocks_and_a_whole_preset_at_a_tiny_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--repeats", "1", "--out", str(out)])
+    gpu.main()
+    rows = json.loads(out.read_text())["rows"]
+    found = {(row["what"], row["kernel"]): row for row in rows}
+    assert len(found) == 7 and "rates" not in json.loads(out.read_text())
+    for kernel in ("sdpa", "flash"):
+        for what in ("double block", "single block"):
+            assert found[what, kernel]["backward_s"] > 0 and not found[what, kernel]["problem"]
+    assert rows[-1]["what"] == "portrait-tiny" and rows[-1]["operations"] > 0
+    if not torch.cuda.is_available():
+        assert "FlashAttention 3" in found["double block", "flash3"]["problem"]
+    assert "single block" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_refuses_a_machine_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit, match="--tiny runs it anywhere"):
+        gpu.main()
+
+
+def test_a_whole_preset_takes_the_papers_tokens() -> None:
+    bench = gpu.full_bench(repeats=1)
+    assert bench.sample("magic141-13b").video_tokens == 67_320

@@ -1,0 +1,73 @@
+"""A real S3 API over HTTP, with faults on request."""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import boto3
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
+
+
+class QuietHandler(WSGIRequestHandler):
+    """Logs nothing."""
+
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002
+        """Drop a line."""
+
+
+class Server:
+    """moto's server; refuses or breaks off as many downloads as it is told to."""
+
+    def __init__(self) -> None:
+        self.faulty_part = ""
+        """Requests whose path lacks this are answered well."""
+        self.num_slow_downs = 0
+        self.num_broken = 0
+        self.num_downloads = 0
+        self._s3 = DomainDispatcherApplication(create_backend_app)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer one request."""
+        if environ["REQUEST_METHOD"] != "GET" or "list-type" in environ["QUERY_STRING"]:
+            return self._s3(environ, start_response)
+        self.num_downloads += 1
+        if self.faulty_part not in environ["PATH_INFO"]:
+            return self._s3(environ, start_response)
+        if self.num_slow_downs:
+            self.num_slow_downs -= 1
+            start_response("503 Slow Down", [("Content-Type", "application/xml")])
+            return [SLOW_DOWN]
+        body = b"".join(self._s3(environ, start_response))
+        if self.num_broken:
+            self.num_broken -= 1
+            body = body[: len(body) // 2]
+        return [body]
+
+
+@contextmanager
+def serve_s3() -> Iterator[Server]:
+    """Run a server and point this process, and those that it starts, to it."""
+    application = Server()
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=QuietHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with patch.dict(os.environ, variables):
+        try:
+            boto3.client("s3").create_bucket(Bucket="bucket")
+            yield application
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()

@@ -1,0 +1,210 @@
+"""Decisions over stored scores: limits by mixture, copies, caps, bars, and what is absent."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from magicdistill.data_pipeline.clips import ClipRow
+from magicdistill.data_pipeline.config import Bucket, Limit, Policy
+from magicdistill.data_pipeline.duplicates import find_copies
+from magicdistill.data_pipeline.policy import Decision, count_absent, decide, is_hopeless
+
+BUCKET = Bucket()
+LENIENT = Policy(min_short_side=64, min_long_side=64)
+
+
+def make_clip(name: str = "a", **changes: object) -> ClipRow:
+    texts = dict.fromkeys(("clip_id", "video_id", "source_id", "uri", "path"), name)
+    fields: dict[str, object] = {
+        **texts,
+        **dict.fromkeys(("fingerprint", "license", "measures"), "x"),
+        "mixture": "portrait",
+        "stop": 48,
+        "content_hash": name,
+        "decoder": "decord",
+        "width": 96,
+        "height": 64,
+        "fps": 24.0,
+        "num_frames_header": 48,
+        "num_frames_decoded": 48,
+        "motion_px": 2.0,
+    }
+    return ClipRow(**(fields | changes))  # type: ignore[arg-type]
+
+
+def hashed(name: str, bits: np.ndarray, **changes: object) -> ClipRow:
+    return make_clip(name, blobs={"phash": np.packbits(bits).tobytes()}, **changes)
+
+
+def decision_on(clip: ClipRow, policy: Policy = LENIENT) -> Decision:
+    (decision,) = decide([clip], policy, BUCKET)
+    return decision
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("black.longest_s", 0.75, "black.longest_s: 0.75 > 0.5"),
+        ("exposure.luma", 12.0, "exposure.luma: 12 < 20"),
+        ("exposure.luma", 240.0, "exposure.luma: 240 > 235"),
+        ("letterbox.share", 0.1, "letterbox.share: 0.1 > 0.02"),
+        ("text.area", 0.05, "text.area: 0.05 > 0.02"),
+        ("safety.nsfw", 0.9, "safety.nsfw: 0.9 > 0.5"),
+        ("faces.single_share", 0.9, "faces.single_share: 0.9 < 0.96"),
+    ],
+)
+def test_a_score_beyond_its_limit_rejects_with_both_numbers(name: str, value: float, reason: str):
+    assert decision_on(make_clip(scores={name: value})).reasons == (reason,)
+
+
+def test_limits_differ_by_mixture():
+    faceless = make_clip(scores={"faces.single_share": 0.0}, motion_px=1.5)
+    assert decision_on(faceless).status == "rejected"
+    assert decision_on(replace(faceless, mixture="general")).status == "accepted"
+    assert decision_on(make_clip(motion_px=0.5)).status == "accepted"
+    slow = decision_on(make_clip(motion_px=0.5, mixture="general"))
+    assert slow.reasons == ("motion: 0.50 px outside 1-10",)
+    dull = {"scores": {"aesthetics.laion": 4.7}, "scorers": {"aesthetics": "v"}}
+    assert decision_on(make_clip(**dull)).status == "accepted"
+    assert decision_on(make_clip(**dull, mixture="general")).reasons == (
+        "aesthetics.laion: 4.7 < 5",
+    )
+
+
+def test_a_recipe_sets_and_lifts_limits_for_all_or_for_one_mixture():
+    clip = make_clip(scores={"text.area": 0.05, "blur.effect": 0.8})
+    strict = {"blur.effect": Limit(max=0.5), "text.area": Limit()}
+    for_all = LENIENT.model_copy(update={"limits": {"all": strict}})
+    assert decision_on(clip, for_all).reasons == ("blur.effect: 0.8 > 0.5",)
+    elsewhere = LENIENT.model_copy(update={"limits": {"anime": strict}})
+    assert decision_on(clip, elsewhere).reasons == ("text.area: 0.05 > 0.02",)
+
+
+def test_imported_scores_are_judged_by_their_own_names():
+    clip = make_clip(mixture="general", imported_scores={"koala.suitability": 2.0})
+    assert decision_on(clip).reasons == ("koala.suitability: 2 < 2.5",)
+
+
+def test_a_misspelt_limit_is_refused_with_the_choice():
+    with pytest.raises(ValueError, match=r"'faces\.single' is none of faces\.single_share, faces"):
+        Policy.model_validate({"limits": {"all": {"faces.single": {"min": 1}}}})
+
+
+def test_an_absent_score_objects_to_nothing_and_is_counted():
+    absent = "absent: no weights for aesthetics"
+    clip = make_clip(scores={"aesthetics.laion": None}, scorers={"aesthetics": absent})
+    assert decision_on(clip).status == "accepted"
+    assert count_absent([clip, clip, make_clip()]) == {absent: 2}
+
+
+def test_a_score_that_could_not_be_taken_rejects():
+    clip = make_clip(scores={"exposure.luma": None}, scorers={"exposure": "v1"})
+    assert decision_on(clip).reasons == ("exposure.luma: could not be measured",)
+
+
+def test_what_cheap_scores_reject_is_hopeless_and_a_copy_is_not():
+    assert is_hopeless(make_clip(num_cuts=1), LENIENT, BUCKET)
+    assert is_hopeless(make_clip(failure="empty file"), LENIENT, BUCKET)
+    assert not is_hopeless(make_clip(), LENIENT, BUCKET)
+
+
+def test_bars_are_cut_off_where_the_policy_says_so_and_the_rest_is_judged():
+    bars = {"top": 0.1, "bottom": 0.1, "left": 0.0, "right": 0.0, "share": 0.2}
+    scores = {f"letterbox.{name}": value for name, value in bars.items()}
+    policy = LENIENT.model_copy(update={"crop_bars": True})
+    decision = decision_on(make_clip(scores=scores, height=100), policy)
+    assert decision.status == "accepted"
+    assert decision.clip.crop == (0, 10, 96, 90)
+    assert (decision.clip.width, decision.clip.height) == (96, 80)
+    inside = decision_on(make_clip(scores=scores, height=100, crop=(4, 20, 100, 120)), policy)
+    assert inside.clip.crop == (4, 30, 100, 110)
+    small = decision_on(make_clip(scores=scores, height=70), policy)
+    assert "resolution: short side 54 < 64" in small.reasons
+
+
+def test_the_same_file_is_kept_once_whoever_lists_it():
+    clips = [make_clip("a"), make_clip("b", content_hash="a"), make_clip("c")]
+    for order in (clips, clips[::-1]):
+        found = {d.clip.clip_id: d for d in decide(order, LENIENT, BUCKET)}
+        assert found["b"].reasons == ("duplicate: of a by the same file",)
+        assert found["a"].status == found["c"].status == "accepted"
+
+
+def test_other_spans_and_crops_of_one_file_are_no_copies():
+    film = {"source_id": "film", "uri": "u", "content_hash": "h"}
+    clips = [
+        make_clip("a", **film),
+        make_clip("b", **film, start=60, stop=110),
+        make_clip("c", **film, crop=(0, 0, 90, 64)),
+    ]
+    assert {d.status for d in decide(clips, LENIENT, BUCKET)} == {"accepted"}
+
+
+def test_the_larger_of_two_near_copies_is_kept():
+    bits = np.random.default_rng(0).integers(0, 2, 512)
+    near, far = bits.copy(), bits.copy()
+    near[:40] ^= 1
+    far[100:160] ^= 1
+    clips = [
+        hashed("small", bits),
+        hashed("large", near, width=128),
+        hashed("other", far, width=80),
+    ]
+    found = {d.clip.clip_id: d.reasons for d in decide(clips, LENIENT, BUCKET)}
+    assert found == {"small": ("duplicate: of large by pHash",), "large": (), "other": ()}
+
+
+def test_a_rejected_clip_does_not_take_its_copy_with_it():
+    clips = [make_clip("a", num_cuts=1, width=200), make_clip("b", content_hash="a")]
+    assert [d.status for d in decide(clips, LENIENT, BUCKET)] == ["rejected", "accepted"]
+
+
+def test_moments_of_one_source_are_no_copies_of_each_other():
+    bits = np.random.default_rng(0).integers(0, 2, 512)
+    first = hashed("a", bits, source_id="film")
+    for other, number in (
+        (hashed("b", bits, source_id="film"), 0),
+        (hashed("c", bits, source_id="film", uri="a", start=24, stop=70), 1),
+        (hashed("d", bits, source_id="else"), 1),
+    ):
+        assert len(find_copies([first, other], 6.0, 0.98)) == number
+
+
+def test_embeddings_go_before_hashes():
+    bits = np.zeros(512, dtype=int)
+    vectors = np.array([[1, 0], [0.99, 0.1], [0.5, 0.8]], dtype=np.float16)
+    clips = [
+        replace(clip, blobs=clip.blobs | {"embedding": vector.tobytes()})
+        for clip, vector in zip([hashed(n, bits) for n in "abc"], vectors, strict=True)
+    ]
+    copies = find_copies(clips, 6.0, 0.98)
+    assert {name: (copy.of.clip_id, copy.how) for name, copy in copies.items()} == {
+        "b": ("a", "embedding")
+    }
+
+
+def test_hashes_are_found_as_by_comparing_all_with_all():
+    rng = np.random.default_rng(1)
+    bits = rng.integers(0, 2, (300, 512))
+    for copy in range(100):  # at distances of 0 to 99 bits from an earlier clip
+        flips = rng.permutation(512)[:copy]
+        bits[200 + copy] = bits[copy]
+        bits[200 + copy, flips] ^= 1
+    clips = [hashed(f"{i:03d}", row) for i, row in enumerate(bits)]
+    copies = find_copies(clips, 6.0, 0.98)
+    assert {int(n): int(c.of.clip_id) for n, c in copies.items()} == {
+        200 + copy: copy for copy in range(49)
+    }
+
+
+def test_a_source_gives_so_many_clips_and_always_the_same():
+    clips = [
+        make_clip(f"{i}", source_id="film", uri="u", start=50 * i, stop=50 * i + 48)
+        for i in range(12)
+    ]
+    kept = {d.clip.clip_id for d in decide(clips, LENIENT, BUCKET) if d.status == "accepted"}
+    again = {d.clip.clip_id for d in decide(clips[::-1], LENIENT, BUCKET) if not d.reasons}
+    assert len(kept) == 8 and kept == again
+    refused = [d for d in decide(clips, LENIENT, BUCKET) if d.reasons]
+    assert {d.reasons for d in refused} == {("cap: film has more than 8 clips",)}

@@ -1,0 +1,160 @@
+"""A run's generator leaves it as a folder that diffusers reads."""
+
+import shutil
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from torch import Tensor
+
+from magicdistill.models.networks.state_dicts import INDEX
+from magicdistill.models.networks.transformer import VelocityModel
+from magicdistill.models.networks.weights import write_transformer
+from magicdistill.models.objectives.build import build_method
+from magicdistill.models.objectives.config import CfgDistillMethod
+from magicdistill.platform.checkpoints import COMMITTED, Checkpoints
+from magicdistill.platform.engine import Ema, build_engine
+from magicdistill.platform.export import ExportError, export
+from magicdistill.platform.recipe import load_recipe
+from magicdistill.platform.run_directory import RunDirectory
+
+State = dict[str, Tensor]
+
+
+class Trained:
+    """A run with the checkpoints of two cycles, and its weights after the second."""
+
+    def __init__(self, folder: Path) -> None:
+        recipe = load_recipe("portrait-tiny-smoke", ["--engine.kind", "torch"])
+        self.run = RunDirectory.create(folder, recipe)
+        generator = build_method(recipe.method, recipe.model).modules["generator"]
+        assert isinstance(generator, VelocityModel)
+        optimizer = recipe.schedule.optimizers["generator"]
+        engine = build_engine(recipe.engine, generator, optimizer, num_micro_batches=1)
+        ema = Ema("generator", generator, 0.5)
+        for cycle in (1, 2):
+            with torch.no_grad():
+                torch._foreach_add_(list(generator.parameters()), 0.125)
+            ema.update()
+            Checkpoints(self.run.checkpoints, keep=2).save(cycle, {"generator": engine}, ema)
+            self.run.append_metrics(cycle, {"generator/dmd": cycle / 8})
+        self.transformer = generator.transformer
+        self.last = copy_of(generator.transformer)
+        with ema.swapped():
+            self.average = copy_of(generator.transformer)
+
+
+def copy_of(module: torch.nn.Module) -> State:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def loaded(folder: Path) -> State:
+    return copy_of(HunyuanVideoTransformer3DModel.from_pretrained(folder))
+
+
+def assert_same(found: State, expected: State) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def copied(trained: Trained, tmp_path: Path) -> RunDirectory:
+    """The same run, to be spoilt."""
+    return RunDirectory(shutil.copytree(trained.run.path, tmp_path / "runs" / "copy"))
+
+
+@pytest.fixture
+def broken(copied: RunDirectory) -> Path:
+    """The last checkpoint, truncated."""
+    checkpoint = copied.checkpoints / "cycle-0000002"
+    file = next((checkpoint / "generator").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-7])
+    return checkpoint
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_diffusers_loads_the_average_or_the_last_weights(trained, tmp_path, ema):
+    export(str(trained.run.path), tmp_path / "model", ema=ema, dtype="fp32")
+    assert_same(loaded(tmp_path / "model"), trained.average if ema else trained.last)
+
+
+def test_a_run_is_found_by_name_and_written_in_shards(trained, tmp_path):
+    runs = str(trained.run.path.parent)
+    export("latest", tmp_path, runs=runs, dtype="fp32", max_file_bytes=2**20)
+    assert (tmp_path / INDEX).is_file()
+    assert_same(loaded(tmp_path), trained.average)
+
+
+def test_a_given_checkpoint_is_exported_with_a_card(trained, tmp_path):
+    export(str(trained.run.checkpoints / "cycle-0000001"), tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    for text in ("1 of 2", "average, decay 0.97", "1000.0, 937.5, 833.3, 625.0", "| 0.125 |"):
+        assert text in card
+    assert (tmp_path / "model" / "recipe.yaml").read_text() == trained.run.recipe_path.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_one_file_at_a_time_is_in_memory(trained, tmp_path):
+    alive = peak = 0
+    limit = 2**20
+
+    def read(name: str) -> Tensor:
+        nonlocal alive, peak
+        tensor = trained.last[name].clone()
+        alive += tensor.nbytes
+        peak = max(peak, alive)
+        weakref.finalize(tensor, forget, tensor.nbytes)
+        return tensor
+
+    def forget(size: int) -> None:
+        nonlocal alive
+        alive -= size
+
+    write_transformer(trained.transformer, tmp_path, read, torch.float32, max_file_bytes=limit)
+    assert limit / 2 < peak <= limit + max(tensor.nbytes for tensor in trained.last.values())
+    assert_same(loaded(tmp_path), trained.last)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_stays(copied, broken, tmp_path):
+    said = []
+    export(str(copied.path), tmp_path / "model", say=said.append)
+    assert "cycle-0000002 is damaged" in said[0] and "cycle 1" in said[1]
+    assert (broken / COMMITTED).exists()
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(broken, tmp_path):
+    with pytest.raises(ExportError, match=r"damaged.*give the run"):
+        export(str(broken), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(trained, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match="not empty"):
+        export(str(trained.run.path), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_role_without_a_network_of_its_own_is_refused(trained, tmp_path):
+    with pytest.raises(ExportError, match="generator, critic, and of these generator"):
+        export(str(trained.run.path), tmp_path / "model", role="critic")
+
+
+def test_a_run_without_checkpoints_is_refused(tmp_path):
+    run = RunDirectory.create(tmp_path, load_recipe("portrait-tiny-smoke"))
+    with pytest.raises(ExportError, match="no complete checkpoint"):
+        export(str(run.path), tmp_path / "model")
+
+
+def test_a_checkpoint_of_another_network_is_refused(copied, tmp_path):
+    method = CfgDistillMethod(name="cfg-distill")
+    copied.store(copied.recipe().model_copy(update={"method": method}))
+    with pytest.raises(ExportError, match=r"lacks.*guidance_embedder"):
+        export(str(copied.path), tmp_path / "model")

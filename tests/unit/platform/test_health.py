@@ -1,0 +1,119 @@
+"""The watch over a training's health, and the vital signs that it judges."""
+
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from magicdistill.models.metrics.vitals import compare_signs, vital_signs
+from magicdistill.models.objectives.types import Batch, Loss, OneRole
+from magicdistill.platform.config import HealthConfig, Limits
+from magicdistill.platform.health import UnhealthyError, Watch
+from magicdistill.platform.loop import Loop
+
+SHARE = "generator/gap_share"
+
+
+def watch(**fields: Any) -> Watch:
+    return Watch(HealthConfig(gap_share=Limits(least=0.1, most=0.9), grace_cycles=0, **fields))
+
+
+def feed(watch: Watch, values: list[float], metric: str = SHARE) -> list[int]:
+    """Return the cycles, from 1, at which the watch complains."""
+    rows = enumerate(values, start=1)
+    return [cycle for cycle, value in rows if watch.see(cycle, {metric: value})]
+
+
+def test_a_metric_must_stay_outside_for_as_long_as_the_patience() -> None:
+    assert feed(watch(patience=2), [0.5, 1.0, 0.5, 0.05, 1.0, 0.5]) == [5]
+    assert feed(watch(patience=1), [0.1, 0.9, 0.91]) == [3]
+
+
+def test_nothing_is_judged_in_the_grace_cycles_or_when_off() -> None:
+    strict = HealthConfig(gap_share=Limits(most=0), grace_cycles=3, patience=1)
+    assert feed(Watch(strict), [1.0] * 4) == [4]
+    assert feed(watch(action="off", patience=1), [2.0]) == []
+
+
+def test_a_value_that_is_no_number_lies_outside_every_limit() -> None:
+    assert feed(watch(patience=1), [math.nan]) == [1]
+    assert feed(watch(patience=1), [math.inf]) == [1]
+    assert feed(watch(patience=1), [math.nan], "generator/unlimited") == []
+
+
+def test_values_that_are_missing_neither_count_nor_reset() -> None:
+    seen = watch(patience=2)
+    rows: list[Mapping[str, float]] = [{SHARE: 2.0}, {"critic/fake_score": 1.0}, {SHARE: 2.0}]
+    assert [bool(seen.see(cycle, row)) for cycle, row in enumerate(rows, 1)] == [False, False, True]
+
+
+def test_a_limit_holds_for_every_role() -> None:
+    config = HealthConfig(grad_norm=Limits(most=5), grace_cycles=0, patience=1)
+    ill = Watch(config).see(7, {"generator/grad_norm": 1.0, "critic/grad_norm": 6.0})
+    assert str(ill) == "unhealthy at cycle 7: critic/grad_norm is 6, above 5"
+
+
+def test_the_best_checkpoint_has_the_least_score_known_when_it_was_made() -> None:
+    seen = watch()
+    assert not seen.keeps(1)
+    assert "no checkpoint" in seen.best
+    kept = []
+    for cycle, drift in [(2, 0.5), (3, 0.7), (4, math.nan), (5, 0.2), (6, 0.2)]:
+        seen.see(cycle, {"health/drift": drift})
+        kept.append(seen.keeps(cycle))
+    assert kept == [True, False, False, True, False]
+    assert seen.best == "the best checkpoint is that of cycle 5 (drift 0.2)"
+
+
+def test_vital_signs_of_known_clips() -> None:
+    still = torch.zeros(2, 3, 4, 8, 8)
+    assert vital_signs(still) == dict.fromkeys(
+        ("dynamic_degree", "saturation", "contrast", "temporal_variance"), 0.0
+    )
+    blinking = still.clone()
+    blinking[:, 0, 1::2] = 1  # red comes and goes
+    signs = vital_signs(blinking)
+    assert signs["dynamic_degree"] == pytest.approx(127.5 / 3)
+    assert signs["saturation"] == pytest.approx(127.5 / 2)
+    assert signs["contrast"] == 0
+    assert signs["temporal_variance"] == pytest.approx(127.5**2 / 3 / 3)
+    halves = still.clone()
+    halves[..., :4] = 1
+    expected = torch.tensor([0.0, 127.5] * 32).std().item()
+    assert vital_signs(halves)["contrast"] == pytest.approx(expected)
+
+
+def test_drift_is_a_mean_of_factors() -> None:
+    found = compare_signs({"contrast": 2.0, "saturation": 4.0}, {"contrast": 4.0, "saturation": 2})
+    assert found == pytest.approx({"contrast": 0.5, "saturation": 2.0, "drift": math.log(2)})
+    assert compare_signs({"contrast": 0.0}, {"contrast": 1.0})["drift"] < 10
+    assert math.isnan(compare_signs({"contrast": math.nan}, {"contrast": 1.0})["drift"])
+
+
+class Doomed(OneRole):
+    """A method whose loss is no number from the third cycle on."""
+
+    def __init__(self) -> None:
+        super().__init__("decoder", torch.nn.Linear(1, 1))
+
+    def loss(self, role: str, networks: Any, batch: Batch, draws: Any) -> Loss:
+        total = torch.tensor(math.nan if draws.cycle >= 2 else 1.0)
+        return Loss(total, {"calm": torch.zeros(()), "wild": total})
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_role_and_rank() -> None:
+    method = Doomed()
+    engine: Any = SimpleNamespace(
+        module=method.modules["decoder"], backward=lambda loss, *, last: None, step=lambda: math.nan
+    )
+    batch = Batch(torch.zeros(1, 1, 1, 1, 1), None, [0])
+    loop = Loop(
+        method, {"decoder": engine}, lambda window, micro: batch, seed=0, num_micro_batches=1
+    )
+    seen: list[int] = []
+    with pytest.raises(UnhealthyError, match=r"cycle 3: the loss wild of the decoder.*rank\(s\) 0"):
+        loop.run(0, 5, [lambda cycle, metrics: seen.append(cycle)])
+    assert seen == [1, 2]
