@@ -55,7 +55,7 @@ class CurationResult:
     @property
     def clips(self) -> list[ClipRow]:
         """The accepted clips, in the order of the cache's rows."""
-        return [d.clip for d in self.decisions if d.status == "accepted"]
+        return _accepted(self.decisions)
 
     @property
     def rejected(self) -> list[Decision]:
@@ -73,6 +73,27 @@ class CurationResult:
         found = Counter(decision.status for decision in self.decisions)
         statuses = ("accepted", "rejected", "failed")
         return {status: found[status] for status in statuses} | {"rows": self.num_rows}
+
+
+@dataclass
+class _Curation:
+    """One config on its way to a cache."""
+
+    config: DataConfig
+    videos: Sequence[Video]
+    clips: list[ClipRow]
+    """In the order of the listing."""
+
+    def take(self, rows: Sequence[ClipRow]) -> None:
+        """Put rows of this config's videos in the place of its clips of the same ids."""
+        ids = {video.video_id for video in self.videos}
+        own = {row.clip_id: row for row in rows if row.video_id in ids}
+        kept = [own.pop(clip.clip_id, clip) for clip in self.clips]
+        self.clips = [*kept, *own.values()]
+
+    def decide(self) -> list[Decision]:
+        """Judge the clips."""
+        return decide(self.clips, self.config.policy, self.config.bucket)
 
 
 def curate(
@@ -93,35 +114,69 @@ def curate(
         FileNotFoundError: if a source does not exist.
         ValueError: if no clip is accepted.
     """
+    return curate_together([config], vae_directory, root, progress)[0]
+
+
+def curate_together(
+    configs: Sequence[DataConfig],
+    vae_directory: Path,
+    root: Path,
+    progress: Progress | None = None,
+) -> list[CurationResult]:
+    """Do as `curate` for several configs; those that agree in a stage pass through it at once."""
     progress = progress or Bars()
     root = root.absolute()
     ledger = Ledger(root / "ledger")
-    videos = list_videos(config.sources, root / "clips")
     with _quiet_ray_data():
-        passing = _score_missing(config, videos, ledger, progress)
-        passing += _add_missing_scores(config, videos, ledger, progress)
-        clips = _replaced(_scored_clips(config, videos, ledger), passing)
+        parts = _scored(configs, root, ledger, progress)
         fingerprint = VideoVae.load(vae_directory).fingerprint
-        job = EncodeJob(config, vae_directory.absolute(), fingerprint, root / "latents")
+        groups = _agreeing(parts, {"bucket", "windows_per_clip", "flip", "encoding", "decoder"})
         failures = None
         while failures is None or failures:  # the copy of what failed may now be accepted
-            decisions = decide(clips, config.policy, config.bucket)
-            accepted = [d.clip for d in decisions if d.status == "accepted"]
-            wanted = _wanted_keys(config, accepted, fingerprint)
-            failures = _encode_missing(job, accepted, wanted, ledger, progress)
-            clips = _replaced(clips, failures)
-    return _publish(config, decisions, wanted, root / "latents", ledger)
+            failures = []
+            for group in groups:
+                config = group[0].config
+                job = EncodeJob(config, vae_directory.absolute(), fingerprint, root / "latents")
+                decisions = [decision for part in group for decision in part.decide()]
+                failures += _encode_missing(job, _accepted(decisions), ledger, progress)
+            for part in parts:
+                part.take(failures)
+    return [_publish(part, fingerprint, root / "latents", ledger) for part in parts]
 
 
 def select_clips(config: DataConfig, root: Path, progress: Progress | None = None) -> list[ClipRow]:
     """Score and judge as `curate` does, and return the accepted clips without encoding them."""
     root = root.absolute()
-    ledger = Ledger(root / "ledger")
-    videos = list_videos(config.sources, root / "clips")
     with _quiet_ray_data():
-        _score_missing(config, videos, ledger, progress or Bars())
-        _add_missing_scores(config, videos, ledger, progress or Bars())
-    decisions = decide(_scored_clips(config, videos, ledger), config.policy, config.bucket)
+        (part,) = _scored([config], root, Ledger(root / "ledger"), progress or Bars())
+    return _accepted(part.decide())
+
+
+def _scored(
+    configs: Sequence[DataConfig], root: Path, ledger: Ledger, progress: Progress
+) -> list[_Curation]:
+    """List the videos of all configs and score what is not scored yet."""
+    parts = [_Curation(c, list_videos(c.sources, root / "clips"), []) for c in configs]
+    passing: list[ClipRow] = []
+    for group in _agreeing(parts, {"measures", "decoder"}):
+        videos = {video.video_id: video for part in group for video in part.videos}
+        passing += _score_missing(group[0].config, list(videos.values()), ledger, progress)
+    for part in parts:
+        passing += _add_missing_scores(part.config, part.videos, ledger, progress)
+        part.clips = _scored_clips(part.config, part.videos, ledger)
+        part.take(passing)
+    return parts
+
+
+def _agreeing(parts: Sequence[_Curation], fields: set[str]) -> list[list[_Curation]]:
+    """Group the parts whose configs have the same values in `fields`."""
+    groups: dict[str, list[_Curation]] = {}
+    for part in parts:
+        groups.setdefault(part.config.model_dump_json(include=fields), []).append(part)
+    return list(groups.values())
+
+
+def _accepted(decisions: Sequence[Decision]) -> list[ClipRow]:
     return [decision.clip for decision in decisions if decision.status == "accepted"]
 
 
@@ -192,44 +247,40 @@ def _add_missing_scores(
     return passing
 
 
-def _replaced(clips: Sequence[ClipRow], others: Sequence[ClipRow]) -> list[ClipRow]:
-    """Return clips with others of the same id in their place, and then the rest of the others."""
-    waiting = {clip.clip_id: clip for clip in others}
-    kept = [waiting.pop(clip.clip_id, clip) for clip in clips]
-    return [*kept, *waiting.values()]
-
-
 def _wanted_keys(
     config: DataConfig, clips: Sequence[ClipRow], vae_fingerprint: str
 ) -> dict[str, list[str]]:
-    """Return the cache keys of every accepted clip by clip id."""
+    """Return the cache keys of every clip by clip id."""
     bucket, dtype = config.bucket, config.encoding.stored_dtype
     return {
-        decision.clip.clip_id: [
-            row_facts(decision.clip, window, bucket, vae_fingerprint, dtype).key
-            for window in windows_of(decision.clip, bucket, config.windows_per_clip, config.flip)
+        clip.clip_id: [
+            row_facts(clip, window, bucket, vae_fingerprint, dtype).key
+            for window in windows_of(clip, bucket, config.windows_per_clip, config.flip)
         ]
-        for decision in decide(clips, config.policy, bucket)
-        if decision.status == "accepted"
+        for clip in clips
     }
 
 
 def _encode_missing(
     job: EncodeJob,
     clips: Sequence[ClipRow],
-    wanted: dict[str, list[str]],
     ledger: Ledger,
     progress: Progress,
 ) -> list[ClipRow]:
     """Encode accepted clips that the cache lacks; return failed rows, of which lasting ones are
     committed."""
     config, present = job.config, committed_rows(job.cache_root)
-    missing = [clip for clip in clips if any(key not in present for key in wanted[clip.clip_id])]
+    wanted = _wanted_keys(config, clips, job.vae_fingerprint)
+    by_id = {
+        clip.clip_id: clip
+        for clip in clips
+        if any(key not in present for key in wanted[clip.clip_id])
+    }
+    missing = list(by_id.values())
     if not missing:
         return []
     start_s, done = time.monotonic(), 0
     failed_clips: list[ClipRow] = []
-    by_id = {clip.clip_id: clip for clip in missing}
     size = max(1, config.encoding.rows_per_shard // max(map(len, wanted.values())))
     blocks = [clips_to_table(missing[i : i + size]) for i in range(0, len(missing), size)]
     num_gpus = config.encoding.num_gpus_per_actor
@@ -250,12 +301,10 @@ def _encode_missing(
 
 
 def _publish(
-    config: DataConfig,
-    decisions: Sequence[Decision],
-    wanted: dict[str, list[str]],
-    cache_root: Path,
-    ledger: Ledger,
+    part: _Curation, vae_fingerprint: str, cache_root: Path, ledger: Ledger
 ) -> CurationResult:
+    config, decisions = part.config, part.decide()
+    wanted = _wanted_keys(config, _accepted(decisions), vae_fingerprint)
     for reason, count in count_absent([decision.clip for decision in decisions]).items():
         logger.warning("%s: %d clips are judged without that score", reason, count)
     present = committed_rows(cache_root)

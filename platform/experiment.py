@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.pipeline import CurationResult, curate, select_clips
+from magicdistill.data_pipeline.pipeline import CurationResult, curate_together, select_clips
 from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.patch_code import set_patch_code
@@ -106,24 +105,27 @@ def data_root(run: RunDirectory) -> Path:
 def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[Path, Path | None]:
     """Curate the training clips and the held-out ones; return their latent caches."""
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
-    root, vae = data_root(run), find_weights(recipe.model.vae, "model.vae")
-    found = {"training": _curate(recipe.data, vae, root, "training")}
+    vae = find_weights(recipe.model.vae, "model.vae")
+    configs = {"training": recipe.data}
     if recipe.evaluation is not None:
-        found["held-out"] = _curate(recipe.evaluation.data, vae, root, "held-out")
-    versions = {name: result.version for name, result in found.items()}
+        configs["held-out"] = recipe.evaluation.data
+    logs.say(f"curating {' and '.join(configs)} clips")
+    results = curate_together(list(configs.values()), vae, data_root(run))
+    found = dict(zip(configs, results, strict=True))
+    for title, result in found.items():
+        _tell(title, result)
+    versions = {title: result.version for title, result in found.items()}
     write_text(run.data_path, json.dumps(versions))
     held_out = found.get("held-out")
     return found["training"].cache_path, held_out and held_out.cache_path
 
 
-def _curate(data: DataConfig, vae: Path, root: Path, title: str) -> CurationResult:
-    logs.say(f"curating {title} clips")
-    result = curate(data, vae, root)
+def _tell(title: str, result: CurationResult) -> None:
+    """Say what became of the clips, and why the first of those left out are."""
     counts = "  ".join(f"{name} {count}" for name, count in result.counts.items())
     logs.say(f"{title} clips: {counts}")
     for decision in [*result.rejected, *result.failed][:8]:
         logs.say(f"  {decision.status} {decision.clip.source_id}: {', '.join(decision.reasons)}")
-    return result
 
 
 def prepare_pixels(recipe: Recipe, run: RunDirectory) -> tuple[Path, None]:
