@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from magicdistill.platform import ranks
 from magicdistill.platform.engine import Ema, Engine
-from magicdistill.platform.mirror import Mirror
+from magicdistill.platform.mirror import Mirror, MirrorError
 from magicdistill.platform.run_directory import RunDirectory
 
 PREFIX = "cycle-"
@@ -58,7 +58,8 @@ class Checkpoints:
     def of(cls, run: RunDirectory) -> "Checkpoints":
         """Return those of a run, kept as its recipe says."""
         recipe = run.recipe()
-        mirror = recipe.mirror and f"{recipe.mirror.rstrip('/')}/{run.path.name}"
+        name = f"{run.path.name}-{run.provenance().run_id}"
+        mirror = recipe.mirror and f"{recipe.mirror.rstrip('/')}/{name}"
         return cls(run.checkpoints, recipe.schedule.keep_checkpoints, run.say, mirror)
 
     def committed(self) -> list[Path]:
@@ -91,18 +92,27 @@ class Checkpoints:
                 _commit(path, cycle, files)
         ranks.barrier()
         if self.mirror:
-            self.mirror.put(path)
+            self._copy(path, self.mirror)
         if ranks.rank() == 0:
             self._prune()
         ranks.barrier()
 
+    def _copy(self, path: Path, mirror: Mirror) -> None:
+        """Copy to the mirror; training goes on where that fails: the next one may succeed."""
+        try:
+            mirror.put(path)
+            mirror.prune(self.keep, self._spared)
+        except MirrorError as error:
+            if ranks.rank() == 0:
+                self.warn(f"checkpoint {path.name} is not mirrored: {error}")
+
     def load_latest(self, engines: Mapping[str, Engine], ema: Ema | None) -> int:
         """Restore the newest intact checkpoint; return its cycle, 0 where none was ever saved.
 
-        A damaged one loses its marker, so that pruning keeps the intact ones. Raises
+        A damaged one loses its marker here, so that pruning keeps the intact ones. Raises
         DamagedError where all are damaged: a fresh start would overwrite the run.
         """
-        names = self.names()
+        names = ranks.of_first(self.names())
         for name in reversed(names):
             path = self.folder / name
             damaged = self.bring(path)
@@ -111,7 +121,7 @@ class Checkpoints:
                 return int(name.removeprefix(PREFIX))
             ranks.barrier()
             if ranks.rank() == 0:
-                self._unmark(name)
+                (path / COMMITTED).unlink(missing_ok=True)
                 self.warn(f"checkpoint {name} is damaged ({', '.join(damaged)}): passed over")
         if names:
             raise DamagedError(f"no checkpoint in {self.folder} is intact: start a new run")
@@ -120,7 +130,7 @@ class Checkpoints:
     def bring(self, path: Path) -> list[str]:
         """Make sure of an intact checkpoint, from the mirror if need be; else name the damage."""
         damaged = find_damage(path)
-        if damaged and self.mirror and path.name in self.mirror.names():
+        if damaged and self.mirror and ranks.of_first(path.name in self.mirror.names()):
             self.mirror.fetch(path)
             damaged = find_damage(path)
         return damaged
@@ -132,22 +142,19 @@ class Checkpoints:
             ema.load(path / EMA)
 
     def _prune(self) -> None:
-        spared = self.best and checkpoint_name(self.best)
-        for name in self.names()[: -self.keep]:
-            if name != spared:
-                self._remove(name)
+        """Remove all but the newest and the best; what a kill left half written goes too."""
+        complete = self.committed()
+        kept = {path.name for path in complete[-self.keep :]} | {self._spared}
+        for path in set(self.folder.glob(f"{PREFIX}*")) - set(complete):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in complete:
+            if path.name not in kept:
+                (path / COMMITTED).unlink()
+                shutil.rmtree(path, ignore_errors=True)
 
-    def _unmark(self, name: str) -> None:
-        """Let a checkpoint count no more."""
-        (self.folder / name / COMMITTED).unlink(missing_ok=True)
-        if self.mirror:
-            self.mirror.unmark(name)
-
-    def _remove(self, name: str) -> None:
-        self._unmark(name)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        if self.mirror:
-            self.mirror.remove(name)
+    @property
+    def _spared(self) -> str | None:
+        return checkpoint_name(self.best) if self.best else None
 
 
 def checkpoint_name(cycle: int) -> str:
@@ -160,7 +167,7 @@ def find_damage(path: Path) -> list[str]:
 
     Every rank of a job calls it.
     """
-    marker = _read_marker(path)
+    marker = ranks.of_first(_read_marker(path))
     return _difference(marker["files"], _checksums(path)) if marker else [COMMITTED]
 
 
@@ -171,7 +178,7 @@ def _room_for(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         full = any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
-        if not full and shutil.disk_usage(path).free > CHUNK_BYTES:
+        if not full and shutil.disk_usage(path.parent).free > CHUNK_BYTES:
             raise
         shutil.rmtree(path, ignore_errors=True)
         raise DiskFullError(
@@ -201,7 +208,7 @@ def _commit(path: Path, cycle: int, files: Mapping[str, list[int]]) -> None:
 
 
 def _checksums(path: Path) -> dict[str, list[int]]:
-    """Return size in bytes and CRC-32 of every file; the ranks share the reading."""
+    """Return size in bytes and CRC-32 of every file on the disk; the ranks share the reading."""
     found = sorted(p for p in path.rglob("*") if p.is_file() and COMMITTED not in p.name)
     share = found[ranks.rank() :: ranks.world_size()]
     mine = {str(p.relative_to(path)): _size_and_crc(p) for p in share}
@@ -215,6 +222,7 @@ def _checksums(path: Path) -> dict[str, list[int]]:
 def _size_and_crc(path: Path) -> list[int]:
     size = crc = 0
     with path.open("rb") as file:
+        os.fsync(file.fileno())  # or a power cut leaves the marker without the file
         while chunk := file.read(CHUNK_BYTES):
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
     return [size, crc]

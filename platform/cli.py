@@ -49,7 +49,7 @@ FREE_TO_CHANGE = (
     "schedule.sample_every",
 )
 """Fields that a resumed run may change: they leave the mathematics of a cycle as it is, but for
-the order in which numbers are added."""
+the order in which numbers are added and, under bf16, an engine's precision of master weights."""
 
 
 @dataclass(frozen=True)

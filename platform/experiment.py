@@ -30,6 +30,7 @@ from magicdistill.platform.evaluation import (
     variants,
 )
 from magicdistill.platform.gauges import published
+from magicdistill.platform.logs import ExplainedError
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, write_text
 from magicdistill.platform.tracking import Tracker
@@ -42,6 +43,7 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     """Run a recipe, or continue a run of it; every step that is already done is skipped."""
     run = resume or RunDirectory.create(recipe.runs, recipe)
     run.store(recipe)
+    run.stop_path.unlink(missing_ok=True)
     logs.say(f"run {run.path}")
     with (
         resume_hint(f"--resume {run.path}"),
@@ -115,6 +117,11 @@ def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[Path, Path | Non
     for title, result in found.items():
         _tell(title, result)
     versions = {title: result.version for title, result in found.items()}
+    if run.data() not in ({}, versions):
+        raise ExplainedError(
+            f"the clips changed since the run began: {run.data()} became {versions}. Restore them, "
+            f"or delete {run.data_path} to go on with others"
+        )
     write_text(run.data_path, json.dumps(versions))
     held_out = found.get("held-out")
     return found["training"].cache_path, held_out and held_out.cache_path

@@ -32,7 +32,7 @@ def explained_failure(run: RunDirectory) -> Iterator[None]:
         yield
     except WorkerGroupError as error:
         causes = [
-            f"  rank {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+            f"  rank {rank}: {type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
             for rank, cause in sorted(error.worker_failures.items())
         ]
         where = f"tracebacks: {run.errors_path}"

@@ -20,7 +20,7 @@ class Illness:
     value: float
     limits: Limits
     times: int
-    """Values in a row outside the limits."""
+    """Values in a row outside the limits: the patience."""
 
     def __str__(self) -> str:
         repeated = f", for {self.times} values in a row" if self.times > 1 else ""
@@ -47,7 +47,7 @@ class Watch:
         self._best: tuple[float, int] | None = None
 
     def see(self, cycle: int, metrics: Mapping[str, float]) -> Illness | None:
-        """Take in a cycle's metrics; return what is wrong, once for each metric that leaves."""
+        """Take in a cycle's metrics; return the first that has just left its limits for good."""
         ill = None
         for metric, value in metrics.items():
             name = metric.rpartition("/")[2]

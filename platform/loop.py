@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.objectives.types import Batch, Method
 from magicdistill.models.spans import Stopwatch, span
+from magicdistill.platform import ranks
 from magicdistill.platform.engine import Ema, Engine
 from magicdistill.platform.health import UnhealthyError
 
@@ -48,7 +50,8 @@ class Loop:
     def run(self, start: int, stop: int, callbacks: Iterable[Callback]) -> None:
         """Run cycles start .. stop - 1; raises UnhealthyError as `cycle` does."""
         callbacks = tuple(callbacks)
-        with self.stopwatch.running():
+        # rank 0 alone records where the time goes
+        with self.stopwatch.running() if ranks.rank() == 0 else nullcontext():
             for cycle in range(start, stop):
                 metrics = self.cycle(cycle)
                 for callback in callbacks:
@@ -57,7 +60,7 @@ class Loop:
     def cycle(self, cycle: int) -> Metrics:
         """Give each role its turns; return every loss term's mean over turns and ranks.
 
-        Raises UnhealthyError on all ranks where a term is no finite number on one of them.
+        Raises UnhealthyError on all ranks where a term or a gradient is no finite number on one.
         """
         sums: dict[str, list[torch.Tensor]] = {}
         roles = self.method.turns(cycle)
@@ -104,19 +107,14 @@ def mean_over_ranks(values: dict[str, torch.Tensor], device: torch.device | str)
 
 
 def _demand_finite(cycle: int, mine: Mapping[str, torch.Tensor], means: Metrics) -> None:
-    """Raise where a loss is no number; `mine` has this rank's terms in the order of the turns."""
-    losses = [name for name in mine if not name.endswith("/grad_norm")]
-    if all(math.isfinite(means[name]) for name in losses):
+    """Raise where a value is no number; `mine` has this rank's in the order of the turns."""
+    if all(map(math.isfinite, means.values())):
         return
-    bad = [name for name in losses if not mine[name].isfinite()]
-    on_ranks = [bad]
-    if dist.is_initialized():
-        on_ranks = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(on_ranks, bad)
-    first = next(name for name in losses if not math.isfinite(means[name]))
-    ranks = [rank for rank, names in enumerate(on_ranks) if first in names]
+    on_ranks = ranks.of_all([name for name, value in mine.items() if not value.isfinite()])
+    first = next(name for name in mine if not math.isfinite(means[name]))
+    found = [str(rank) for rank, names in enumerate(on_ranks) if first in names]
     role, _, term = first.partition("/")
     raise UnhealthyError(
-        f"unhealthy at cycle {cycle + 1}: the loss {term} of the {role} is {means[first]} "
-        f"on rank(s) {', '.join(map(str, ranks))}"
+        f"unhealthy at cycle {cycle + 1}: {term} of the {role} is {means[first]} "
+        f"on rank(s) {', '.join(found)}"
     )

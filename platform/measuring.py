@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from magicdistill.platform.run_directory import write_text
+
 PACKAGES = ("torch", "diffusers", "peft", "deepspeed")
 
 
@@ -62,7 +64,7 @@ def surroundings() -> dict[str, Any]:
 def write_result(path: Path, values: Mapping[str, Any]) -> None:
     """Write a result as JSON, with what it was made with."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(surroundings() | dict(values), indent=2) + "\n")
+    write_text(path, json.dumps(surroundings() | dict(values), indent=2) + "\n")
 
 
 def _cpu_model() -> str:

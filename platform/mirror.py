@@ -1,12 +1,16 @@
 """Copies of checkpoints at an address, such as a bucket of S3."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from magicdistill.platform import ranks
 
 T = TypeVar("T")
+
+
+class MirrorError(Exception):
+    """A copy that did not succeed, on all ranks."""
 
 
 class Mirror:
@@ -29,16 +33,18 @@ class Mirror:
         return {PurePosixPath(marker).parent.name for marker in markers}
 
     def put(self, folder: Path) -> None:
-        """Copy a local folder to the address; every rank calls it."""
-        there = f"{self.root}/{folder.name}"
+        """Copy a local folder to the address; every rank calls it and may raise MirrorError."""
         files = sorted(file for file in folder.rglob("*") if file.is_file())
-        for file in _share(file for file in files if file.name != self.marker):
-            target = f"{there}/{file.relative_to(folder).as_posix()}"
+        mine = _share(file for file in files if file.name != self.marker)
+        _together(lambda: self._put(folder, mine))
+        marker = [folder / self.marker] if ranks.rank() == 0 else []
+        _together(lambda: self._put(folder, marker))
+
+    def _put(self, folder: Path, files: Iterable[Path]) -> None:
+        for file in files:
+            target = f"{self.root}/{folder.name}/{file.relative_to(folder).as_posix()}"
             self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
             self.files.put_file(str(file), target)
-        ranks.barrier()
-        if ranks.rank() == 0:
-            self.files.put_file(str(folder / self.marker), f"{there}/{self.marker}")
 
     def fetch(self, folder: Path) -> None:
         """Copy the folder of that name from the address; every rank calls it."""
@@ -52,14 +58,26 @@ class Mirror:
             self.files.get_file(f"{there}/{self.marker}", str(folder / self.marker))
         ranks.barrier()
 
-    def unmark(self, name: str) -> None:
-        """Let a folder count no more, if it is there."""
-        self.remove(f"{name}/{self.marker}")
+    def prune(self, keep: int, spared: str | None) -> None:
+        """Delete all but the newest folders and the spared one; as `put`."""
+        _together(lambda: self._prune(keep, spared) if ranks.rank() == 0 else None)
 
-    def remove(self, name: str) -> None:
-        """Delete a folder or a file, if it is there."""
-        if self.files.exists(f"{self.root}/{name}"):
-            self.files.rm(f"{self.root}/{name}", recursive=True)
+    def _prune(self, keep: int, spared: str | None) -> None:
+        for name in sorted(self.names())[:-keep]:
+            if name != spared:
+                self.files.rm(f"{self.root}/{name}/{self.marker}")
+                self.files.rm(f"{self.root}/{name}", recursive=True)
+
+
+def _together(action: Callable[[], None]) -> None:
+    """Let every rank act; raise MirrorError on all where one failed."""
+    failure = ""
+    try:
+        action()
+    except Exception as error:  # each file system has its own; no rank may go on alone
+        failure = f"{type(error).__name__}: {error}"
+    if failures := [found for found in ranks.of_all(failure) if found]:
+        raise MirrorError(failures[0])
 
 
 def _share(things: Iterable[T]) -> Sequence[T]:

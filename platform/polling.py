@@ -1,5 +1,6 @@
 """Look at growing files from a thread: how a driver shows what its workers write."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,15 +40,18 @@ class Tail:
 
     def __init__(self, path: Path, *, from_start: bool = False) -> None:
         self.path = path
-        self.offset = 0 if from_start or not path.exists() else path.stat().st_size
+        exists = path.exists()
+        self.offset = 0 if from_start or not exists else path.stat().st_size
+        self.file_number = path.stat().st_ino if exists else None
 
     def lines(self) -> list[str]:
-        """Return the new lines; all of them again once the file was replaced by a shorter one."""
+        """Return the new lines; all of them again once the file was replaced."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(self.offset if size >= self.offset else 0)
+            number, self.file_number = self.file_number, os.fstat(file.fileno()).st_ino
+            same = number in (None, self.file_number) and file.seek(0, 2) >= self.offset
+            file.seek(self.offset if same else 0)
             whole, newline, rest = file.read().rpartition(b"\n")
             self.offset = file.tell() - len(rest)
         return whole.decode().split("\n") if newline else []

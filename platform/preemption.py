@@ -98,7 +98,6 @@ def leaving_in_order(stop: Path) -> Iterator[None]:
 
     For the main thread; `stop` is the file that tells the workers.
     """
-    stop.unlink(missing_ok=True)
     before = signal.getsignal(signal.SIGTERM)
 
     def ask(signum: int, frame: FrameType | None) -> None:

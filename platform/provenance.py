@@ -1,6 +1,7 @@
 """What a run was made with: the commit, the changes on top of it, and the package versions."""
 
 import subprocess
+import uuid
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -17,6 +18,8 @@ class Provenance(Config):
     diff: str
     """Uncommitted changes of tracked files."""
     packages: dict[str, str]
+    run_id: str = ""
+    """Of one run alone: a new run of the same name is another one."""
 
     @classmethod
     def here(cls) -> "Provenance":
@@ -26,6 +29,7 @@ class Provenance(Config):
             commit=commit.strip() if commit else None,
             diff=_git("diff", "HEAD", "--no-ext-diff") or "" if commit else "",
             packages={d.metadata["Name"]: d.version for d in distributions()},
+            run_id=uuid.uuid4().hex[:8],
         )
 
 

@@ -1,6 +1,10 @@
 """This process among those that train together; alone where there is no group."""
 
+from typing import TypeVar
+
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -17,3 +21,19 @@ def barrier() -> None:
     """Wait for all."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def of_first(value: T) -> T:
+    """Return rank 0's value on every rank, which call it together."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def of_all(value: T) -> list[T]:
+    """Return the value of each rank in their order; every rank calls it."""
+    values = [value] * world_size()
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values

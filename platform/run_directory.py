@@ -143,10 +143,10 @@ class RunDirectory:
         _append_line(self.progress_path, message)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows in the order of writing, each with its `step`."""
+        """Yield the rows in the order of writing, each with its `step`; none that is cut short."""
         if self.metrics_path.exists():
             with self.metrics_path.open() as rows:
-                yield from (json.loads(row) for row in rows)
+                yield from (json.loads(row) for row in rows if row.endswith("\n"))
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the rows after `step`: a run that resumes there writes them again."""

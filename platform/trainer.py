@@ -15,7 +15,7 @@ from magicdistill.models.networks.weights import save_transformer
 from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.vae import VaeTraining
 from magicdistill.models.spans import span
-from magicdistill.platform import logs
+from magicdistill.platform import logs, ranks
 from magicdistill.platform.batches import deal, open_batches
 from magicdistill.platform.checkpoints import Checkpoints, checkpoint_name
 from magicdistill.platform.engine import Ema, build_engine, gathered
@@ -203,8 +203,8 @@ class Worker:
 
     def _recall(self, start: int) -> None:
         """Let the watch see again what a resumed run has recorded."""
-        kept = set(self.checkpoints.names())
-        for row in self.run.metrics():
+        kept, rows = ranks.of_first((self.checkpoints.names(), list(self.run.metrics())))
+        for row in rows:
             if (cycle := row["step"]) <= start:
                 self.watch.see(cycle, row)
                 if checkpoint_name(cycle) in kept and self.watch.keeps(cycle):
@@ -218,7 +218,7 @@ class Worker:
             return
         if health.action == "stop":
             raise UnhealthyError(str(illness))
-        if self.rank == 0 and illness.times == health.patience:
+        if self.rank == 0:
             self.run.say(f"{illness}; {self.watch.best}")
 
     @span("checkpoints")

@@ -57,13 +57,20 @@ class Job:
 
     def workers(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "ray::RayTrainWorker" in child.cmdline()[:1]]
+        return [child for child in children if _title(child) == "ray::RayTrainWorker"]
 
     def end(self) -> str:
         assert self.process.stdout is not None
         self.lines += list(self.process.stdout)
         self.process.wait()
         return "".join(self.lines)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return next(iter(process.cmdline()), "")
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @contextmanager
@@ -112,7 +119,7 @@ def test_a_run_outlives_a_killed_worker(root, undisturbed):
         job.wait_for("starting the training workers")
         job.wait_for_cycle(4)
         job.workers()[0].kill()
-        job.wait_for("continuing after cycle 3\n")
+        job.wait_for("continuing after cycle ")
         output = job.end()
     assert job.process.returncode == 0, output
     assert losses(job.run) == undisturbed

@@ -77,6 +77,14 @@ def test_the_newest_is_restored_and_the_oldest_is_gone(saved):
     assert [path.name for path in checkpoints.committed()] == ["cycle-0000002", "cycle-0000003"]
 
 
+def test_what_a_kill_left_half_written_goes_with_the_next_save(saved):
+    checkpoints, _ = saved
+    (checkpoints.folder / "cycle-0000002" / "COMMITTED").unlink()
+    checkpoints.save(4, {"net": make_engine()}, None)
+    found = sorted(path.name for path in checkpoints.folder.iterdir())
+    assert found == ["cycle-0000003", "cycle-0000004"]
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
@@ -179,3 +187,12 @@ def test_the_best_one_is_never_pruned(tmp_path):
             checkpoints.best = cycle
         checkpoints.save(cycle, {"net": engine}, None)
     assert checkpoints.names() == ["cycle-0000001", "cycle-0000003"]
+
+
+def test_training_goes_on_where_the_mirror_cannot_be_reached(tmp_path):
+    (tmp_path / "file").touch()
+    warnings: list[str] = []
+    checkpoints = Checkpoints(tmp_path / "here", 2, warnings.append, f"{tmp_path}/file/mirror")
+    checkpoints.save(1, {"net": make_engine()}, None)
+    assert "cycle-0000001 is not mirrored: NotADirectoryError" in warnings[0]
+    assert [path.name for path in checkpoints.committed()] == ["cycle-0000001"]

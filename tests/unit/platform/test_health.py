@@ -104,16 +104,23 @@ class Doomed(OneRole):
         return Loss(total, {"calm": torch.zeros(()), "wild": total})
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_role_and_rank() -> None:
-    method = Doomed()
+@pytest.mark.parametrize(
+    ("norms", "cause"), [([1.0] * 5, "cycle 3: wild"), ([1.0, math.nan], "cycle 2: grad_norm")]
+)
+def test_a_value_that_is_no_number_stops_the_run_and_names_role_and_rank(
+    norms: list[float], cause: str
+) -> None:
+    method, steps = Doomed(), iter(norms)
     engine: Any = SimpleNamespace(
-        module=method.modules["decoder"], backward=lambda loss, *, last: None, step=lambda: math.nan
+        module=method.modules["decoder"],
+        backward=lambda loss, *, last: None,
+        step=lambda: next(steps),
     )
     batch = Batch(torch.zeros(1, 1, 1, 1, 1), None, [0])
     loop = Loop(
         method, {"decoder": engine}, lambda window, micro: batch, seed=0, num_micro_batches=1
     )
     seen: list[int] = []
-    with pytest.raises(UnhealthyError, match=r"cycle 3: the loss wild of the decoder.*rank\(s\) 0"):
+    with pytest.raises(UnhealthyError, match=rf"{cause} of the decoder.*rank\(s\) 0"):
         loop.run(0, 5, [lambda cycle, metrics: seen.append(cycle)])
-    assert seen == [1, 2]
+    assert len(seen) == int(cause[6]) - 1

@@ -27,7 +27,12 @@ def test_a_tail_begins_at_the_end_or_at_the_start(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old\n")
     assert Tail(path).lines() == []
-    assert Tail(path, from_start=True).lines() == ["old"]
+    tail = Tail(path, from_start=True)
+    assert tail.lines() == ["old"]
+    other = path.with_name("other")
+    other.write_text("longer than the old\n")
+    other.replace(path)
+    assert tail.lines() == ["longer than the old"]
 
 
 def test_lines_of_others_are_said_with_the_time(

@@ -48,6 +48,17 @@ def test_metrics_read_back_and_rewind_to_a_step(tmp_path: Path, recipe: Recipe) 
     assert math.isnan(rows[0]["nan"])
 
 
+def test_a_row_that_was_cut_short_does_not_count(tmp_path: Path, recipe: Recipe) -> None:
+    run = RunDirectory.create(tmp_path, recipe)
+    run.append_metrics(1, {"loss": 1.0})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [row["step"] for row in run.metrics()] == [1]
+    run.rewind_metrics(1)
+    run.append_metrics(2, {"loss": 0.5})
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+
+
 def test_relative_runs_of_a_submitted_job_are_kept_at_home(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
