@@ -89,7 +89,7 @@ _TEXT_SCHEMA = pa.schema([("key", pa.string()), ("part", pa.string()), *_BLOB_FI
 
 
 def row_facts(
-    clip: ClipRow, window: Window, bucket: Bucket, vae_fingerprint: str, stored_dtype: str
+    clip: ClipRow, window: Window, bucket: Bucket, vae_fingerprint: str, dtypes: str
 ) -> RowFacts:
     """Return the index entry of a window; its key depends on everything that shapes the latents."""
     transform = f"centre-crop area {bucket}"
@@ -105,7 +105,7 @@ def row_facts(
         window.flipped,
         transform,
         vae_fingerprint,
-        stored_dtype,
+        dtypes,
     )
     return RowFacts(
         key=key,

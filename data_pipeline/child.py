@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import magicdistill
 
 IMPORT_ROOT = Path(str(magicdistill.__file__)).parent.parent
+LOADING_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,19 @@ class Child:
     one that holds the interpreter's lock, cannot outlive its limit or its parent by long.
     """
 
-    def __init__(self, timeout_s: float, num_attempts: int = 2) -> None:
+    def __init__(
+        self, timeout_s: float, num_attempts: int = 2, load: Callable[[], Any] | None = None
+    ) -> None:
+        """Set limits.
+
+        Args:
+            timeout_s: of one call.
+            num_attempts: how often a call may crash or time out.
+            load: called in every new process before anything else, for what takes long once.
+        """
         self.timeout_s = timeout_s
         self.num_attempts = num_attempts
+        self._load = load
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: BinaryIO | None = None
 
@@ -41,20 +52,32 @@ class Child:
         """Return what a module-level function returns, or why it could not; never raises for it.
 
         An exception counts at once; a crash or a time-out after `num_attempts` tries.
+
+        Raises:
+            RuntimeError: as `start`.
         """
-        request = pickle.dumps((function, args, self.timeout_s), protocol=5)
-        failure = ""
+        outcome = Outcome()
         for _ in range(self.num_attempts):
-            process = self._started()
-            try:
-                assert process.stdin and process.stdout
-                process.stdin.write(request)
-                process.stdin.flush()
-                return pickle.load(process.stdout)
-            except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-                failure = self._cause_of_death(process)
+            self.start()
+            outcome = self._ask(function, args, self.timeout_s)
+            if self._process:
+                return outcome
+        return Outcome(failure=f"{outcome.failure} ({self.num_attempts} attempts)")
+
+    def start(self) -> None:
+        """Start the process unless it runs, and let it load.
+
+        Raises:
+            RuntimeError: if it cannot load.
+        """
+        if self._process:
+            return
+        self._open()
+        if self._load:
+            outcome = self._ask(self._load, (), LOADING_TIMEOUT_S)
+            if outcome.failure:
                 self.close()
-        return Outcome(failure=f"{failure} ({self.num_attempts} attempts)")
+                raise RuntimeError(f"a new process cannot load what it needs: {outcome.failure}")
 
     def close(self) -> None:
         """End the child process; a later call starts a new one."""
@@ -72,23 +95,36 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _started(self) -> "subprocess.Popen[bytes]":
-        if self._process is None:
-            search = [str(IMPORT_ROOT), os.environ.get("PYTHONPATH", "")]
-            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search))},
-            )
-        return self._process
+    def _open(self) -> None:
+        search = [str(IMPORT_ROOT), os.environ.get("PYTHONPATH", "")]
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search))},
+        )
 
-    def _cause_of_death(self, process: "subprocess.Popen[bytes]") -> str:
+    def _ask(
+        self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float
+    ) -> Outcome:
+        """Return the answer of the process, or what it died of; then there is none any more."""
+        process = self._process
+        assert process and process.stdin and process.stdout
+        try:
+            process.stdin.write(pickle.dumps((function, args, timeout_s), protocol=5))
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            failure = self._cause_of_death(process, timeout_s)
+            self.close()
+            return Outcome(failure=failure)
+
+    def _cause_of_death(self, process: "subprocess.Popen[bytes]", timeout_s: float) -> str:
         code = process.wait()
         if code == -signal.SIGALRM:
-            return f"timed out after {self.timeout_s:g} s"
+            return f"timed out after {timeout_s:g} s"
         if code < 0:
             return f"crashed with {signal.Signals(-code).name}"
         assert self._stderr

@@ -9,10 +9,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from magicdistill.data_pipeline.stages.scorers import SCORES, AnyScorer
 from magicdistill.models.config import Config
 
-SCORES_VERSION = 1
+SCORES_VERSION = 2
 """Raised when shots or motion change their meaning: all videos are then scored again."""
 
 Mixture = Literal["portrait", "general", "anime"]
+
+IMPORTERS = ("koala", "talkvid")
+"""Published sets whose scores are imported under these names."""
 
 Location = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, PurePath) else v)]
 """A local path or an address such as `s3://bucket/prefix`."""
@@ -150,7 +153,7 @@ class JsonLines(Config):
 
     A line has `source_id`, `dataset`, `uri` and `license`, and may have `t0` and `t1` (seconds or
     `H:MM:SS.mmm`), `bbox` (left, top, right, bottom as fractions of the frame), `caption`,
-    `mixture` and `imported_scores`.
+    `mixture` and `imported_scores`. No `dataset` may be called as one of our own scorers.
     """
 
     kind: Literal["jsonl"] = "jsonl"
@@ -331,6 +334,12 @@ class Encoding(Config):
     rows_per_shard: int = Field(default=64, ge=1)
     num_gpus_per_actor: float = Field(default=0.0, ge=0)
 
+    @property
+    def dtypes(self) -> str:
+        """What the key of a cached row says of the formats of numbers."""
+        computed = "" if self.compute_dtype == "float32" else f" by {self.compute_dtype}"
+        return f"{self.stored_dtype}{computed}"
+
 
 class NullText(Config):
     """Shape of the null prompt's zero embedding."""
@@ -358,6 +367,16 @@ class DataConfig(Config):
     """Scoring and encoding processes, one logical CPU each."""
     videos_per_block: int = Field(default=16, ge=1)
     """Videos that one scoring call receives; a block is committed to the ledger as one part."""
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> "DataConfig":
+        if any(isinstance(source, JsonLines) for source in self.sources):
+            return self  # its lines name data sets of their own
+        for name in {name for limits in self.policy.limits.values() for name in limits}:
+            if name.partition(".")[0] not in {*SCORES, *IMPORTERS}:
+                choice = ", ".join(sorted({*SCORES, *IMPORTERS}))
+                raise ValueError(f"limits name scores: {name!r} is of none of {choice}")
+        return self
 
     @model_validator(mode="after")
     def _check_inter4k(self) -> "DataConfig":

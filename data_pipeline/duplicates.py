@@ -34,7 +34,8 @@ def find_copies(
             embedding, its hashes are not looked at.
 
     Returns:
-        For each copy the clip to keep. That is never a copy itself.
+        For each copy the clip that it repeats. That is kept, but for one case: what has an exact
+        copy may be a near copy of a third clip, which then stands for all of them.
     """
     ranked = sorted(clips, key=_rank)
     copies: dict[str, Copy] = {}

@@ -78,6 +78,7 @@ class Ledger:
             video, found = present[clip.video_id], results.get(clip.clip_id, absent)
             row = replace(
                 clip,
+                uri=video.uri,
                 path=video.path,
                 license=video.license,
                 mixture=video.mixture,

@@ -251,10 +251,10 @@ def _wanted_keys(
     config: DataConfig, clips: Sequence[ClipRow], vae_fingerprint: str
 ) -> dict[str, list[str]]:
     """Return the cache keys of every clip by clip id."""
-    bucket, dtype = config.bucket, config.encoding.stored_dtype
+    bucket, dtypes = config.bucket, config.encoding.dtypes
     return {
         clip.clip_id: [
-            row_facts(clip, window, bucket, vae_fingerprint, dtype).key
+            row_facts(clip, window, bucket, vae_fingerprint, dtypes).key
             for window in windows_of(clip, bucket, config.windows_per_clip, config.flip)
         ]
         for clip in clips

@@ -1,10 +1,12 @@
 """Video files: write H.264 that every browser plays; read frames with two decoders."""
 
+import hashlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -104,6 +106,12 @@ def read_frames(path: Path | str, indices: Sequence[int], decoder: str) -> Itera
     raise VideoError(f"corrupt: frame {target} cannot be decoded")
 
 
+def hash_content(path: Path) -> str:
+    """Return a hash of the whole file; of one that is as it was, it is remembered."""
+    state = path.stat()
+    return _hash_of_state(path, state.st_size, state.st_mtime_ns)
+
+
 def write_mp4(path: Path, frames: np.ndarray, fps: int | float) -> None:
     """Write frames as an H.264 (yuv420p) MP4, atomically.
 
@@ -151,7 +159,7 @@ def pack_pictures(folder: Path, fps: float, path: Path) -> None:
         stream.pix_fmt = "rgb24"
         for index, picture in enumerate(pictures):
             if _png_size(picture) != size:
-                raise VideoError(f"corrupt: {picture.name} has another size")
+                raise VideoError(f"corrupt: {picture.name!r} has another size")
             packet = av.Packet(picture.read_bytes())
             packet.stream, packet.time_base = stream, 1 / rate
             packet.pts = packet.dts = index
@@ -159,12 +167,18 @@ def pack_pictures(folder: Path, fps: float, path: Path) -> None:
             output.mux(packet)
 
 
+@lru_cache(maxsize=16)
+def _hash_of_state(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
 def _png_size(path: Path) -> tuple[int, int]:
     """Return width and height from the header alone: this runs outside the decoder's child."""
     with path.open("rb") as file:
         header = file.read(24)
     if len(header) < 24 or not header.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise VideoError(f"corrupt: {path.name} is no PNG")
+        raise VideoError(f"corrupt: {path.name!r} is no PNG")
     width, height = struct.unpack(">II", header[16:])
     return width, height
 

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.child import Child, Outcome
-from magicdistill.data_pipeline.clips import Array, ClipRow
+from magicdistill.data_pipeline.clips import UNREACHABLE, Array, ClipRow
 from magicdistill.data_pipeline.config import Bucket, Decoder
-from magicdistill.data_pipeline.sources.fetching import Scratch
-from magicdistill.data_pipeline.video import VideoError, read_frames
+from magicdistill.data_pipeline.sources.fetching import Scratch, is_rendered
+from magicdistill.data_pipeline.video import VideoError, hash_content, read_frames
 from magicdistill.data_pipeline.views import cropped
 
 DEFAULT_DECODER = Decoder()
@@ -67,8 +67,11 @@ def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: 
         windows_per_clip: at most so many windows.
 
     Raises:
-        VideoError: if a frame cannot be decoded.
+        VideoError: if a frame cannot be decoded, or the file is another than the scored one. A
+            clip that is rendered again is what it was, whatever the encoder of its bytes did.
     """
+    if clip.content_hash and not is_rendered(clip.uri) and hash_content(path) != clip.content_hash:
+        raise VideoError(f"{UNREACHABLE}: the file was replaced since it was scored")
     starts = window_starts(clip, bucket, windows_per_clip)
     spans = np.array(starts)[:, None] + np.arange(bucket.num_frames)
     wanted = np.unique(spans)

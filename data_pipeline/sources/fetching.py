@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+import av
 import psutil
 
 from magicdistill.data_pipeline.clips import UNREACHABLE
@@ -14,20 +16,27 @@ from magicdistill.data_pipeline.sources.stores import filesystem, is_remote
 from magicdistill.data_pipeline.video import VideoError, pack_pictures
 
 WORLD_SCHEME = "portrait-world"
-SCRATCH = "magicdistill-scratch"
+SCRATCH = f"magicdistill-scratch-{os.getuid()}"
 SPARE_BYTES = 1 << 30
 """Disk space that a copy has to leave free."""
+
+
+def is_rendered(uri: str) -> bool:
+    """Tell whether a clip is made here, from its address."""
+    return uri.startswith(f"{WORLD_SCHEME}:")
 
 
 class Scratch:
     """Local files of videos; of the copies that it makes, it keeps the last one only.
 
-    Copies lie under the temporary folder (`TMPDIR`), in one folder per process. Folders of
-    processes that were killed are removed by the next one.
+    Copies lie under the temporary folder (`TMPDIR`), which users and machines may share, in one
+    folder per process. Folders of processes that were killed are removed by the next one.
     """
 
     def __init__(self) -> None:
-        self._directory = Path(tempfile.gettempdir()) / SCRATCH / str(os.getpid())
+        self._host = f"{socket.gethostname()}-"
+        name = f"{self._host}{os.getpid()}"
+        self._directory = Path(tempfile.gettempdir()) / SCRATCH / name
         self._uri = ""
         self._copy = Path()
         self._refusal = ""
@@ -40,19 +49,13 @@ class Scratch:
             path: the local file, or empty.
 
         Raises:
-            VideoError: if there is no such file, or it cannot be had now.
+            VideoError: if it cannot be had now. The listing alone tells what is missing for good:
+                a file that went away since then may come back, like its disk.
         """
-        if is_remote(uri):
-            return self._kept(uri) or self._download(uri)
-        address = urlsplit(uri)
-        if address.scheme == WORLD_SCHEME and not Path(path).exists():
-            shape = {name: int(value) for name, value in parse_qsl(address.query)}
-            portrait_world.write_clips(Path(path).parent, [int(address.path)], **shape)
-        if not Path(path).exists():
-            raise VideoError("missing file")
-        if Path(path).is_dir():
-            return self._kept(uri) or self._pack(uri, Path(path))
-        return Path(path)
+        try:
+            return self._fetch(uri, path)
+        except (OSError, UnicodeError, ArithmeticError, av.FFmpegError) as error:
+            raise VideoError(f"{UNREACHABLE}: {type(error).__name__}: {error}") from error
 
     def clear(self) -> None:
         """Remove the copy, if there is one."""
@@ -64,6 +67,19 @@ class Scratch:
 
     def __exit__(self, *_: object) -> None:
         self.clear()
+
+    def _fetch(self, uri: str, path: str) -> Path:
+        if is_remote(uri):
+            return self._kept(uri) or self._download(uri)
+        if is_rendered(uri) and not Path(path).exists():
+            address = urlsplit(uri)
+            shape = {name: int(value) for name, value in parse_qsl(address.query)}
+            portrait_world.write_clips(Path(path).parent, [int(address.path)], **shape)
+        if not Path(path).exists():
+            raise VideoError(f"{UNREACHABLE}: missing file")
+        if Path(path).is_dir():
+            return self._kept(uri) or self._pack(uri, Path(path))
+        return Path(path)
 
     def _kept(self, uri: str) -> Path | None:
         if uri == self._uri and self._refusal:  # its other clips need not wait again
@@ -77,8 +93,6 @@ class Scratch:
             num_bytes = files.info(uri, refresh=True)["size"]
             self._make_sure_of_room(num_bytes)
             files.get_file(uri, str(target))
-        except FileNotFoundError as error:
-            raise VideoError("missing file") from error
         except VideoError:
             raise
         except Exception as error:  # whatever breaks on the way: the next run tries again
@@ -106,7 +120,8 @@ class Scratch:
         self.clear()
         self._directory.mkdir(parents=True)
         for other in self._directory.parent.iterdir():
-            if other.name.isdigit() and not psutil.pid_exists(int(other.name)):
+            owner = other.name.removeprefix(self._host)
+            if owner.isdigit() and not psutil.pid_exists(int(owner)):
                 shutil.rmtree(other, ignore_errors=True)
         return self._directory
 

@@ -18,7 +18,8 @@ Rows = dict[str, list[str]]
 def entries(source: Hdtf) -> Iterator[Entry]:
     """Yield the clips of every video: clip k of a video is its k-th span.
 
-    A video that is listed with an address but without a span yields one faulty entry.
+    A video that is listed with an address but without a span yields one faulty entry, and so does
+    a crop without a span.
 
     Raises:
         FileNotFoundError: if one of the text files does not exist.
@@ -35,14 +36,22 @@ def entries(source: Hdtf) -> Iterator[Entry]:
                 yield Entry(video, video, fault="missing span")
             for index, span in enumerate(found):
                 name = f"{video}_{index}"
-                yield _entry(name, video, span, crops.get(name), resolutions.get(video, ()))
+                yield _entry(name, video, span, crops.pop(name, None), resolutions.get(video, ()))
+        for name in crops:
+            yield Entry(name, name.rpartition("_")[0] or name, span_fault="missing span")
 
 
 def _read(location: str) -> Rows:
-    """Return the fields of each line by the first, without the suffix that some files write."""
+    """Return the fields of each line by the first, without the suffix that some files write.
+
+    Different lines of one name are joined, so that none is lost.
+    """
+    rows: Rows = {}
     with open_text(location) as file:
-        lines = [line.split() for line in file]
-    return {line[0].removesuffix(".mp4"): line[1:] for line in lines if line}
+        for name, *fields in filter(None, map(str.split, file)):
+            known = rows.setdefault(name.removesuffix(".mp4"), [])
+            known += fields if fields != known else ()
+    return rows
 
 
 def _entry(

@@ -14,6 +14,7 @@ from magicdistill.data_pipeline.sources.entries import (
     parse_time,
 )
 from magicdistill.data_pipeline.sources.stores import read_json_lines
+from magicdistill.data_pipeline.stages.scorers import SCORES
 
 UNIT_FRAME = (1.0, 1.0)
 REQUIRED = ("source_id", "dataset", "uri", "license")
@@ -55,12 +56,15 @@ def _line(facts: Any, manifest: str, number: int, mixture: str) -> Line:
         unknown = sorted(facts.keys() - {*REQUIRED, *OPTIONAL})
         if unknown:
             raise Fault(f"bad row: {where} has unknown fields {', '.join(unknown)}")
+        if texts["dataset"].partition(".")[0] in SCORES:
+            raise Fault(f"bad row: {where} has the dataset {texts['dataset']!r}, a scorer's name")
         mixture = str(facts.get("mixture") or mixture)
         if mixture not in get_args(Mixture):
             raise Fault(f"bad row: {where} has the mixture {mixture!r}")
         entry = _entry(facts, entry)
     except Fault as fault:
-        entry = Entry(entry.name, entry.video, fault=str(fault))
+        # By its line: without its span it would pass for the whole file, or another bad line.
+        entry = Entry(f"{manifest}:{number}", entry.video, fault=str(fault))
     return Line(
         entry, manifest, texts["dataset"] or "unknown", texts["uri"], texts["license"], mixture
     )

@@ -1,13 +1,14 @@
 """List the videos of every kind of source."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlencode, urlsplit
+from urllib.parse import unquote, urlencode
 
 from magicdistill.data_pipeline.clips import Video, digest
 from magicdistill.data_pipeline.config import (
@@ -41,6 +42,7 @@ from magicdistill.data_pipeline.video import VIDEO_SUFFIXES, X264_OPTIONS
 
 logger = logging.getLogger(__name__)
 
+_BUCKET = re.compile(f"{stores.REMOTE}://[^/]")
 MISSING_FILE = "missing file"
 MISSING = "missing"
 """State of a file that is not there."""
@@ -158,17 +160,23 @@ def _list_package() -> Iterator[Video]:
 def _list_folder(source: Folder) -> Iterator[Video]:
     folder = stores.Folder(source.path)
     for name in folder.names():
-        uri = folder.uri(name)
+        uri, state = folder.uri(name), folder.state(name)
         yield Video(
-            video_id=digest(uri),
+            video_id=digest(uri, *_shots(source.split_shots)),
             source_id=f"folder/{folder.name}/{name}",
             uri=uri,
             path=folder.path(name),
-            fingerprint=folder.state(name) or MISSING,  # a dangling link: recorded when scored
+            fingerprint=state or MISSING,
             license=source.license,
             mixture=source.mixture,
             split_shots=source.split_shots,
+            fault="" if state else MISSING_FILE,  # a dangling link
         )
+
+
+def _shots(split: bool) -> Sequence[str]:
+    """Return what ids hold of a video whose shots are clips."""
+    return ("split shots",) if split else ()
 
 
 @dataclass(frozen=True)
@@ -216,29 +224,32 @@ def _split(uri: str, root: str) -> tuple[str, str]:
     """Return the folder and the name in it that a manifest's address means."""
     root = root.rstrip("/")
     if uri.startswith("file://"):
-        uri = unquote(urlsplit(uri).path)
+        uri = unquote(f"/{uri.removeprefix('file://').partition('/')[2]}")
     if uri.startswith(f"{root}/"):
         return root, uri.removeprefix(f"{root}/")
-    if stores.is_remote(uri):
-        return uri.rpartition("/")[0], uri.rpartition("/")[2]
+    folder, _, name = uri.rpartition("/")
+    if _BUCKET.match(folder):
+        return folder, name
     return ("/", uri.removeprefix("/")) if uri.startswith("/") else (root, uri)
 
 
 def _video(entry: Entry, folder: stores.Folder, name: str, terms: _Terms) -> Video:
     """Return the row of a manifest's entry, whose file is called `name` below the folder."""
     fault = entry.fault or ("" if terms.is_cut else entry.span_fault)
+    part = Entry(entry.name, entry.video) if terms.is_cut or fault else entry
+    span = (part.t0_s, part.t1_s, part.crop, part.crop_frame, terms.time_scale)
+    marks = (*_shots(terms.split_shots), *((fault,) if fault else ()))
     is_inside = _is_inside(name)
     if not fault and not is_inside:
         fault = f"bad row: {name!r} leads out of the store"
-    part = Entry(entry.name, entry.video) if terms.is_cut or fault else entry
     state = None if fault else folder.state(name)
     fault = fault or ("" if state else MISSING_FILE)
     uri = folder.uri(name) if is_inside else ""
-    if entry.fps and PurePosixPath(name).suffix.lower() not in VIDEO_SUFFIXES:
-        uri += f"#{urlencode({'fps': entry.fps})}"
-    span = (part.t0_s, part.t1_s, part.crop, part.crop_frame, terms.time_scale)
+    if state and entry.fps and PurePosixPath(name).suffix.lower() not in VIDEO_SUFFIXES:
+        pace = urlencode({"fps": entry.fps})
+        uri, state = f"{uri}#{pace}", f"{state} {pace}"
     return Video(
-        video_id=digest(terms.dataset, entry.name, *span),
+        video_id=digest(terms.dataset, entry.name, *span, *marks),
         source_id=f"{terms.dataset}/{entry.video}",
         uri=uri,
         path=folder.path(name) if uri else "",

@@ -57,8 +57,8 @@ def read_json(location: str) -> Any:
     """
     with open_text(location) as file:
         try:
-            return json.load(file)
-        except json.JSONDecodeError as error:
+            return _parsed(file.read())
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{location} is not JSON: {error}") from error
 
 
@@ -74,9 +74,23 @@ def read_json_lines(location: str) -> Iterator[Any]:
         for line in file:
             if line.strip():
                 try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
+                    yield _parsed(line)
+                except (ValueError, RecursionError):
                     yield None
+
+
+def _parsed(text: str) -> Any:
+    """Return what JSON holds, with `?` for halves of characters: nothing could store them."""
+    content = json.loads(text, parse_int=_number)
+    if "\\ud" in text or "\\uD" in text:
+        whole = json.dumps(content, ensure_ascii=False).encode(errors="replace")
+        content = json.loads(whole)
+    return content
+
+
+def _number(digits: str) -> int | float:
+    """Return an integer, or infinity where it has so many digits that no float could hold it."""
+    return int(digits) if len(digits) < 300 else float(digits)
 
 
 class Folder:
@@ -116,14 +130,18 @@ class Folder:
         return local_state(os.path.join(self._path, name))
 
     def names(self) -> Iterator[str]:
-        """Yield the paths of all files below the folder, sorted, without hidden ones."""
+        """Yield the paths of all files below the folder, sorted, without hidden ones.
+
+        Bytes of a name that are no UTF-8 are replaced, so that no file is found by it.
+        """
         found = self._states if self.remote else self._local_names()
         return (name for name in sorted(found) if not name.rpartition("/")[2].startswith("."))
 
     def _local_names(self) -> Iterator[str]:
         for path in self._path.rglob("*"):
-            if not path.is_dir():
-                yield path.relative_to(self._path).as_posix()
+            if not os.path.isdir(path):
+                name = os.fsencode(path.relative_to(self._path).as_posix())
+                yield name.decode(errors="replace")
 
     @cached_property
     def _states(self) -> Mapping[str, str]:
@@ -140,9 +158,9 @@ class Folder:
 
 
 def local_state(path: Path | str) -> str | None:
-    """Return what changes when a local file is replaced, without reading it."""
+    """Return what changes when a local file is replaced, without reading it; None without one."""
     try:
         state = os.stat(path)
-    except FileNotFoundError:
+    except (OSError, UnicodeError):  # also a name that no file can have
         return None
     return f"{state.st_size}-{state.st_mtime_ns}"

@@ -1,5 +1,6 @@
 """VFHQ's text files, one per clip."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -35,6 +36,8 @@ def _entry(location: str) -> Entry:
         if "CROP" not in facts:
             raise Fault("missing crop")
         box = checked_crop(tuple(map(float, facts["CROP"])))
+    except OSError as error:
+        return Entry(name, video, span_fault=f"bad row: {error}")
     except (Fault, ValueError) as fault:
         return Entry(name, video, fps=fps, span_fault=str(fault))
     return Entry(name, video, t0_s, t1_s, crop=box, crop_frame=(width, height), fps=fps)
@@ -52,6 +55,6 @@ def _number(facts: dict[str, list[str]], key: str) -> float:
         value = float(text)
     except (KeyError, ValueError) as error:
         raise Fault(f"bad row: no number {key}") from error
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise Fault(f"bad row: {key} is {value:g}")
     return value

@@ -74,7 +74,7 @@ class Encode:
     ) -> Iterator[tuple[RowFacts, Array]]:
         """Yield the windows (f, h, w, 3) of all clips, adding a report for each clip."""
         config = self._config
-        bucket, dtype = config.bucket, config.encoding.stored_dtype
+        bucket, dtypes = config.bucket, config.encoding.dtypes
         for clip in clips:
             outcome = fetch_windows(
                 self._child, self._scratch, clip, bucket, config.windows_per_clip
@@ -85,7 +85,7 @@ class Encode:
             windows = windows_of(clip, bucket, config.windows_per_clip, config.flip)
             for index, window in enumerate(windows):
                 frames = outcome.value[index // 2 if config.flip else index]
-                facts = row_facts(clip, window, bucket, self._fingerprint, dtype)
+                facts = row_facts(clip, window, bucket, self._fingerprint, dtypes)
                 yield facts, np.flip(frames, axis=2) if window.flipped else frames
 
     @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.stages.scorers.base import ABSENT, Frame, RateScorer, Scorer
 from magicdistill.data_pipeline.video import VideoError, read_frames
 from magicdistill.data_pipeline.views import cropped
-
-LOADING_TIMEOUT_S = 600.0
 
 
 class Meter:
@@ -51,13 +50,9 @@ class AddScores:
         """
         self._scorers = {scorer.kind: scorer for scorer in scorers}
         self._versions = versions_of(scorers)
-        self._child = Child(LOADING_TIMEOUT_S, 1)
         present = [s for s in scorers if not self._versions[s.kind].startswith(ABSENT)]
-        outcome = self._child.call(try_out, present)
-        if outcome.failure:
-            self._child.close()
-            raise RuntimeError(f"a scorer of the recipe cannot run: {outcome.failure}")
-        self._child.timeout_s, self._child.num_attempts = decoder.timeout_s, decoder.num_attempts
+        self._child = Child(decoder.timeout_s, decoder.num_attempts, partial(try_out, present))
+        self._child.start()
         self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -114,10 +109,18 @@ def score_clip(clip: ClipRow, path: Path, scorers: Sequence[Scorer]) -> ClipRow:
 
 
 def try_out(scorers: Sequence[Scorer]) -> None:
-    """Let every scorer look at a grey frame, so that its model is loaded, or its fault shows."""
+    """Let every scorer look at a grey frame, so that its model is loaded.
+
+    Raises:
+        RuntimeError: if one cannot run, naming it.
+    """
     frame = Frame(np.full((256, 256, 3), 128, dtype=np.uint8))
     for scorer in scorers:
-        scorer.look(frame, frame)
+        try:
+            scorer.look(frame, frame)
+        except Exception as error:
+            reason = f"scorer {scorer.kind!r} of the recipe cannot run: {type(error).__name__}"
+            raise RuntimeError(f"{reason}: {error}") from error
 
 
 def _with_result(clip: ClipRow, scorer: Scorer, looks: Sequence[Any], step_s: float) -> ClipRow:

@@ -1,6 +1,5 @@
 """Score a video: one pass over its frames feeds every measure; nothing is decided here."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,13 @@ from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.stages.motion import MotionMeter
 from magicdistill.data_pipeline.stages.run_scorers import Meter
 from magicdistill.data_pipeline.stages.scorers.base import Frame, RateScorer
-from magicdistill.data_pipeline.stages.shots import ShotMeters, shot_meters, spans_between
+from magicdistill.data_pipeline.stages.shots import ShotMeters, shot_meters, spans_between, trimmed
 from magicdistill.data_pipeline.video import (
     DECODERS,
     VIDEO_SUFFIXES,
     VideoError,
     decode,
+    hash_content,
     probe,
 )
 from magicdistill.data_pipeline.views import View, cropped, view_of
@@ -77,8 +77,8 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
     """Return the clips of one video, whose file is at `path`, with their scores.
 
     Raises:
-        VideoError: if the file is empty or no video, not one frame can be decoded, or the
-            source's span or crop lies outside.
+        VideoError: if the file is empty or no video, not one frame can be decoded, the source's
+            span or crop lies outside, or no shot is longer than what is trimmed.
     """
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise VideoError(f"unexpected file name: not one of {', '.join(VIDEO_SUFFIXES)}")
@@ -90,10 +90,14 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
     if not taken.num_frames:
         raise VideoError(taken.failure or "corrupt: no frames")
     cuts = taken.shots.cuts()
-    spans = [(0, taken.num_frames)]
     if video.split_shots:
         spans, cuts = spans_between(cuts, taken.num_frames, measures.trim_frames), []
-    content_hash = _content_hash(path)
+    else:
+        start, stop = trimmed(cuts, taken.num_frames, measures.trim_frames)
+        spans, cuts = [(start, stop)], [cut for cut in cuts if start < cut < stop]
+    if not spans:
+        raise VideoError("no shot outlasts trimming")
+    content_hash = hash_content(path)
     clips = [
         ClipRow(
             clip_id=digest(video.video_id, view.start + start, view.start + stop),
@@ -161,8 +165,3 @@ def _measure(path: Path, fps: float, view: View, measures: Measures) -> _Pass:
             break
     # On damage decord stops at a frame that differs from run to run; on a tie PyAV is kept.
     return max(reversed(passes), key=lambda taken: taken.num_frames)
-
-
-def _content_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]

@@ -95,6 +95,16 @@ def spans_between(cuts: list[int], num_frames: int, trim_frames: int) -> list[tu
     return [(start, stop) for start, stop in spans if stop > start]
 
 
+def trimmed(cuts: list[int], num_frames: int, trim_frames: int) -> tuple[int, int]:
+    """Return [start, stop) of a clip without the frames of its neighbours at either end.
+
+    A published span is rounded to frames, so that up to `trim_frames` may lie behind a cut.
+    """
+    start = max((cut for cut in cuts if cut <= trim_frames), default=0)
+    late = (cut for cut in cuts if cut > start and cut >= num_frames - trim_frames)
+    return start, min(late, default=num_frames)
+
+
 def _is_outlier(smooth: Array, pair: int) -> bool:
     if pair < WINDOW or smooth[pair] >= 0.75:
         return False

@@ -219,7 +219,7 @@ def test_a_clip_that_vanishes_before_encoding_is_a_failed_row(
     result = curate(config, vae, tmp_path / "root", remove)
     (failure,) = result.failed
     assert failure.clip.source_id == "folder/clips/other.mp4"
-    assert failure.reasons == ("encode: VideoError: missing file",)
+    assert failure.reasons == ("encode: VideoError: unreachable: missing file",)
     assert result.counts["accepted"] == NUM_PORTRAITS + 1
 
 

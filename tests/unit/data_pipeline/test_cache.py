@@ -12,9 +12,12 @@ from magicdistill.data_pipeline.cache import (
     RowFacts,
     committed_rows,
     publish,
+    row_facts,
     write_shard,
 )
-from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.clips import ClipRow
+from magicdistill.data_pipeline.config import Bucket, Encoding, NullText
+from magicdistill.data_pipeline.windows import Window
 
 TEXT = NullText(num_tokens=4, token_dim=8, pooled_dim=6)
 
@@ -52,6 +55,17 @@ def test_rows_are_read_bit_for_bit(tmp_path: Path, dtype: torch.dtype):
         assert read.facts == row.facts
         assert read.latents.dtype == dtype
         assert torch.equal(read.latents, row.latents)
+
+
+def test_keys_tell_in_which_formats_latents_were_computed_and_stored():
+    clip = ClipRow("c", "v", "s", "u", "p", "f", "l", "portrait", "m", content_hash="h")
+    encodings = [
+        Encoding(),
+        Encoding(compute_dtype="bfloat16"),
+        Encoding(stored_dtype="float32"),
+    ]
+    keys = [row_facts(clip, Window(0, False), Bucket(), "vae", e.dtypes).key for e in encodings]
+    assert len(set(keys)) == 3
 
 
 def test_random_access_is_safe_between_threads(tmp_path: Path, rows: list[LatentRow]):

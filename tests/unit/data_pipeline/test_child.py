@@ -3,6 +3,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
+
+import pytest
 
 from magicdistill.data_pipeline.child import Child
 
@@ -37,6 +41,20 @@ def test_a_hang_ends_at_the_time_out():
         assert child.call(time.sleep, 60).failure == "timed out after 0.3 s (2 attempts)"
         assert time.monotonic() - start_s < 20
         assert child.call(abs, -3).value == 3
+
+
+def test_every_new_process_loads_first_and_has_its_own_time_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with Child(30.0, 1, load=partial(os.chdir, str(tmp_path))) as child:
+        assert child.call(os.getcwd).value == str(tmp_path)
+        assert child.call(os.abort).failure
+        assert child.call(os.getcwd).value == str(tmp_path)
+    with pytest.raises(RuntimeError, match="cannot load what it needs: FileNotFoundError"):
+        Child(30.0, load=partial(os.chdir, "/nowhere")).start()
+    monkeypatch.setattr("magicdistill.data_pipeline.child.LOADING_TIMEOUT_S", 0.3)
+    with pytest.raises(RuntimeError, match=r"cannot load .*timed out after 0\.3 s"):
+        Child(30.0, load=partial(time.sleep, 60)).call(abs, -3)
 
 
 def test_output_of_a_decoder_does_not_disturb_the_replies():

@@ -29,11 +29,12 @@ def test_a_changed_file_or_other_measures_count_as_not_scored(tmp_path: Path):
     assert ledger.scored([], MEASURES) == {}
 
 
-def test_a_clip_has_the_path_of_the_present_listing(tmp_path: Path):
+def test_a_clip_has_the_path_and_the_address_of_the_present_listing(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append([make_clip()])
-    (clip,) = ledger.scored([replace(VIDEO, path="/moved/v.mp4")], MEASURES)["v"]
-    assert clip.path == "/moved/v.mp4"
+    moved = replace(VIDEO, path="/moved/v.mp4", uri="file:///moved/v.mp4")
+    (clip,) = ledger.scored([moved], MEASURES)["v"]
+    assert (clip.path, clip.uri) == (moved.path, moved.uri)
 
 
 def test_a_later_failure_stays(tmp_path: Path):

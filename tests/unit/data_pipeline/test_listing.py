@@ -1,9 +1,17 @@
+import os
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from magicdistill.data_pipeline.config import DataConfig, Folder, PackageClips, PortraitWorld
+from magicdistill.data_pipeline.clips import videos_from_table, videos_to_table
+from magicdistill.data_pipeline.config import (
+    DataConfig,
+    Folder,
+    JsonLines,
+    PackageClips,
+    PortraitWorld,
+)
 from magicdistill.data_pipeline.sources import package_clips
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.sources.listing import list_videos
@@ -37,16 +45,34 @@ def test_a_folder_lists_every_file_and_notices_a_change(tmp_path: Path):
     for name in ("b.mp4", "deep/-a.mp4", "notes.txt", ".hidden"):
         (tmp_path / name).write_text("x")
     (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
+    with open(os.fsencode(tmp_path / "deep") + b"/\xff.mp4", "w"):
+        pass  # no UTF-8
     folder = Folder(path=str(tmp_path), license="CC-BY", mixture="anime")
     before = list_videos([folder], tmp_path)
     names = [video.source_id.removeprefix(f"folder/{tmp_path.name}/") for video in before]
-    assert names == ["b.mp4", "dangling.mp4", "deep/-a.mp4", "notes.txt"]
+    assert names == ["b.mp4", "dangling.mp4", "deep/-a.mp4", "deep/\ufffd.mp4", "notes.txt"]
+    assert [v.fault for v in before] == ["", "missing file", "", "missing file", ""]
+    assert videos_from_table(videos_to_table(before)) == before
     assert {(v.license, v.mixture) for v in before} == {("CC-BY", "anime")}
     (tmp_path / "b.mp4").write_text("other")
     after = list_videos([folder], tmp_path)
     assert [a.fingerprint != b.fingerprint for a, b in zip(after, before, strict=True)] == [
-        True, False, False, False
+        True, False, False, False, False
     ]  # fmt: skip
+
+
+def test_films_that_are_split_are_other_rows_than_whole_ones(tmp_path: Path):
+    (tmp_path / "a.mp4").write_text("x")
+    line = '{"source_id": "s", "dataset": "d", "uri": "a.mp4", "license": "l"}'
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(line)
+    for source in (
+        Folder(path=str(tmp_path), license="", mixture="general"),
+        JsonLines(manifests=(str(manifest),), mixture="general"),
+    ):
+        split = source.model_copy(update={"split_shots": True})
+        ids = [{v.video_id for v in list_videos([s], tmp_path)} for s in (source, split)]
+        assert ids[0].isdisjoint(ids[1])
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 from magicdistill.data_pipeline.sources.package_clips import find_clips
 from magicdistill.data_pipeline.sources.portrait_world import render_clip
 from magicdistill.data_pipeline.stages.motion import MotionMeter
-from magicdistill.data_pipeline.stages.shots import ShotMeter, spans_between
+from magicdistill.data_pipeline.stages.shots import ShotMeter, spans_between, trimmed
 from magicdistill.data_pipeline.video import decode
 
 
@@ -39,6 +39,21 @@ def test_the_shots_of_a_real_film_are_found():
 def test_spans_lie_between_cuts_and_keep_off_them():
     assert spans_between([], 50, trim_frames=4) == [(0, 50)]
     assert spans_between([20, 21], 50, trim_frames=4) == [(0, 16), (25, 50)]
+
+
+@pytest.mark.parametrize(
+    ("cuts", "num_frames", "span"),
+    [
+        ([], 50, (0, 50)),
+        ([1, 3, 48], 50, (3, 48)),
+        ([5, 25, 45], 50, (0, 50)),
+        ([2, 3], 5, (3, 5)),
+    ],
+)
+def test_frames_of_a_neighbour_are_trimmed_off_both_ends(
+    cuts: list[int], num_frames: int, span: tuple[int, int]
+):
+    assert trimmed(cuts, num_frames, trim_frames=4) == span
 
 
 def _shifted(shifts: list[int]) -> list[np.ndarray]:

@@ -224,6 +224,25 @@ def test_hdtf_spans_are_numbered_and_faults_are_told_apart(hdtf_folder: Path, tm
     assert first.source_id == "hdtf/Radio11" and first.license == "CC BY 4.0"
 
 
+def test_hdtf_lines_of_one_name_and_crops_without_a_span_are_not_lost(
+    hdtf_folder: Path, tmp_path: Path
+):
+    spans, crops = hdtf_folder / "RD_annotion_time.txt", hdtf_folder / "RD_crop_wh.txt"
+    spans.write_text("Radio11.mp4 00:30-01:00\nRadio11.mp4 01:30-02:30\nRadio11.mp4 01:30-02:30\n")
+    crops.write_text(
+        "Radio11_0.mp4 0 9 0 9\nRadio11_1.mp4 0 9 0 9\nRadio11_1.mp4 0 8 0 8\nGone_2 0"
+    )
+    store = Store(path=str(touch(tmp_path / "store", "Radio11.mp4", "Gone.mp4")), holds="videos")
+    source = Hdtf(path=str(hdtf_folder), splits=("RD",), store=store)
+    assert {name: v.fault for name, v in by_entry(list_videos([source], tmp_path)).items()} == {
+        "Radio11_0": "",
+        "Radio11_1": "bad crop: '0 9 0 9 0 8 0 8'",
+        "Radio11_2": "missing crop",
+        "Radio24": "missing span",
+        "Gone_2": "missing span",
+    }
+
+
 def test_hdtf_clips_that_are_cut_and_cropped_already_are_taken_whole(
     hdtf_folder: Path, tmp_path: Path
 ):
@@ -251,6 +270,23 @@ def test_vfhq_text_files_give_frames_and_a_crop(tmp_path: Path):
     assert videos[f"{good}0"].fault == "missing crop"
     assert videos["Clip+x+P0+C1+F5-90"].fault == "bad row: no number FPS"
     assert videos["notes"].fault.startswith("bad row: the name is not")
+
+
+def test_vfhq_pictures_at_another_rate_are_other_content_of_the_same_clip(tmp_path: Path):
+    meta, name = tmp_path / "meta", "Clip+x+P0+C0+F0-50"
+    meta.mkdir()
+    (meta / f"{name}0.txt").symlink_to(meta / "nowhere")
+    store = Store(path=str(touch(tmp_path / "store", f"{name}/0.png")), pattern="{name}")
+    found = []
+    for rate in ("25.0", "30.0", "inf"):
+        (meta / f"{name}.txt").write_text(f"H 9\nW 9\nFPS {rate}\nCROP 0 0 9 9\n")
+        found.append(by_entry(list_videos([Vfhq(path=str(meta), store=store)], tmp_path)))
+    first, second, third = (videos[name] for videos in found)
+    assert first.video_id == second.video_id and first.fingerprint != second.fingerprint
+    assert "fps" not in third.uri
+    whole = Store(path=store.path, holds="videos")
+    unreadable = by_entry(list_videos([Vfhq(path=str(meta), store=whole)], tmp_path))[f"{name}0"]
+    assert unreadable.fault.startswith("bad row: manifest ")
 
 
 def test_celebv_hq_boxes_are_fractions(tmp_path: Path):
@@ -365,6 +401,57 @@ def test_the_generic_format_tells_its_own_origin(tmp_path: Path):
     ]
     assert [video.fault for video in listed[2:9]] == reasons
     assert listed[9].fault.startswith("bad row: line 10 of clips.jsonl lacks source_id")
+
+
+def read_lines(tmp_path: Path, *rows: object) -> list[Video]:
+    base = {"source_id": "s", "dataset": "ours", "license": "CC0"}
+    texts = [row if isinstance(row, str) else json.dumps(base | row) for row in rows]  # type: ignore[operator]
+    (tmp_path / "clips.jsonl").write_text("\n".join(texts))
+    source = JsonLines(manifests=(str(tmp_path / "clips.jsonl"),), mixture="general")
+    return list_videos([source], tmp_path)
+
+
+def test_a_bad_line_takes_no_other_line_of_its_file_with_it(tmp_path: Path):
+    touch(tmp_path, "a.mp4")
+    spans = [{"t0": "x"}, {"t0": 9, "t1": 4}, {"t0": 9, "t1": 4}, {}, {}]
+    videos = read_lines(tmp_path, *({"uri": "a.mp4"} | span for span in spans))
+    faults = ["bad timestamp: 'x'", "bad timestamp: 9 to 4 s", "bad timestamp: 9 to 4 s", ""]
+    assert [video.fault for video in videos] == faults  # the last line repeats the good one
+    outside = read_lines(tmp_path, *({"uri": "../a.mp4", "t0": start} for start in range(2)))
+    assert len(outside) == 2
+
+
+def test_imported_scores_cannot_pass_for_our_own(tmp_path: Path):
+    touch(tmp_path, "a.mp4")
+    (video,) = read_lines(
+        tmp_path, {"uri": "a.mp4", "dataset": "faces", "imported_scores": {"single_share": 1}}
+    )
+    assert video.fault == "bad row: line 1 of clips.jsonl has the dataset 'faces', a scorer's name"
+    assert video.imported_scores == {}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["a.mp4/b", "x" * 256, "\ud83d", "file://[x/b.mp4", "s3://bucket", "s3:///x.mp4", "s3:////b/x.mp4"],
+)
+def test_an_address_that_no_file_can_have_is_one_missing_file(uri: str, tmp_path: Path):
+    touch(tmp_path, "a.mp4")
+    bad, good = read_lines(tmp_path, {"uri": uri}, {"uri": "a.mp4"})
+    assert (bad.fault, good.fault) == ("missing file", "")
+    assert videos_from_table(videos_to_table([bad, good])) == [bad, good]
+
+
+def test_half_a_character_is_replaced_and_whole_ones_are_kept(tmp_path: Path):
+    touch(tmp_path, "a.mp4")
+    (video,) = read_lines(tmp_path, {"uri": "a.mp4", "caption": 'A "cat" \U0001f600 é \ud83d'})
+    assert video.caption == 'A "cat" \U0001f600 é ?'
+    assert videos_from_table(videos_to_table([video])) == [video]
+
+
+def test_numbers_and_nesting_beyond_all_bounds_are_faults(tmp_path: Path):
+    line = '{"source_id": "s", "dataset": "d", "license": "l", "uri": "a.mp4", "t0": %s}'
+    videos = read_lines(tmp_path, line % ("9" * 400), line % ("9" * 5000), "[" * 100_000)
+    assert [v.fault.partition(":")[0] for v in videos] == ["bad timestamp"] * 2 + ["bad row"]
 
 
 def inter4k(folder: Path, policy: str) -> Inter4K:

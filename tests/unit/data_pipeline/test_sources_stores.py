@@ -1,6 +1,7 @@
 """Stores, local and S3: what is there, and how one file at a time comes here."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,12 +107,14 @@ def test_a_throttled_or_broken_download_is_repeated(fault: str, s3: "Server", sc
     assert getattr(s3, fault) == 0
 
 
-def test_what_is_gone_differs_from_what_cannot_be_reached(
+def test_what_was_listed_and_cannot_be_had_may_come_back(
     s3: "Server", scratch: Scratch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(VideoError, match=r"^missing file$") as gone:
-        scratch.fetch(f"{ROOT}/none.mp4", "")
-    assert not may_pass(str(gone.value))
+    (tmp_path / "file").touch()
+    for gone in (f"{ROOT}/none.mp4", "none.mp4", "file/b.mp4", "x" * 256, "\ud83d.mp4"):
+        with pytest.raises(VideoError, match=r"^unreachable: ") as failure:
+            scratch.fetch(gone, str(tmp_path / gone))
+        assert may_pass(str(failure.value))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setattr(s3, "num_slow_downs", 1000)
@@ -140,13 +143,22 @@ def test_a_copy_that_would_fill_the_disk_is_not_begun(
 def test_copies_of_killed_processes_are_removed(scratch: Scratch, tmp_path: Path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    for pid in (process.pid, os.getppid()):
-        folder = tmp_path / fetching.SCRATCH / str(pid)
+    here = socket.gethostname()
+    alive = {f"{here}-{os.getppid()}", f"elsewhere-{process.pid}"}
+    for name in (*alive, f"{here}-{process.pid}"):
+        folder = tmp_path / fetching.SCRATCH / name
         folder.mkdir(parents=True)
         (folder / "left.mp4").touch()
     scratch.fetch(f"{ROOT}/sub/b.mp4", "")
     owners = {path.parent.name for path in copies(tmp_path)}
-    assert owners == {str(os.getppid()), str(os.getpid())}
+    assert owners == {*alive, f"{here}-{os.getpid()}"}
+    assert str(os.getuid()) in fetching.SCRATCH  # nobody can write into another user's folder
+
+
+def test_a_scratch_folder_that_cannot_be_made_may_pass(scratch: Scratch, tmp_path: Path):
+    (tmp_path / fetching.SCRATCH).touch()
+    with pytest.raises(VideoError, match=r"^unreachable: "):
+        scratch.fetch(f"{ROOT}/sub/b.mp4", "")
 
 
 def write_pictures(folder: Path, frames: np.ndarray) -> None:
@@ -176,6 +188,19 @@ def test_a_folder_without_pictures_or_with_odd_ones_is_refused(scratch: Scratch,
     with pytest.raises(VideoError, match="no PNG"):
         scratch.fetch(f"{(tmp_path / 'empty').as_uri()}#fps=25", str(tmp_path / "empty"))
     write_pictures(tmp_path / "odd", np.zeros((1, 48, 64, 3), np.uint8))
-    (tmp_path / "odd" / "00000001.png").write_text("no picture")
-    with pytest.raises(VideoError, match="corrupt"):
-        scratch.fetch(f"{(tmp_path / 'odd').as_uri()}#fps=25", str(tmp_path / "odd"))
+    uri, odd = f"{(tmp_path / 'odd').as_uri()}#fps=25", tmp_path / "odd" / "00000001.png"
+    with pytest.raises(VideoError, match="unreachable"):
+        scratch.fetch(uri.replace("25", "0.0001"), str(odd.parent))
+    odd.mkdir()
+    with pytest.raises(VideoError, match="unreachable"):
+        scratch.fetch(uri, str(odd.parent))
+    odd.rmdir()
+    odd.symlink_to("nowhere")
+    with pytest.raises(VideoError, match="unreachable"):
+        scratch.fetch(uri, str(odd.parent))
+    odd.unlink()
+    odd.write_text("no picture")
+    odd = odd.rename(os.fsdecode(os.fsencode(odd.parent) + b"/1\xff.png"))
+    with pytest.raises(VideoError, match="corrupt") as failure:
+        scratch.fetch(uri, str(odd.parent))
+    assert str(failure.value).encode()  # can be stored

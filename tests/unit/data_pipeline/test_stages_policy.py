@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from magicdistill.data_pipeline.clips import ClipRow
-from magicdistill.data_pipeline.config import Bucket, Limit, Policy
+from magicdistill.data_pipeline.config import Bucket, DataConfig, Limit, Policy
 from magicdistill.data_pipeline.duplicates import find_copies
 from magicdistill.data_pipeline.policy import Decision, count_absent, decide, is_hopeless
 
@@ -89,6 +89,15 @@ def test_imported_scores_are_judged_by_their_own_names():
 def test_a_misspelt_limit_is_refused_with_the_choice():
     with pytest.raises(ValueError, match=r"'faces\.single' is none of faces\.single_share, faces"):
         Policy.model_validate({"limits": {"all": {"faces.single": {"min": 1}}}})
+    limits = {"all": {"face.single_share": {"min": 1}, "koala.clarity": {}}}
+    world = {"sources": [{"kind": "portrait-world", "num_clips": 1}]}
+    with pytest.raises(
+        ValueError, match=r"'face\.single_share' is of none of aesthetics, .* koala"
+    ):
+        DataConfig.model_validate(world | {"policy": {"limits": limits}})
+    lines = {"kind": "jsonl", "manifests": ["m.jsonl"], "mixture": "general"}
+    ours = {"sources": [lines], "policy": {"limits": {"all": {"ours.quality": {"min": 1}}}}}
+    assert DataConfig.model_validate(ours).policy.limits["all"]["ours.quality"].min == 1
 
 
 def test_an_absent_score_objects_to_nothing_and_is_counted():
@@ -106,7 +115,9 @@ def test_a_score_that_could_not_be_taken_rejects():
 def test_what_cheap_scores_reject_is_hopeless_and_a_copy_is_not():
     assert is_hopeless(make_clip(num_cuts=1), LENIENT, BUCKET)
     assert is_hopeless(make_clip(failure="empty file"), LENIENT, BUCKET)
-    assert not is_hopeless(make_clip(), LENIENT, BUCKET)
+    first, copy = make_clip("a"), make_clip("b", content_hash="a")
+    assert [d.status for d in decide([first, copy], LENIENT, BUCKET)] == ["accepted", "rejected"]
+    assert not is_hopeless(copy, LENIENT, BUCKET)
 
 
 def test_bars_are_cut_off_where_the_policy_says_so_and_the_rest_is_judged():

@@ -290,7 +290,7 @@ def test_a_version_names_settings_and_weights_and_not_where_they_lie(tmp_path: P
 
 def test_weights_that_cannot_be_loaded_stop_the_run_and_blame_no_clip(tmp_path: Path):
     (tmp_path / "bad.onnx").write_bytes(b"no network")
-    with pytest.raises(RuntimeError, match="a scorer of the recipe cannot run"):
+    with pytest.raises(RuntimeError, match="scorer 'faces' of the recipe cannot run"):
         AddScores([Faces(weights=tmp_path / "bad.onnx")], Decoder())
 
 
@@ -305,7 +305,7 @@ def test_transnet_finds_the_cut_that_was_drawn(tmp_path: Path):
     assert [(clip.start, clip.stop) for clip in outcome.value] == [(0, 16), (24, 40)]
 
 
-def test_recipes_name_scorers_once_and_spell_limits_right():
+def test_recipes_name_scorers_once():
     with pytest.raises(ValueError, match="not black twice"):
         Measures(scorers=(Black(), Black()))
     assert Measures(scorers=CHEAP).version == Measures().version

@@ -114,6 +114,18 @@ def test_cuts_outside_the_span_do_not_count(tmp_path: Path):
     write_mp4(tmp_path / "cut.mp4", np.concatenate([np.repeat(s, 30, axis=0) for s in scenes]), 30)
     assert score(tmp_path / "cut.mp4").num_cuts == 1
     assert score(tmp_path / "cut.mp4", t0_s=1.2).num_cuts == 0
+    rounded = score(tmp_path / "cut.mp4", t0_s=28 / 30, t1_s=58 / 30)
+    assert (rounded.start, rounded.stop, rounded.num_cuts) == (30, 58, 0)
+    rounded = score(tmp_path / "cut.mp4", t1_s=32 / 30)
+    assert (rounded.start, rounded.stop, rounded.num_cuts) == (0, 30, 0)
+    assert score(tmp_path / "cut.mp4", t0_s=20 / 30).num_cuts == 1
+
+
+def test_a_film_of_which_trimming_leaves_nothing_says_so(tmp_path: Path):
+    frames = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), dtype=np.uint8)
+    write_mp4(tmp_path / "flicker.mp4", frames, 30)
+    with pytest.raises(VideoError, match="no shot outlasts trimming"):
+        score(tmp_path / "flicker.mp4", split_shots=True)
 
 
 def test_inter4ks_clips_fill_129_frames_when_every_second_frame_is_played(tmp_path: Path):

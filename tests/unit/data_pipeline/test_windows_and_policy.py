@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magicdistill.data_pipeline.clips import ClipRow
+from magicdistill.data_pipeline.clips import ClipRow, may_pass
 from magicdistill.data_pipeline.config import Bucket, Policy
 from magicdistill.data_pipeline.policy import decide
-from magicdistill.data_pipeline.video import VideoError, write_mp4
+from magicdistill.data_pipeline.video import VideoError, hash_content, write_mp4
 from magicdistill.data_pipeline.windows import (
     decode_windows,
     fit,
@@ -80,6 +80,19 @@ def test_frames_are_taken_by_time_not_by_number(tmp_path: Path):
     expected = levels[10 + 2 * (start + np.arange(17))]
     assert window.shape == (17, 64, 64, 3)
     np.testing.assert_allclose(window.mean((1, 2, 3)), expected, atol=4)
+
+
+def test_a_file_that_was_replaced_since_it_was_scored_is_not_taken_for_it(tmp_path: Path):
+    path = tmp_path / "clip.mp4"
+    write_mp4(path, np.zeros((51, 64, 64, 3), np.uint8), 24)
+    clip = make_clip(str(path), content_hash=hash_content(path))
+    assert decode_windows(clip, path, BUCKET, 1).shape[1] == 17
+    write_mp4(path, np.full((51, 64, 64, 3), 99, np.uint8), 24)
+    with pytest.raises(VideoError, match="the file was replaced") as failure:
+        decode_windows(clip, path, BUCKET, 1)
+    assert may_pass(str(failure.value))  # the next listing scores it again
+    rendered = make_clip(str(path), content_hash="x", uri="portrait-world:0?size=64")
+    assert decode_windows(rendered, path, BUCKET, 1).any()
 
 
 def test_fitting_crops_about_the_centre_and_averages_areas():
