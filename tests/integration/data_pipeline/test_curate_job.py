@@ -29,7 +29,7 @@ data:
     - {{kind: folder, path: {folder}, license: CC0, mixture: portrait}}
   windows_per_clip: 1
   flip: false
-  decoder: {{timeout_s: 2.5, num_attempts: 2}}
+  decoder: {{timeout_s: 4, num_attempts: 2}}
   encoding: {{rows_per_shard: 2}}
   num_actors: 1
   videos_per_block: 2
@@ -46,7 +46,7 @@ class Place:
         clips.mkdir()
         for seed in range(NUM_CLIPS):
             write_mp4(clips / f"{seed}.mp4", render_clip(seed), 24)
-        write_mp4(clips / "endless.mp4", np.broadcast_to(np.uint8(99), (8000, 64, 64, 3)), 24)
+        write_mp4(clips / "endless.mp4", np.broadcast_to(np.uint8(99), (12000, 64, 64, 3)), 24)
         self.runs, self.data = folder / "runs", folder / "runs" / "data"
         self.shards = self.data / "latents" / "shards"
         self.recipe = folder / "mine.yaml"
@@ -121,7 +121,7 @@ def test_kill_9_loses_nothing_and_nothing_is_scored_twice(points: tuple[str, ...
 
     output = place.run()
     assert before.items() <= place.committed().items()
-    assert "quarantined folder/clips/endless.mp4: timed out after 2.5 s (2 attempts)" in output
+    assert "quarantined folder/clips/endless.mp4: timed out after 4 s (2 attempts)" in output
     clips = Counter(id_ for part in Ledger(place.data / "ledger").parts() for id_ in ids(part))
     assert len(clips) == clips.total() == NUM_CLIPS + 1
     shards = [path for path in place.shards.iterdir() if ".index" not in path.name]
