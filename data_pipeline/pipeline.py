@@ -48,6 +48,10 @@ FAULTS_PER_PART = 50_000
 """Rows of the ledger's parts for what the listing already knows to be unusable."""
 
 
+class NothingAcceptedError(ValueError):
+    """No clip of a config is left to encode; the message has the most frequent reasons."""
+
+
 def curate(
     config: DataConfig, vae_directory: Path, root: Path, progress: Progress | None = None
 ) -> CurationResult:
@@ -64,7 +68,7 @@ def curate(
 
     Raises:
         FileNotFoundError: if a source does not exist.
-        ValueError: if no clip is accepted.
+        NothingAcceptedError: if no clip is accepted.
     """
     return curate_together([config], vae_directory, root, progress)[0]
 
@@ -156,7 +160,7 @@ class Curator:
         """Encode what is accepted and publish a version for each config.
 
         Raises:
-            ValueError: if no clip of a config is accepted.
+            NothingAcceptedError: if no clip of a config is accepted.
         """
         fingerprint = VideoVae.load(vae_directory).fingerprint
         cache = self._root / "latents"
@@ -328,7 +332,9 @@ def _publish(selection: Selection, vae_fingerprint: str, cache_root: Path) -> Cu
     ]
     if not entries:
         found = Counter(reason for d in selection.decisions for reason in d.reasons)
-        raise ValueError(f"no clip was accepted; the most frequent reasons: {found.most_common(3)}")
+        raise NothingAcceptedError(
+            f"no clip was accepted; the most frequent reasons: {found.most_common(3)}"
+        )
     path = publish(cache_root, entries, config.null_text)
     result = CurationResult(**vars(selection), cache_path=path, num_rows=len(entries))
     logger.info("%s: latent cache %s", result.counts, result.version)

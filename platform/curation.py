@@ -10,7 +10,7 @@ from typing import Literal
 from magicdistill.data_pipeline import removal, verification
 from magicdistill.data_pipeline.calibration import calibrate, format_gauges
 from magicdistill.data_pipeline.curation import CurationResult, Selection
-from magicdistill.data_pipeline.pipeline import Curator
+from magicdistill.data_pipeline.pipeline import Curator, NothingAcceptedError
 from magicdistill.data_pipeline.progress import Bars
 from magicdistill.data_pipeline.report import write_report
 from magicdistill.models.networks.weights import find_weights
@@ -50,7 +50,9 @@ def curate(
         report: write a report also where one stage was asked for.
 
     Raises:
-        RecipeError: if nothing is accepted, or the recipe names no VAE to encode with.
+        ExplainedError: if nothing is accepted; the report is written all the same.
+        FileNotFoundError: if a source or the VAE does not exist.
+        RecipeError: if the recipe names no VAE to encode with.
     """
     with ExitStack() as stack:
         stack.enter_context(resume_hint("the same command"))
@@ -62,26 +64,19 @@ def curate(
         configs = data_configs(recipe)
         logs.say(f"listing the sources of {' and '.join(configs)} clips")
         curator = Curator(list(configs.values()), data_folder(recipe), before_work=start_ray)
-        selections = dict(zip(configs, _run(curator, recipe, stage), strict=True))
-    for done in curator.passes:
-        logs.say(str(done))
-    if not curator.passes and stage != "ingest":
-        logs.say("nothing was missing: no video was opened, nothing was encoded, Ray not started")
-    for title, selection in selections.items():
-        tell(title, selection)
-        _tell_faults(selection)
-        if show:
-            gauges = calibrate(
-                [d.clip for d in selection.decisions],
-                selection.config.policy,
-                selection.config.bucket,
-            )
-            print(format_gauges(gauges), flush=True)
+        found, problem = _run(curator, recipe, stage)
+    selections = dict(zip(configs, found, strict=True))
+    _tell(curator, selections, show=show)
     if report or stage == "all":
         _report(recipe, curator, selections)
+    if problem:
+        raise problem
 
 
-def _run(curator: Curator, recipe: Recipe, stage: Stage) -> Sequence[Selection]:
+def _run(
+    curator: Curator, recipe: Recipe, stage: Stage
+) -> tuple[Sequence[Selection], Exception | None]:
+    """Return what became of all clips, and why there is no cache, where there should be one."""
     vae = None
     if stage in ("encode", "all"):  # asked for first: it would be a pity after hours of scoring
         if recipe.model.vae is None:
@@ -92,11 +87,25 @@ def _run(curator: Curator, recipe: Recipe, stage: Stage) -> Sequence[Selection]:
     if stage in ("score", "all"):
         curator.score()
     if vae is None:
-        return curator.decide()
+        return curator.decide(), None
     try:
-        return curator.encode(vae)
-    except ValueError as error:
-        raise logs.ExplainedError(str(error)) from error
+        return curator.encode(vae), None
+    except NothingAcceptedError as error:  # its report is the one that is needed most
+        return curator.decide(), logs.ExplainedError(str(error))
+
+
+def _tell(curator: Curator, selections: Mapping[str, Selection], *, show: bool) -> None:
+    for done in curator.passes:
+        logs.say(str(done))
+    if not curator.passes:
+        logs.say("no video was opened and nothing was encoded: Ray not started")
+    for title, selection in selections.items():
+        tell(title, selection)
+        _tell_faults(selection)
+        if show:
+            clips = [decision.clip for decision in selection.decisions]
+            config = selection.config
+            print(format_gauges(calibrate(clips, config.policy, config.bucket)), flush=True)
 
 
 def _tell_faults(selection: Selection) -> None:
@@ -147,7 +156,7 @@ def verify(recipe: Recipe, *, repair: bool = False) -> bool:
 
     `repair` takes damaged files out of use, so that the next curation makes them anew.
     """
-    root = data_folder(recipe)
+    root = _existing(data_folder(recipe))
     num_damaged = 0
     for damage in verification.verify(root, Bars()):
         num_damaged += 1
@@ -165,15 +174,23 @@ def verify(recipe: Recipe, *, repair: bool = False) -> bool:
 
 def take_down(recipe: Recipe, source_id: str) -> None:
     """Remove a film from everything that the recipe's runs share, and keep it away."""
-    root = data_folder(recipe)
+    root = _existing(data_folder(recipe))
     removed = removal.take_down(root, source_id)
     logs.say(f"took down {source_id}; a tombstone in {root / 'ledger'} keeps it away")
     logs.say(
         f"  removed: {removed.num_rows_of_ledger} rows of the ledger, {removed.num_decisions} "
         f"decisions, {removed.num_latents} latents, {removed.num_files} files"
     )
+    if not removed.num_rows_of_ledger:
+        logs.say("  the ledger had no such film: is it spelt <data set>/<film>, as in a report?")
     for before, after in removed.versions.items():
         logs.say(f"  latents {before} are now {after or 'gone: nothing else was in them'}")
     for path in sorted(root.parent.glob(f"*/{REPORT}")):
         if source_id in path.read_text():
             logs.say(f"  delete yourself: {path} and its copy in MLflow name or show the film")
+
+
+def _existing(root: Path) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} does not exist: --runs names the folder above it")
+    return root
