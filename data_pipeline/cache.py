@@ -12,7 +12,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from magicdistill.data_pipeline.windows import Window
 
 NULL_TEXT = "null"
 COMMIT = "COMMIT"
+SHARD_INDEX = ".index.parquet"
+"""Ends the name of the file that commits a shard."""
 MAX_OPEN_SHARDS = 64
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -125,29 +127,41 @@ def write_shard(root: Path, rows: Sequence[LatentRow]) -> str:
     Raises:
         CacheError: if a latent is not finite; nothing is written then.
     """
-    name = digest(*(row.facts.key for row in rows))
     for row in rows:
         if not torch.isfinite(row.latents).all():
             raise CacheError(f"latents of {row.facts.source_id} are not finite")
-    directory = root / "shards"
-    directory.mkdir(parents=True, exist_ok=True)
     records = [vars(row.facts) | _to_blob(row.latents) for row in rows]
     table = pa.Table.from_pylist(records, schema=_SHARD_SCHEMA)
+    return _commit_shard(root, [vars(row.facts) for row in rows], table)
+
+
+def _commit_shard(root: Path, facts: Sequence[dict[str, object]], table: pa.Table) -> str:
+    name = digest(*(row["key"] for row in facts))
+    directory = root / "shards"
+    directory.mkdir(parents=True, exist_ok=True)
     options = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
     write_parquet(table, directory / f"{name}.parquet", row_group_size=1, **options)
-    index = [
-        vars(row.facts) | {"shard": name, "row_group": position}
-        for position, row in enumerate(rows)
-    ]
+    index = [row | {"shard": name, "row_group": number} for number, row in enumerate(facts)]
     index_table = pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
-    write_parquet(index_table, directory / f"{name}.index.parquet")
+    write_parquet(index_table, directory / f"{name}{SHARD_INDEX}")
     return name
 
 
-def committed_rows(root: Path) -> dict[str, dict[str, object]]:
-    """Return the index entries of every committed shard by key."""
+def rewrite_shard(root: Path, name: str, without: Collection[str]) -> None:
+    """Write and commit a shard's rows but for some keys under a new name; the old one stays."""
+    file = pq.ParquetFile(root / "shards" / f"{name}.parquet")
+    facts = file.read(columns=_FACTS_SCHEMA.names).to_pylist()
+    kept = [position for position, row in enumerate(facts) if row["key"] not in without]
+    if kept:
+        _commit_shard(root, [facts[i] for i in kept], file.read_row_groups(kept))
+
+
+def committed_rows(root: Path, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
+    """Return the index entries of every committed shard by key, but for some shards."""
     entries: dict[str, dict[str, object]] = {}
-    for part in sorted((root / "shards").glob("*.index.parquet")):
+    for part in sorted((root / "shards").glob(f"*{SHARD_INDEX}")):
+        if part.name.removesuffix(SHARD_INDEX) in without:
+            continue
         for entry in pq.read_table(part, schema=INDEX_SCHEMA).to_pylist():
             entries[entry["key"]] = entry
     return entries
@@ -173,6 +187,20 @@ def publish(root: Path, entries: Sequence[dict[str, object]], text: NullText) ->
     marker.write_text(json.dumps({"num_rows": len(entries)}))
     os.replace(marker, directory / COMMIT)
     return directory
+
+
+def read_shard(path: Path) -> Iterator[LatentRow]:
+    """Yield the rows of a shard's file, in order.
+
+    Raises:
+        CacheError: if a row does not match its checksum.
+    """
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            record = file.read_row_group(number).to_pylist()[0]
+            latents = _from_blob(record, f"row {number}")
+            facts = {name: record[name] for name in _FACTS_SCHEMA.names}
+            yield LatentRow(RowFacts(**facts), latents)
 
 
 class LatentCache:

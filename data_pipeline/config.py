@@ -1,6 +1,7 @@
 """What to curate, how to judge it and how to store it."""
 
 import hashlib
+import json
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -304,6 +305,16 @@ class Policy(Config):
         )
         chosen = self.limits.get("all", {}) | self.limits.get(mixture, {})  # type: ignore[call-overload]
         return LIMITS[mixture] | {"motion.px": motion} | chosen  # type: ignore[index]
+
+    @property
+    def version(self) -> str:
+        """Name of these thresholds, those that are left to the project included."""
+        limits = {
+            mixture: {name: limit.model_dump() for name, limit in self.limits_of(mixture).items()}
+            for mixture in LIMITS
+        }
+        text = f"{self.model_dump_json(exclude={'limits'})} {json.dumps(limits, sort_keys=True)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @model_validator(mode="after")
     def _check_names(self) -> "Policy":

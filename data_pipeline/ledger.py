@@ -119,8 +119,16 @@ class Ledger:
         write_parquet(pa.Table.from_pylist(rows, schema=_DECISION_SCHEMA), path)
         return path
 
+    def parts(self) -> list[Path]:
+        """Return the committed files of scores and failures."""
+        return sorted(self._scores.glob("*.parquet"))
+
+    def decision_files(self) -> list[Path]:
+        """Return the files of decisions, one for each config that was decided on."""
+        return sorted(self._decisions.glob("*.parquet"))
+
     def _read(self) -> list[ClipRow]:
-        parts = sorted(self._scores.glob("*.parquet"))
+        parts = self.parts()
         if not parts:
             return []
         dataset = pyarrow.dataset.dataset(parts, schema=CLIP_SCHEMA, format="parquet")
@@ -170,7 +178,8 @@ _DECISION_SCHEMA = pa.schema(
 
 
 def write_parquet(table: pa.Table, path: Path, **options: Any) -> None:
-    """Write a table under a temporary name, then rename it."""
+    """Write a table with checksums under a temporary name, then rename it."""
+    options["write_page_checksum"] = True
     write_whole(path, lambda temporary: pq.write_table(table, temporary, **options))
 
 

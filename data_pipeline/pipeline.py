@@ -3,9 +3,9 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import ray.data
 from magicdistill.data_pipeline.cache import committed_rows, publish, row_facts
 from magicdistill.data_pipeline.clips import (
     ClipRow,
-    Video,
     clips_from_table,
     clips_to_table,
     digest,
@@ -24,13 +23,22 @@ from magicdistill.data_pipeline.clips import (
     videos_to_table,
 )
 from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.curation import (
+    CurationResult,
+    Part,
+    Pass,
+    Selection,
+    accepted,
+    agreeing,
+)
 from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.policy import Decision, count_absent, decide, is_hopeless
+from magicdistill.data_pipeline.policy import count_absent, is_hopeless
 from magicdistill.data_pipeline.progress import Bars, Progress
-from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.run_scorers import AddScores, lacking, versions_of
 from magicdistill.data_pipeline.stages.score import Score
+from magicdistill.data_pipeline.takedowns import Takedowns
 from magicdistill.data_pipeline.windows import windows_of
 from magicdistill.models.networks.vae import VideoVae
 
@@ -40,60 +48,8 @@ FAULTS_PER_PART = 50_000
 """Rows of the ledger's parts for what the listing already knows to be unusable."""
 
 
-@dataclass(frozen=True)
-class CurationResult:
-    """A published cache and the story of every clip that was considered for it."""
-
-    config: DataConfig
-    cache_path: Path
-    """For `LatentCache`."""
-    version: str
-    decisions: tuple[Decision, ...]
-    num_rows: int
-    """Rows of the cache: windows and their mirror images."""
-
-    @property
-    def clips(self) -> list[ClipRow]:
-        """The accepted clips, in the order of the cache's rows."""
-        return _accepted(self.decisions)
-
-    @property
-    def rejected(self) -> list[Decision]:
-        """Clips that the policy turned down."""
-        return [d for d in self.decisions if d.status == "rejected"]
-
-    @property
-    def failed(self) -> list[Decision]:
-        """Files and clips that could not be read."""
-        return [d for d in self.decisions if d.status == "failed"]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Clips by status, and `rows`."""
-        found = Counter(decision.status for decision in self.decisions)
-        statuses = ("accepted", "rejected", "failed")
-        return {status: found[status] for status in statuses} | {"rows": self.num_rows}
-
-
-@dataclass
-class _Curation:
-    """One config on its way to a cache."""
-
-    config: DataConfig
-    videos: Sequence[Video]
-    clips: list[ClipRow]
-    """In the order of the listing."""
-
-    def take(self, rows: Sequence[ClipRow]) -> None:
-        """Put rows of this config's videos in the place of its clips of the same ids."""
-        ids = {video.video_id for video in self.videos}
-        own = {row.clip_id: row for row in rows if row.video_id in ids}
-        kept = [own.pop(clip.clip_id, clip) for clip in self.clips]
-        self.clips = [*kept, *own.values()]
-
-    def decide(self) -> list[Decision]:
-        """Judge the clips."""
-        return decide(self.clips, self.config.policy, self.config.bucket)
+class NothingAcceptedError(ValueError):
+    """No clip of a config is left to encode; the message has the most frequent reasons."""
 
 
 def curate(
@@ -112,7 +68,7 @@ def curate(
 
     Raises:
         FileNotFoundError: if a source does not exist.
-        ValueError: if no clip is accepted.
+        NothingAcceptedError: if no clip is accepted.
     """
     return curate_together([config], vae_directory, root, progress)[0]
 
@@ -124,127 +80,231 @@ def curate_together(
     progress: Progress | None = None,
 ) -> list[CurationResult]:
     """Do as `curate` for several configs; those that agree in a stage pass through it at once."""
-    progress = progress or Bars()
-    root = root.absolute()
-    ledger = Ledger(root / "ledger")
-    with _quiet_ray_data():
-        parts = _scored(configs, root, ledger, progress)
-        fingerprint = VideoVae.load(vae_directory).fingerprint
-        groups = _agreeing(parts, {"bucket", "windows_per_clip", "flip", "encoding", "decoder"})
-        failures = None
-        while failures is None or failures:  # the copy of what failed may now be accepted
-            failures = []
-            for group in groups:
-                config = group[0].config
-                job = EncodeJob(config, vae_directory.absolute(), fingerprint, root / "latents")
-                decisions = [decision for part in group for decision in part.decide()]
-                failures += _encode_missing(job, _accepted(decisions), ledger, progress)
-            for part in parts:
-                part.take(failures)
-    return [_publish(part, fingerprint, root / "latents", ledger) for part in parts]
+    curator = Curator(configs, root, progress)
+    curator.ingest()
+    curator.score()
+    return curator.encode(vae_directory)
 
 
 def select_clips(config: DataConfig, root: Path, progress: Progress | None = None) -> list[ClipRow]:
     """Score and judge as `curate` does, and return the accepted clips without encoding them."""
-    root = root.absolute()
-    with _quiet_ray_data():
-        (part,) = _scored([config], root, Ledger(root / "ledger"), progress or Bars())
-    return _accepted(part.decide())
+    curator = Curator([config], root, progress)
+    curator.ingest()
+    curator.score()
+    return curator.decide()[0].clips
 
 
-def _scored(
-    configs: Sequence[DataConfig], root: Path, ledger: Ledger, progress: Progress
-) -> list[_Curation]:
-    """List the videos of all configs and score what is not scored yet."""
-    parts = [_Curation(c, list_videos(c.sources, root / "clips"), []) for c in configs]
-    passing: list[ClipRow] = []
-    for group in _agreeing(parts, {"measures", "decoder"}):
-        videos = {video.video_id: video for part in group for video in part.videos}
-        passing += _score_missing(group[0].config, list(videos.values()), ledger, progress)
-    for part in parts:
-        passing += _add_missing_scores(part.config, part.videos, ledger, progress)
-        part.clips = _scored_clips(part.config, part.videos, ledger)
-        part.take(passing)
-    return parts
+class Curator:
+    """Takes configs through the stages; each stage does what earlier runs have left undone."""
 
+    def __init__(
+        self,
+        configs: Sequence[DataConfig],
+        root: Path,
+        progress: Progress | None = None,
+        before_work: Callable[[], object] = lambda: None,
+    ) -> None:
+        """List the videos of all configs.
 
-def _agreeing(parts: Sequence[_Curation], fields: set[str]) -> list[list[_Curation]]:
-    """Group the parts whose configs have the same values in `fields`."""
-    groups: dict[str, list[_Curation]] = {}
-    for part in parts:
-        groups.setdefault(part.config.model_dump_json(include=fields), []).append(part)
-    return list(groups.values())
+        Args:
+            configs: what to curate.
+            root: where clips, ledger and latents live.
+            progress: called as clips complete; bars on a terminal by default.
+            before_work: called before each pass through Ray Data; never where all is done.
 
-
-def _accepted(decisions: Sequence[Decision]) -> list[ClipRow]:
-    return [decision.clip for decision in decisions if decision.status == "accepted"]
-
-
-def _scored_clips(config: DataConfig, videos: Sequence[Video], ledger: Ledger) -> list[ClipRow]:
-    """Return the clips of all videos in the order of the listing."""
-    measures = config.measures
-    scored = ledger.scored(videos, measures.version, measures.scorers)
-    return [clip for video in videos for clip in scored.get(video.video_id, ())]
-
-
-def _score_missing(
-    config: DataConfig, videos: Sequence[Video], ledger: Ledger, progress: Progress
-) -> list[ClipRow]:
-    """Commit the clips of videos that have none; return failures that may pass, uncommitted."""
-    scored = ledger.scored(videos, config.measures.version)
-    missing = [video for video in videos if video.video_id not in scored]
-    faulty = [failed(v, config.measures.version, v.fault) for v in missing if v.fault]
-    for first in range(0, len(faulty), FAULTS_PER_PART):
-        ledger.append(faulty[first : first + FAULTS_PER_PART])
-    missing = [video for video in missing if not video.fault]
-    if not missing:
-        return []
-    start_s, done = time.monotonic(), 0
-    passing: list[ClipRow] = []
-    size = config.videos_per_block
-    blocks = [videos_to_table(missing[i : i + size]) for i in range(0, len(missing), size)]
-    for table in _through_actors(blocks, Score, (config.measures, config.decoder), config):
-        clips = clips_from_table(table)
-        passing += [clip for clip in clips if may_pass(clip.failure)]
-        ledger.append([clip for clip in clips if not may_pass(clip.failure)])
-        done += len({clip.video_id for clip in clips})
-        progress("score", done, len(missing))
-    _log_rate("scored", len(missing), "videos", start_s)
-    return passing
-
-
-def _add_missing_scores(
-    config: DataConfig, videos: Sequence[Video], ledger: Ledger, progress: Progress
-) -> list[ClipRow]:
-    """Commit the scores that clips lack; return failures that may pass, uncommitted.
-
-    Cheap scores are taken of all clips, costly ones then of those that are not yet hopeless.
-    """
-    ledger.describe(config.measures.scorers)
-    passing: list[ClipRow] = []
-    for costly in (False, True):
-        scorers = [s for s in config.measures.scorers if costly == s.COSTLY]
-        versions = versions_of(scorers)
-        clips = [
-            clip
-            for clip in (_scored_clips(config, videos, ledger) if scorers else ())
-            if lacking(clip, versions)
-            and not clip.failure
-            and not (costly and is_hopeless(clip, config.policy, config.bucket))
+        Raises:
+            FileNotFoundError: if a source does not exist.
+        """
+        self.passes: list[Pass] = []
+        """What was done so far."""
+        self._root = root.absolute()
+        self._progress = progress or Bars()
+        self._before_work = before_work
+        self._ledger = Ledger(self._root / "ledger")
+        takedowns = Takedowns.load(self._root / "ledger")
+        self._parts = [
+            Part(c, [*takedowns.mark(iter_videos(c.sources, self._root / "clips"))], takedowns)
+            for c in configs
         ]
-        if not clips:
-            continue
-        start_s, done = time.monotonic(), 0
+        self._passing: list[ClipRow] = []
+
+    def ingest(self) -> None:
+        """Commit a failed row for everything that the listing knows to be unusable."""
+        for part in self._parts:
+            version = part.config.measures.version
+            faulty = [video for video in part.videos if video.fault]
+            known = self._ledger.scored(faulty, version) if faulty else {}
+            rows = [failed(v, version, v.fault) for v in faulty if v.video_id not in known]
+            for first in range(0, len(rows), FAULTS_PER_PART):
+                self._ledger.append(rows[first : first + FAULTS_PER_PART])
+
+    def score(self) -> None:
+        """Find and score the clips of all videos."""
+        for group in agreeing(self._parts, {"measures", "decoder"}):
+            self._score_missing(group)
+        for part in self._parts:
+            self._add_missing_scores(part)
+
+    def decide(self) -> list[Selection]:
+        """Judge what is scored and store the decisions."""
+        selections = [part.select() for part in self._read()]
+        for selection in selections:
+            absent = count_absent([decision.clip for decision in selection.decisions])
+            for reason, count in absent.items():
+                logger.warning("%s: %d clips are judged without that score", reason, count)
+            name = digest(selection.config.model_dump_json())
+            self._ledger.write_decisions(name, selection.decisions)
+        return selections
+
+    def encode(self, vae_directory: Path) -> list[CurationResult]:
+        """Encode what is accepted and publish a version for each config.
+
+        Raises:
+            NothingAcceptedError: if no clip of a config is accepted.
+        """
+        fingerprint = VideoVae.load(vae_directory).fingerprint
+        cache = self._root / "latents"
+        agreed = {"bucket", "windows_per_clip", "flip", "encoding", "decoder"}
+        groups = agreeing(self._read(), agreed)
+        failures = None
+        while failures is None or failures:  # the copy of what failed may now be accepted
+            failures = []
+            for group in groups:
+                job = EncodeJob(group[0].config, vae_directory.absolute(), fingerprint, cache)
+                clips = [clip for part in group for clip in accepted(part.decide())]
+                failures += self._encode_missing(job, clips)
+            self._passing += failures
+            for part in self._parts:
+                part.take(failures)
+        return [_publish(selection, fingerprint, cache) for selection in self.decide()]
+
+    def _read(self) -> list[Part]:
+        """Fill the parts with what the ledger has, and what failed for reasons that may pass."""
+        for part in self._parts:
+            part.clips = self._scored_clips(part)
+            part.take(self._passing)
+        return self._parts
+
+    def _scored_clips(self, part: Part) -> list[ClipRow]:
+        """Return the clips of all videos in the order of the listing."""
+        measures = part.config.measures
+        scored = self._ledger.scored(part.videos, measures.version, measures.scorers)
+        return [clip for video in part.videos for clip in scored.get(video.video_id, ())]
+
+    def _score_missing(self, group: Sequence[Part]) -> None:
+        """Commit the clips of videos that have none, but for failures that may pass."""
+        config = group[0].config
+        videos = {v.video_id: v for part in group for v in part.videos if not v.fault}
+        scored = self._ledger.scored(videos.values(), config.measures.version)
+        missing = [video for name, video in videos.items() if name not in scored]
         size = config.videos_per_block
-        blocks = [clips_to_table(clips[i : i + size]) for i in range(0, len(clips), size)]
-        for table in _through_actors(blocks, AddScores, (scorers, config.decoder), config):
-            rows = clips_from_table(table)
-            passing += [row for row in rows if may_pass(row.failure)]
-            ledger.append([row for row in rows if not may_pass(row.failure)])
-            done += len(rows)
-            progress("measure", done, len(clips))
-        _log_rate("measured", len(clips), "clips", start_s)
-    return passing
+        blocks = [videos_to_table(missing[i : i + size]) for i in range(0, len(missing), size)]
+        with self._timed("score", len(missing), "videos") as advance:
+            for table in self._through(blocks, Score, (config.measures, config.decoder), config):
+                clips = clips_from_table(table)
+                self._commit(clips)
+                advance(len({clip.video_id for clip in clips}))
+
+    def _add_missing_scores(self, part: Part) -> None:
+        """Commit the scores that clips lack, but for failures that may pass.
+
+        Cheap scores are taken of all clips, costly ones then of those that are not yet hopeless.
+        """
+        config = part.config
+        self._ledger.describe(config.measures.scorers)
+        for costly in (False, True):
+            scorers = [s for s in config.measures.scorers if costly == s.COSTLY]
+            versions = versions_of(scorers)
+            clips = [
+                clip
+                for clip in (self._scored_clips(part) if scorers else ())
+                if lacking(clip, versions)
+                and not clip.failure
+                and not (costly and is_hopeless(clip, config.policy, config.bucket))
+            ]
+            size = config.videos_per_block
+            blocks = [clips_to_table(clips[i : i + size]) for i in range(0, len(clips), size)]
+            with self._timed("measure", len(clips), "clips") as advance:
+                for table in self._through(blocks, AddScores, (scorers, config.decoder), config):
+                    rows = clips_from_table(table)
+                    self._commit(rows)
+                    advance(len(rows))
+
+    def _encode_missing(self, job: EncodeJob, clips: Sequence[ClipRow]) -> list[ClipRow]:
+        """Encode accepted clips that the cache lacks; return failed rows, of which lasting ones
+        are committed."""
+        config, present = job.config, committed_rows(job.cache_root)
+        wanted = _wanted_keys(config, clips, job.vae_fingerprint)
+        by_id = {
+            clip.clip_id: clip
+            for clip in clips
+            if any(key not in present for key in wanted[clip.clip_id])
+        }
+        missing = list(by_id.values())
+        if not missing:
+            return []
+        failures: list[ClipRow] = []
+        size = max(1, config.encoding.rows_per_shard // max(map(len, wanted.values())))
+        blocks = [clips_to_table(missing[i : i + size]) for i in range(0, len(missing), size)]
+        num_gpus = config.encoding.num_gpus_per_actor
+        with self._timed("encode", len(missing), "clips") as advance:
+            for table in self._through(blocks, Encode, (job,), config, num_gpus):
+                reports = table.to_pylist()
+                rows = [
+                    replace(by_id[report["clip_id"]], failure=f"encode: {report['failure']}")
+                    for report in reports
+                    if report["failure"]
+                ]
+                failures += rows
+                self._commit(rows)
+                advance(len(reports))
+        return failures
+
+    def _commit(self, clips: Sequence[ClipRow]) -> None:
+        """Append rows to the ledger; what may pass is kept for this run's decisions only."""
+        self._passing += [clip for clip in clips if may_pass(clip.failure)]
+        self._ledger.append([clip for clip in clips if not may_pass(clip.failure)])
+
+    @contextmanager
+    def _timed(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Report and time a pass over `total` items while the body advances; none for nothing."""
+        start_s, done = time.monotonic(), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self._progress(stage, done, total)
+
+        yield advance
+        if total:
+            self.passes.append(Pass(stage, total, unit, time.monotonic() - start_s))
+            logger.info("%s", self.passes[-1])
+
+    def _through(
+        self,
+        blocks: Sequence[pa.Table],
+        stage: type,
+        arguments: tuple[Any, ...],
+        config: DataConfig,
+        num_gpus: float = 0.0,
+    ) -> Iterator[pa.Table]:
+        """Yield what a stage makes of each block, as the actors finish them."""
+        if not blocks:
+            return
+        self._before_work()
+        with _quiet_ray_data():
+            dataset = ray.data.from_arrow(list(blocks)).map_batches(
+                stage,
+                fn_constructor_args=arguments,
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=min(config.num_actors, len(blocks))),
+                num_cpus=1,
+                num_gpus=num_gpus or None,
+            )
+            yield from dataset.iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=0
+            )
 
 
 def _wanted_keys(
@@ -261,92 +321,24 @@ def _wanted_keys(
     }
 
 
-def _encode_missing(
-    job: EncodeJob,
-    clips: Sequence[ClipRow],
-    ledger: Ledger,
-    progress: Progress,
-) -> list[ClipRow]:
-    """Encode accepted clips that the cache lacks; return failed rows, of which lasting ones are
-    committed."""
-    config, present = job.config, committed_rows(job.cache_root)
-    wanted = _wanted_keys(config, clips, job.vae_fingerprint)
-    by_id = {
-        clip.clip_id: clip
-        for clip in clips
-        if any(key not in present for key in wanted[clip.clip_id])
-    }
-    missing = list(by_id.values())
-    if not missing:
-        return []
-    start_s, done = time.monotonic(), 0
-    failed_clips: list[ClipRow] = []
-    size = max(1, config.encoding.rows_per_shard // max(map(len, wanted.values())))
-    blocks = [clips_to_table(missing[i : i + size]) for i in range(0, len(missing), size)]
-    num_gpus = config.encoding.num_gpus_per_actor
-    for table in _through_actors(blocks, Encode, (job,), config, num_gpus):
-        reports = table.to_pylist()
-        failures = [
-            replace(by_id[report["clip_id"]], failure=f"encode: {report['failure']}")
-            for report in reports
-            if report["failure"]
-        ]
-        failed_clips += failures
-        ledger.append([clip for clip in failures if not may_pass(clip.failure)])
-        done += len(reports)
-        progress("encode", done, len(missing))
-    num_rows = sum(len(wanted[clip.clip_id]) for clip in missing)
-    _log_rate("encoded", num_rows, "windows", start_s)
-    return failed_clips
-
-
-def _publish(
-    part: _Curation, vae_fingerprint: str, cache_root: Path, ledger: Ledger
-) -> CurationResult:
-    config, decisions = part.config, part.decide()
-    wanted = _wanted_keys(config, _accepted(decisions), vae_fingerprint)
-    for reason, count in count_absent([decision.clip for decision in decisions]).items():
-        logger.warning("%s: %d clips are judged without that score", reason, count)
+def _publish(selection: Selection, vae_fingerprint: str, cache_root: Path) -> CurationResult:
+    config = selection.config
+    wanted = _wanted_keys(config, selection.clips, vae_fingerprint)
     present = committed_rows(cache_root)
     entries = [
-        present[key] | {"clip_id": d.clip.clip_id, "source_id": d.clip.source_id}
-        for d in decisions
-        if d.status == "accepted"
-        for key in wanted[d.clip.clip_id]
+        present[key] | {"clip_id": clip.clip_id, "source_id": clip.source_id}
+        for clip in selection.clips
+        for key in wanted[clip.clip_id]
     ]
-    ledger.write_decisions(digest(config.model_dump_json()), decisions)
     if not entries:
-        reasons = Counter(reason for d in decisions for reason in d.reasons).most_common(3)
-        raise ValueError(f"no clip was accepted; the most frequent reasons: {reasons}")
+        found = Counter(reason for d in selection.decisions for reason in d.reasons)
+        raise NothingAcceptedError(
+            f"no clip was accepted; the most frequent reasons: {found.most_common(3)}"
+        )
     path = publish(cache_root, entries, config.null_text)
-    result = CurationResult(config, path, path.name, tuple(decisions), len(entries))
+    result = CurationResult(**vars(selection), cache_path=path, num_rows=len(entries))
     logger.info("%s: latent cache %s", result.counts, result.version)
     return result
-
-
-def _through_actors(
-    blocks: Sequence[pa.Table],
-    stage: type,
-    arguments: tuple[Any, ...],
-    config: DataConfig,
-    num_gpus: float = 0.0,
-) -> Iterator[pa.Table]:
-    """Yield what a stage makes of each block, as the actors finish them."""
-    dataset = ray.data.from_arrow(list(blocks)).map_batches(
-        stage,
-        fn_constructor_args=arguments,
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(config.num_actors, len(blocks))),
-        num_cpus=1,
-        num_gpus=num_gpus or None,
-    )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-
-
-def _log_rate(verb: str, count: int, unit: str, start_s: float) -> None:
-    elapsed_s = time.monotonic() - start_s
-    logger.info("%s %d %s in %.1f s (%.1f per s)", verb, count, unit, elapsed_s, count / elapsed_s)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def _decide(clip: ClipRow, policy: Policy, bucket: Bucket) -> Decision:
         return Decision(clip, "failed", (clip.failure,))
     limits = policy.limits_of(clip.mixture)
     bars = clip.scores.get("letterbox.share") or 0.0
-    if policy.crop_bars and _breach(bars, limits.pop("letterbox.share", Limit())):
+    if policy.crop_bars and breach(bars, limits.pop("letterbox.share", Limit())):
         clip = _without_bars(clip)
     reasons = (*_structural(clip, policy, bucket), *_measured(clip, limits))
     return Decision(clip, "rejected" if reasons else "accepted", reasons)
@@ -87,7 +87,7 @@ def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
     motion = limits.pop("motion.px")
     if clip.motion_px is None:
         yield "motion: too short to be measured"
-    elif _breach(clip.motion_px, motion):
+    elif breach(clip.motion_px, motion):
         yield f"motion: {clip.motion_px:.2f} px outside {_range(motion)}"
     scores = clip.imported_scores | clip.scores
     for name, limit in limits.items():
@@ -95,13 +95,14 @@ def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
             continue
         value = scores[name]
         if value is not None:
-            if breach := _breach(value, limit):
-                yield f"{name}: {breach}"
+            if fault := breach(value, limit):
+                yield f"{name}: {fault}"
         elif not clip.scorers[name.partition(".")[0]].startswith(ABSENT):
             yield f"{name}: could not be measured"
 
 
-def _breach(value: float, limit: Limit) -> str:
+def breach(value: float, limit: Limit) -> str:
+    """Return what a value has against a limit; empty where it keeps it."""
     if limit.min is not None and value < limit.min:
         return f"{value:.3g} < {limit.min:g}"
     if limit.max is not None and value > limit.max:

@@ -26,7 +26,7 @@ from magicdistill.platform.experiment import (
     resume_hint,
     train,
 )
-from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.recipe import Recipe, flatten
 from magicdistill.platform.run_directory import RunDirectory, resolve_root, write_text
 from magicdistill.platform.tracking import Tracker
 
@@ -96,7 +96,7 @@ class Bench:
     def __init__(self, recipe: Recipe, parent: Tracker) -> None:
         self.judges = Judges(recipe)
         self.tags = {PARENT: parent.run_id, "comparison": recipe.name}
-        self._prepared: dict[str, tuple[Path, Path]] = {}
+        self._prepared: dict[str, tuple[Path, Path, dict[str, dict[str, str]]]] = {}
 
     def run(self, planned: PlannedRun) -> RunDirectory:
         """Return the finished run; train, continue or judge it where that is missing."""
@@ -110,6 +110,7 @@ class Bench:
         tags = self.tags | {"label": planned.label}
         with Tracker.start(recipe.tracking, run, tags) as tracker, followed(run, tracker):
             data, held_out = self._data(run)
+            tracker.params(flatten(run.data(), "lineage"))
             train(run, tracker, data, held_out)
             report(run, tracker, held_out, [own_variant(recipe, run.path / "model")], self.judges)
         return run
@@ -121,8 +122,10 @@ class Bench:
         if key not in self._prepared:
             data, held_out = prepare_latents(recipe, run)
             assert held_out is not None, "evaluation is null: a comparison needs held-out clips"
-            self._prepared[key] = data, held_out
-        return self._prepared[key]
+            self._prepared[key] = data, held_out, run.data()
+        data, held_out, lineage = self._prepared[key]
+        run.store_data(lineage)
+        return data, held_out
 
 
 def _report(comparison: ComparisonRecipe, home: RunDirectory, tracker: Tracker) -> None:

@@ -1,7 +1,6 @@
 """A job from end to end: data, training, evaluation, tracking."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from magicdistill.data_pipeline.pipeline import CurationResult, curate_together, select_clips
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.curation import CurationResult, Selection
+from magicdistill.data_pipeline.pipeline import curate_together, select_clips
 from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.patch_code import set_patch_code
@@ -31,8 +32,8 @@ from magicdistill.platform.evaluation import (
 )
 from magicdistill.platform.gauges import published
 from magicdistill.platform.logs import ExplainedError
-from magicdistill.platform.recipe import Recipe
-from magicdistill.platform.run_directory import RunDirectory, write_text
+from magicdistill.platform.recipe import Recipe, flatten
+from magicdistill.platform.run_directory import RunDirectory
 from magicdistill.platform.tracking import Tracker
 from magicdistill.platform.trainer import fit
 
@@ -53,6 +54,7 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     ):
         prepare = prepare_pixels if isinstance(recipe.method, VaeMethod) else prepare_latents
         data, held_out = prepare(recipe, run)
+        tracker.params(flatten(run.data(), "lineage"))
         train(run, tracker, data, held_out)
         if held_out is not None:
             ways = variants(recipe, run.path / "model")
@@ -108,30 +110,54 @@ def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[Path, Path | Non
     """Curate the training clips and the held-out ones; return their latent caches."""
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
     vae = find_weights(recipe.model.vae, "model.vae")
-    configs = {"training": recipe.data}
-    if recipe.evaluation is not None:
-        configs["held-out"] = recipe.evaluation.data
+    configs = data_configs(recipe)
     logs.say(f"curating {' and '.join(configs)} clips")
     results = curate_together(list(configs.values()), vae, data_root(run))
     found = dict(zip(configs, results, strict=True))
     for title, result in found.items():
-        _tell(title, result)
-    versions = {title: result.version for title, result in found.items()}
-    if run.data() not in ({}, versions):
-        raise ExplainedError(
-            f"the clips changed since the run began: {run.data()} became {versions}. Restore them, "
-            f"or delete {run.data_path} to go on with others"
-        )
-    write_text(run.data_path, json.dumps(versions))
+        tell(title, result)
+    _demand_the_same(run, found)
+    run.store_data(lineage(found))
     held_out = found.get("held-out")
     return found["training"].cache_path, held_out and held_out.cache_path
 
 
-def _tell(title: str, result: CurationResult) -> None:
+def data_configs(recipe: Recipe) -> dict[str, DataConfig]:
+    """Return what a recipe curates, by purpose."""
+    configs = {"training": recipe.data}
+    if recipe.evaluation is not None:
+        configs["held-out"] = recipe.evaluation.data
+    return configs
+
+
+def _demand_the_same(run: RunDirectory, results: Mapping[str, CurationResult]) -> None:
+    """Refuse to resume on other clips: the order in which they are drawn would change."""
+    before = {title: facts["latents"] for title, facts in run.data().items()}
+    now = {title: result.version for title, result in results.items()}
+    if before not in ({}, now):
+        raise ExplainedError(
+            f"the clips changed since the run began: {before} became {now}. Restore them, or "
+            f"delete {run.data_path} to go on with others"
+        )
+
+
+def lineage(results: Mapping[str, CurationResult]) -> dict[str, dict[str, str]]:
+    """Return what names the data of a run by purpose: latents, policy and mixture of clips."""
+    return {
+        title: {
+            "latents": result.version,
+            "policy": result.config.policy.version,
+            "mixture": ", ".join(f"{name} {count}" for name, count in result.mixture.items()),
+        }
+        for title, result in results.items()
+    }
+
+
+def tell(title: str, selection: Selection) -> None:
     """Say what became of the clips, and why the first of those left out are."""
-    counts = "  ".join(f"{name} {count}" for name, count in result.counts.items())
+    counts = "  ".join(f"{name} {count}" for name, count in selection.counts.items())
     logs.say(f"{title} clips: {counts}")
-    for decision in [*result.rejected, *result.failed][:8]:
+    for decision in [*selection.rejected, *selection.failed][:8]:
         logs.say(f"  {decision.status} {decision.clip.source_id}: {', '.join(decision.reasons)}")
 
 

@@ -61,7 +61,9 @@ def model_card(
         "weights": f"average, decay {decay}" if averaged else "the last ones, no average",
         "teacher": recipe.model.teacher,
         "VAE": recipe.model.vae,
-        "data version": ", ".join(f"{name} {version}" for name, version in run.data().items()),
+        "data version": ", ".join(
+            f"{name} {facts['latents']}" for name, facts in run.data().items()
+        ),
         "seed": str(recipe.seed),
         "code": f"{provenance.commit or 'unknown'}{', changed' if provenance.diff else ''}",
     }

@@ -23,11 +23,13 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def create(cls, root: str | Path, recipe: Recipe, folder: str | None = None) -> "RunDirectory":
+    def create(
+        cls, root: str | Path, recipe: Recipe, folder: str | None = None, *, latest: bool = True
+    ) -> "RunDirectory":
         """Create a new run, named after its recipe and the time, and point `latest` to it.
 
         A relative `root` starts at the current folder, in a submitted job at the home folder.
-        `folder` names the run otherwise.
+        `folder` names the run otherwise; `latest` can stay where it is.
         """
         root = resolve_root(root)
         root.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,8 @@ class RunDirectory:
         run.samples.mkdir()
         write_text(run.provenance_path, Provenance.here().model_dump_json(indent=2))
         run.store(recipe)
-        _point(root / "latest", run.path)
+        if latest:
+            _point(root / "latest", run.path)
         return run
 
     @classmethod
@@ -66,7 +69,7 @@ class RunDirectory:
 
     @property
     def data_path(self) -> Path:
-        """Versions of the training clips and of the held-out ones."""
+        """What names the training clips and the held-out ones."""
         return self.path / "data.json"
 
     @property
@@ -126,8 +129,12 @@ class RunDirectory:
         """Load what the run was made with."""
         return Provenance.model_validate_json(self.provenance_path.read_text())
 
-    def data(self) -> dict[str, str]:
-        """Return the versions of the latents by purpose; empty before they are made."""
+    def store_data(self, lineage: Mapping[str, Mapping[str, str]]) -> None:
+        """Write what names the data: by purpose, versions of latents and policy, and mixture."""
+        write_text(self.data_path, json.dumps(lineage, indent=2))
+
+    def data(self) -> dict[str, dict[str, str]]:
+        """Return what `store_data` wrote; empty before."""
         return json.loads(self.data_path.read_text()) if self.data_path.exists() else {}
 
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:

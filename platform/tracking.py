@@ -65,6 +65,21 @@ class Tracker:
         """Add one point to each curve."""
         self._log([(step, metrics)])
 
+    def params(self, values: Mapping[str, object]) -> None:
+        """Name what the run was made with.
+
+        MLflow's parameters never change: where a resumed run has another value than before, that
+        becomes the tag `changed.<name>`.
+        """
+        there = self.client.get_run(self.run_id).data.params
+        texts = {name: str(value)[:MAX_PARAM_CHARS] for name, value in values.items()}
+        each = (Param(name, text) for name, text in texts.items() if name not in there)
+        while batch := list(islice(each, BATCH)):
+            self.client.log_batch(self.run_id, params=batch)
+        for name, text in texts.items():
+            if there.get(name, text) != text:
+                self.client.set_tag(self.run_id, f"changed.{name}", text)
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file or a folder: pictures, clips, weights."""
         if path.is_dir():
@@ -124,10 +139,7 @@ class Tracker:
             self.client.log_batch(self.run_id, metrics=batch)
 
     def _describe(self) -> None:
-        params = flatten(self.run.recipe().model_dump(mode="json"))
-        each = (Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in params.items())
-        while batch := list(islice(each, BATCH)):
-            self.client.log_batch(self.run_id, params=batch)
+        self.params(flatten(self.run.recipe().model_dump(mode="json")))
         provenance = self.run.provenance()
         tags = {
             "mlflow.source.git.commit": provenance.commit or "unknown",

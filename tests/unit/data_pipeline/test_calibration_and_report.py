@@ -1,0 +1,100 @@
+"""What a user chooses thresholds by: calibration, and the page about a curation."""
+
+import base64
+import io
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magicdistill.data_pipeline.calibration import calibrate, format_gauges
+from magicdistill.data_pipeline.clips import Video, failed
+from magicdistill.data_pipeline.config import Bucket, DataConfig, Decoder, Folder, Measures, Policy
+from magicdistill.data_pipeline.curation import Part, Pass, Selection
+from magicdistill.data_pipeline.report import write_report
+from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.portrait_world import render_clip
+from magicdistill.data_pipeline.stages.score import score_video
+from magicdistill.data_pipeline.takedowns import Takedowns
+from magicdistill.data_pipeline.thumbnails import thumbnails
+from magicdistill.data_pipeline.video import write_mp4
+
+POLICY = Policy(min_short_side=64, min_long_side=64, min_motion_px=0.05, max_motion_px=9.0)
+
+
+@pytest.fixture(scope="module")
+def selection(tmp_path_factory: pytest.TempPathFactory) -> Selection:
+    """A folder with a good clip, one that stands still, one that does so and is short, and text."""
+    folder = tmp_path_factory.mktemp("clips")
+    good = render_clip(100)
+    write_mp4(folder / "good.mp4", good, 24)
+    write_mp4(folder / "still.mp4", np.repeat(good[:1], 40, axis=0), 24)
+    write_mp4(folder / "short.mp4", np.repeat(good[:1], 12, axis=0), 24)
+    (folder / "<script>.mp4").write_text("this is no video")
+    config = DataConfig(
+        sources=(Folder(path=str(folder), license="CC0", mixture="portrait"),),
+        measures=Measures(motion_short_side=64, motion_fps=8.0),
+        policy=POLICY,
+    )
+    videos = list_videos(config.sources, folder)
+    missing = Video("m", "hdtf/gone", "", "", "fault", "l", "portrait", False, fault="missing file")
+    part = Part(config, [*videos, missing], Takedowns({}, {}))
+    for video in videos:
+        if "script" in video.path:
+            part.clips.append(failed(video, config.measures.version, "corrupt: no video"))
+        else:
+            part.clips += score_video(video, Path(video.path), config.measures)
+    part.clips.append(failed(missing, config.measures.version, missing.fault))
+    return part.select()
+
+
+def test_calibration_says_what_each_threshold_rejects_and_what_it_alone_does(selection: Selection):
+    clips = [decision.clip for decision in selection.decisions]
+    gauges = {gauge.score: gauge for gauge in calibrate(clips, POLICY, Bucket())}
+    motion, frames = gauges["motion.px"], gauges["frames"]
+    assert (motion.num_rejected, motion.num_rejected_alone) == (2, 1)
+    assert (frames.num_rejected, frames.num_rejected_alone) == (1, 0)
+    assert frames.values.tolist() == [12, 40, 51]
+    assert frames.quantiles[0] == 12 and frames.quantiles[3] == 40 and frames.quantiles[-1] == 51
+    assert gauges["short side"].num_rejected == 0
+    table = format_gauges(list(gauges.values())).splitlines()
+    assert re.fullmatch(r"portrait +frames +3 +12 .* 51 +≥ 17 +1 +0", table[3])
+
+
+def test_the_faults_of_the_listing_are_counted_by_data_set(selection: Selection):
+    assert selection.faults == {"hdtf": Counter({"missing file": 1})}
+    assert (selection.num_videos, selection.num_unscored) == (5, 0)
+    assert selection.counts == {"accepted": 1, "rejected": 2, "failed": 2}
+
+
+def test_the_report_is_one_page_that_asks_for_nothing(selection: Selection, tmp_path: Path):
+    path = tmp_path / "curation.html"
+    facts = {"recipe": "<b>mine</b>"}
+    passes = [Pass("score", 4, "videos", 2.0)]
+    write_report(path, {"training": selection}, tmp_path, facts, passes)
+    page = path.read_text()
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert addresses and all(address.startswith("data:image/") for address in addresses)
+    assert "<script" not in page and "<b>mine" not in page
+    assert "&lt;script&gt;.mp4" in page and "px outside 0.05-9" in page
+    pictures = [a.partition(",")[2] for a in addresses if a.startswith("data:image/jpeg")]
+    assert len(pictures) == 3
+    sizes = {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures}
+    assert sizes == {(64, 64)}
+    rows = re.findall(r"<tr><td>([a-z]+: [^<]*)</td><td class=\"n\">(\d+)", page)
+    assert dict(rows) == {
+        "ingest: videos to read": "4",
+        "score: clips found in them": "3",
+        "decide: clips that the policy keeps": "1",
+    }
+
+
+def test_pictures_of_clips_are_decoded_once(selection: Selection, tmp_path: Path):
+    decoder = Decoder()
+    first = thumbnails(selection.clips, tmp_path, decoder)
+    (file,) = (tmp_path / "thumbnails").iterdir()
+    file.write_bytes(b"kept")
+    assert thumbnails(selection.clips, tmp_path, decoder) == [b"kept"] != first
