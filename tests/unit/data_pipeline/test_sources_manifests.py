@@ -432,7 +432,15 @@ def test_imported_scores_cannot_pass_for_our_own(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "uri",
-    ["a.mp4/b", "x" * 256, "\ud83d", "file://[x/b.mp4", "s3://bucket", "s3:///x.mp4", "s3:////b/x.mp4"],
+    [
+        "a.mp4/b",
+        "x" * 256,
+        "\ud83d",
+        "file://[x/b.mp4",
+        "s3://bucket",
+        "s3:///x.mp4",
+        "s3:////b/x.mp4",
+    ],
 )
 def test_an_address_that_no_file_can_have_is_one_missing_file(uri: str, tmp_path: Path):
     touch(tmp_path, "a.mp4")
