@@ -68,7 +68,7 @@ def format_gauges(gauges: Sequence[Gauge]) -> str:
             gauge.mixture,
             gauge.score,
             str(len(gauge.values)),
-            *(f"{value:.3g}" for value in gauge.quantiles),
+            *(f"{value:.4g}" for value in gauge.quantiles),
             spell(gauge.limit) or "-",
             str(gauge.num_rejected),
             str(gauge.num_rejected_alone),

@@ -22,7 +22,7 @@ class Pass:
 
     def __str__(self) -> str:
         rate = self.count / self.seconds
-        return f"{self.stage}: {self.count} {self.unit} in {self.seconds:.1f} s ({rate:.1f} per s)"
+        return f"{self.stage}: {self.count} {self.unit} in {self.seconds:.1f} s ({rate:.3g} per s)"
 
 
 @dataclass(frozen=True)

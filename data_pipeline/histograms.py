@@ -28,12 +28,14 @@ def histogram(gauges: Sequence[Gauge]) -> bytes:
     # A limit far beyond all values would squeeze them into one bar.
     near = [end for end in bounds if abs(end - np.clip(end, least, most)) <= 2 * (most - least)]
     edges = np.linspace(min([least, *near]), max([most, *near]), NUM_BINS + 1)
+    if edges[0] == edges[-1]:
+        edges = np.linspace(least - 1, least + 1, NUM_BINS + 2)
     with rc_context({"svg.fonttype": "none", "font.size": 8, "font.family": "sans-serif"}):
         figure = Figure(figsize=(3.1, 1.7), layout="constrained")
         axes = figure.subplots()
         axes.hist(
             [gauge.values for gauge in gauges],
-            bins=np.unique(edges) if edges[0] < edges[-1] else 1,
+            bins=list(edges),
             stacked=True,
             color=[COLOURS[gauge.mixture] for gauge in gauges],
         )
