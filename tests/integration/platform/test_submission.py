@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from magicdistill.platform.schedule import History
+
 ROOT = Path(__file__).parents[3]
 RAY = Path(sys.executable).with_name("ray")
 LOOK = """
@@ -121,3 +123,92 @@ def test_the_smoke_recipe_runs_as_a_submitted_job_and_keeps_its_results(head: He
     assert yaml.safe_load((run / "recipe.yaml").read_text())["seed"] == 5
     assert (head.folder / "runs" / "mlflow.db").exists()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+OVERLAP = """
+import pathlib, sys, time
+log = pathlib.Path(sys.argv[1])
+with log.open("a") as file: file.write("begin ")
+time.sleep(2)
+with log.open("a") as file: file.write("end ")
+"""
+EVERY_SECOND = ("--cron", "* * * * * *")
+NEW_YEAR = ("--cron", "0 0 1 1 *")
+
+
+@dataclass
+class Schedule:
+    """One schedule's command line on a head."""
+
+    head: Head
+    history: Path
+
+    def start(self, *flags: str, job: str, argument: Path) -> subprocess.Popen[str]:
+        (self.history.parent / "code").mkdir(exist_ok=True)
+        own = ["--address", self.head.dashboard, "--history", str(self.history), *flags]
+        own += ["--working-dir", str(self.history.parent / "code")]
+        return subprocess.Popen(
+            [sys.executable, "jobs/schedule.py", *own, "--"]
+            + [sys.executable, "-c", job, str(argument)],
+            cwd=ROOT,
+            env=self.head.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def states(self) -> list[str]:
+        return [record.state for record in History(self.history).records()]
+
+    def wait_for(self, state: str) -> None:
+        end_s = time.monotonic() + 60
+        while state not in self.states():
+            assert time.monotonic() < end_s, f"no {state!r} in {self.states()}"
+            time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_two_schedulers_of_one_history_never_run_two_jobs_at_once(
+    head: Head, tmp_path: Path
+) -> None:
+    schedule, log = Schedule(head, tmp_path / "history.jsonl"), tmp_path / "log"
+    flags = (*EVERY_SECOND, "--max-runs", "1", "--name", "twins")
+    twins = [schedule.start(*flags, job=OVERLAP, argument=log) for _ in range(2)]
+    outputs = [twin.communicate(timeout=120)[0] for twin in twins]
+    assert [twin.returncode for twin in twins] == [0, 0], outputs
+    assert log.read_text().split() == ["begin", "end"] * 2
+    assert [state for state in schedule.states() if state != "skipped"] == [
+        "started",
+        *["submitted", "succeeded"] * 2,
+    ]
+
+
+@pytest.mark.slow
+def test_a_schedule_that_was_killed_finds_its_job_again_and_stops_it_when_told(
+    head: Head, tmp_path: Path
+) -> None:
+    schedule, wait = Schedule(head, tmp_path / "history.jsonl"), "import time; time.sleep(300)"
+    name = ("--name", "long")
+    first = schedule.start("--once", *name, job=wait, argument=tmp_path)
+    schedule.wait_for("submitted")
+    first.kill()
+    first.communicate()
+    second = schedule.start("--once", *name, job=wait, argument=tmp_path)
+    assert "is still running" in second.communicate(timeout=60)[0]
+    assert second.returncode == 0
+    third = schedule.start(*NEW_YEAR, "--stop-job", *name, job=wait, argument=tmp_path)
+    assert third.stdout is not None
+    assert "is running" in third.stdout.readline()
+    third.terminate()
+    assert "stopped after" in third.communicate(timeout=60)[0]
+    assert third.returncode == 0
+    assert schedule.states() == ["submitted", "skipped", "stopped"]
+
+
+@pytest.mark.slow
+def test_a_schedule_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
+    environment = head.environment | {"RAY_AUTH_TOKEN": "0" * 64}
+    stranger = Schedule(Head(head.folder, environment, head.dashboard), tmp_path / "history.jsonl")
+    process = stranger.start(*NEW_YEAR, job="print(1)", argument=tmp_path)
+    assert "token" in process.communicate(timeout=60)[0]
+    assert process.returncode == 2
