@@ -8,7 +8,6 @@ A version lists rows of any committed shards, so a new policy re-uses what is en
 """
 
 import json
-import os
 import threading
 import zlib
 from collections import OrderedDict
@@ -24,7 +23,14 @@ from torch import Tensor
 
 from magicdistill.data_pipeline.clips import ClipRow, digest
 from magicdistill.data_pipeline.config import Bucket, NullText
-from magicdistill.data_pipeline.ledger import write_parquet
+from magicdistill.data_pipeline.storage import (
+    AnyPath,
+    local_copy,
+    place,
+    read_tables,
+    write_parquet,
+    write_text,
+)
 from magicdistill.data_pipeline.windows import Window
 
 NULL_TEXT = "null"
@@ -119,7 +125,7 @@ def row_facts(
     )
 
 
-def write_shard(root: Path, rows: Sequence[LatentRow]) -> str:
+def write_shard(root: AnyPath, rows: Sequence[LatentRow]) -> str:
     """Write and commit one shard, named by its keys; writing it again replaces it by its equal.
 
     Raises:
@@ -130,7 +136,6 @@ def write_shard(root: Path, rows: Sequence[LatentRow]) -> str:
         if not torch.isfinite(row.latents).all():
             raise CacheError(f"latents of {row.facts.source_id} are not finite")
     directory = root / "shards"
-    directory.mkdir(parents=True, exist_ok=True)
     records = [vars(row.facts) | _to_blob(row.latents) for row in rows]
     table = pa.Table.from_pylist(records, schema=_SHARD_SCHEMA)
     options = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
@@ -144,16 +149,13 @@ def write_shard(root: Path, rows: Sequence[LatentRow]) -> str:
     return name
 
 
-def committed_rows(root: Path) -> dict[str, dict[str, object]]:
+def committed_rows(root: AnyPath) -> dict[str, dict[str, object]]:
     """Return the index entries of every committed shard by key."""
-    entries: dict[str, dict[str, object]] = {}
-    for part in sorted((root / "shards").glob("*.index.parquet")):
-        for entry in pq.read_table(part, schema=INDEX_SCHEMA).to_pylist():
-            entries[entry["key"]] = entry
-    return entries
+    entries = read_tables(root / "shards", "*.index.parquet", INDEX_SCHEMA).to_pylist()
+    return {entry["key"]: entry for entry in entries}
 
 
-def publish(root: Path, entries: Sequence[dict[str, object]], text: NullText) -> Path:
+def publish(root: AnyPath, entries: Sequence[dict[str, object]], text: NullText) -> AnyPath:
     """Publish a version over committed rows and return its folder; the same rows, the same one.
 
     Args:
@@ -165,34 +167,36 @@ def publish(root: Path, entries: Sequence[dict[str, object]], text: NullText) ->
     directory = root / "versions" / version
     if (directory / COMMIT).exists():
         return directory
-    directory.mkdir(parents=True, exist_ok=True)
     index = pa.Table.from_pylist(list(entries), schema=INDEX_SCHEMA)
     write_parquet(index, directory / "index.parquet")
     write_parquet(_null_text_table(text), directory / "text.parquet")
-    marker = directory / f".{COMMIT}.{os.getpid()}.tmp"
-    marker.write_text(json.dumps({"num_rows": len(entries)}))
-    os.replace(marker, directory / COMMIT)
+    write_text(directory / COMMIT, json.dumps({"num_rows": len(entries)}))
     return directory
 
 
 class LatentCache:
-    """Random access to one published version; safe to share between threads."""
+    """Random access to one published version; safe to share between threads.
 
-    def __init__(self, directory: Path | str) -> None:
+    Of a version in an object store, each shard is copied to the local disk when it is first read.
+    """
+
+    def __init__(self, directory: AnyPath | str) -> None:
         """Open a folder returned by `publish`.
 
         Raises:
             CacheError: if the version was never committed or its index is incomplete.
         """
-        self._directory = Path(directory)
-        marker = self._directory / COMMIT
-        if not marker.is_file():
+        self._directory = place(directory)
+        if not (self._directory / COMMIT).is_file():
             raise CacheError(f"{self._directory} holds no committed version of a latent cache")
-        self.index = pq.read_table(self._directory / "index.parquet", schema=INDEX_SCHEMA)
+        marker, index, text = (
+            local_copy(self._directory / name) for name in (COMMIT, "index.parquet", "text.parquet")
+        )
+        self.index = pq.read_table(index, schema=INDEX_SCHEMA)
         promised = json.loads(marker.read_text())["num_rows"]
         if len(self.index) != promised:
             raise CacheError(f"{self._directory} lists {len(self.index)} of {promised} rows")
-        self._texts = _read_texts(self._directory / "text.parquet")
+        self._texts = _read_texts(text)
         self._shards: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -240,7 +244,7 @@ class LatentCache:
         path = shards / f"{shard}.parquet"
         if not path.is_file() or not (shards / f"{shard}.index.parquet").is_file():
             raise CacheError(f"shard {path} is missing or was never committed")
-        self._shards[shard] = pq.ParquetFile(path)
+        self._shards[shard] = pq.ParquetFile(local_copy(path))
         if len(self._shards) > MAX_OPEN_SHARDS:
             self._shards.popitem(last=False)[1].close()
         return self._shards[shard]

@@ -31,6 +31,7 @@ from magicdistill.data_pipeline.sources.listing import list_videos
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.run_scorers import AddScores, lacking, versions_of
 from magicdistill.data_pipeline.stages.score import Score
+from magicdistill.data_pipeline.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.windows import windows_of
 from magicdistill.models.networks.vae import VideoVae
 
@@ -45,7 +46,7 @@ class CurationResult:
     """A published cache and the story of every clip that was considered for it."""
 
     config: DataConfig
-    cache_path: Path
+    cache_path: AnyPath
     """For `LatentCache`."""
     version: str
     decisions: tuple[Decision, ...]
@@ -97,14 +98,18 @@ class _Curation:
 
 
 def curate(
-    config: DataConfig, vae_directory: Path, root: Path, progress: Progress | None = None
+    config: DataConfig,
+    vae_directory: Path,
+    root: AnyPath | str,
+    progress: Progress | None = None,
 ) -> CurationResult:
     """Score, judge and encode everything that the sources list; redo nothing already done.
 
     Args:
         config: sources, policy and shapes.
         vae_directory: a folder written by `VideoVae.save`.
-        root: where clips, ledger and latents live; several configs may share one.
+        root: where clips, ledger and latents live, a folder or s3://bucket/prefix; several configs
+            may share one.
         progress: called as clips complete; bars on a terminal by default.
 
     Returns:
@@ -120,12 +125,12 @@ def curate(
 def curate_together(
     configs: Sequence[DataConfig],
     vae_directory: Path,
-    root: Path,
+    root: AnyPath | str,
     progress: Progress | None = None,
 ) -> list[CurationResult]:
     """Do as `curate` for several configs; those that agree in a stage pass through it at once."""
     progress = progress or Bars()
-    root = root.absolute()
+    root = place(root)
     ledger = Ledger(root / "ledger")
     with _quiet_ray_data():
         parts = _scored(configs, root, ledger, progress)
@@ -144,19 +149,21 @@ def curate_together(
     return [_publish(part, fingerprint, root / "latents", ledger) for part in parts]
 
 
-def select_clips(config: DataConfig, root: Path, progress: Progress | None = None) -> list[ClipRow]:
+def select_clips(
+    config: DataConfig, root: AnyPath | str, progress: Progress | None = None
+) -> list[ClipRow]:
     """Score and judge as `curate` does, and return the accepted clips without encoding them."""
-    root = root.absolute()
+    root = place(root)
     with _quiet_ray_data():
         (part,) = _scored([config], root, Ledger(root / "ledger"), progress or Bars())
     return _accepted(part.decide())
 
 
 def _scored(
-    configs: Sequence[DataConfig], root: Path, ledger: Ledger, progress: Progress
+    configs: Sequence[DataConfig], root: AnyPath, ledger: Ledger, progress: Progress
 ) -> list[_Curation]:
     """List the videos of all configs and score what is not scored yet."""
-    parts = [_Curation(c, list_videos(c.sources, root / "clips"), []) for c in configs]
+    parts = [_Curation(c, list_videos(c.sources, local_folder(root) / "clips"), []) for c in configs]
     passing: list[ClipRow] = []
     for group in _agreeing(parts, {"measures", "decoder"}):
         videos = {video.video_id: video for part in group for video in part.videos}
@@ -301,7 +308,7 @@ def _encode_missing(
 
 
 def _publish(
-    part: _Curation, vae_fingerprint: str, cache_root: Path, ledger: Ledger
+    part: _Curation, vae_fingerprint: str, cache_root: AnyPath, ledger: Ledger
 ) -> CurationResult:
     config, decisions = part.config, part.decide()
     wanted = _wanted_keys(config, _accepted(decisions), vae_fingerprint)

@@ -178,15 +178,17 @@ class Scheduler:
         timetable: Timetable | None,
         *,
         catch_up: bool = False,
+        max_runs: int | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Prepare a schedule; without a timetable it has one run, at once.
 
         Times that pass while nothing can run are missed: `catch_up` makes up for all of them with
-        one run as soon as possible, otherwise they are skipped.
+        one run as soon as possible, otherwise they are skipped. `max_runs` is how many are begun.
         """
         self.job, self.history, self.client = job, history, client
         self.timetable, self.catch_up, self.now = timetable, catch_up, now
+        self.max_runs = max_runs if timetable else 1
         self.submitted: list[str] = []
         """Ids of the runs that this scheduler began."""
         self._tried: dict[str, datetime] = {}
@@ -194,14 +196,13 @@ class Scheduler:
         self._skipped = False
         self._told = ""
 
-    def run(self, max_runs: int | None = None) -> bool:
+    def run(self) -> bool:
         """Keep the schedule until `max_runs` have ended; tell whether all of them succeeded."""
-        max_runs = max_runs if self.timetable else 1
         while True:
             wait_s = self._look_without_fail()
             ended = {r.job: r.state for r in self.history.records() if r.state != "submitted"}
             own = [ended.get(job) for job in self.submitted]
-            if self._skipped or (max_runs is not None and len(own) >= max_runs and all(own)):
+            if self._skipped or (self._has_begun_all() and all(own)):
                 return all(state == "succeeded" for state in own)
             time.sleep(wait_s)
 
@@ -229,6 +230,8 @@ class Scheduler:
             if last_due is None:
                 self._add(now, "started", message=self.timetable.expression)
                 last_due = now
+            if self._has_begun_all():
+                return POLL_S
             if running := self._running(jobs):
                 self._tell(f"{running} is running")
                 return POLL_S
@@ -251,7 +254,7 @@ class Scheduler:
             return POLL_S * 5
 
     def _run_at_once(self, now: datetime, jobs: dict[str, JobDetails]) -> None:
-        if self.submitted:
+        if self._has_begun_all():
             return
         running = self._running(jobs)
         if running:
@@ -303,6 +306,9 @@ class Scheduler:
 
     def _jobs(self) -> dict[str, JobDetails]:
         return {job.submission_id: job for job in self.client.list_jobs() if job.submission_id}
+
+    def _has_begun_all(self) -> bool:
+        return self.max_runs is not None and len(self.submitted) >= self.max_runs
 
     def _running(self, jobs: dict[str, JobDetails]) -> str | None:
         """Return the id of the job of this schedule that has not ended, whoever submitted it."""
