@@ -163,7 +163,9 @@ def _scored(
     configs: Sequence[DataConfig], root: AnyPath, ledger: Ledger, progress: Progress
 ) -> list[_Curation]:
     """List the videos of all configs and score what is not scored yet."""
-    parts = [_Curation(c, list_videos(c.sources, local_folder(root) / "clips"), []) for c in configs]
+    parts = [
+        _Curation(c, list_videos(c.sources, local_folder(root) / "clips"), []) for c in configs
+    ]
     passing: list[ClipRow] = []
     for group in _agreeing(parts, {"measures", "decoder"}):
         videos = {video.video_id: video for part in group for video in part.videos}

@@ -1,13 +1,13 @@
 """Training samples by position: rank, window and micro-batch decide, nothing else."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from magicdistill.data_pipeline.cache import LatentCache, TextRow
-from magicdistill.data_pipeline.sampler import Sampler
+from magicdistill.data_pipeline.sampler import MixtureSampler, Sampler
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.models.objectives.types import Batch
@@ -17,14 +17,15 @@ from magicdistill.platform.recipe import Recipe
 
 
 def open_batches(
-    recipe: Recipe, data: Path, *, rank: int, world_size: int, device: torch.device | str
+    recipe: Recipe, data: AnyPath, *, rank: int, world_size: int, device: torch.device | str
 ) -> Batches:
     """Open a rank's samples: a latent cache, or pixel windows where a VAE is trained."""
-    kind = PixelBatches if isinstance(recipe.method, VaeMethod) else LatentBatches
     positions = deal(
         recipe.schedule, recipe.cluster.sequence_parallel, rank=rank, world_size=world_size
     )
-    return kind(data, positions, recipe.seed, device)
+    if isinstance(recipe.method, VaeMethod):
+        return PixelBatches(data, positions, recipe.seed, device)
+    return LatentBatches(data, positions, recipe.seed, device, recipe.data.mixture_weights)
 
 
 def deal(
@@ -67,10 +68,18 @@ class LatentBatches:
     """Rows of a latent cache."""
 
     def __init__(
-        self, data: Path, positions: Positions, seed: int, device: torch.device | str
+        self,
+        data: AnyPath,
+        positions: Positions,
+        seed: int,
+        device: torch.device | str,
+        mixture_weights: Mapping[str, float] | None = None,
     ) -> None:
         self.cache, self.positions, self.device = LatentCache(data), positions, device
-        self.sampler = Sampler(len(self.cache), seed)
+        self.sampler: Sampler | MixtureSampler = Sampler(len(self.cache), seed)
+        if mixture_weights:
+            kinds = self.cache.index["mixture"].to_pylist()
+            self.sampler = MixtureSampler(kinds, mixture_weights, seed)
 
     def __call__(self, window: int, micro: int) -> Batch:
         """Read a micro-batch."""
@@ -83,9 +92,9 @@ class PixelBatches:
     """Windows of frames, uint8 (n t y x 3) in one memory-mapped file."""
 
     def __init__(
-        self, data: Path, positions: Positions, seed: int, device: torch.device | str
+        self, data: AnyPath, positions: Positions, seed: int, device: torch.device | str
     ) -> None:
-        self.frames = np.load(data, mmap_mode="r")
+        self.frames = np.load(str(data), mmap_mode="r")
         self.positions, self.device = positions, device
         self.sampler = Sampler(len(self.frames), seed)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from magicdistill.data_pipeline.pipeline import CurationResult, curate_together, select_clips
+from magicdistill.data_pipeline.storage import AnyPath, place
 from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.patch_code import set_patch_code
@@ -58,7 +59,7 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     return run
 
 
-def train(run: RunDirectory, tracker: Tracker, data: Path, held_out: Path | None) -> None:
+def train(run: RunDirectory, tracker: Tracker, data: AnyPath, held_out: AnyPath | None) -> None:
     """Train the model and track it; that of `euler` is the teacher as it is."""
     recipe = run.recipe()
     if isinstance(recipe.method, EulerMethod):
@@ -97,12 +98,12 @@ def followed(run: RunDirectory, tracker: Tracker) -> Iterator[None]:
         yield
 
 
-def data_root(run: RunDirectory) -> Path:
+def data_root(run: RunDirectory) -> AnyPath:
     """Return the folder of clips, ledger and latents, which the runs of one place share."""
-    return run.path.parent / "data"
+    return place(run.recipe().data_root or run.path.parent / "data")
 
 
-def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[Path, Path | None]:
+def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[AnyPath, AnyPath | None]:
     """Curate the training clips and the held-out ones; return their latent caches."""
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
     vae = find_weights(recipe.model.vae, "model.vae")
@@ -165,7 +166,7 @@ def initial_vae(model: ModelConfig, windows: np.ndarray) -> VideoVae:
 def report(
     run: RunDirectory,
     tracker: Tracker,
-    held_out: Path,
+    held_out: AnyPath,
     ways: Sequence[Variant],
     judges: Judges,
 ) -> None:

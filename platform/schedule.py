@@ -56,7 +56,7 @@ class Timetable:
             CronSim(expression, datetime.now(self._zone))
         except (ZoneInfoNotFoundError, ValueError) as error:
             raise ScheduleError(
-                f"--timezone {timezone!r} is none that this machine knows; an example: Asia/Shanghai"
+                f"--timezone {timezone!r} is unknown here; an example: Asia/Shanghai"
             ) from error
         except CronSimError as error:
             raise ScheduleError(
@@ -313,7 +313,9 @@ class Scheduler:
     def _running(self, jobs: dict[str, JobDetails]) -> str | None:
         """Return the id of the job of this schedule that has not ended, whoever submitted it."""
         for name, job in jobs.items():
-            if (job.metadata or {}).get("schedule") == self.job.name and not job.status.is_terminal():
+            if (job.metadata or {}).get(
+                "schedule"
+            ) == self.job.name and not job.status.is_terminal():
                 return name
         return None
 

@@ -149,9 +149,9 @@ class Schedule:
         (self.history.parent / "code").mkdir(exist_ok=True)
         own = ["--address", self.head.dashboard, "--history", str(self.history), *flags]
         own += ["--working-dir", str(self.history.parent / "code")]
+        entrypoint = [sys.executable, "-c", job, str(argument)]
         process = subprocess.Popen(
-            [sys.executable, "jobs/schedule.py", *own, "--"]
-            + [sys.executable, "-c", job, str(argument)],
+            [sys.executable, "jobs/schedule.py", *own, "--", *entrypoint],
             cwd=ROOT,
             env=self.head.environment,
             stdout=subprocess.PIPE,
