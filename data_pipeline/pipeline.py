@@ -12,7 +12,13 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from magicdistill.data_pipeline.cache import committed_rows, publish, row_facts
+from magicdistill.data_pipeline.cache import (
+    NULL_TEXT,
+    committed_rows,
+    committed_texts,
+    publish,
+    row_facts,
+)
 from magicdistill.data_pipeline.clips import (
     ClipRow,
     Video,
@@ -28,11 +34,20 @@ from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.policy import Decision, count_absent, decide, is_hopeless
 from magicdistill.data_pipeline.progress import Bars, Progress
 from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.stages.embed import (
+    PROMPT_SCHEMA,
+    Embed,
+    EmbedJob,
+    encoder_fingerprint,
+    prompts_of,
+    text_key,
+)
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.run_scorers import AddScores, lacking, versions_of
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.data_pipeline.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.windows import windows_of
+from magicdistill.models.networks.conditions import NULL_PROMPT
 from magicdistill.models.networks.vae import VideoVae
 
 logger = logging.getLogger(__name__)
@@ -146,6 +161,8 @@ def curate_together(
                 failures += _encode_missing(job, _accepted(decisions), ledger, progress)
             for part in parts:
                 part.take(failures)
+        for part in parts:
+            _embed_missing(part, root / "latents", progress)
     return [_publish(part, fingerprint, root / "latents", ledger) for part in parts]
 
 
@@ -309,6 +326,37 @@ def _encode_missing(
     return failed_clips
 
 
+def _embed_missing(part: _Curation, cache_root: AnyPath, progress: Progress) -> None:
+    """Embed the captions of accepted clips, and the null prompt, that the cache lacks."""
+    prompts = part.config.prompts
+    if prompts is None:
+        return
+    fingerprint, present = encoder_fingerprint(prompts.encoder), committed_texts(cache_root)
+    wanted = prompts_of(_accepted(part.decide()), prompts, fingerprint)
+    missing = [{"key": key, "prompt": wanted[key]} for key in wanted if key not in present]
+    if not missing:
+        return
+    start_s, done, size = time.monotonic(), 0, prompts.prompts_per_shard
+    table = pa.Table.from_pylist(missing, schema=PROMPT_SCHEMA)
+    blocks = [table.slice(first, size) for first in range(0, len(missing), size)]
+    job = EmbedJob(prompts, fingerprint, cache_root)
+    num_gpus = prompts.num_gpus_per_actor
+    for embedded in _through_actors(blocks, Embed, (job,), part.config, num_gpus):
+        done += len(embedded)
+        progress("embed", done, len(missing))
+    _log_rate("embedded", len(missing), "prompts", start_s)
+
+
+def _text_keys(config: DataConfig, clips: Sequence[ClipRow]) -> tuple[dict[str, str], str]:
+    """Return the text key of every clip by its id, and that of the null prompt."""
+    prompts = config.prompts
+    if prompts is None:
+        return {clip.clip_id: NULL_TEXT for clip in clips}, NULL_TEXT
+    fingerprint = encoder_fingerprint(prompts.encoder)
+    keys = {clip.clip_id: text_key(clip.caption, prompts, fingerprint) for clip in clips}
+    return keys, text_key(NULL_PROMPT, prompts, fingerprint)
+
+
 def _publish(
     part: _Curation, vae_fingerprint: str, cache_root: AnyPath, ledger: Ledger
 ) -> CurationResult:
@@ -317,8 +365,14 @@ def _publish(
     for reason, count in count_absent([decision.clip for decision in decisions]).items():
         logger.warning("%s: %d clips are judged without that score", reason, count)
     present = committed_rows(cache_root)
+    texts, null_key = _text_keys(config, _accepted(decisions))
     entries = [
-        present[key] | {"clip_id": d.clip.clip_id, "source_id": d.clip.source_id}
+        present[key]
+        | {
+            "clip_id": d.clip.clip_id,
+            "source_id": d.clip.source_id,
+            "text_key": texts[d.clip.clip_id],
+        }
         for d in decisions
         if d.status == "accepted"
         for key in wanted[d.clip.clip_id]
@@ -327,7 +381,7 @@ def _publish(
     if not entries:
         reasons = Counter(reason for d in decisions for reason in d.reasons).most_common(3)
         raise ValueError(f"no clip was accepted; the most frequent reasons: {reasons}")
-    path = publish(cache_root, entries, config.null_text)
+    path = publish(cache_root, entries, config.null_text, null_key)
     result = CurationResult(config, path, path.name, tuple(decisions), len(entries))
     logger.info("%s: latent cache %s", result.counts, result.version)
     return result
