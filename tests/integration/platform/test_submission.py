@@ -86,12 +86,14 @@ def head() -> Iterator[Head]:
         stdout=log,
         stderr=log,
     )
-    wait_for(dashboard, timeout_s=60)
-    yield Head(folder, environment, f"http://127.0.0.1:{dashboard}")
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
-    log.close()
-    shutil.rmtree(folder, ignore_errors=True)  # Ray's last processes may still write
+    try:
+        wait_for(dashboard, timeout_s=240)
+        yield Head(folder, environment, f"http://127.0.0.1:{dashboard}")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)  # Ray's last processes may still write
 
 
 @pytest.mark.slow
