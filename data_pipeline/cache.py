@@ -162,7 +162,15 @@ def committed_rows(root: AnyPath) -> dict[str, dict[str, object]]:
 
 
 def write_texts(root: AnyPath, texts: Mapping[str, TextRow]) -> str:
-    """Write and commit embeddings of prompts by key as one shard; padding is left out."""
+    """Write and commit embeddings of prompts by key as one shard; padding is left out.
+
+    Raises:
+        CacheError: if an embedding has no valid token, which attention cannot take, or is not
+            finite; nothing is written then.
+    """
+    for key, text in texts.items():
+        if not text.mask.any() or not text.tokens[text.mask].isfinite().all():
+            raise CacheError(f"text {key!r} has no valid token or one that is not finite")
     name = digest(*texts)
     records = [record for key, text in texts.items() for record in _text_records(key, text)]
     table = pa.Table.from_pylist(records, schema=_TEXT_SCHEMA)

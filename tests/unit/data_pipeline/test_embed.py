@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from tokenizers import processors
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 from magicdistill.data_pipeline.cache import (
@@ -25,9 +26,9 @@ from magicdistill.data_pipeline.stages.embed import (
     encoder_fingerprint,
     text_key,
 )
-from magicdistill.models.networks.encoders import PromptEncoder
+from magicdistill.models.networks.encoders import TEXT_TEMPLATE, PromptEncoder
 from magicdistill.platform.batches import collate, is_dropped
-from tests.unit.models.test_encoders import PROMPTS, word_tokenizer
+from tests.unit.models.test_encoders import PROMPTS, fitted, word_tokenizer
 
 NUM_TOKENS, WIDTH, POOLED = 8, 16, 12
 
@@ -41,6 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = word_tokenizer("<|begin_of_text|>", "<|end_of_text|>")
     llama = LlamaConfig(vocab_size=len(words), hidden_size=WIDTH, num_hidden_layers=4, **sizes)
     LlamaModel(llama).save_pretrained(folder / "text_encoder")
+    num_missing = TEXT_TEMPLATE.crop_start - fitted(TEXT_TEMPLATE, words).crop_start
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join(["<|begin_of_text|>"] * (num_missing + 1)) + " $A",
+        special_tokens=[("<|begin_of_text|>", words.convert_tokens_to_ids("<|begin_of_text|>"))],
+    )
     words.save_pretrained(folder / "tokenizer")
     words = word_tokenizer("<bos>", "<eos>")
     clip = CLIPTextConfig(
