@@ -23,6 +23,7 @@ from magicdistill.data_pipeline.cache import (
     write_shard,
 )
 from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.diffusion.flow import add_noise, score_sigma, sigma_grid, x0_from_velocity
 from magicdistill.models.diffusion.samplers import rollout
 from magicdistill.models.networks.conditions import Conditions
@@ -241,7 +242,7 @@ def with_fresh_rollouts(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"method": method})
 
 
-def write_cache(folder: Path) -> Path:
+def write_cache(folder: Path) -> AnyPath:
     """Write random latents."""
     torch.manual_seed(0)
     rows = [

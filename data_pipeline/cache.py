@@ -2,19 +2,19 @@
 
     <root>/shards/<name>.parquet         latents, uncompressed, one row per row group
     <root>/shards/<name>.index.parquet   the same rows without latents; its presence commits them
-    <root>/versions/<version>/           index.parquet, text.parquet and, last, COMMIT
+    <root>/texts/                        the same for embeddings of prompts, one per row group
+    <root>/versions/<version>/           index.parquet, text.parquet (the null prompt),
+                                         text_index.parquet where there are others; last, COMMIT
 
 A version lists rows of any committed shards, so a new policy re-uses what is encoded already.
 """
 
 import json
-import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,14 @@ from torch import Tensor
 
 from magicdistill.data_pipeline.clips import ClipRow, digest
 from magicdistill.data_pipeline.config import Bucket, NullText
-from magicdistill.data_pipeline.ledger import write_parquet
+from magicdistill.data_pipeline.storage import (
+    AnyPath,
+    local_copy,
+    place,
+    read_tables,
+    write_parquet,
+    write_text,
+)
 from magicdistill.data_pipeline.windows import Window
 
 NULL_TEXT = "null"
@@ -88,6 +95,12 @@ _BLOB_FIELDS = [
 _SHARD_SCHEMA = pa.schema([*_FACTS_SCHEMA, *_BLOB_FIELDS])
 INDEX_SCHEMA = pa.schema([*_FACTS_SCHEMA, ("shard", pa.string()), ("row_group", pa.int64())])
 _TEXT_SCHEMA = pa.schema([("key", pa.string()), ("part", pa.string()), *_BLOB_FIELDS])
+_TEXT_INDEX_SCHEMA = pa.schema(
+    [("key", pa.string()), ("shard", pa.string()), ("row_group", pa.int64())]
+)
+_TEXT_PARTS = 3
+"""Rows of a text: tokens, mask, pooled."""
+_BLOB_OPTIONS = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
 
 
 def row_facts(
@@ -121,7 +134,7 @@ def row_facts(
     )
 
 
-def write_shard(root: Path, rows: Sequence[LatentRow]) -> str:
+def write_shard(root: AnyPath, rows: Sequence[LatentRow]) -> str:
     """Write and commit one shard, named by its keys; writing it again replaces it by its equal.
 
     Raises:
@@ -135,67 +148,99 @@ def write_shard(root: Path, rows: Sequence[LatentRow]) -> str:
     return _commit_shard(root, [vars(row.facts) for row in rows], table)
 
 
-def _commit_shard(root: Path, facts: Sequence[dict[str, object]], table: pa.Table) -> str:
+def _commit_shard(root: AnyPath, facts: Sequence[dict[str, object]], table: pa.Table) -> str:
     name = digest(*(row["key"] for row in facts))
     directory = root / "shards"
-    directory.mkdir(parents=True, exist_ok=True)
-    options = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
-    write_parquet(table, directory / f"{name}.parquet", row_group_size=1, **options)
+    write_parquet(table, directory / f"{name}.parquet", row_group_size=1, **_BLOB_OPTIONS)
     index = [row | {"shard": name, "row_group": number} for number, row in enumerate(facts)]
     index_table = pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
     write_parquet(index_table, directory / f"{name}{SHARD_INDEX}")
     return name
 
 
-def rewrite_shard(root: Path, name: str, without: Collection[str]) -> None:
+def rewrite_shard(root: AnyPath, name: str, without: Collection[str]) -> None:
     """Write and commit a shard's rows but for some keys under a new name; the old one stays."""
-    file = pq.ParquetFile(root / "shards" / f"{name}.parquet")
-    facts = file.read(columns=_FACTS_SCHEMA.names).to_pylist()
-    kept = [position for position, row in enumerate(facts) if row["key"] not in without]
-    if kept:
-        _commit_shard(root, [facts[i] for i in kept], file.read_row_groups(kept))
+    with pq.ParquetFile(local_copy(root / "shards" / f"{name}.parquet")) as file:
+        facts = file.read(columns=_FACTS_SCHEMA.names).to_pylist()
+        kept = [position for position, row in enumerate(facts) if row["key"] not in without]
+        if kept:
+            _commit_shard(root, [facts[i] for i in kept], file.read_row_groups(kept))
 
 
-def committed_rows(root: Path, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
+def committed_rows(root: AnyPath, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
     """Return the index entries of every committed shard by key, but for some shards."""
-    entries: dict[str, dict[str, object]] = {}
-    for part in sorted((root / "shards").glob(f"*{SHARD_INDEX}")):
-        if part.name.removesuffix(SHARD_INDEX) in without:
-            continue
-        for entry in pq.read_table(part, schema=INDEX_SCHEMA).to_pylist():
-            entries[entry["key"]] = entry
-    return entries
+    entries = read_tables(root / "shards", f"*{SHARD_INDEX}", INDEX_SCHEMA).to_pylist()
+    return {entry["key"]: entry for entry in entries if entry["shard"] not in without}
 
 
-def publish(root: Path, entries: Sequence[dict[str, object]], text: NullText) -> Path:
+def write_texts(root: AnyPath, texts: Mapping[str, TextRow]) -> str:
+    """Write and commit embeddings of prompts by key as one shard; padding is left out.
+
+    Raises:
+        CacheError: if an embedding has no valid token, which attention cannot take, or is not
+            finite; nothing is written then.
+    """
+    for key, text in texts.items():
+        if not text.mask.any() or not text.tokens[text.mask].isfinite().all():
+            raise CacheError(f"text {key!r} has no valid token or one that is not finite")
+    name = digest(*texts)
+    records = [record for key, text in texts.items() for record in _text_records(key, text)]
+    table = pa.Table.from_pylist(records, schema=_TEXT_SCHEMA)
+    folder = root / "texts"
+    write_parquet(table, folder / f"{name}.parquet", row_group_size=_TEXT_PARTS, **_BLOB_OPTIONS)
+    index = [{"key": key, "shard": name, "row_group": at} for at, key in enumerate(texts)]
+    index_table = pa.Table.from_pylist(index, schema=_TEXT_INDEX_SCHEMA)
+    write_parquet(index_table, folder / f"{name}{SHARD_INDEX}")
+    return name
+
+
+def committed_texts(root: AnyPath) -> dict[str, dict[str, object]]:
+    """Return where every committed embedding of a prompt lies, by key."""
+    entries = read_tables(root / "texts", f"*{SHARD_INDEX}", _TEXT_INDEX_SCHEMA).to_pylist()
+    return {entry["key"]: entry for entry in entries}
+
+
+def publish(
+    root: AnyPath, entries: Sequence[dict[str, object]], text: NullText, null_key: str = NULL_TEXT
+) -> AnyPath:
     """Publish a version over committed rows and return its folder; the same rows, the same one.
 
     Args:
         root: the cache.
         entries: index entries from `committed_rows`, in the order that readers will see.
-        text: shape of the null prompt's embedding.
+        text: shape of the null prompt's embedding, where no encoder makes one.
+        null_key: of the committed text that is the null prompt; by default it is zero.
     """
-    version = digest(text.model_dump_json(), *(f"{e['key']} {e['clip_id']}" for e in entries))
+    facts = [{name: entry[name] for name in _FACTS_SCHEMA.names} for entry in entries]
+    version = digest(text.model_dump_json(), null_key, json.dumps(facts, sort_keys=True))
     directory = root / "versions" / version
     if (directory / COMMIT).exists():
         return directory
-    directory.mkdir(parents=True, exist_ok=True)
     index = pa.Table.from_pylist(list(entries), schema=INDEX_SCHEMA)
     write_parquet(index, directory / "index.parquet")
-    write_parquet(_null_text_table(text), directory / "text.parquet")
-    marker = directory / f".{COMMIT}.{os.getpid()}.tmp"
-    marker.write_text(json.dumps({"num_rows": len(entries)}))
-    os.replace(marker, directory / COMMIT)
+    texts = sorted({str(entry["text_key"]) for entry in entries} - {NULL_TEXT})
+    found = committed_texts(root) if texts or null_key != NULL_TEXT else {}
+    null = _zero_text(text)
+    if null_key != NULL_TEXT:
+        with _text_file(root, found[null_key]) as file:
+            null = _read_text(file, found[null_key])
+    null_table = pa.Table.from_pylist(_text_records(NULL_TEXT, null), schema=_TEXT_SCHEMA)
+    write_parquet(null_table, directory / "text.parquet")
+    if texts:
+        table = pa.Table.from_pylist([found[key] for key in texts], schema=_TEXT_INDEX_SCHEMA)
+        write_parquet(table, directory / "text_index.parquet")
+    promise = {"num_rows": len(entries), "num_texts": len(texts), "null_key": null_key}
+    write_text(directory / COMMIT, json.dumps(promise))
     return directory
 
 
-def read_shard(path: Path) -> Iterator[LatentRow]:
+def read_shard(path: AnyPath) -> Iterator[LatentRow]:
     """Yield the rows of a shard's file, in order.
 
     Raises:
         CacheError: if a row does not match its checksum.
     """
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(local_copy(path)) as file:
         for number in range(file.num_row_groups):
             record = file.read_row_group(number).to_pylist()[0]
             latents = _from_blob(record, f"row {number}")
@@ -204,24 +249,38 @@ def read_shard(path: Path) -> Iterator[LatentRow]:
 
 
 class LatentCache:
-    """Random access to one published version; safe to share between threads."""
+    """Random access to one published version; safe to share between threads.
 
-    def __init__(self, directory: Path | str) -> None:
+    Of a version in an object store, each shard is copied to the local disk when it is first read.
+    """
+
+    def __init__(self, directory: AnyPath | str) -> None:
         """Open a folder returned by `publish`.
 
         Raises:
             CacheError: if the version was never committed or its index is incomplete.
         """
-        self._directory = Path(directory)
-        marker = self._directory / COMMIT
-        if not marker.is_file():
+        self._directory = place(directory)
+        if not (self._directory / COMMIT).is_file():
             raise CacheError(f"{self._directory} holds no committed version of a latent cache")
-        self.index = pq.read_table(self._directory / "index.parquet", schema=INDEX_SCHEMA)
-        promised = json.loads(marker.read_text())["num_rows"]
-        if len(self.index) != promised:
-            raise CacheError(f"{self._directory} lists {len(self.index)} of {promised} rows")
-        self._texts = _read_texts(self._directory / "text.parquet")
-        self._shards: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        marker, index, text = (
+            local_copy(self._directory / name) for name in (COMMIT, "index.parquet", "text.parquet")
+        )
+        self.index = pq.read_table(index, schema=INDEX_SCHEMA)
+        promise = json.loads(marker.read_text())
+        if len(self.index) != promise["num_rows"]:
+            raise CacheError(
+                f"{self._directory} lists {len(self.index)} of {promise['num_rows']} rows"
+            )
+        with pq.ParquetFile(text) as file:
+            self._null = _read_text(file, {"key": NULL_TEXT, "row_group": 0})
+        self.null_key: str = promise["null_key"]
+        """Of the committed text that is the null prompt; `null` where that is zero."""
+        self._texts: dict[str, dict[str, object]] = {}
+        if promise["num_texts"]:
+            texts = pq.read_table(local_copy(self._directory / "text_index.parquet"))
+            self._texts = {entry["key"]: entry for entry in texts.to_pylist()}
+        self._shards: OrderedDict[AnyPath, pq.ParquetFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -244,7 +303,7 @@ class LatentCache:
         entry = self.index.slice(position, 1).to_pylist()[0]
         shard, row_group = entry.pop("shard"), entry.pop("row_group")
         with self._lock:
-            record = self._open(shard).read_row_group(row_group).to_pylist()[0]
+            record = self._open("shards", shard).read_row_group(row_group).to_pylist()[0]
         where = f"row {row_group} of shard {shard}"
         if record["key"] != entry["key"]:
             raise CacheError(f"{where} is not the row that the index names")
@@ -256,44 +315,59 @@ class LatentCache:
         Raises:
             CacheError: if there is none by that key.
         """
+        if key == NULL_TEXT:
+            return self._null
         if key not in self._texts:
             raise CacheError(f"no text embedding with key {key!r}")
-        return self._texts[key]
+        entry = self._texts[key]
+        with self._lock:
+            return _read_text(self._open("texts", str(entry["shard"])), entry)
 
-    def _open(self, shard: str) -> pq.ParquetFile:
-        if shard in self._shards:
-            self._shards.move_to_end(shard)
-            return self._shards[shard]
-        shards = self._directory.parent.parent / "shards"
+    def _open(self, folder: str, shard: str) -> pq.ParquetFile:
+        shards = self._directory.parent.parent / folder
         path = shards / f"{shard}.parquet"
-        if not path.is_file() or not (shards / f"{shard}.index.parquet").is_file():
+        if path in self._shards:
+            self._shards.move_to_end(path)
+            return self._shards[path]
+        if not path.is_file() or not (shards / f"{shard}{SHARD_INDEX}").is_file():
             raise CacheError(f"shard {path} is missing or was never committed")
-        self._shards[shard] = pq.ParquetFile(path)
+        self._shards[path] = pq.ParquetFile(local_copy(path))
         if len(self._shards) > MAX_OPEN_SHARDS:
             self._shards.popitem(last=False)[1].close()
-        return self._shards[shard]
+        return self._shards[path]
 
 
-def _null_text_table(text: NullText) -> pa.Table:
+def _zero_text(text: NullText) -> TextRow:
     """Return the zero embedding as `Conditions.null` has it: one valid token, the others masked."""
-    parts = {
-        "tokens": torch.zeros(text.num_tokens, text.token_dim),
-        "mask": (torch.arange(text.num_tokens) == 0).float(),
-        "pooled": torch.zeros(text.pooled_dim),
-    }
-    records = [{"key": NULL_TEXT, "part": name} | _to_blob(part) for name, part in parts.items()]
-    return pa.Table.from_pylist(records, schema=_TEXT_SCHEMA)
+    return TextRow(
+        tokens=torch.zeros(text.num_tokens, text.token_dim),
+        mask=torch.arange(text.num_tokens) == 0,
+        pooled=torch.zeros(text.pooled_dim),
+    )
 
 
-def _read_texts(path: Path) -> dict[str, TextRow]:
-    parts: dict[str, dict[str, Tensor]] = {}
-    for record in pq.read_table(path, schema=_TEXT_SCHEMA).to_pylist():
+def _text_records(key: str, text: TextRow) -> list[dict[str, object]]:
+    """Return the rows of a text, of whose tokens the valid ones come first."""
+    num_valid = int(text.mask.sum())
+    parts = {"tokens": text.tokens[:num_valid], "mask": text.mask.float(), "pooled": text.pooled}
+    return [{"key": key, "part": name} | _to_blob(part) for name, part in parts.items()]
+
+
+def _text_file(root: AnyPath, entry: dict[str, object]) -> pq.ParquetFile:
+    return pq.ParquetFile(local_copy(root / "texts" / f"{entry['shard']}.parquet"))
+
+
+def _read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:
+    """Read the text that an entry of the index names, padded with zeros."""
+    parts: dict[str, Tensor] = {}
+    for record in file.read_row_group(entry["row_group"]).to_pylist():
         where = f"{record['part']} of text {record['key']!r}"
-        parts.setdefault(record["key"], {})[record["part"]] = _from_blob(record, where)
-    return {
-        key: TextRow(found["tokens"], found["mask"].bool(), found["pooled"])
-        for key, found in parts.items()
-    }
+        if record["key"] != entry["key"]:
+            raise CacheError(f"{where} is not the text {entry['key']!r} that the index names")
+        parts[record["part"]] = _from_blob(record, where)
+    tokens, mask = parts["tokens"], parts["mask"].bool()
+    padded = torch.cat([tokens, tokens.new_zeros(len(mask) - len(tokens), tokens.shape[1])])
+    return TextRow(padded, mask, parts["pooled"])
 
 
 def _to_blob(tensor: Tensor) -> dict[str, object]:

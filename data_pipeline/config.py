@@ -5,7 +5,7 @@ import json
 from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from magicdistill.data_pipeline.stages.scorers import SCORES, AnyScorer
 from magicdistill.models.config import Config
@@ -360,6 +360,23 @@ class NullText(Config):
     pooled_dim: int = Field(default=64, ge=1)
 
 
+class Prompts(Config):
+    """Captions as embeddings, of which training drops some for the null prompt."""
+
+    encoder: str
+    """Local folder of diffusers: text_encoder, tokenizer, text_encoder_2, tokenizer_2."""
+    num_tokens: int = Field(default=256, ge=1)
+    """Of a prompt; longer ones are cut."""
+    drop: float = Field(default=0.1, ge=0, le=1)
+    """Share of the training samples that get the null prompt."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    stored_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    batch_size: int = Field(default=8, ge=1)
+    """Prompts per forward of the encoders."""
+    prompts_per_shard: int = Field(default=256, ge=1)
+    num_gpus_per_actor: float = Field(default=0.0, ge=0)
+
+
 class DataConfig(Config):
     """Everything that `curate` needs to turn sources into a latent cache."""
 
@@ -374,6 +391,11 @@ class DataConfig(Config):
     decoder: Decoder = Decoder()
     encoding: Encoding = Encoding()
     null_text: NullText = NullText()
+    prompts: Prompts | None = None
+    """How captions are embedded; null trains every clip on the zero embedding of `null_text`."""
+    mixture_weights: dict[Mixture, PositiveFloat] = Field(default_factory=dict)
+    """How often training draws clips of each kind, such as portrait 6, general 3, anime 1; a kind
+    that is not named is never drawn. Empty draws from all rows alike."""
     num_actors: int = Field(default=2, ge=1)
     """Scoring and encoding processes, one logical CPU each."""
     videos_per_block: int = Field(default=16, ge=1)

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from operator import attrgetter
 
 from magicdistill.data_pipeline.clips import ClipRow, Video
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.policy import Decision, decide
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.takedowns import Takedowns
 
 
@@ -69,7 +70,7 @@ class Selection:
 class CurationResult(Selection):
     """A published cache, and the story of every clip that was considered for it."""
 
-    cache_path: Path
+    cache_path: AnyPath
     """For `LatentCache`."""
     num_rows: int
     """Rows of the cache: windows and their mirror images."""
@@ -124,11 +125,12 @@ class Part:
         return Selection(self.config, tuple(self.decide()), len(self.videos), num_unscored, faults)
 
 
-def agreeing(parts: Sequence[Part], fields: set[str]) -> list[list[Part]]:
-    """Group the parts whose configs have the same values in `fields`."""
+def agreeing(parts: Sequence[Part], fields: Sequence[str]) -> list[list[Part]]:
+    """Group the parts whose configs have the same values in `fields`, which are dotted paths."""
+    read = attrgetter(*fields)
     groups: dict[str, list[Part]] = {}
     for part in parts:
-        groups.setdefault(part.config.model_dump_json(include=fields), []).append(part)
+        groups.setdefault(repr(read(part.config)), []).append(part)
     return list(groups.values())
 
 

@@ -1,15 +1,10 @@
 """What is known about every clip that was ever scored: the source of truth for resuming."""
 
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
-import pyarrow.parquet as pq
 
 from magicdistill.data_pipeline.clips import (
     CLIP_SCHEMA,
@@ -21,18 +16,16 @@ from magicdistill.data_pipeline.clips import (
 )
 from magicdistill.data_pipeline.policy import Decision
 from magicdistill.data_pipeline.stages.scorers.base import ABSENT, Scorer
+from magicdistill.data_pipeline.storage import AnyPath, read_tables, write_parquet, write_text
 
 
 class Ledger:
     """Scores and failures as Parquet parts that appear whole or not at all."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: AnyPath) -> None:
         self._scores = directory / "scores"
         self._decisions = directory / "decisions"
         self._scorers = directory / "scorers"
-        self._scores.mkdir(parents=True, exist_ok=True)
-        self._decisions.mkdir(exist_ok=True)
-        self._scorers.mkdir(exist_ok=True)
 
     def append(self, clips: Sequence[ClipRow]) -> None:
         """Commit rows as one part; all clips that a video is found to have belong into one."""
@@ -101,10 +94,9 @@ class Ledger:
             path = self._scorers / f"{scorer.kind}-{scorer.version}.json"
             if scorer.version.startswith(ABSENT) or path.exists():
                 continue
-            text = json.dumps(scorer.describe(), indent=1)
-            write_whole(path, lambda temporary, text=text: temporary.write_text(text))
+            write_text(path, json.dumps(scorer.describe(), indent=1))
 
-    def write_decisions(self, name: str, decisions: Sequence[Decision]) -> Path:
+    def write_decisions(self, name: str, decisions: Sequence[Decision]) -> AnyPath:
         """Store what a policy made of the scores and return the file."""
         rows = [
             {
@@ -119,20 +111,16 @@ class Ledger:
         write_parquet(pa.Table.from_pylist(rows, schema=_DECISION_SCHEMA), path)
         return path
 
-    def parts(self) -> list[Path]:
+    def parts(self) -> list[AnyPath]:
         """Return the committed files of scores and failures."""
         return sorted(self._scores.glob("*.parquet"))
 
-    def decision_files(self) -> list[Path]:
+    def decision_files(self) -> list[AnyPath]:
         """Return the files of decisions, one for each config that was decided on."""
         return sorted(self._decisions.glob("*.parquet"))
 
     def _read(self) -> list[ClipRow]:
-        parts = self.parts()
-        if not parts:
-            return []
-        dataset = pyarrow.dataset.dataset(parts, schema=CLIP_SCHEMA, format="parquet")
-        return clips_from_table(dataset.to_table())
+        return clips_from_table(read_tables(self._scores, "*.parquet", CLIP_SCHEMA))
 
 
 @dataclass
@@ -175,16 +163,3 @@ _DECISION_SCHEMA = pa.schema(
         ("reasons", pa.list_(pa.string())),
     ]
 )
-
-
-def write_parquet(table: pa.Table, path: Path, **options: Any) -> None:
-    """Write a table with checksums under a temporary name, then rename it."""
-    options["write_page_checksum"] = True
-    write_whole(path, lambda temporary: pq.write_table(table, temporary, **options))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    os.replace(temporary, path)

@@ -12,7 +12,13 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from magicdistill.data_pipeline.cache import committed_rows, publish, row_facts
+from magicdistill.data_pipeline.cache import (
+    NULL_TEXT,
+    committed_rows,
+    committed_texts,
+    publish,
+    row_facts,
+)
 from magicdistill.data_pipeline.clips import (
     ClipRow,
     clips_from_table,
@@ -35,11 +41,21 @@ from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.policy import count_absent, is_hopeless
 from magicdistill.data_pipeline.progress import Bars, Progress
 from magicdistill.data_pipeline.sources.listing import iter_videos
+from magicdistill.data_pipeline.stages.embed import (
+    PROMPT_SCHEMA,
+    Embed,
+    EmbedJob,
+    encoder_fingerprint,
+    prompts_of,
+    text_key,
+)
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.run_scorers import AddScores, lacking, versions_of
 from magicdistill.data_pipeline.stages.score import Score
+from magicdistill.data_pipeline.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.takedowns import Takedowns
 from magicdistill.data_pipeline.windows import windows_of
+from magicdistill.models.networks.conditions import NULL_PROMPT
 from magicdistill.models.networks.vae import VideoVae
 
 logger = logging.getLogger(__name__)
@@ -48,19 +64,34 @@ FAULTS_PER_PART = 50_000
 """Rows of the ledger's parts for what the listing already knows to be unusable."""
 
 
+AGREED_TO_ENCODE = (
+    "bucket",
+    "windows_per_clip",
+    "flip",
+    "encoding",
+    "decoder",
+    "policy.crop_bars",
+)
+"""Configs that have the same values here make the same latents of a clip."""
+
+
 class NothingAcceptedError(ValueError):
     """No clip of a config is left to encode; the message has the most frequent reasons."""
 
 
 def curate(
-    config: DataConfig, vae_directory: Path, root: Path, progress: Progress | None = None
+    config: DataConfig,
+    vae_directory: Path,
+    root: AnyPath | str,
+    progress: Progress | None = None,
 ) -> CurationResult:
     """Score, judge and encode everything that the sources list; redo nothing already done.
 
     Args:
         config: sources, policy and shapes.
         vae_directory: a folder written by `VideoVae.save`.
-        root: where clips, ledger and latents live; several configs may share one.
+        root: where clips, ledger and latents live, a folder or s3://bucket/prefix; several configs
+            may share one.
         progress: called as clips complete; bars on a terminal by default.
 
     Returns:
@@ -76,7 +107,7 @@ def curate(
 def curate_together(
     configs: Sequence[DataConfig],
     vae_directory: Path,
-    root: Path,
+    root: AnyPath | str,
     progress: Progress | None = None,
 ) -> list[CurationResult]:
     """Do as `curate` for several configs; those that agree in a stage pass through it at once."""
@@ -86,7 +117,9 @@ def curate_together(
     return curator.encode(vae_directory)
 
 
-def select_clips(config: DataConfig, root: Path, progress: Progress | None = None) -> list[ClipRow]:
+def select_clips(
+    config: DataConfig, root: AnyPath | str, progress: Progress | None = None
+) -> list[ClipRow]:
     """Score and judge as `curate` does, and return the accepted clips without encoding them."""
     curator = Curator([config], root, progress)
     curator.ingest()
@@ -100,7 +133,7 @@ class Curator:
     def __init__(
         self,
         configs: Sequence[DataConfig],
-        root: Path,
+        root: AnyPath | str,
         progress: Progress | None = None,
         before_work: Callable[[], object] = lambda: None,
     ) -> None:
@@ -108,7 +141,7 @@ class Curator:
 
         Args:
             configs: what to curate.
-            root: where clips, ledger and latents live.
+            root: where clips, ledger and latents live, a folder or s3://bucket/prefix.
             progress: called as clips complete; bars on a terminal by default.
             before_work: called before each pass through Ray Data; never where all is done.
 
@@ -117,14 +150,14 @@ class Curator:
         """
         self.passes: list[Pass] = []
         """What was done so far."""
-        self._root = root.absolute()
+        self._root = place(root)
         self._progress = progress or Bars()
         self._before_work = before_work
         self._ledger = Ledger(self._root / "ledger")
         takedowns = Takedowns.load(self._root / "ledger")
+        clips = local_folder(self._root) / "clips"
         self._parts = [
-            Part(c, [*takedowns.mark(iter_videos(c.sources, self._root / "clips"))], takedowns)
-            for c in configs
+            Part(c, [*takedowns.mark(iter_videos(c.sources, clips))], takedowns) for c in configs
         ]
         self._passing: list[ClipRow] = []
 
@@ -140,7 +173,7 @@ class Curator:
 
     def score(self) -> None:
         """Find and score the clips of all videos."""
-        for group in agreeing(self._parts, {"measures", "decoder"}):
+        for group in agreeing(self._parts, ("measures", "decoder")):
             self._score_missing(group)
         for part in self._parts:
             self._add_missing_scores(part)
@@ -164,8 +197,7 @@ class Curator:
         """
         fingerprint = VideoVae.load(vae_directory).fingerprint
         cache = self._root / "latents"
-        agreed = {"bucket", "windows_per_clip", "flip", "encoding", "decoder"}
-        groups = agreeing(self._read(), agreed)
+        groups = agreeing(self._read(), AGREED_TO_ENCODE)
         failures = None
         while failures is None or failures:  # the copy of what failed may now be accepted
             failures = []
@@ -176,6 +208,8 @@ class Curator:
             self._passing += failures
             for part in self._parts:
                 part.take(failures)
+        for part in self._parts:
+            self._embed_missing(part, cache)
         return [_publish(selection, fingerprint, cache) for selection in self.decide()]
 
     def _read(self) -> list[Part]:
@@ -260,6 +294,22 @@ class Curator:
                 advance(len(reports))
         return failures
 
+    def _embed_missing(self, part: Part, cache_root: AnyPath) -> None:
+        """Embed the captions of accepted clips, and the null prompt, that the cache lacks."""
+        prompts = part.config.prompts
+        if prompts is None:
+            return
+        fingerprint, present = encoder_fingerprint(prompts.encoder), committed_texts(cache_root)
+        wanted = prompts_of(accepted(part.decide()), prompts, fingerprint)
+        missing = [{"key": key, "prompt": wanted[key]} for key in wanted if key not in present]
+        table, size = pa.Table.from_pylist(missing, schema=PROMPT_SCHEMA), prompts.prompts_per_shard
+        blocks = [table.slice(first, size) for first in range(0, len(missing), size)]
+        job = EmbedJob(prompts, fingerprint, cache_root)
+        num_gpus = prompts.num_gpus_per_actor
+        with self._timed("embed", len(missing), "prompts") as advance:
+            for embedded in self._through(blocks, Embed, (job,), part.config, num_gpus):
+                advance(len(embedded))
+
     def _commit(self, clips: Sequence[ClipRow]) -> None:
         """Append rows to the ledger; what may pass is kept for this run's decisions only."""
         self._passing += [clip for clip in clips if may_pass(clip.failure)]
@@ -321,12 +371,25 @@ def _wanted_keys(
     }
 
 
-def _publish(selection: Selection, vae_fingerprint: str, cache_root: Path) -> CurationResult:
+def _text_keys(config: DataConfig, clips: Sequence[ClipRow]) -> tuple[dict[str, str], str]:
+    """Return the text key of every clip by its id, and that of the null prompt."""
+    prompts = config.prompts
+    if prompts is None:
+        return {clip.clip_id: NULL_TEXT for clip in clips}, NULL_TEXT
+    fingerprint = encoder_fingerprint(prompts.encoder)
+    keys = {clip.clip_id: text_key(clip.caption, prompts, fingerprint) for clip in clips}
+    return keys, text_key(NULL_PROMPT, prompts, fingerprint)
+
+
+def _publish(selection: Selection, vae_fingerprint: str, cache_root: AnyPath) -> CurationResult:
     config = selection.config
     wanted = _wanted_keys(config, selection.clips, vae_fingerprint)
     present = committed_rows(cache_root)
+    texts, null_key = _text_keys(config, selection.clips)
     entries = [
-        present[key] | {"clip_id": clip.clip_id, "source_id": clip.source_id}
+        present[key]
+        | {name: getattr(clip, name) for name in ("clip_id", "source_id", "license", "mixture")}
+        | {"text_key": texts[clip.clip_id]}
         for clip in selection.clips
         for key in wanted[clip.clip_id]
     ]
@@ -335,7 +398,7 @@ def _publish(selection: Selection, vae_fingerprint: str, cache_root: Path) -> Cu
         raise NothingAcceptedError(
             f"no clip was accepted; the most frequent reasons: {found.most_common(3)}"
         )
-    path = publish(cache_root, entries, config.null_text)
+    path = publish(cache_root, entries, config.null_text, null_key)
     result = CurationResult(**vars(selection), cache_path=path, num_rows=len(entries))
     logger.info("%s: latent cache %s", result.counts, result.version)
     return result

@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from magicdistill.data_pipeline.calibration import COLUMNS, Gauge, calibrate, spell
 from magicdistill.data_pipeline.curation import CurationResult, Pass, Selection
 from magicdistill.data_pipeline.histograms import COLOURS, histogram
-from magicdistill.data_pipeline.ledger import write_whole
 from magicdistill.data_pipeline.policy import Decision
+from magicdistill.data_pipeline.storage import write_whole
 from magicdistill.data_pipeline.thumbnails import choose, thumbnails
 
 MAX_KEPT = 16

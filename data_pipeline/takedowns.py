@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from magicdistill.data_pipeline.clips import Video, digest
-from magicdistill.data_pipeline.ledger import write_whole
+from magicdistill.data_pipeline.storage import AnyPath, write_text
 
 REASON = "takedown"
 """Opens the reason of every clip that was taken down."""
@@ -21,7 +20,7 @@ class Takedowns:
     contents: dict[str, str]
 
     @classmethod
-    def load(cls, ledger: Path) -> "Takedowns":
+    def load(cls, ledger: AnyPath) -> "Takedowns":
         """Read the tombstones of a ledger's folder."""
         sources: dict[str, str] = {}
         contents: dict[str, str] = {}
@@ -43,21 +42,19 @@ class Takedowns:
         return f"{REASON}: same content as {source_id}" if source_id else ""
 
 
-def add_tombstone(ledger: Path, source_id: str, content_hashes: Iterable[str]) -> None:
+def add_tombstone(ledger: AnyPath, source_id: str, content_hashes: Iterable[str]) -> None:
     """Remember for ever that a film was taken down, and what its files held."""
-    folder = _folder(ledger)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{digest(source_id)}.json"
+    path = _folder(ledger) / f"{digest(source_id)}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     stone = {
         "source_id": source_id,
         "day": before.get("day", f"{datetime.now(UTC):%Y-%m-%d}"),
         "content_hashes": sorted({*before.get("content_hashes", ()), *content_hashes}),
     }
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(stone, indent=1)))
+    write_text(path, json.dumps(stone, indent=1))
 
 
-def _folder(ledger: Path) -> Path:
+def _folder(ledger: AnyPath) -> AnyPath:
     return ledger / "takedowns"
 
 

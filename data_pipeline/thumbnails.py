@@ -11,9 +11,9 @@ from PIL import Image
 from magicdistill.data_pipeline.child import Child
 from magicdistill.data_pipeline.clips import ClipRow, digest
 from magicdistill.data_pipeline.config import Decoder
-from magicdistill.data_pipeline.ledger import write_whole
 from magicdistill.data_pipeline.policy import Decision
 from magicdistill.data_pipeline.sources.fetching import Scratch
+from magicdistill.data_pipeline.storage import write_whole
 from magicdistill.data_pipeline.video import VideoError, read_frames
 from magicdistill.data_pipeline.views import cropped
 

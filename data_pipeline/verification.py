@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ from magicdistill.data_pipeline.cache import (
 from magicdistill.data_pipeline.clips import CLIP_SCHEMA
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.progress import Progress
+from magicdistill.data_pipeline.storage import AnyPath, local_copy, read_table
 
 ERRORS = (OSError, pa.ArrowException, CacheError, KeyError, ValueError)
 """What damaged files make their readers raise."""
@@ -28,12 +28,12 @@ ERRORS = (OSError, pa.ArrowException, CacheError, KeyError, ValueError)
 class Damage:
     """A committed file that cannot be trusted."""
 
-    path: Path
+    path: AnyPath
     """The file whose presence commits it: a part of the ledger, a shard's index or a marker."""
     reason: str
 
 
-def verify(root: Path, progress: Progress) -> Iterator[Damage]:
+def verify(root: AnyPath, progress: Progress) -> Iterator[Damage]:
     """Yield what is damaged in a folder of ledger and latents, having read all of it.
 
     Checksums, keys, shapes and finiteness of every latent; checksums and columns of the ledger;
@@ -65,9 +65,9 @@ def drop(damage: Damage) -> None:
     damage.path.unlink()
 
 
-def _fault_of_part(part: Path) -> str:
+def _fault_of_part(part: AnyPath) -> str:
     try:
-        with pq.ParquetFile(part, page_checksum_verification=True) as file:
+        with pq.ParquetFile(local_copy(part), page_checksum_verification=True) as file:
             table = file.read()
         unknown = set(table.column_names) - set(CLIP_SCHEMA.names)
         if unknown or table["clip_id"].null_count:
@@ -77,12 +77,12 @@ def _fault_of_part(part: Path) -> str:
     return ""
 
 
-def _checked_keys(index: Path, shapes: dict[str, torch.Size]) -> list[str]:
+def _checked_keys(index: AnyPath, shapes: dict[str, torch.Size]) -> list[str]:
     """Return the keys of a shard's rows, in order.
 
     `shapes` has the latents' shape by bucket, and learns the ones that it has not.
     """
-    entries = pq.read_table(index, schema=INDEX_SCHEMA).to_pylist()
+    entries = read_table(index, INDEX_SCHEMA).to_pylist()
     data = index.with_name(index.name.removesuffix(SHARD_INDEX) + ".parquet")
     for entry, row in zip(entries, read_shard(data), strict=True):
         where = f"row {entry['row_group']}"
@@ -96,7 +96,7 @@ def _checked_keys(index: Path, shapes: dict[str, torch.Size]) -> list[str]:
     return [entry["key"] for entry in entries]
 
 
-def _fault_of_version(version: Path, keys: dict[str, list[str]]) -> str:
+def _fault_of_version(version: AnyPath, keys: dict[str, list[str]]) -> str:
     try:
         cache = LatentCache(version)
         cache.text()

@@ -11,7 +11,6 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -77,10 +76,12 @@ def main() -> None:
     variables = dict(pair.split("=", 1) for pair in args.env)
     job = schedule.ScheduledJob(_name(args, entrypoint), entrypoint, args.working_dir, variables)
     history = schedule.History(_history_path(args, entrypoint))
-    scheduler = schedule.Scheduler(job, history, client, timetable, catch_up=args.catch_up)
+    scheduler = schedule.Scheduler(
+        job, history, client, timetable, catch_up=args.catch_up, max_runs=args.max_runs
+    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        succeeded = scheduler.run(args.max_runs)
+        succeeded = scheduler.run()
     except KeyboardInterrupt:
         scheduler.leave(stop_job=args.stop_job)
         return

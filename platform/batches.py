@@ -1,13 +1,14 @@
 """Training samples by position: rank, window and micro-batch decide, nothing else."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from magicdistill.data_pipeline.cache import LatentCache, TextRow
-from magicdistill.data_pipeline.sampler import Sampler
+from magicdistill.data_pipeline.cache import NULL_TEXT, LatentCache, TextRow
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.sampler import MixtureSampler, Sampler
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.models.objectives.types import Batch
@@ -17,14 +18,15 @@ from magicdistill.platform.recipe import Recipe
 
 
 def open_batches(
-    recipe: Recipe, data: Path, *, rank: int, world_size: int, device: torch.device | str
+    recipe: Recipe, data: AnyPath, *, rank: int, world_size: int, device: torch.device | str
 ) -> Batches:
     """Open a rank's samples: a latent cache, or pixel windows where a VAE is trained."""
-    kind = PixelBatches if isinstance(recipe.method, VaeMethod) else LatentBatches
     positions = deal(
         recipe.schedule, recipe.cluster.sequence_parallel, rank=rank, world_size=world_size
     )
-    return kind(data, positions, recipe.seed, device)
+    if isinstance(recipe.method, VaeMethod):
+        return PixelBatches(data, positions, recipe.seed, device)
+    return LatentBatches(data, positions, recipe.seed, device, recipe.data)
 
 
 def deal(
@@ -67,25 +69,36 @@ class LatentBatches:
     """Rows of a latent cache."""
 
     def __init__(
-        self, data: Path, positions: Positions, seed: int, device: torch.device | str
+        self,
+        data: AnyPath,
+        positions: Positions,
+        seed: int,
+        device: torch.device | str,
+        config: DataConfig | None = None,
     ) -> None:
         self.cache, self.positions, self.device = LatentCache(data), positions, device
-        self.sampler = Sampler(len(self.cache), seed)
+        self.sampler: Sampler | MixtureSampler = Sampler(len(self.cache), seed)
+        if config and config.mixture_weights:
+            kinds = self.cache.index["mixture"].to_pylist()
+            self.sampler = MixtureSampler(kinds, config.mixture_weights, seed)
+        self.seed = seed
+        self.drop = config.prompts.drop if config and config.prompts else 0.0
 
     def __call__(self, window: int, micro: int) -> Batch:
         """Read a micro-batch."""
         positions = self.positions(window, micro)
         rows = [self.sampler.row(position) for position in positions]
-        return collate(self.cache, rows, positions, self.device)
+        dropped = [is_dropped(self.seed, position, self.drop) for position in positions]
+        return collate(self.cache, rows, positions, self.device, dropped)
 
 
 class PixelBatches:
     """Windows of frames, uint8 (n t y x 3) in one memory-mapped file."""
 
     def __init__(
-        self, data: Path, positions: Positions, seed: int, device: torch.device | str
+        self, data: AnyPath, positions: Positions, seed: int, device: torch.device | str
     ) -> None:
-        self.frames = np.load(data, mmap_mode="r")
+        self.frames = np.load(str(data), mmap_mode="r")
         self.positions, self.device = positions, device
         self.sampler = Sampler(len(self.frames), seed)
 
@@ -97,16 +110,31 @@ class PixelBatches:
         return Batch(pixels.float() / 127.5 - 1, None, positions)
 
 
+def is_dropped(seed: int, position: int, share: float) -> bool:
+    """Tell whether a sample gets the null prompt: a function of seed and position alone."""
+    if not share:
+        return False
+    bits = np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])  # not the sampler's
+    return bool(np.random.Generator(bits).random() < share)
+
+
 def collate(
     cache: LatentCache,
     rows: Sequence[int],
     positions: Sequence[int],
     device: torch.device | str,
+    dropped: Sequence[bool] | None = None,
 ) -> Batch:
-    """Read rows of a cache as a batch; the first latent frame is the image prior."""
+    """Read rows of a cache as a batch; the first latent frame is the image prior.
+
+    Rows that are `dropped` get the null prompt instead of their own.
+    """
     read = [cache.read(row) for row in rows]
     x0 = torch.stack([row.latents for row in read]).float().to(device)
-    prompts = [cache.text(row.text_key) for row in read]
+    keys = [row.text_key for row in read]
+    if dropped is not None:
+        keys = [NULL_TEXT if drop else key for key, drop in zip(keys, dropped, strict=True)]
+    prompts = [cache.text(key) for key in keys]
     conditions = _conditions(prompts, x0[:, :, :1])
     return Batch(
         x0, conditions, positions, null=_conditions([cache.text()] * len(read), x0[:, :, :1])
@@ -116,8 +144,8 @@ def collate(
 def _conditions(texts: Sequence[TextRow], image_prior: torch.Tensor) -> Conditions:
     device = image_prior.device
     return Conditions(
-        text=torch.stack([text.tokens for text in texts]).to(device),
+        text=torch.stack([text.tokens for text in texts]).float().to(device),
         text_mask=torch.stack([text.mask for text in texts]).to(device),
-        pooled=torch.stack([text.pooled for text in texts]).to(device),
+        pooled=torch.stack([text.pooled for text in texts]).float().to(device),
         image_prior=image_prior,
     )

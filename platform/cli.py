@@ -28,6 +28,7 @@ from magicdistill.platform.run_directory import RunDirectory
 FREE_TO_CHANGE = (
     "runs",
     "mirror",
+    "data_root",
     "engine.kind",
     "engine.offload_optimizer",
     "engine.offload_parameters",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.networks.weights import find_weights
 from magicdistill.platform import logs
 from magicdistill.platform.comparison_recipe import (
@@ -96,7 +97,7 @@ class Bench:
     def __init__(self, recipe: Recipe, parent: Tracker) -> None:
         self.judges = Judges(recipe)
         self.tags = {PARENT: parent.run_id, "comparison": recipe.name}
-        self._prepared: dict[str, tuple[Path, Path, dict[str, dict[str, str]]]] = {}
+        self._prepared: dict[str, tuple[AnyPath, AnyPath, dict[str, dict[str, str]]]] = {}
 
     def run(self, planned: PlannedRun) -> RunDirectory:
         """Return the finished run; train, continue or judge it where that is missing."""
@@ -115,7 +116,7 @@ class Bench:
             report(run, tracker, held_out, [own_variant(recipe, run.path / "model")], self.judges)
         return run
 
-    def _data(self, run: RunDirectory) -> tuple[Path, Path]:
+    def _data(self, run: RunDirectory) -> tuple[AnyPath, AnyPath]:
         """Curate once for all runs with the same data."""
         recipe = run.recipe()
         key = recipe.model_dump_json(include={"model", "data", "evaluation"})

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 from magicdistill.data_pipeline import removal, verification
@@ -13,11 +12,13 @@ from magicdistill.data_pipeline.curation import CurationResult, Selection
 from magicdistill.data_pipeline.pipeline import Curator, NothingAcceptedError
 from magicdistill.data_pipeline.progress import Bars
 from magicdistill.data_pipeline.report import write_report
+from magicdistill.data_pipeline.storage import AnyPath, local_folder
 from magicdistill.models.networks.weights import find_weights
 from magicdistill.platform import logs
 from magicdistill.platform.experiment import (
     announced_cluster,
     data_configs,
+    data_root,
     lineage,
     resume_hint,
     tell,
@@ -31,11 +32,6 @@ Stage = Literal["ingest", "score", "decide", "encode", "all"]
 REPORT = "curation.html"
 QUARANTINED = "attempts)"
 """Ends the reason of a file that crashed or hung the decoder as often as the recipe allows."""
-
-
-def data_folder(recipe: Recipe) -> Path:
-    """Return the folder of clips, ledger and latents, which the runs of one place share."""
-    return resolve_root(recipe.runs) / "data"
 
 
 def curate(
@@ -63,7 +59,7 @@ def curate(
 
         configs = data_configs(recipe)
         logs.say(f"listing the sources of {' and '.join(configs)} clips")
-        curator = Curator(list(configs.values()), data_folder(recipe), before_work=start_ray)
+        curator = Curator(list(configs.values()), _root(recipe), before_work=start_ray)
         found, problem = _run(curator, recipe, stage)
     selections = dict(zip(configs, found, strict=True))
     _tell(curator, selections, show=show)
@@ -127,10 +123,10 @@ def _report(recipe: Recipe, curator: Curator, selections: Mapping[str, Selection
         "recipe": recipe.name,
         "written": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "code": (run.provenance().commit or "unknown")[:10],
-        "folder": str(data_folder(recipe)),
+        "folder": str(_root(recipe)),
     }
     path = run.path / REPORT
-    write_report(path, selections, data_folder(recipe), facts, curator.passes)
+    write_report(path, selections, local_folder(_root(recipe)), facts, curator.passes)
     published = {t: s for t, s in selections.items() if isinstance(s, CurationResult)}
     run.store_data(lineage(published))
     with Tracker.start(recipe.tracking, run, {"job": "curate"}) as tracker:
@@ -156,11 +152,11 @@ def verify(recipe: Recipe, *, repair: bool = False) -> bool:
 
     `repair` takes damaged files out of use, so that the next curation makes them anew.
     """
-    root = _existing(data_folder(recipe))
+    root = _existing(_root(recipe))
     num_damaged = 0
     for damage in verification.verify(root, Bars()):
         num_damaged += 1
-        logs.say(f"damaged {damage.path.relative_to(root)}: {damage.reason}")
+        logs.say(f"damaged {str(damage.path).removeprefix(f'{root}/')}: {damage.reason}")
         if repair:
             verification.drop(damage)
     if not num_damaged:
@@ -174,7 +170,7 @@ def verify(recipe: Recipe, *, repair: bool = False) -> bool:
 
 def take_down(recipe: Recipe, source_id: str) -> None:
     """Remove a film from everything that the recipe's runs share, and keep it away."""
-    root = _existing(data_folder(recipe))
+    root = _existing(_root(recipe))
     removed = removal.take_down(root, source_id)
     logs.say(f"took down {source_id}; a tombstone in {root / 'ledger'} keeps it away")
     logs.say(
@@ -185,12 +181,18 @@ def take_down(recipe: Recipe, source_id: str) -> None:
         logs.say("  the ledger had no such film: is it spelt <data set>/<film>, as in a report?")
     for before, after in removed.versions.items():
         logs.say(f"  latents {before} are now {after or 'gone: nothing else was in them'}")
-    for path in sorted(root.parent.glob(f"*/{REPORT}")):
+    for path in sorted(resolve_root(recipe.runs).glob(f"*/{REPORT}")):
         if source_id in path.read_text():
             logs.say(f"  delete yourself: {path} and its copy in MLflow name or show the film")
 
 
-def _existing(root: Path) -> Path:
+def _root(recipe: Recipe) -> AnyPath:
+    return data_root(recipe, resolve_root(recipe.runs))
+
+
+def _existing(root: AnyPath) -> AnyPath:
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} does not exist: --runs names the folder above it")
+        raise FileNotFoundError(
+            f"{root} does not exist: --data_root names it, or --runs the folder above it"
+        )
     return root

@@ -15,6 +15,7 @@ from ray.util import ActorPool
 from torch import Tensor
 
 from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
@@ -107,7 +108,7 @@ class Evaluator:
         self.loaded: tuple[str, VelocityModel] | None = None
 
     @torch.no_grad()
-    def run(self, variant: Variant, cache: Path, rows: range, seed: int) -> Part:
+    def run(self, variant: Variant, cache: AnyPath, rows: range, seed: int) -> Part:
         """Measure one variant on rows of the cache."""
         batch = held_out(LatentCache(cache), rows, self.device)
         latents, seconds, nfe = batch.x0, 0.0, 0
@@ -144,10 +145,10 @@ class Judges:
     def __init__(self, recipe: Recipe) -> None:
         self.model, self.cluster = recipe.model, recipe.cluster
         self._actors: list[Any] = []
-        self._real: dict[tuple[Path, int], list[Part]] = {}
+        self._real: dict[tuple[AnyPath, int], list[Part]] = {}
 
     def measure(
-        self, ways: Sequence[Variant], cache: Path, num_clips: int, seed: int
+        self, ways: Sequence[Variant], cache: AnyPath, num_clips: int, seed: int
     ) -> dict[str, list[Part]]:
         """Return the parts of the real clips and of each way to generate, by name."""
         count = min(num_clips, len(LatentCache(cache)))
@@ -160,7 +161,7 @@ class Judges:
         return found
 
     def _run(
-        self, ways: Sequence[Variant], cache: Path, count: int, seed: int
+        self, ways: Sequence[Variant], cache: AnyPath, count: int, seed: int
     ) -> dict[str, list[Part]]:
         chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
         tasks = [(way, cache, rows, seed) for way in ways for rows in chunks]
@@ -177,7 +178,7 @@ class Judges:
 
 
 def evaluate(
-    run: RunDirectory, cache: Path, ways: Sequence[Variant], judges: Judges
+    run: RunDirectory, cache: AnyPath, ways: Sequence[Variant], judges: Judges
 ) -> list[Scores]:
     """Score ways to generate; write table, contact sheet, video and clips; return the table."""
     recipe = run.recipe()

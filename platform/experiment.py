@@ -11,6 +11,7 @@ import torch
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.curation import CurationResult, Selection
 from magicdistill.data_pipeline.pipeline import curate_together, select_clips
+from magicdistill.data_pipeline.storage import AnyPath, place
 from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.patch_code import set_patch_code
@@ -62,7 +63,7 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     return run
 
 
-def train(run: RunDirectory, tracker: Tracker, data: Path, held_out: Path | None) -> None:
+def train(run: RunDirectory, tracker: Tracker, data: AnyPath, held_out: AnyPath | None) -> None:
     """Train the model and track it; that of `euler` is the teacher as it is."""
     recipe = run.recipe()
     if isinstance(recipe.method, EulerMethod):
@@ -101,18 +102,18 @@ def followed(run: RunDirectory, tracker: Tracker) -> Iterator[None]:
         yield
 
 
-def data_root(run: RunDirectory) -> Path:
-    """Return the folder of clips, ledger and latents, which the runs of one place share."""
-    return run.path.parent / "data"
+def data_root(recipe: Recipe, runs: Path) -> AnyPath:
+    """Return the place of clips, ledger and latents, which all runs in the folder `runs` share."""
+    return place(recipe.data_root or runs / "data")
 
 
-def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[Path, Path | None]:
+def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[AnyPath, AnyPath | None]:
     """Curate the training clips and the held-out ones; return their latent caches."""
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
     vae = find_weights(recipe.model.vae, "model.vae")
     configs = data_configs(recipe)
     logs.say(f"curating {' and '.join(configs)} clips")
-    results = curate_together(list(configs.values()), vae, data_root(run))
+    results = curate_together(list(configs.values()), vae, data_root(recipe, run.path.parent))
     found = dict(zip(configs, results, strict=True))
     for title, result in found.items():
         tell(title, result)
@@ -165,7 +166,7 @@ def prepare_pixels(recipe: Recipe, run: RunDirectory) -> tuple[Path, None]:
     """Decode the accepted clips' windows into one file and set the VAE's closed-form half."""
     path = run.path / "windows.npy"
     if not path.exists():
-        clips = select_clips(recipe.data, data_root(run))
+        clips = select_clips(recipe.data, data_root(recipe, run.path.parent))
         logs.say(f"decoding {len(clips)} clips")
         windows = read_windows(clips, recipe.data.bucket, recipe.data.windows_per_clip)
         partial = path.with_suffix(".partial.npy")
@@ -198,7 +199,7 @@ def initial_vae(model: ModelConfig, windows: np.ndarray) -> VideoVae:
 def report(
     run: RunDirectory,
     tracker: Tracker,
-    held_out: Path,
+    held_out: AnyPath,
     ways: Sequence[Variant],
     judges: Judges,
 ) -> None:

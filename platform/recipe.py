@@ -37,6 +37,9 @@ class Recipe(Config):
     mirror: str | None = None
     """Address that receives a copy of every checkpoint, such as s3://bucket/prefix; a run finds
     its own there again, by its name, where they are damaged or missing in its folder."""
+    data_root: str | None = None
+    """Folder or s3://bucket/prefix of the ledger and the latents, which runs share; null is `data`
+    beside the runs."""
     model: ModelConfig = ModelConfig()
     data: DataConfig
     method: MethodConfig

@@ -56,7 +56,7 @@ class Timetable:
             CronSim(expression, datetime.now(self._zone))
         except (ZoneInfoNotFoundError, ValueError) as error:
             raise ScheduleError(
-                f"--timezone {timezone!r} is none that this machine knows; an example: Asia/Shanghai"
+                f"--timezone {timezone!r} is unknown here; an example: Asia/Shanghai"
             ) from error
         except CronSimError as error:
             raise ScheduleError(
@@ -178,15 +178,17 @@ class Scheduler:
         timetable: Timetable | None,
         *,
         catch_up: bool = False,
+        max_runs: int | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Prepare a schedule; without a timetable it has one run, at once.
 
         Times that pass while nothing can run are missed: `catch_up` makes up for all of them with
-        one run as soon as possible, otherwise they are skipped.
+        one run as soon as possible, otherwise they are skipped. `max_runs` is how many are begun.
         """
         self.job, self.history, self.client = job, history, client
         self.timetable, self.catch_up, self.now = timetable, catch_up, now
+        self.max_runs = max_runs if timetable else 1
         self.submitted: list[str] = []
         """Ids of the runs that this scheduler began."""
         self._tried: dict[str, datetime] = {}
@@ -194,14 +196,13 @@ class Scheduler:
         self._skipped = False
         self._told = ""
 
-    def run(self, max_runs: int | None = None) -> bool:
+    def run(self) -> bool:
         """Keep the schedule until `max_runs` have ended; tell whether all of them succeeded."""
-        max_runs = max_runs if self.timetable else 1
         while True:
             wait_s = self._look_without_fail()
-            ended = {r.job: r.state for r in self.history.records() if r.state != "submitted"}
-            own = [ended.get(job) for job in self.submitted]
-            if self._skipped or (max_runs is not None and len(own) >= max_runs and all(own)):
+            states = {record.job: record.state for record in self.history.records()}
+            own = [states[job] for job in self.submitted]
+            if self._skipped or (self._has_begun_all() and "submitted" not in own):
                 return all(state == "succeeded" for state in own)
             time.sleep(wait_s)
 
@@ -221,6 +222,7 @@ class Scheduler:
         """Record what ended, submit what is due, and return the seconds until the next look."""
         with self.history.lock:
             now, jobs = self.now(), self._jobs()
+            self._adopt(jobs)
             self._settle(jobs)
             if self.timetable is None:
                 self._run_at_once(now, jobs)
@@ -229,6 +231,8 @@ class Scheduler:
             if last_due is None:
                 self._add(now, "started", message=self.timetable.expression)
                 last_due = now
+            if self._has_begun_all():
+                return POLL_S
             if running := self._running(jobs):
                 self._tell(f"{running} is running")
                 return POLL_S
@@ -236,7 +240,7 @@ class Scheduler:
             if missed:
                 self._skip(missed, made_up_for=due is not None)
             if due:
-                self._submit(due, jobs)
+                self._submit(due)
                 return POLL_S
         coming = next(self.timetable.after(now))
         self._tell(f"next run at {coming:%Y-%m-%d %H:%M:%S} UTC")
@@ -251,7 +255,7 @@ class Scheduler:
             return POLL_S * 5
 
     def _run_at_once(self, now: datetime, jobs: dict[str, JobDetails]) -> None:
-        if self.submitted:
+        if self._has_begun_all():
             return
         running = self._running(jobs)
         if running:
@@ -260,7 +264,7 @@ class Scheduler:
             logs.say(f"skipped: {running} is still running")
         else:
             self._at_once = self._at_once or now
-            self._submit(self._at_once, jobs)
+            self._submit(self._at_once)
 
     def _skip(self, missed: Sequence[datetime], *, made_up_for: bool) -> None:
         count = f"{len(missed)} times" if len(missed) > 1 else "once"
@@ -268,15 +272,14 @@ class Scheduler:
         self._add(missed[-1], "skipped", message=message)
         logs.say(f"{message} (last {missed[-1]:%Y-%m-%d %H:%M:%S} UTC)")
 
-    def _submit(self, due: datetime, jobs: dict[str, JobDetails]) -> None:
-        """Submit the run of a time, unless it was submitted by someone who then was killed.
+    def _submit(self, due: datetime) -> None:
+        """Submit the run of a time.
 
         What Ray refuses stays due: the next look tries again, until GRACE is over.
         """
         name = self.job.submission_id(due)
         try:
-            if name not in jobs:
-                self.job.submit(self.client, due)
+            self.job.submit(self.client, due)
         except RuntimeError as error:
             reason = f"not submitted: {_shorten(str(error))}"
             self._tell(f"{name} was {reason}")
@@ -287,6 +290,14 @@ class Scheduler:
             self._add(due, "submitted", name)
             logs.say(f"submitted {name}")
         self.submitted.append(name)
+
+    def _adopt(self, jobs: dict[str, JobDetails]) -> None:
+        """Record jobs of this schedule whose scheduler was killed before it could."""
+        known = {record.job for record in self.history.records()}
+        for name, job in jobs.items():
+            if self._is_ours(job) and name not in known:
+                due = (job.metadata or {})["due"]
+                self._add(datetime.fromisoformat(due), "submitted", name)
 
     def _settle(self, jobs: dict[str, JobDetails]) -> None:
         """Record the ends of jobs."""
@@ -304,10 +315,16 @@ class Scheduler:
     def _jobs(self) -> dict[str, JobDetails]:
         return {job.submission_id: job for job in self.client.list_jobs() if job.submission_id}
 
+    def _is_ours(self, job: JobDetails) -> bool:
+        return (job.metadata or {}).get("schedule") == self.job.name
+
+    def _has_begun_all(self) -> bool:
+        return self.max_runs is not None and len(self.submitted) >= self.max_runs
+
     def _running(self, jobs: dict[str, JobDetails]) -> str | None:
         """Return the id of the job of this schedule that has not ended, whoever submitted it."""
         for name, job in jobs.items():
-            if (job.metadata or {}).get("schedule") == self.job.name and not job.status.is_terminal():
+            if self._is_ours(job) and not job.status.is_terminal():
                 return name
         return None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from magicdistill.data_pipeline.storage import AnyPath, place
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
@@ -40,7 +41,7 @@ from magicdistill.platform.weights import placement
 GENERATOR = "generator"
 
 
-def fit(run: RunDirectory, data: Path, held_out: Path | None) -> None:
+def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
     """Train the run's recipe on a group of Ray Train workers.
 
     `data` is a latent cache, or a folder of pixel windows where a VAE is trained; `held_out`
@@ -100,8 +101,8 @@ def train_worker(config: dict[str, Any]) -> None:
     with recorded_failure(run, rank):
         Worker(
             run,
-            Path(config["data"]),
-            config["held_out"] and Path(config["held_out"]),
+            place(config["data"]),
+            config["held_out"] and place(config["held_out"]),
             rank=rank,
             world_size=context.get_world_size(),
             device="cpu" if cluster.rehearsal else ray.train.torch.get_device(),
@@ -115,8 +116,8 @@ class Worker:
     def __init__(
         self,
         run: RunDirectory,
-        data: Path,
-        held_out: Path | None,
+        data: AnyPath,
+        held_out: AnyPath | None,
         *,
         rank: int,
         world_size: int,

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.metrics.frechet import frechet_distance
@@ -34,7 +35,13 @@ class Validation:
     """The same clips and noise every time; all ranks call alike, as sharded weights demand."""
 
     def __init__(
-        self, recipe: Recipe, cache: Path, *, rank: int, world_size: int, device: torch.device | str
+        self,
+        recipe: Recipe,
+        cache: AnyPath,
+        *,
+        rank: int,
+        world_size: int,
+        device: torch.device | str,
     ) -> None:
         assert recipe.evaluation is not None
         self.recipe, self.device = recipe, device

@@ -1,6 +1,7 @@
 """A real S3 API over HTTP, with faults on request."""
 
 import os
+import random
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ class QuietHandler(WSGIRequestHandler):
 
 
 class Server:
-    """moto's server; refuses or breaks off as many downloads as it is told to."""
+    """moto's server; refuses, breaks off or holds as many requests as it is told to."""
 
     def __init__(self) -> None:
         self.faulty_part = ""
@@ -30,10 +31,34 @@ class Server:
         self.num_slow_downs = 0
         self.num_broken = 0
         self.num_downloads = 0
+        self.fault_share = 0.0
+        """Of all requests: half of these are refused, half done but never answered."""
+        self.held_part = ""
+        """An upload with this in its address is never done; `holding` tells that it has come."""
+        self.holding, self.released = threading.Event(), threading.Event()
+        self._chance = random.Random(0)
         self._s3 = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
+        address = f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}"
+        if environ["REQUEST_METHOD"] == "PUT" and self.held_part and self.held_part in address:
+            self.holding.set()
+            self.released.wait()
+            raise ConnectionAbortedError
+        if self._chance.random() < self.fault_share:
+            return self._fail(environ, start_response)
+        return self._answer(environ, start_response)
+
+    def _fail(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if self._chance.random() < 0.5:
+            list(self._s3(environ, lambda *_: None))
+            raise ConnectionResetError
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response("503 Slow Down", [("Content-Type", "application/xml")])
+        return [SLOW_DOWN]
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] != "GET" or "list-type" in environ["QUERY_STRING"]:
             return self._s3(environ, start_response)
         self.num_downloads += 1

@@ -20,14 +20,19 @@ def is_remote(location: str) -> bool:
 
 
 def filesystem() -> Any:
-    """Return the object store that the environment's AWS variables describe.
+    """Return the object store that the environment's AWS variables describe."""
+    return fsspec.filesystem(REMOTE, **store_options())
+
+
+def store_options() -> dict[str, Any]:
+    """Return options of s3fs.
 
     Requests that are throttled or broken off are repeated with growing pauses, as often as
     `AWS_MAX_ATTEMPTS` says.
     """
     attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", "8"))
     retries = {"mode": "adaptive", "total_max_attempts": attempts}
-    return fsspec.filesystem(REMOTE, config_kwargs={"retries": retries})
+    return {"config_kwargs": {"retries": retries}}
 
 
 def open_text(location: str) -> TextIOWrapper:

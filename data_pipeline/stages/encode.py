@@ -14,6 +14,7 @@ from magicdistill.data_pipeline.child import Child
 from magicdistill.data_pipeline.clips import Array, ClipRow, clips_from_table
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.sources.fetching import Scratch
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.windows import fetch_windows, windows_of
 from magicdistill.models.networks.vae import VideoVae
 
@@ -26,7 +27,7 @@ class EncodeJob:
     vae_directory: Path
     vae_fingerprint: str
     """Of the VAE that the cache's keys were made for."""
-    cache_root: Path
+    cache_root: AnyPath
 
 
 REPORT_SCHEMA = pa.schema([("clip_id", pa.string()), ("failure", pa.string())])

@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+NULL_PROMPT = ""
+"""What an encoder embeds for guidance and for dropped prompts."""
+
 
 @dataclass(frozen=True)
 class Conditions:

@@ -28,9 +28,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditions import NULL_PROMPT, Conditions
 
-NULL_PROMPT = ""
 SKIPPED_LAYERS = 2
 """The transformer reads the hidden states before the language model's last layers."""
 NUM_CLIP_TOKENS = 77

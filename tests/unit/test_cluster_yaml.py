@@ -120,3 +120,19 @@ def test_the_kubernetes_job_runs_a_recipe_on_that_cluster(
     program, script, flag, recipe, *flags = shlex.split(spec["entrypoint"])
     assert (program, flag) == ("python", "--recipe") and (ROOT / script).is_file()
     assert load_recipe(recipe, flags).runs == "/mnt/shared/runs"
+
+
+def test_the_nightly_job_reaches_that_cluster_with_its_token_and_volume(
+    manifests: dict[str, dict[str, Any]],
+) -> None:
+    nightly = yaml.safe_load((ROOT / "deploy" / "nightly.yaml").read_text())
+    name = manifests["RayCluster"]["metadata"]["name"]
+    pod = nightly["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (volume,) = pod["volumes"]
+    assert nightly["spec"]["concurrencyPolicy"] == "Forbid"
+    assert (ROOT / container["command"][1]).is_file()
+    assert f"--address=http://{name}-head-svc:8265" in container["args"]
+    assert container["env"][1]["valueFrom"]["secretKeyRef"]["name"] == name
+    claim = manifests["PersistentVolumeClaim"]["metadata"]["name"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim

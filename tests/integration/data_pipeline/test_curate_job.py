@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from magicdistill.data_pipeline.cache import LatentCache, read_shard
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.sources.portrait_world import render_clip
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.verification import verify
 from magicdistill.data_pipeline.video import write_mp4
 from magicdistill.platform.run_directory import RunDirectory
@@ -137,8 +138,8 @@ def test_kill_9_loses_nothing_and_nothing_is_scored_twice(points: tuple[str, ...
     assert before.items() <= place.committed().items()
 
 
-def ids(part: Path) -> list[str]:
-    return pq.read_table(part, columns=["clip_id"])["clip_id"].to_pylist()
+def ids(part: AnyPath) -> list[str]:
+    return pq.read_table(str(part), columns=["clip_id"])["clip_id"].to_pylist()
 
 
 def check_tracked(place: Place, version: str) -> None:

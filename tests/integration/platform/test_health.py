@@ -18,6 +18,7 @@ from magicdistill.data_pipeline.cache import (
     write_shard,
 )
 from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.platform.failures import TrainingError
 from magicdistill.platform.gauges import published
 from magicdistill.platform.recipe import Recipe, load_recipe
@@ -26,7 +27,7 @@ from magicdistill.platform.trainer import Worker, fit
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
+def cache(tmp_path: Path) -> AnyPath:
     torch.manual_seed(0)
     rows = [
         LatentRow(RowFacts(str(i), str(i), str(i), "", "", "", 0, False), torch.randn(16, 2, 4, 4))

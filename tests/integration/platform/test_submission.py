@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,14 @@ def head() -> Iterator[Head]:
         stdout=log,
         stderr=log,
     )
-    wait_for(dashboard, timeout_s=60)
-    yield Head(folder, environment, f"http://127.0.0.1:{dashboard}")
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
-    log.close()
-    shutil.rmtree(folder, ignore_errors=True)  # Ray's last processes may still write
+    try:
+        wait_for(dashboard, timeout_s=240)
+        yield Head(folder, environment, f"http://127.0.0.1:{dashboard}")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)  # Ray's last processes may still write
 
 
 @pytest.mark.slow
@@ -142,20 +145,24 @@ class Schedule:
 
     head: Head
     history: Path
+    started: ExitStack
 
     def start(self, *flags: str, job: str, argument: Path) -> subprocess.Popen[str]:
         (self.history.parent / "code").mkdir(exist_ok=True)
         own = ["--address", self.head.dashboard, "--history", str(self.history), *flags]
         own += ["--working-dir", str(self.history.parent / "code")]
-        return subprocess.Popen(
-            [sys.executable, "jobs/schedule.py", *own, "--"]
-            + [sys.executable, "-c", job, str(argument)],
+        entrypoint = [sys.executable, "-c", job, str(argument)]
+        process = subprocess.Popen(
+            [sys.executable, "jobs/schedule.py", *own, "--", *entrypoint],
             cwd=ROOT,
             env=self.head.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.started.enter_context(process)
+        self.started.callback(process.kill)
+        return process
 
     def states(self) -> list[str]:
         return [record.state for record in History(self.history).records()]
@@ -167,11 +174,17 @@ class Schedule:
             time.sleep(0.2)
 
 
+@pytest.fixture
+def schedule(head: Head, tmp_path: Path) -> Iterator[Schedule]:
+    with ExitStack() as started:
+        yield Schedule(head, tmp_path / "history.jsonl", started)
+
+
 @pytest.mark.slow
 def test_two_schedulers_of_one_history_never_run_two_jobs_at_once(
-    head: Head, tmp_path: Path
+    schedule: Schedule, tmp_path: Path
 ) -> None:
-    schedule, log = Schedule(head, tmp_path / "history.jsonl"), tmp_path / "log"
+    log = tmp_path / "log"
     flags = (*EVERY_SECOND, "--max-runs", "1", "--name", "twins")
     twins = [schedule.start(*flags, job=OVERLAP, argument=log) for _ in range(2)]
     outputs = [twin.communicate(timeout=120)[0] for twin in twins]
@@ -185,10 +198,9 @@ def test_two_schedulers_of_one_history_never_run_two_jobs_at_once(
 
 @pytest.mark.slow
 def test_a_schedule_that_was_killed_finds_its_job_again_and_stops_it_when_told(
-    head: Head, tmp_path: Path
+    schedule: Schedule, tmp_path: Path
 ) -> None:
-    schedule, wait = Schedule(head, tmp_path / "history.jsonl"), "import time; time.sleep(300)"
-    name = ("--name", "long")
+    wait, name = "import time; time.sleep(300)", ("--name", "long")
     first = schedule.start("--once", *name, job=wait, argument=tmp_path)
     schedule.wait_for("submitted")
     first.kill()
@@ -206,9 +218,10 @@ def test_a_schedule_that_was_killed_finds_its_job_again_and_stops_it_when_told(
 
 
 @pytest.mark.slow
-def test_a_schedule_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
+def test_a_schedule_without_the_token_is_refused(schedule: Schedule, tmp_path: Path) -> None:
+    head = schedule.head
     environment = head.environment | {"RAY_AUTH_TOKEN": "0" * 64}
-    stranger = Schedule(Head(head.folder, environment, head.dashboard), tmp_path / "history.jsonl")
-    process = stranger.start(*NEW_YEAR, job="print(1)", argument=tmp_path)
+    stranger = Head(head.folder, environment, head.dashboard)
+    process = replace(schedule, head=stranger).start(*NEW_YEAR, job="print(1)", argument=tmp_path)
     assert "token" in process.communicate(timeout=60)[0]
     assert process.returncode == 2

@@ -19,6 +19,7 @@ from magicdistill.data_pipeline.cache import (
     write_shard,
 )
 from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.platform.checkpoints import Checkpoints
 from magicdistill.platform.pieces import PieceReader
 from magicdistill.platform.recipe import Recipe, load_recipe
@@ -72,7 +73,7 @@ def recipe_of(trial: Trial, num_ranks: int) -> Recipe:
     return Recipe.model_validate(values | {"engine": trial.engine})
 
 
-def write_cache(folder: Path) -> Path:
+def write_cache(folder: Path) -> AnyPath:
     torch.manual_seed(0)
     rows = [
         LatentRow(RowFacts(str(i), str(i), str(i), "", "", "", 0, False), torch.randn(16, 2, 4, 4))

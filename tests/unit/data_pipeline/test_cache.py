@@ -17,6 +17,7 @@ from magicdistill.data_pipeline.cache import (
 )
 from magicdistill.data_pipeline.clips import ClipRow
 from magicdistill.data_pipeline.config import Bucket, Encoding, NullText
+from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.windows import Window
 
 TEXT = NullText(num_tokens=4, token_dim=8, pooled_dim=6)
@@ -40,7 +41,7 @@ def rows(tmp_path: Path) -> list[LatentRow]:
     return rows
 
 
-def publish_all(root: Path) -> Path:
+def publish_all(root: Path) -> AnyPath:
     entries = sorted(committed_rows(root).values(), key=lambda entry: str(entry["key"]))
     return publish(root, entries, TEXT)
 

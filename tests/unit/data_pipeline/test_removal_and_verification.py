@@ -125,7 +125,7 @@ def flip_latents(root: Path) -> None:
     )
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 255
-    path.write_bytes(data)
+    path.write_bytes(bytes(data))
 
 
 def cut_ledger(root: Path) -> None:
@@ -138,7 +138,7 @@ def flip_ledger(root: Path) -> None:
     data = bytearray(path.read_bytes())
     place = data.index(b"file:///")
     data[place] ^= 1
-    path.write_bytes(data)
+    path.write_bytes(bytes(data))
 
 
 def lose_shard(root: Path) -> None:

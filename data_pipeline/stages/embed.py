@@ -1,0 +1,85 @@
+"""Embed the captions of clips into text shards of the cache."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from magicdistill.data_pipeline.cache import TextRow, write_texts
+from magicdistill.data_pipeline.clips import ClipRow, digest
+from magicdistill.data_pipeline.config import Prompts
+from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.models.networks.conditions import NULL_PROMPT
+
+HASHED_BYTES = 1 << 20
+"""Read at both ends of a file of weights: a fingerprint in seconds for tens of gigabytes."""
+PROMPT_SCHEMA = pa.schema([("key", pa.string()), ("prompt", pa.string())])
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """What an embedding process has to know."""
+
+    config: Prompts
+    fingerprint: str
+    """Of the encoders that the keys were made for."""
+    cache_root: AnyPath
+
+
+def encoder_fingerprint(directory: Path | str) -> str:
+    """Name the encoders in a folder by the sizes of all files and the content of their ends."""
+    root, found = Path(directory), hashlib.sha256()
+    for path in sorted(root.glob("*/*")):
+        size = path.stat().st_size
+        found.update(f"{path.relative_to(root).as_posix()} {size}".encode())
+        with path.open("rb") as file:
+            found.update(file.read(HASHED_BYTES))
+            file.seek(max(HASHED_BYTES, size - HASHED_BYTES))
+            found.update(file.read())
+    return found.hexdigest()[:16]
+
+
+def text_key(prompt: str, config: Prompts, fingerprint: str) -> str:
+    """Return the key of a prompt's embedding, which depends on everything that shapes it."""
+    return digest(prompt, config.num_tokens, config.stored_dtype, fingerprint)
+
+
+def prompts_of(clips: Iterable[ClipRow], config: Prompts, fingerprint: str) -> dict[str, str]:
+    """Return the prompts of clips and the null prompt by key."""
+    prompts = {clip.caption for clip in clips} | {NULL_PROMPT}
+    return {text_key(prompt, config, fingerprint): prompt for prompt in sorted(prompts)}
+
+
+class Embed:
+    """Writes one shard for each table of prompts and returns their keys."""
+
+    def __init__(self, job: EmbedJob) -> None:
+        from magicdistill.models.networks.encoders import PromptEncoder  # imports language models
+
+        config = self._config = job.config
+        self._root = job.cache_root
+        if encoder_fingerprint(config.encoder) != job.fingerprint:
+            raise RuntimeError(f"the text encoders in {config.encoder} changed meanwhile")
+        dtype = getattr(torch, config.compute_dtype)
+        encoder = PromptEncoder.load(config.encoder, dtype, num_text_tokens=config.num_tokens)
+        self._encoder = encoder.to("cuda" if config.num_gpus_per_actor else "cpu")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Embed the prompts of a table of PROMPT_SCHEMA."""
+        rows = table.to_pylist()
+        texts: dict[str, TextRow] = {}
+        for first in range(0, len(rows), self._config.batch_size):
+            batch = rows[first : first + self._config.batch_size]
+            embedded = self._embed([row["prompt"] for row in batch])
+            texts |= zip((row["key"] for row in batch), embedded, strict=True)
+        write_texts(self._root, texts)
+        return table.select(["key"])
+
+    def _embed(self, prompts: list[str]) -> list[TextRow]:
+        found = self._encoder(prompts)
+        dtype = getattr(torch, self._config.stored_dtype)
+        tokens, pooled = (part.to("cpu", dtype) for part in (found.text, found.pooled))
+        return [TextRow(*row) for row in zip(tokens, found.text_mask.cpu(), pooled, strict=True)]

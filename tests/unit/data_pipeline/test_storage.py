@@ -1,0 +1,129 @@
+"""Ledger and latent cache in a bucket: through faults and kills, nothing half-visible or lost."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import boto3
+import pytest
+import torch
+
+from magicdistill.data_pipeline.cache import (
+    CacheError,
+    LatentCache,
+    LatentRow,
+    RowFacts,
+    committed_rows,
+    publish,
+    write_shard,
+)
+from magicdistill.data_pipeline.clips import Video, failed
+from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.ledger import Ledger
+from magicdistill.data_pipeline.storage import AnyPath, place
+
+if TYPE_CHECKING:
+    from tests.s3_server import Server
+
+TEXT = NullText(num_tokens=4, token_dim=8, pooled_dim=6)
+LARGE = (10, 1, 1024, 1024)
+"""40 MiB, which go to the bucket in parts."""
+WRITE_SHARD = """
+import sys, torch
+from magicdistill.data_pipeline.cache import LatentRow, RowFacts, write_shard
+from magicdistill.data_pipeline.storage import place
+facts = RowFacts("large", "c", "s", "l", "portrait", "17x64x64@24", 0, False)
+write_shard(place(sys.argv[1]), [LatentRow(facts, torch.zeros(10, 1, 1024, 1024))])
+"""
+
+
+@pytest.fixture
+def root(s3: "Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AnyPath]:
+    """Return a new prefix of the bucket; local copies lie below the test's folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    yield place(f"s3://bucket/{uuid4().hex}")
+    s3.fault_share, s3.held_part = 0.0, ""
+
+
+def make_row(name: str, shape: tuple[int, ...] = (16, 5, 8, 8)) -> LatentRow:
+    facts = RowFacts(name, f"c{name}", "s", "l", "portrait", "17x64x64@24", 0, False)
+    generator = torch.Generator().manual_seed(len(name))
+    return LatentRow(facts, torch.randn(shape, generator=generator))
+
+
+def publish_all(root: AnyPath) -> AnyPath:
+    return publish(root, list(committed_rows(root).values()), TEXT)
+
+
+def test_a_bucket_that_throttles_and_hangs_up_loses_nothing(s3: "Server", root: AnyPath):
+    s3.fault_share = 0.15
+    rows = [make_row(f"k{index}") for index in range(3)]
+    for row in rows:
+        write_shard(root, [row])
+    cache = LatentCache(str(publish_all(root)))
+    read = {row.facts: row for row in map(cache.read, range(len(cache)))}
+    assert len(read) == 3
+    for row in rows:
+        assert torch.equal(read[row.facts].latents, row.latents)
+
+
+def test_the_ledger_of_a_bucket_is_that_of_a_folder(s3: "Server", root: AnyPath, tmp_path: Path):
+    video = Video("v", "source", "uri", "path", "fingerprint", "license", "portrait", False)
+    clips = [failed(video, "measures", "no frames")]
+    for ledger in (Ledger(root / "ledger"), Ledger(tmp_path / "ledger")):
+        assert ledger.scored([video], "measures") == {}
+        ledger.append(clips)
+        ledger.append(clips)
+        assert ledger.scored([video], "measures") == {"v": clips}
+
+
+def test_a_shard_is_copied_once_and_again_when_it_was_replaced(s3: "Server", root: AnyPath):
+    write_shard(root, [make_row("a")])
+    version = publish_all(root)
+    LatentCache(version).read(0)
+    num_downloads = s3.num_downloads
+    LatentCache(version).read(0)
+    assert s3.num_downloads == num_downloads
+    (shard,) = (path for path in (root / "shards").iterdir() if ".index" not in path.name)
+    shard.write_bytes(b"something else")
+    with pytest.raises(Exception, match="Parquet"):
+        LatentCache(version).read(0)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("moment", ["partNumber=2", ".index.parquet"])
+def test_a_writer_killed_while_it_uploads_leaves_nothing_that_counts(
+    moment: str, s3: "Server", root: AnyPath
+):
+    s3.held_part = moment
+    s3.holding.clear()
+    s3.released.clear()
+    writer = subprocess.Popen([sys.executable, "-c", WRITE_SHARD, str(root)], cwd=Path.cwd())
+    try:
+        assert s3.holding.wait(280)
+    finally:
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        s3.held_part = ""
+        s3.released.set()
+    found = boto3.client("s3").list_objects_v2(
+        Bucket="bucket", Prefix=str(root).partition("bucket/")[2]
+    )
+    assert found["KeyCount"] == (0 if moment == "partNumber=2" else 1)
+    assert committed_rows(root) == {}
+    row = make_row("large", LARGE)
+    write_shard(root, [row])
+    assert torch.equal(LatentCache(publish_all(root)).read(0).latents, row.latents)
+
+
+def test_a_version_without_its_commit_is_refused(s3: "Server", root: AnyPath):
+    write_shard(root, [make_row("a")])
+    version = publish_all(root)
+    (version / "COMMIT").unlink()
+    with pytest.raises(CacheError, match="no committed version"):
+        LatentCache(version)
