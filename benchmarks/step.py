@@ -261,7 +261,7 @@ def join(rank: int, world_size: int, meeting: Path) -> None:
 
 
 def platform_cycle(
-    folder: Path, recipe: Recipe, cache: Path, rank: int = 0, world_size: int = 1
+    folder: Path, recipe: Recipe, cache: AnyPath, rank: int = 0, world_size: int = 1
 ) -> Callable[[], object]:
     """Return a call that runs the platform's next cycle, its metrics recorded."""
     run = RunDirectory.create(folder, recipe, f"rank-{rank}")
@@ -276,7 +276,7 @@ def platform_cycle(
     return cycle
 
 
-def bare_cycle(recipe: Recipe, cache: Path) -> Callable[[], object]:
+def bare_cycle(recipe: Recipe, cache: AnyPath) -> Callable[[], object]:
     """Return a call that runs a cycle of the bare loop, on a batch that is already in memory."""
     loop = bare_loop(recipe)
     batch = open_batches(recipe, cache, rank=0, world_size=1, device="cpu")(0, 0)
@@ -297,7 +297,7 @@ def bare_loop(recipe: Recipe) -> BareLoop:
     return BareLoop(recipe.method, generator, critic, rates, ema_decay=decay)
 
 
-def score_forwards(recipe: Recipe, cache: Path) -> dict[str, Callable[[], object]]:
+def score_forwards(recipe: Recipe, cache: AnyPath) -> dict[str, Callable[[], object]]:
     """Return calls for both scores of a batch: at once, and one after the other."""
     critic: nn.Module = build_method(recipe.method, recipe.model).modules["critic"]
     batch = open_batches(recipe, cache, rank=0, world_size=1, device="cpu")(0, 0)
@@ -319,7 +319,7 @@ def score_forwards(recipe: Recipe, cache: Path) -> dict[str, Callable[[], object
     return {"doubled": doubled, "two": two}
 
 
-def on_workers(folder: Path, recipe: Recipe, cache: Path, repeats: int) -> dict[int, Seconds]:
+def on_workers(folder: Path, recipe: Recipe, cache: AnyPath, repeats: int) -> dict[int, Seconds]:
     """Time cycles on one worker process and on two, group after group.
 
     Returns for each size the seconds of rank 0, which waits for the others.
@@ -338,7 +338,7 @@ def on_workers(folder: Path, recipe: Recipe, cache: Path, repeats: int) -> dict[
 
 
 def run_rank(
-    rank: int, size: int, folder: Path, recipe: Recipe, cache: Path, repeats: int, results: Any
+    rank: int, size: int, folder: Path, recipe: Recipe, cache: AnyPath, repeats: int, results: Any
 ) -> None:
     """Time a worker's cycles; the first one warms up."""
     torch.set_num_threads(1)
