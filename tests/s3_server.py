@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import boto3
+import s3fs
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -89,6 +90,7 @@ def serve_s3() -> Iterator[Server]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     with patch.dict(os.environ, variables):
+        s3fs.S3FileSystem.clear_instance_cache()  # its instances keep the last server's address
         try:
             boto3.client("s3").create_bucket(Bucket="bucket")
             yield application

@@ -7,40 +7,22 @@ from typing import Any
 import boto3
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from torch import nn
 
 from magicdistill.platform.checkpoints import COMMITTED, Checkpoints, DamagedError
 from magicdistill.platform.config import OptimizerConfig, TorchEngineConfig
 from magicdistill.platform.engine import Ema, TorchEngine
 
-BUCKET, RUN = "checkpoints", "a-run"
+BUCKET, RUN = "bucket", "a-run"
 STATE = "net/rank-00000.safetensors"
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(endpoint, monkeypatch) -> Iterator[Any]:
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
+def bucket(s3) -> Iterator[Any]:
     service: Any = boto3.resource("s3")
-    bucket = service.create_bucket(Bucket=BUCKET)
+    bucket = service.Bucket(BUCKET)
     yield bucket
     bucket.objects.delete()
-    bucket.delete()
 
 
 def build() -> tuple[TorchEngine, Ema]:
