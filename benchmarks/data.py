@@ -234,12 +234,12 @@ def against_data_juicer(folder: Path, count: int, environment: Path | None) -> l
 def score_and_decide(folder: Path) -> Row:
     """Start Ray, score and decide, as a process of its own would."""
     config = DataConfig.model_validate_json((folder / "part.json").read_text())
-    with tempfile.TemporaryDirectory() as root:
-        with ray_cluster(ClusterConfig(dashboard=False, logical_cpus=8)):
-            curator = Curator([config], Path(root), quiet)
-            curator.ingest()
-            curator.score()
-            curator.decide()
+    cluster = ClusterConfig(dashboard=False, logical_cpus=8)
+    with tempfile.TemporaryDirectory() as root, ray_cluster(cluster):
+        curator = Curator([config], Path(root), quiet)
+        curator.ingest()
+        curator.score()
+        curator.decide()
     return {}
 
 
