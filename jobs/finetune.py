@@ -7,7 +7,7 @@ def main() -> None:
     """Parse the command line and run the job."""
     args = parse_job("finetune", default_recipe="portrait-tiny-teacher", description=__doc__ or "")
 
-    from magicdistill.platform.experiment import run_job
+    from magicdistill.platform.job import run_job
 
     run_job(args.recipe, args.resume)
 

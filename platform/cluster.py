@@ -20,7 +20,7 @@ from magicdistill.platform.config import ClusterConfig
 from magicdistill.platform.run_directory import is_submitted
 
 IMPORT_ROOT = Path(magicdistill.__file__).parents[1]
-GRACE_S = 10
+GRACE_S = 3
 """How long Ray's processes may take to stop by themselves."""
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 """On a processor glibc hands freed tensors back to the kernel and faults them in at each step."""

@@ -19,14 +19,8 @@ from magicdistill.platform.comparison_recipe import (
 )
 from magicdistill.platform.comparison_report import Tuned, write_report
 from magicdistill.platform.evaluation import Judges, own_variant
-from magicdistill.platform.experiment import (
-    announced_cluster,
-    followed,
-    prepare_latents,
-    report,
-    resume_hint,
-    train,
-)
+from magicdistill.platform.experiment import prepare_latents, report, train
+from magicdistill.platform.job import announced_cluster, followed, resume_hint
 from magicdistill.platform.recipe import Recipe, flatten
 from magicdistill.platform.run_directory import RunDirectory, resolve_root, write_text
 from magicdistill.platform.tracking import Tracker

@@ -15,14 +15,8 @@ from magicdistill.data_pipeline.report import write_report
 from magicdistill.data_pipeline.storage import AnyPath, local_folder
 from magicdistill.models.networks.weights import find_weights
 from magicdistill.platform import logs
-from magicdistill.platform.experiment import (
-    announced_cluster,
-    data_configs,
-    data_root,
-    lineage,
-    resume_hint,
-    tell,
-)
+from magicdistill.platform.experiment import data_configs, data_root, lineage, tell
+from magicdistill.platform.job import announced_cluster, resume_hint
 from magicdistill.platform.overrides import RecipeError
 from magicdistill.platform.recipe import Recipe, flatten
 from magicdistill.platform.run_directory import RunDirectory, resolve_root

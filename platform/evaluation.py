@@ -165,16 +165,16 @@ class Judges:
     ) -> dict[str, list[Part]]:
         chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
         tasks = [(way, cache, rows, seed) for way in ways for rows in chunks]
-        self._actors = self._actors or self._start()
+        self._actors = self._actors or self._start(min(self.cluster.num_workers, len(chunks)))
         pool = ActorPool(self._actors)
         results: list[Any] = list(pool.map(lambda worker, task: worker.run.remote(*task), tasks))
         done = list(zip(tasks, results, strict=True))
         return {way.name: [part for task, part in done if task[0] is way] for way in ways}
 
-    def _start(self) -> list[Any]:
+    def _start(self, count: int) -> list[Any]:
         actor = Evaluator.options(num_gpus=self.cluster.gpus_per_worker)
         arguments = (self.model.model_dump_json(), self.cluster.threads_per_worker)
-        return [actor.remote(*arguments) for _ in range(self.cluster.num_workers)]
+        return [actor.remote(*arguments) for _ in range(count)]
 
 
 def evaluate(

@@ -1,7 +1,6 @@
-"""A job from end to end: data, training, evaluation, tracking."""
+"""The steps of a job: data, training, evaluation."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from magicdistill.models.networks.weights import find_weights, save_transformer
 from magicdistill.models.objectives.build import teacher
 from magicdistill.models.objectives.config import EulerMethod, VaeMethod
 from magicdistill.platform import logs
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
 from magicdistill.platform.evaluation import (
     MEASURES,
     Judges,
@@ -31,7 +28,6 @@ from magicdistill.platform.evaluation import (
     format_table,
     variants,
 )
-from magicdistill.platform.gauges import published
 from magicdistill.platform.logs import ExplainedError
 from magicdistill.platform.recipe import Recipe, flatten
 from magicdistill.platform.run_directory import RunDirectory
@@ -41,26 +37,15 @@ from magicdistill.platform.trainer import fit
 CODE_CLIPS = 400
 
 
-def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
-    """Run a recipe, or continue a run of it; every step that is already done is skipped."""
-    run = resume or RunDirectory.create(recipe.runs, recipe)
-    run.store(recipe)
-    run.stop_path.unlink(missing_ok=True)
-    logs.say(f"run {run.path}")
-    with (
-        resume_hint(f"--resume {run.path}"),
-        Tracker.start(recipe.tracking, run) as tracker,
-        announced_cluster(recipe.cluster),
-        followed(run, tracker),
-    ):
-        prepare = prepare_pixels if isinstance(recipe.method, VaeMethod) else prepare_latents
-        data, held_out = prepare(recipe, run)
-        tracker.params(flatten(run.data(), "lineage"))
-        train(run, tracker, data, held_out)
-        if held_out is not None:
-            ways = variants(recipe, run.path / "model")
-            report(run, tracker, held_out, ways, Judges(recipe))
-    return run
+def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker) -> None:
+    """Prepare the data, train and evaluate; every step that is already done is skipped."""
+    prepare = prepare_pixels if isinstance(recipe.method, VaeMethod) else prepare_latents
+    data, held_out = prepare(recipe, run)
+    tracker.params(flatten(run.data(), "lineage"))
+    train(run, tracker, data, held_out)
+    if held_out is not None:
+        ways = variants(recipe, run.path / "model")
+        report(run, tracker, held_out, ways, Judges(recipe))
 
 
 def train(run: RunDirectory, tracker: Tracker, data: AnyPath, held_out: AnyPath | None) -> None:
@@ -73,33 +58,6 @@ def train(run: RunDirectory, tracker: Tracker, data: AnyPath, held_out: AnyPath 
         fit(run, data, held_out)
     tracker.artifact(run.path / "model", "model")
     logs.say(f"model  {run.path / 'model'}")
-
-
-@contextmanager
-def resume_hint(way: str) -> Iterator[None]:
-    """Say how to continue where the body is stopped."""
-    try:
-        yield
-    except BaseException:
-        logs.say(f"stopped; continue with {way}")
-        raise
-
-
-@contextmanager
-def announced_cluster(config: ClusterConfig) -> Iterator[None]:
-    """Say what the Ray cluster is, and keep it while the body runs."""
-    logs.say("starting Ray")
-    with ray_cluster(config) as shape:
-        pages = f", dashboard http://{shape.dashboard_url}" if shape.dashboard_url else ""
-        logs.say(f"Ray has {shape.num_nodes} node(s), {shape.num_cpus:g} logical CPUs{pages}")
-        yield
-
-
-@contextmanager
-def followed(run: RunDirectory, tracker: Tracker) -> Iterator[None]:
-    """Say the run's progress lines, track and publish its metrics while the body runs."""
-    with logs.follow(run.progress_path), tracker.mirror(), published(run):
-        yield
 
 
 def data_root(recipe: Recipe, runs: Path) -> AnyPath:
