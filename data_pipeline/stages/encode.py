@@ -36,8 +36,8 @@ REPORT_SCHEMA = pa.schema([("clip_id", pa.string()), ("failure", pa.string())])
 class Encode:
     """Writes one shard for each table of clips and reports on every clip.
 
-    The VAE's posterior mean is stored. A clip that can no longer be decoded is reported and left
-    out of the shard.
+    The VAE's posterior mean is stored. A clip that can no longer be decoded, or whose latents are
+    not finite, is reported and left out of the shard.
     """
 
     def __init__(self, job: EncodeJob) -> None:
@@ -66,6 +66,12 @@ class Encode:
         if pending:
             rows.extend(self._encode(pending))
         self._scratch.clear()
+        bad = {row.facts.clip_id for row in rows if not torch.isfinite(row.latents).all()}
+        rows = [row for row in rows if row.facts.clip_id not in bad]
+        reports = [
+            report | {"failure": "not finite"} if report["clip_id"] in bad else report
+            for report in reports
+        ]
         if rows:
             write_shard(self._root, rows)
         return pa.Table.from_pylist(reports, schema=REPORT_SCHEMA)
