@@ -1,3 +1,4 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from magicdistill.data_pipeline.cache import (
     LatentCache,
     LatentRow,
     RowFacts,
+    TextRow,
     committed_rows,
     publish,
     row_facts,
     write_shard,
+    write_texts,
 )
 from magicdistill.data_pipeline.clips import ClipRow
 from magicdistill.data_pipeline.config import Bucket, Encoding, NullText
@@ -153,3 +156,21 @@ def test_more_shards_than_may_stay_open_can_be_read(
     cache = LatentCache(publish_all(tmp_path))
     for position in (*range(8), *range(8)):
         assert torch.equal(cache.read(position).latents, rows[position].latents)
+
+
+def test_a_version_from_before_there_were_prompts_is_read(tmp_path: Path, rows: list[LatentRow]):
+    version = publish_all(tmp_path)
+    (version / COMMIT).write_text(json.dumps({"num_rows": len(rows)}))
+    cache = LatentCache(version)
+    assert cache.null_key == "null" and not cache.text().tokens.any()
+
+
+def test_the_shape_of_the_zero_prompt_names_a_version_only_where_it_is_used(
+    tmp_path: Path, rows: list[LatentRow]
+):
+    mask = torch.ones(2, dtype=torch.bool)
+    write_texts(tmp_path, {"empty": TextRow(torch.ones(2, 3), mask, torch.ones(4))})
+    entries = list(committed_rows(tmp_path).values())
+    other = TEXT.model_copy(update={"num_tokens": 9})
+    assert publish(tmp_path, entries, TEXT) != publish(tmp_path, entries, other)
+    assert publish(tmp_path, entries, TEXT, "empty") == publish(tmp_path, entries, other, "empty")
