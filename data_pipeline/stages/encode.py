@@ -66,14 +66,9 @@ class Encode:
         if pending:
             rows.extend(self._encode(pending))
         self._scratch.clear()
-        bad = {row.facts.clip_id for row in rows if not torch.isfinite(row.latents).all()}
-        rows = [row for row in rows if row.facts.clip_id not in bad]
-        reports = [
-            report | {"failure": "not finite"} if report["clip_id"] in bad else report
-            for report in reports
-        ]
-        if rows:
-            write_shard(self._root, rows)
+        kept = finite_clips(rows, reports)
+        if kept:
+            write_shard(self._root, kept)
         return pa.Table.from_pylist(reports, schema=REPORT_SCHEMA)
 
     def _windows(
@@ -102,3 +97,12 @@ class Encode:
         latents = self._vae.encode(rearrange(scaled, "n f h w c -> n c f h w"))
         stored = latents.to("cpu", self._stored_dtype)
         return [LatentRow(facts, row) for (facts, _), row in zip(batch, stored, strict=True)]
+
+
+def finite_clips(rows: Sequence[LatentRow], reports: Sequence[dict[str, str]]) -> list[LatentRow]:
+    """Return the rows of clips whose latents are all finite; report the other clips as failed."""
+    bad = {row.facts.clip_id for row in rows if not torch.isfinite(row.latents).all()}
+    for report in reports:
+        if report["clip_id"] in bad:
+            report["failure"] = "latents: not finite"
+    return [row for row in rows if row.facts.clip_id not in bad]

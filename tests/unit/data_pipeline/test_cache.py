@@ -20,6 +20,7 @@ from magicdistill.data_pipeline.cache import (
 )
 from magicdistill.data_pipeline.clips import ClipRow
 from magicdistill.data_pipeline.config import Bucket, Encoding, NullText
+from magicdistill.data_pipeline.stages.encode import finite_clips
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.windows import Window
 
@@ -137,6 +138,14 @@ def test_latents_that_are_not_finite_are_not_written(tmp_path: Path):
     with pytest.raises(CacheError, match="not finite"):
         write_shard(tmp_path, [row])
     assert not list(tmp_path.glob("shards/*"))
+
+
+def test_a_clip_whose_latents_are_not_finite_fails_alone(tmp_path: Path):
+    rows = make_rows(0, 3)
+    rows[1].latents[0, 0, 0, 0] = torch.inf
+    reports = [{"clip_id": row.facts.clip_id, "failure": ""} for row in rows]
+    assert finite_clips(rows, reports) == [rows[0], rows[2]]
+    assert [report["failure"] for report in reports] == ["", "latents: not finite", ""]
 
 
 def test_a_row_that_does_not_exist_is_an_index_error(tmp_path: Path, rows: list[LatentRow]):
