@@ -91,6 +91,7 @@ def bucket(s3: "Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     """The film and another one in a bucket; requests are not repeated."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
     root = place(f"s3://bucket/{uuid4().hex}")
     clips = [make_clip("a", FILM), make_clip("b", OTHER)]
     Ledger(root / "ledger").append(clips)
@@ -236,8 +237,9 @@ def test_a_version_that_is_published_meanwhile_is_not_damage(root: Path):
     assert not list(verify(root, publish_more))
 
 
-def test_a_bucket_that_fails_is_not_damage(s3: "Server", bucket: AnyPath):
-    s3.faulty_part = ".parquet"
+@pytest.mark.parametrize("part", ["scores", "shards", "versions"])
+def test_a_bucket_that_fails_is_not_damage(part: str, s3: "Server", bucket: AnyPath):
+    s3.faulty_part = part
     s3.num_slow_downs = 1000
     with pytest.raises(OSError):
         list(verify(bucket, silent))
