@@ -93,8 +93,8 @@ def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
     """
     if isinstance(folder, Path):
         return sorted(path for path in folder.glob(pattern) if path.is_file())
-    found: list[str] = folder.fs.find(folder.path)
-    names = (path.removeprefix(folder.path).lstrip("/") for path in found)
+    paths: Any = folder.fs.find(folder.path)
+    names = (path.removeprefix(folder.path).lstrip("/") for path in paths)
     depth = pattern.count("/")
     return [
         folder / name
@@ -108,7 +108,7 @@ def read_tables(folder: AnyPath, pattern: str, schema: pa.Schema) -> pa.Table:
     parts = list_files(folder, pattern)
     if isinstance(folder, Path):
         return pyarrow.dataset.dataset(parts, schema=schema, format="parquet").to_table()
-    paths = [part.path for part in parts]
+    paths = [str(part.path) for part in parts if isinstance(part, UPath)]
     found: Any = folder.fs.cat(paths, batch_size=MAX_REQUESTS) if paths else {}
     tables = [pq.read_table(pa.BufferReader(found[path]), schema=schema) for path in paths]
     return pa.concat_tables([schema.empty_table(), *tables])

@@ -27,7 +27,7 @@ from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.policy import Decision
 from magicdistill.data_pipeline.removal import take_down
-from magicdistill.data_pipeline.storage import AnyPath, list_files, local_folder, place
+from magicdistill.data_pipeline.storage import AnyPath, list_files, local_folder, place, remove
 from magicdistill.data_pipeline.takedowns import Takedowns
 from magicdistill.data_pipeline.verification import drop, verify
 
@@ -189,7 +189,7 @@ def test_a_takedown_clears_what_an_interrupted_one_left(root: Path):
         assert not list(verify(root, silent))
 
 
-def with_prompts(root: Path) -> Path:
+def with_prompts(root: Path) -> AnyPath:
     """Publish rows of both films with prompts of their own, and one in common."""
     texts = {
         name: TextRow(torch.full((2, 3), at + 1.0), torch.ones(2, dtype=torch.bool), torch.ones(4))
@@ -199,7 +199,7 @@ def with_prompts(root: Path) -> Path:
     write_texts(cache, {key: text for key, text in texts.items() if key != "null"})
     present = committed_rows(cache)
     rows = [("ka", "film's"), ("kb", "other's"), ("kc", "common"), ("kd", "common")]
-    return Path(publish(cache, [present[key] | {"text_key": text} for key, text in rows], TEXT))
+    return publish(cache, [present[key] | {"text_key": text} for key, text in rows], TEXT)
 
 
 def test_a_prompt_that_nothing_else_has_goes_with_its_film(root: Path):
@@ -258,7 +258,7 @@ def test_a_disk_without_room_for_copies_is_not_damage(
 
 def test_an_object_that_is_gone_is_damage(bucket: AnyPath):
     (data,) = (p for p in list_files(bucket / "latents" / "shards", "*") if ".index" not in p.name)
-    data.fs.rm_file(data.path)
+    remove(data)
     assert [damage.path.name for damage in verify(bucket, silent)] == [
         f"{data.stem}.index.parquet",
         "COMMIT",
@@ -269,7 +269,11 @@ def test_a_takedown_in_a_bucket_leaves_no_object_and_no_copy_of_the_film(bucket:
     (version,) = list_files(bucket / "latents" / "versions", "*/COMMIT")
     LatentCache(version.parent).read(0)
     removed = take_down(bucket, FILM)
-    objects = [bucket.fs.cat_file(name) for name in bucket.fs.find(bucket.path)]
+    objects = [
+        path.read_bytes()
+        for pattern in ("ledger/*/*", "latents/*/*", "latents/*/*/*")
+        for path in list_files(bucket, pattern)
+    ]
     assert len(objects) > 5
     found = [data for data in objects if FILM.encode() in data]
     assert len(found) == 1 and b"content_hashes" in found[0]
