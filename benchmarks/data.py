@@ -269,7 +269,7 @@ def against_one_row_group(folder: Path) -> Row:
     )
     peer = folder / "one-row-group.parquet"
     pq.write_table(table, peer, row_group_size=NUM_LATENTS)
-    order = np.random.default_rng(0).integers(NUM_LATENTS, size=NUM_READS)
+    order = np.random.default_rng(0).integers(NUM_LATENTS, size=NUM_READS).tolist()
     position = {row.facts.key: i for i, row in enumerate(rows)}
     for i in order[:4]:
         ours = cache.read(int(i))

@@ -28,6 +28,7 @@ from magicdistill.data_pipeline.storage import (
     AnyPath,
     local_copy,
     place,
+    read_table,
     read_tables,
     write_parquet,
     write_text,
@@ -38,6 +39,8 @@ NULL_TEXT = "null"
 COMMIT = "COMMIT"
 SHARD_INDEX = ".index.parquet"
 """Ends the name of the file that commits a shard."""
+TEXT_INDEX = "text_index.parquet"
+"""Lists a version's prompts."""
 MAX_OPEN_SHARDS = 64
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -95,7 +98,7 @@ _BLOB_FIELDS = [
 _SHARD_SCHEMA = pa.schema([*_FACTS_SCHEMA, *_BLOB_FIELDS])
 INDEX_SCHEMA = pa.schema([*_FACTS_SCHEMA, ("shard", pa.string()), ("row_group", pa.int64())])
 _TEXT_SCHEMA = pa.schema([("key", pa.string()), ("part", pa.string()), *_BLOB_FIELDS])
-_TEXT_INDEX_SCHEMA = pa.schema(
+TEXT_INDEX_SCHEMA = pa.schema(
     [("key", pa.string()), ("shard", pa.string()), ("row_group", pa.int64())]
 )
 _TEXT_PARTS = 3
@@ -167,9 +170,19 @@ def rewrite_shard(root: AnyPath, name: str, without: Collection[str]) -> None:
             _commit_shard(root, [facts[i] for i in kept], file.read_row_groups(kept))
 
 
+def read_index(root: AnyPath) -> pa.Table:
+    """Return the index entries of every committed shard; shards may have a key in common."""
+    return read_tables(root / "shards", f"*{SHARD_INDEX}", INDEX_SCHEMA)
+
+
+def read_index_of_texts(root: AnyPath) -> pa.Table:
+    """Return the index entries of every committed shard of texts."""
+    return read_tables(root / "texts", f"*{SHARD_INDEX}", TEXT_INDEX_SCHEMA)
+
+
 def committed_rows(root: AnyPath, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
-    """Return the index entries of every committed shard by key, but for some shards."""
-    entries = read_tables(root / "shards", f"*{SHARD_INDEX}", INDEX_SCHEMA).to_pylist()
+    """Return one index entry of every committed shard's rows by key, but for some shards."""
+    entries = read_index(root).to_pylist()
     return {entry["key"]: entry for entry in entries if entry["shard"] not in without}
 
 
@@ -183,21 +196,32 @@ def write_texts(root: AnyPath, texts: Mapping[str, TextRow]) -> str:
     for key, text in texts.items():
         if not text.mask.any() or not text.tokens[text.mask].isfinite().all():
             raise CacheError(f"text {key!r} has no valid token or one that is not finite")
-    name = digest(*texts)
     records = [record for key, text in texts.items() for record in _text_records(key, text)]
-    table = pa.Table.from_pylist(records, schema=_TEXT_SCHEMA)
-    folder = root / "texts"
+    return _commit_texts(root, list(texts), pa.Table.from_pylist(records, schema=_TEXT_SCHEMA))
+
+
+def _commit_texts(root: AnyPath, keys: Sequence[str], table: pa.Table) -> str:
+    name, folder = digest(*keys), root / "texts"
     write_parquet(table, folder / f"{name}.parquet", row_group_size=_TEXT_PARTS, **_BLOB_OPTIONS)
-    index = [{"key": key, "shard": name, "row_group": at} for at, key in enumerate(texts)]
-    index_table = pa.Table.from_pylist(index, schema=_TEXT_INDEX_SCHEMA)
+    index = [{"key": key, "shard": name, "row_group": at} for at, key in enumerate(keys)]
+    index_table = pa.Table.from_pylist(index, schema=TEXT_INDEX_SCHEMA)
     write_parquet(index_table, folder / f"{name}{SHARD_INDEX}")
     return name
 
 
-def committed_texts(root: AnyPath) -> dict[str, dict[str, object]]:
-    """Return where every committed embedding of a prompt lies, by key."""
-    entries = read_tables(root / "texts", f"*{SHARD_INDEX}", _TEXT_INDEX_SCHEMA).to_pylist()
-    return {entry["key"]: entry for entry in entries}
+def rewrite_texts(root: AnyPath, name: str, without: Collection[str]) -> None:
+    """Do for a shard of texts as `rewrite_shard` does for one of latents."""
+    with pq.ParquetFile(local_copy(root / "texts" / f"{name}.parquet")) as file:
+        keys = file.read(columns=["key"])["key"].to_pylist()[::_TEXT_PARTS]
+        kept = [position for position, key in enumerate(keys) if key not in without]
+        if kept:
+            _commit_texts(root, [keys[i] for i in kept], file.read_row_groups(kept))
+
+
+def committed_texts(root: AnyPath, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
+    """Return where every committed embedding of a prompt lies, by key, but for some shards."""
+    entries = read_index_of_texts(root).to_pylist()
+    return {entry["key"]: entry for entry in entries if entry["shard"] not in without}
 
 
 def publish(
@@ -212,7 +236,8 @@ def publish(
         null_key: of the committed text that is the null prompt; by default it is zero.
     """
     facts = [{name: entry[name] for name in _FACTS_SCHEMA.names} for entry in entries]
-    version = digest(text.model_dump_json(), null_key, json.dumps(facts, sort_keys=True))
+    null_prompt = text.model_dump_json() if null_key == NULL_TEXT else ""
+    version = digest(null_prompt, null_key, json.dumps(facts, sort_keys=True))
     directory = root / "versions" / version
     if (directory / COMMIT).exists():
         return directory
@@ -223,12 +248,12 @@ def publish(
     null = _zero_text(text)
     if null_key != NULL_TEXT:
         with _text_file(root, found[null_key]) as file:
-            null = _read_text(file, found[null_key])
+            null = read_text(file, found[null_key])
     null_table = pa.Table.from_pylist(_text_records(NULL_TEXT, null), schema=_TEXT_SCHEMA)
     write_parquet(null_table, directory / "text.parquet")
     if texts:
-        table = pa.Table.from_pylist([found[key] for key in texts], schema=_TEXT_INDEX_SCHEMA)
-        write_parquet(table, directory / "text_index.parquet")
+        table = pa.Table.from_pylist([found[key] for key in texts], schema=TEXT_INDEX_SCHEMA)
+        write_parquet(table, directory / TEXT_INDEX)
     promise = {"num_rows": len(entries), "num_texts": len(texts), "null_key": null_key}
     write_text(directory / COMMIT, json.dumps(promise))
     return directory
@@ -261,25 +286,21 @@ class LatentCache:
             CacheError: if the version was never committed or its index is incomplete.
         """
         self._directory = place(directory)
-        if not (self._directory / COMMIT).is_file():
-            raise CacheError(f"{self._directory} holds no committed version of a latent cache")
-        marker, index, text = (
-            local_copy(self._directory / name) for name in (COMMIT, "index.parquet", "text.parquet")
-        )
-        self.index = pq.read_table(index, schema=INDEX_SCHEMA)
-        promise = json.loads(marker.read_text())
+        try:
+            promise = json.loads(local_copy(self._directory / COMMIT).read_text())
+            self.index = read_table(self._directory / "index.parquet", INDEX_SCHEMA)
+            self._null = self._read_null()
+            self.texts = self._read_text_index() if promise.get("num_texts") else {}
+        except FileNotFoundError as error:
+            raise CacheError(
+                f"{self._directory} holds no committed version of a latent cache: {error}"
+            ) from error
         if len(self.index) != promise["num_rows"]:
             raise CacheError(
                 f"{self._directory} lists {len(self.index)} of {promise['num_rows']} rows"
             )
-        with pq.ParquetFile(text) as file:
-            self._null = _read_text(file, {"key": NULL_TEXT, "row_group": 0})
-        self.null_key: str = promise["null_key"]
+        self.null_key: str = promise.get("null_key", NULL_TEXT)
         """Of the committed text that is the null prompt; `null` where that is zero."""
-        self._texts: dict[str, dict[str, object]] = {}
-        if promise["num_texts"]:
-            texts = pq.read_table(local_copy(self._directory / "text_index.parquet"))
-            self._texts = {entry["key"]: entry for entry in texts.to_pylist()}
         self._shards: OrderedDict[AnyPath, pq.ParquetFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -317,11 +338,20 @@ class LatentCache:
         """
         if key == NULL_TEXT:
             return self._null
-        if key not in self._texts:
+        if key not in self.texts:
             raise CacheError(f"no text embedding with key {key!r}")
-        entry = self._texts[key]
+        entry = self.texts[key]
         with self._lock:
-            return _read_text(self._open("texts", str(entry["shard"])), entry)
+            return read_text(self._open("texts", str(entry["shard"])), entry)
+
+    def _read_null(self) -> TextRow:
+        with pq.ParquetFile(local_copy(self._directory / "text.parquet")) as file:
+            return read_text(file, {"key": NULL_TEXT, "row_group": 0})
+
+    def _read_text_index(self) -> dict[str, dict[str, object]]:
+        """Return where the prompts lie, by key."""
+        texts = read_table(self._directory / TEXT_INDEX, TEXT_INDEX_SCHEMA)
+        return {entry["key"]: entry for entry in texts.to_pylist()}
 
     def _open(self, folder: str, shard: str) -> pq.ParquetFile:
         shards = self._directory.parent.parent / folder
@@ -329,7 +359,7 @@ class LatentCache:
         if path in self._shards:
             self._shards.move_to_end(path)
             return self._shards[path]
-        if not path.is_file() or not (shards / f"{shard}{SHARD_INDEX}").is_file():
+        if not path.exists() or not (shards / f"{shard}{SHARD_INDEX}").exists():
             raise CacheError(f"shard {path} is missing or was never committed")
         self._shards[path] = pq.ParquetFile(local_copy(path))
         if len(self._shards) > MAX_OPEN_SHARDS:
@@ -357,7 +387,7 @@ def _text_file(root: AnyPath, entry: dict[str, object]) -> pq.ParquetFile:
     return pq.ParquetFile(local_copy(root / "texts" / f"{entry['shard']}.parquet"))
 
 
-def _read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:
+def read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:
     """Read the text that an entry of the index names, padded with zeros."""
     parts: dict[str, Tensor] = {}
     for record in file.read_row_group(entry["row_group"]).to_pylist():

@@ -8,6 +8,7 @@ from operator import attrgetter
 from magicdistill.data_pipeline.clips import ClipRow, Video
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.policy import Decision, decide
+from magicdistill.data_pipeline.stages.run_scorers import versions_of
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.takedowns import Takedowns
 
@@ -111,7 +112,8 @@ class Part:
             else clip
             for clip in self.clips
         ]
-        return decide(clips, self.config.policy, self.config.bucket)
+        versions = versions_of(self.config.measures.scorers)
+        return decide(clips, self.config.policy, self.config.bucket, versions)
 
     def select(self) -> Selection:
         """Judge the clips and tell the whole story."""

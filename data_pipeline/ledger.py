@@ -16,7 +16,13 @@ from magicdistill.data_pipeline.clips import (
 )
 from magicdistill.data_pipeline.policy import Decision
 from magicdistill.data_pipeline.stages.scorers.base import ABSENT, Scorer
-from magicdistill.data_pipeline.storage import AnyPath, read_tables, write_parquet, write_text
+from magicdistill.data_pipeline.storage import (
+    AnyPath,
+    list_files,
+    read_tables,
+    write_parquet,
+    write_text,
+)
 
 
 class Ledger:
@@ -113,11 +119,11 @@ class Ledger:
 
     def parts(self) -> list[AnyPath]:
         """Return the committed files of scores and failures."""
-        return sorted(self._scores.glob("*.parquet"))
+        return list_files(self._scores, "*.parquet")
 
     def decision_files(self) -> list[AnyPath]:
         """Return the files of decisions, one for each config that was decided on."""
-        return sorted(self._decisions.glob("*.parquet"))
+        return list_files(self._decisions, "*.parquet")
 
     def _read(self) -> list[ClipRow]:
         return clips_from_table(read_tables(self._scores, "*.parquet", CLIP_SCHEMA))

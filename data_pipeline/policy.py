@@ -1,7 +1,7 @@
 """Decide from stored scores which clips are kept, and say why not."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
@@ -9,6 +9,7 @@ from typing import Literal
 from magicdistill.data_pipeline.clips import ClipRow, digest
 from magicdistill.data_pipeline.config import Bucket, Limit, Policy
 from magicdistill.data_pipeline.duplicates import find_copies
+from magicdistill.data_pipeline.stages.run_scorers import lacking
 from magicdistill.data_pipeline.stages.scorers.base import ABSENT
 from magicdistill.data_pipeline.windows import num_resampled
 
@@ -23,13 +24,26 @@ class Decision:
     """Each opens with the name of its check and a colon."""
 
 
-def decide(clips: Sequence[ClipRow], policy: Policy, bucket: Bucket) -> list[Decision]:
+def decide(
+    clips: Sequence[ClipRow],
+    policy: Policy,
+    bucket: Bucket,
+    versions: Mapping[str, str] | None = None,
+) -> list[Decision]:
     """Return one decision per clip, in order; a failed clip keeps its recorded reason.
 
-    Clips are judged one by one; of those that pass, copies go, and then what a source has too
-    many of. A score that is absent for want of weights objects to nothing: see `count_absent`.
+    Clips are judged one by one; of those that pass, the ones go that scorers have not seen, then
+    copies, and then what a source has too many of. A score that is absent for want of weights
+    objects to nothing: see `count_absent`.
+
+    Args:
+        clips: what to judge.
+        policy: thresholds.
+        bucket: the shape that clips have to fill.
+        versions: of the scorers that must have seen a clip.
     """
     decisions = [_decide(clip, policy, bucket) for clip in clips]
+    decisions = [_seen(decision, versions or {}) for decision in decisions]
     decisions = _without_copies(decisions, policy)
     return _with_a_cap(decisions, policy)
 
@@ -129,6 +143,13 @@ def _without_bars(clip: ClipRow) -> ClipRow:
 def _even(share: float | None, length: int) -> int:
     """Return the width of a bar in pixels, rounded up to an even number."""
     return 2 * ceil((share or 0.0) * length / 2)
+
+
+def _seen(decision: Decision, versions: Mapping[str, str]) -> Decision:
+    """Reject what would pass, but was spared some scorers under a stricter policy."""
+    if decision.status == "accepted" and (kinds := lacking(decision.clip, versions)):
+        return _rejected(decision, f"not scored yet: {', '.join(kinds)}")
+    return decision
 
 
 def _without_copies(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:

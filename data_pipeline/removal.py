@@ -1,6 +1,6 @@
 """Take a film down: out of the ledger, the clips and the latents, and for good."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +12,28 @@ from magicdistill.data_pipeline.cache import (
     COMMIT,
     INDEX_SCHEMA,
     SHARD_INDEX,
+    TEXT_INDEX,
+    TEXT_INDEX_SCHEMA,
     LatentCache,
     committed_rows,
+    committed_texts,
     publish,
+    read_index,
+    read_index_of_texts,
     rewrite_shard,
+    rewrite_texts,
 )
-from magicdistill.data_pipeline.clips import CLIP_SCHEMA, clips_from_table
+from magicdistill.data_pipeline.clips import CLIP_SCHEMA, ClipRow, clips_from_table
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.storage import (
     AnyPath,
+    list_files,
     local_copy,
     local_folder,
     read_table,
+    remove,
+    remove_copies,
     write_parquet,
 )
 from magicdistill.data_pipeline.takedowns import add_tombstone
@@ -47,29 +56,35 @@ class Removed:
 def take_down(root: AnyPath, source_id: str) -> Removed:
     """Remove a film and leave a tombstone; give the same call again where it was interrupted.
 
-    Latents of other films with the same content go too. Nothing may read or write `root`
-    meanwhile.
+    Latents, clips and thumbnails of other films with the same content go too. Nothing may read or
+    write `root` meanwhile.
 
     Args:
         root: the folder of clips, ledger and latents.
         source_id: the film, as the ledger names it: `<data set>/<film>`.
     """
     ledger = Ledger(root / "ledger")
-    parts = [(part, read_table(part, CLIP_SCHEMA)) for part in ledger.parts()]
-    rows = [
-        row
-        for _, table in parts
-        for row in clips_from_table(table.filter(pc.field("source_id") == source_id))
-    ]
-    contents = {row.content_hash for row in rows if row.content_hash}
-    add_tombstone(root / "ledger", source_id, contents)  # first: what follows can be repeated
-    num_latents, versions = _remove_latents(root / "latents", source_id)
-    num_files = _remove_files(
-        local_folder(root), {row.path for row in rows}, {row.clip_id for row in rows}
-    )
+    tables = [read_table(part, CLIP_SCHEMA) for part in ledger.parts()]
+    rows = _rows(tables, pc.field("source_id") == source_id)
+    found = {row.content_hash for row in rows if row.content_hash}
+    contents = add_tombstone(root / "ledger", source_id, found)  # the rest can be repeated
+    rows += _rows(tables, _is_in("content_hash", contents))
+    clip_ids = {row.clip_id for row in rows}
+    own = (pc.field("source_id") == source_id) | _is_in("clip_id", clip_ids)
+    num_latents, versions = _remove_latents(root / "latents", own)
+    num_files = _remove_files(local_folder(root), {row.path for row in rows}, clip_ids)
     num_decisions = sum(_drop(path, source_id) for path in ledger.decision_files())
-    num_rows = sum(_drop(part, source_id) for part, _ in parts)
+    num_rows = sum(_drop(part, source_id) for part in ledger.parts())
+    _sweep(root)
     return Removed(num_rows, num_decisions, num_files, num_latents, versions)
+
+
+def _rows(tables: Iterable[pa.Table], condition: pc.Expression) -> list[ClipRow]:
+    return [row for table in tables for row in clips_from_table(table.filter(condition))]
+
+
+def _is_in(column: str, values: Collection[str]) -> pc.Expression:
+    return pc.field(column).isin(pa.array(list(values), pa.string()))
 
 
 def _drop(path: AnyPath, source_id: str) -> int:
@@ -81,44 +96,56 @@ def _drop(path: AnyPath, source_id: str) -> int:
     if len(kept):
         write_parquet(kept, path)
     else:
-        path.unlink()
+        remove(path)
     return len(table) - len(kept)
 
 
 def _remove_files(root: Path, paths: Collection[str], clip_ids: Collection[str]) -> int:
     own = [Path(path) for path in paths if Path(path).is_relative_to(root / "clips")]
-    pictures = [p for p in (root / FOLDER).glob("*.jpg") if p.name.partition("-")[0] in clip_ids]
+    pictures = [
+        path
+        for path in list_files(root / FOLDER, "*.jpg")
+        if path.name.partition("-")[0] in clip_ids
+    ]
     there = [path for path in (*own, *pictures) if path.exists()]
     for path in there:
-        path.unlink()
+        remove(path)
     return len(there)
 
 
-def _remove_latents(cache: AnyPath, source_id: str) -> tuple[int, dict[str, str | None]]:
-    """Rewrite shards and versions without a film; old shards go last, when nobody names them."""
+def _remove_latents(cache: AnyPath, own: pc.Expression) -> tuple[int, dict[str, str | None]]:
+    """Rewrite shards and versions without a film's rows.
+
+    Each file goes when the others do not name it any more, and what `own` is found by goes last.
+    """
     versions = {
         marker.parent: read_table(marker.parent / "index.parquet", INDEX_SCHEMA)
-        for marker in sorted((cache / "versions").glob(f"*/{COMMIT}"))
+        for marker in list_files(cache / "versions", f"*/{COMMIT}")
     }
-    rows = committed_rows(cache)
-    listed = pa.Table.from_pylist(list(rows.values()), schema=INDEX_SCHEMA)
-    every = pa.concat_tables([listed, *versions.values()])
-    keys = set(every.filter(pc.field("source_id") == source_id)["key"].to_pylist())
+    rows = read_index(cache)
+    listed = pa.concat_tables([INDEX_SCHEMA.empty_table(), *versions.values()])
+    keys = set(pa.concat_tables([rows, listed]).filter(own)["key"].to_pylist())
     if not keys:
         return 0, {}
-    old = {str(rows[key]["shard"]) for key in keys if key in rows}
+    old = set(rows.filter(_is_in("key", keys))["shard"].to_pylist())
     for shard in old:
         rewrite_shard(cache, shard, keys)
     present = {k: row for k, row in committed_rows(cache, without=old).items() if k not in keys}
-    names = {path.name: _rewrite(path, index, present) for path, index in versions.items()}
+    names = {path: _rewrite(path, index, present) for path, index in versions.items()}
+    null_keys = {LatentCache(version).null_key for version in versions}
+    mine = _is_in("key", keys)
+    others = set(listed.filter(~mine)["text_key"].to_pylist())
+    _remove_texts(cache, set(listed.filter(mine)["text_key"].to_pylist()) - others - null_keys)
+    for version, name in names.items():
+        if name != version.name:
+            _remove_folder(version)
     for shard in old:
-        (cache / "shards" / f"{shard}{SHARD_INDEX}").unlink()
-        (cache / "shards" / f"{shard}.parquet").unlink(missing_ok=True)
-    return len(keys), {before: after for before, after in names.items() if before != after}
+        _remove_shard(cache / "shards", shard)
+    return len(keys), {path.name: name for path, name in names.items() if path.name != name}
 
 
 def _rewrite(
-    version: AnyPath, index: pa.Table, present: dict[str, dict[str, object]]
+    version: AnyPath, index: pa.Table, present: Mapping[str, Mapping[str, object]]
 ) -> str | None:
     """Publish what is left of a version; return its name, which is the old one if all is left."""
     before = index.to_pylist()
@@ -139,10 +166,49 @@ def _rewrite(
         token_dim=text.tokens.shape[1],
         pooled_dim=text.pooled.shape[0],
     )
-    name = publish(version.parents[1], left, shape, cache.null_key).name if left else None
-    (version / COMMIT).unlink()
-    for path in version.iterdir():
-        path.unlink()
+    return publish(version.parents[1], left, shape, cache.null_key).name if left else None
+
+
+def _remove_texts(cache: AnyPath, keys: Collection[str]) -> None:
+    """Rewrite shards of texts without some keys, and the versions' lists of texts."""
+    old = set(read_index_of_texts(cache).filter(_is_in("key", keys))["shard"].to_pylist())
+    for shard in old:
+        rewrite_texts(cache, shard, keys)
+    present = committed_texts(cache, without=old)
+    for path in list_files(cache / "versions", f"*/{TEXT_INDEX}") if old else ():
+        listed = read_table(path, TEXT_INDEX_SCHEMA).to_pylist()
+        left = [present.get(row["key"], row) for row in listed if row["key"] not in keys]
+        write_parquet(pa.Table.from_pylist(left, schema=TEXT_INDEX_SCHEMA), path)
+    for shard in old:
+        _remove_shard(cache / "texts", shard)
+
+
+def _remove_shard(folder: AnyPath, name: str) -> None:
+    remove(folder / f"{name}{SHARD_INDEX}")
+    remove(folder / f"{name}.parquet")
+
+
+def _remove_folder(version: AnyPath) -> None:
+    remove(version / COMMIT)
+    for path in list_files(version, "*"):
+        remove(path)
     if isinstance(version, Path):
         version.rmdir()
-    return name
+
+
+def _sweep(root: AnyPath) -> None:
+    """Remove what interrupted writers and takedowns left, and this machine's copies."""
+    cache = root / "latents"
+    for folder in (cache / "shards", cache / "texts"):
+        committed = {path.name for path in list_files(folder, f"*{SHARD_INDEX}")}
+        for path in list_files(folder, "*.parquet"):
+            if path.name not in committed and f"{path.stem}{SHARD_INDEX}" not in committed:
+                remove(path)
+    versions = {path.parent for path in list_files(cache / "versions", "*/*")}
+    committed = {path.parent for path in list_files(cache / "versions", f"*/{COMMIT}")}
+    for version in versions - committed:
+        _remove_folder(version)
+    for path in local_folder(root).rglob(".*.tmp"):
+        remove(path)
+    for folder in (cache, root / "ledger"):
+        remove_copies(folder)

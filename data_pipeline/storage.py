@@ -4,10 +4,12 @@ A local file is written under a temporary name and renamed. An object is one PUT
 several parts, and neither is visible before it is complete.
 """
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from upath import UPath
 from magicdistill.data_pipeline.sources.stores import is_remote, store_options
 
 AnyPath = Path | UPath
-COPIES = "magicdistill-copies"
+COPIES = f"magicdistill-copies-{os.getuid()}"
 SPARE_BYTES = 1 << 30
-"""Disk space that copies have to leave free."""
+"""Disk space that copies have to leave free, or a tenth of the disk where that is more."""
 MAX_REQUESTS = 16
 """Objects that one process asks for at once."""
 PART_BYTES = 16 << 20
@@ -68,12 +70,45 @@ def write_whole(path: AnyPath, write: Callable[[Path], object]) -> None:
         path.fs.put_file(str(temporary), path.path, chunksize=PART_BYTES)
 
 
+def remove(path: AnyPath) -> None:
+    """Remove a file; it need not be there."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+    else:
+        path.fs.rm_file(path.path)  # UPath.unlink asks for deletion in bulk and reads no answer
+
+
+def remove_copies(folder: AnyPath) -> None:
+    """Remove this machine's copies of the tables below a folder of an object store."""
+    if not isinstance(folder, Path):
+        for copy in _copy_of(folder).rglob("*.parquet"):
+            copy.unlink(missing_ok=True)
+
+
+def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
+    """Return the files below a folder whose path from there matches, sorted.
+
+    Raises:
+        OSError: if an object store cannot be listed; its globs would return nothing.
+    """
+    if isinstance(folder, Path):
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+    paths: Any = folder.fs.find(folder.path)
+    names = (path.removeprefix(folder.path).lstrip("/") for path in paths)
+    depth = pattern.count("/")
+    return [
+        folder / name
+        for name in sorted(names)
+        if name.count("/") == depth and fnmatchcase(name, pattern)
+    ]
+
+
 def read_tables(folder: AnyPath, pattern: str, schema: pa.Schema) -> pa.Table:
     """Return the rows of all Parquet files of a folder, in the order of the files' names."""
+    parts = list_files(folder, pattern)
     if isinstance(folder, Path):
-        parts = sorted(folder.glob(pattern))
         return pyarrow.dataset.dataset(parts, schema=schema, format="parquet").to_table()
-    paths = sorted(part.path for part in folder.glob(pattern))
+    paths = [str(part.path) for part in parts if isinstance(part, UPath)]
     found: Any = folder.fs.cat(paths, batch_size=MAX_REQUESTS) if paths else {}
     tables = [pq.read_table(pa.BufferReader(found[path]), schema=schema) for path in paths]
     return pa.concat_tables([schema.empty_table(), *tables])
@@ -100,15 +135,24 @@ def local_copy(path: AnyPath) -> Path:
     copy = _copy_of(path.parent) / f"{state}-{path.name}"
     copy.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(copy.with_name(f".{copy.name}.lock")):
-        if not copy.exists():
+        if not _is_there(copy):
             _make_room(facts["size"])
             temporary = copy.with_name(f".{copy.name}.tmp")
             path.fs.get_file(path.path, str(temporary))
-            if temporary.stat().st_size != facts["size"]:
-                raise OSError(f"{path}: {temporary.stat().st_size} of {facts['size']} bytes came")
+            num_bytes = temporary.stat().st_size
+            if num_bytes != facts["size"]:
+                raise OSError(errno.EIO, f"{num_bytes} of {facts['size']} bytes came", str(path))
             os.replace(temporary, copy)
-        os.utime(copy)
     return copy
+
+
+def _is_there(copy: Path) -> bool:
+    """Tell whether a copy is there; if so, it was asked for last."""
+    try:
+        os.utime(copy)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _copy_of(path: UPath) -> Path:
@@ -118,10 +162,22 @@ def _copy_of(path: UPath) -> Path:
 def _make_room(num_bytes: int) -> None:
     """Remove copies until a file of that size fits."""
     folder = Path(tempfile.gettempdir()) / COPIES
-    copies = [file for file in folder.rglob("*.parquet") if not file.name.startswith(".")]
-    for file in sorted(copies, key=lambda file: file.stat().st_mtime):
-        if shutil.disk_usage(folder).free >= num_bytes + SPARE_BYTES:
-            return
-        file.unlink(missing_ok=True)
-    if shutil.disk_usage(folder).free < num_bytes + SPARE_BYTES:
-        raise OSError(f"no room for {num_bytes} bytes below {folder}; set TMPDIR to a larger disk")
+    spare = max(SPARE_BYTES, shutil.disk_usage(folder).total // 10)
+    with FileLock(folder / ".lock"):
+        asked = {copy: _asked_at(copy) for copy in folder.rglob("[!.]*.parquet")}
+        for copy in sorted(asked, key=asked.__getitem__):
+            if shutil.disk_usage(folder).free >= num_bytes + spare:
+                return
+            if _asked_at(copy) == asked[copy]:
+                copy.unlink(missing_ok=True)
+        if shutil.disk_usage(folder).free < num_bytes + spare:
+            reason = f"no room for {num_bytes} bytes and {spare} to spare; set TMPDIR elsewhere"
+            raise OSError(errno.ENOSPC, reason, str(folder))
+
+
+def _asked_at(copy: Path) -> float:
+    """Return when a copy was last asked for; 0 where somebody removed it."""
+    try:
+        return copy.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

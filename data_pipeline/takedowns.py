@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from magicdistill.data_pipeline.clips import Video, digest
-from magicdistill.data_pipeline.storage import AnyPath, write_text
+from magicdistill.data_pipeline.storage import AnyPath, list_files, write_text
 
 REASON = "takedown"
 """Opens the reason of every clip that was taken down."""
@@ -24,7 +24,7 @@ class Takedowns:
         """Read the tombstones of a ledger's folder."""
         sources: dict[str, str] = {}
         contents: dict[str, str] = {}
-        for path in sorted(_folder(ledger).glob("*.json")):
+        for path in list_files(_folder(ledger), "*.json"):
             stone = json.loads(path.read_text())
             sources[stone["source_id"]] = stone["day"]
             contents |= dict.fromkeys(stone["content_hashes"], stone["source_id"])
@@ -42,16 +42,18 @@ class Takedowns:
         return f"{REASON}: same content as {source_id}" if source_id else ""
 
 
-def add_tombstone(ledger: AnyPath, source_id: str, content_hashes: Iterable[str]) -> None:
-    """Remember for ever that a film was taken down, and what its files held."""
+def add_tombstone(ledger: AnyPath, source_id: str, content_hashes: Iterable[str]) -> set[str]:
+    """Remember for ever that a film was taken down; return the hashes of all its files known."""
     path = _folder(ledger) / f"{digest(source_id)}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
+    contents = {*before.get("content_hashes", ()), *content_hashes}
     stone = {
         "source_id": source_id,
         "day": before.get("day", f"{datetime.now(UTC):%Y-%m-%d}"),
-        "content_hashes": sorted({*before.get("content_hashes", ()), *content_hashes}),
+        "content_hashes": sorted(contents),
     }
     write_text(path, json.dumps(stone, indent=1))
+    return contents
 
 
 def _folder(ledger: AnyPath) -> AnyPath:

@@ -1,7 +1,8 @@
 """Read everything that is committed, name what is damaged, and drop it on request."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,14 +12,16 @@ from magicdistill.data_pipeline.cache import (
     COMMIT,
     INDEX_SCHEMA,
     SHARD_INDEX,
+    TEXT_INDEX_SCHEMA,
     CacheError,
     LatentCache,
     read_shard,
+    read_text,
 )
 from magicdistill.data_pipeline.clips import CLIP_SCHEMA
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.progress import Progress
-from magicdistill.data_pipeline.storage import AnyPath, local_copy, read_table
+from magicdistill.data_pipeline.storage import AnyPath, list_files, local_copy, read_table, remove
 
 ERRORS = (OSError, pa.ArrowException, CacheError, KeyError, ValueError)
 """What damaged files make their readers raise."""
@@ -36,44 +39,54 @@ class Damage:
 def verify(root: AnyPath, progress: Progress) -> Iterator[Damage]:
     """Yield what is damaged in a folder of ledger and latents, having read all of it.
 
-    Checksums, keys, shapes and finiteness of every latent; checksums and columns of the ledger;
-    that versions list committed rows, and their text embeddings.
+    Checksums, keys, shapes and finiteness of every latent; checksums and keys of every text;
+    checksums and columns of the ledger; that versions list committed rows and texts.
+
+    Raises:
+        OSError: if a file cannot be had, which says nothing about what it holds.
     """
     ledger, cache = Ledger(root / "ledger"), root / "latents"
+    markers = list_files(cache / "versions", f"*/{COMMIT}")  # later ones list later shards
     parts = ledger.parts()
     for number, part in enumerate(parts, start=1):
         if reason := _fault_of_part(part):
             yield Damage(part, reason)
         progress("verify ledger", number, len(parts))
-    shards = sorted((cache / "shards").glob(f"*{SHARD_INDEX}"))
-    keys: dict[str, list[str]] = {}
+    shards = list_files(cache / "shards", f"*{SHARD_INDEX}")
+    rows: dict[str, list[str]] = {}
     shapes: dict[str, torch.Size] = {}
     for number, index in enumerate(shards, start=1):
-        name = index.name.removesuffix(SHARD_INDEX)
         try:
-            keys[name] = _checked_keys(index, shapes)
+            rows[_name(index)] = _checked_keys(index, shapes)
         except ERRORS as error:
-            yield Damage(index, _spell(error))
+            yield Damage(index, _fault(error))
         progress("verify latents", number, len(shards))
-    for marker in sorted((cache / "versions").glob(f"*/{COMMIT}")):
-        if reason := _fault_of_version(marker.parent, keys):
+    texts: dict[str, list[str]] = {}
+    for index in list_files(cache / "texts", f"*{SHARD_INDEX}"):
+        try:
+            texts[_name(index)] = _checked_texts(index)
+        except ERRORS as error:
+            yield Damage(index, _fault(error))
+    for marker in markers:
+        if reason := _fault_of_version(marker.parent, rows, texts):
             yield Damage(marker, reason)
 
 
 def drop(damage: Damage) -> None:
     """Take a damaged file out of use: the next curation makes it anew."""
-    damage.path.unlink()
+    remove(damage.path)
 
 
 def _fault_of_part(part: AnyPath) -> str:
+    copy = local_copy(part)
     try:
-        with pq.ParquetFile(local_copy(part), page_checksum_verification=True) as file:
+        with pq.ParquetFile(copy, page_checksum_verification=True) as file:
             table = file.read()
         unknown = set(table.column_names) - set(CLIP_SCHEMA.names)
         if unknown or table["clip_id"].null_count:
             return f"not a part of the ledger: {', '.join(unknown) or 'rows without clip_id'}"
     except ERRORS as error:
-        return _spell(error)
+        return _fault(error)
     return ""
 
 
@@ -83,8 +96,7 @@ def _checked_keys(index: AnyPath, shapes: dict[str, torch.Size]) -> list[str]:
     `shapes` has the latents' shape by bucket, and learns the ones that it has not.
     """
     entries = read_table(index, INDEX_SCHEMA).to_pylist()
-    data = index.with_name(index.name.removesuffix(SHARD_INDEX) + ".parquet")
-    for entry, row in zip(entries, read_shard(data), strict=True):
+    for entry, row in zip(entries, read_shard(_data(index)), strict=True):
         where = f"row {entry['row_group']}"
         if row.facts.key != entry["key"]:
             raise CacheError(f"{where} is not the row that the index names")
@@ -96,19 +108,55 @@ def _checked_keys(index: AnyPath, shapes: dict[str, torch.Size]) -> list[str]:
     return [entry["key"] for entry in entries]
 
 
-def _fault_of_version(version: AnyPath, keys: dict[str, list[str]]) -> str:
+def _checked_texts(index: AnyPath) -> list[str]:
+    """Return the keys of a shard's texts, in order."""
+    entries = read_table(index, TEXT_INDEX_SCHEMA).to_pylist()
+    with pq.ParquetFile(local_copy(_data(index))) as file:
+        for entry in entries:
+            if not read_text(file, entry).tokens.isfinite().all():
+                raise CacheError(f"text {entry['key']!r} is not finite")
+    return [entry["key"] for entry in entries]
+
+
+def _fault_of_version(
+    version: AnyPath, rows: Mapping[str, list[str]], texts: Mapping[str, list[str]]
+) -> str:
     try:
         cache = LatentCache(version)
-        cache.text()
     except ERRORS as error:
-        return _spell(error)
-    for row in cache.index.to_pylist():
-        found = keys.get(row["shard"], [])
-        if row["row_group"] >= len(found) or found[row["row_group"]] != row["key"]:
-            return f"lists a row that shard {row['shard']} does not hold"
+        return _fault(error)
+    for entry in cache.index.to_pylist():
+        if not _is_in(rows, entry):
+            return f"lists a row that shard {entry['shard']} does not hold"
+    for entry in cache.texts.values():
+        if not _is_in(texts, entry):
+            return f"lists a text that shard {entry['shard']} does not hold"
     return ""
 
 
-def _spell(error: Exception) -> str:
+def _is_in(keys: Mapping[str, list[str]], entry: Mapping[str, Any]) -> bool:
+    found = keys.get(entry["shard"], [])
+    return entry["row_group"] < len(found) and found[entry["row_group"]] == entry["key"]
+
+
+def _name(index: AnyPath) -> str:
+    return index.name.removesuffix(SHARD_INDEX)
+
+
+def _data(index: AnyPath) -> AnyPath:
+    """Return a shard's file, without which its index is damage."""
+    path = index.with_name(f"{_name(index)}.parquet")
+    if not path.exists():
+        raise CacheError(f"{path.name} is missing")
+    return path
+
+
+def _fault(error: Exception) -> str:
+    """Return what is wrong with a file; raise again what is wrong with the disk or the store.
+
+    Where a file makes no sense, readers of Parquet raise an OSError that has no number.
+    """
+    if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+        raise error
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

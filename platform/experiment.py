@@ -10,6 +10,7 @@ import torch
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.curation import CurationResult, Selection
 from magicdistill.data_pipeline.pipeline import curate_together, select_clips
+from magicdistill.data_pipeline.sources.stores import is_remote
 from magicdistill.data_pipeline.storage import AnyPath, place
 from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.networks.config import ModelConfig
@@ -30,7 +31,7 @@ from magicdistill.platform.evaluation import (
 )
 from magicdistill.platform.logs import ExplainedError
 from magicdistill.platform.recipe import Recipe, flatten
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.tracking import Tracker
 from magicdistill.platform.trainer import fit
 
@@ -61,8 +62,14 @@ def train(run: RunDirectory, tracker: Tracker, data: AnyPath, held_out: AnyPath 
 
 
 def data_root(recipe: Recipe, runs: Path) -> AnyPath:
-    """Return the place of clips, ledger and latents, which all runs in the folder `runs` share."""
-    return place(recipe.data_root or runs / "data")
+    """Return the place of clips, ledger and latents, which all runs in the folder `runs` share.
+
+    A relative one starts where `runs` does, see `resolve_root`.
+    """
+    root = recipe.data_root
+    if root is None:
+        return runs / "data"
+    return place(root) if is_remote(root) else resolve_root(root)
 
 
 def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[AnyPath, AnyPath | None]:

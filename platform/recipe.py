@@ -39,7 +39,7 @@ class Recipe(Config):
     its own there again, by its name, where they are damaged or missing in its folder."""
     data_root: str | None = None
     """Folder or s3://bucket/prefix of the ledger and the latents, which runs share; null is `data`
-    beside the runs."""
+    beside the runs. A relative one starts where that of `runs` does."""
     model: ModelConfig = ModelConfig()
     data: DataConfig
     method: MethodConfig

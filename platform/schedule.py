@@ -191,6 +191,7 @@ class Scheduler:
         self.max_runs = max_runs if timetable else 1
         self.submitted: list[str] = []
         """Ids of the runs that this scheduler began."""
+        self._attempted: set[str] = set()
         self._tried: dict[str, datetime] = {}
         self._at_once: datetime | None = None
         self._skipped = False
@@ -278,6 +279,7 @@ class Scheduler:
         What Ray refuses stays due: the next look tries again, until GRACE is over.
         """
         name = self.job.submission_id(due)
+        self._attempted.add(name)  # Ray may take it and the answer be lost
         try:
             self.job.submit(self.client, due)
         except RuntimeError as error:
@@ -292,12 +294,16 @@ class Scheduler:
         self.submitted.append(name)
 
     def _adopt(self, jobs: dict[str, JobDetails]) -> None:
-        """Record jobs of this schedule whose scheduler was killed before it could."""
+        """Record jobs of this schedule that Ray took, though nobody noted it."""
         known = {record.job for record in self.history.records()}
         for name, job in jobs.items():
-            if self._is_ours(job) and name not in known:
+            if not self._is_ours(job):
+                continue
+            if name not in known:
                 due = (job.metadata or {})["due"]
                 self._add(datetime.fromisoformat(due), "submitted", name)
+            if name in self._attempted and name not in self.submitted:
+                self.submitted.append(name)
 
     def _settle(self, jobs: dict[str, JobDetails]) -> None:
         """Record the ends of jobs."""

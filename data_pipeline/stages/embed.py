@@ -14,6 +14,7 @@ from magicdistill.data_pipeline.config import Prompts
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.networks.conditions import NULL_PROMPT
 
+FOLDERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 HASHED_BYTES = 1 << 20
 """Read at both ends of a file of weights: a fingerprint in seconds for tens of gigabytes."""
 PROMPT_SCHEMA = pa.schema([("key", pa.string()), ("prompt", pa.string())])
@@ -30,9 +31,17 @@ class EmbedJob:
 
 
 def encoder_fingerprint(directory: Path | str) -> str:
-    """Name the encoders in a folder by the sizes of all files and the content of their ends."""
+    """Name the encoders in a folder by the sizes of all files and the content of their ends.
+
+    Raises:
+        FileNotFoundError: if one of the four folders of encoders and tokenizers is missing.
+    """
     root, found = Path(directory), hashlib.sha256()
-    for path in sorted(root.glob("*/*")):
+    if missing := [name for name in FOLDERS if not (root / name).is_dir()]:
+        raise FileNotFoundError(f"text encoders {root}: no folder {', '.join(missing)}")
+    for path in sorted(file for name in FOLDERS for file in (root / name).rglob("*")):
+        if not path.is_file():
+            continue
         size = path.stat().st_size
         found.update(f"{path.relative_to(root).as_posix()} {size}".encode())
         with path.open("rb") as file:
@@ -44,7 +53,8 @@ def encoder_fingerprint(directory: Path | str) -> str:
 
 def text_key(prompt: str, config: Prompts, fingerprint: str) -> str:
     """Return the key of a prompt's embedding, which depends on everything that shapes it."""
-    return digest(prompt, config.num_tokens, config.stored_dtype, fingerprint)
+    dtypes = f"{config.compute_dtype} {config.stored_dtype}"
+    return digest(prompt, config.num_tokens, dtypes, fingerprint)
 
 
 def prompts_of(clips: Iterable[ClipRow], config: Prompts, fingerprint: str) -> dict[str, str]:

@@ -36,8 +36,8 @@ REPORT_SCHEMA = pa.schema([("clip_id", pa.string()), ("failure", pa.string())])
 class Encode:
     """Writes one shard for each table of clips and reports on every clip.
 
-    The VAE's posterior mean is stored. A clip that can no longer be decoded is reported and left
-    out of the shard.
+    The VAE's posterior mean is stored. A clip that can no longer be decoded, or whose latents are
+    not finite, is reported and left out of the shard.
     """
 
     def __init__(self, job: EncodeJob) -> None:
@@ -66,8 +66,9 @@ class Encode:
         if pending:
             rows.extend(self._encode(pending))
         self._scratch.clear()
-        if rows:
-            write_shard(self._root, rows)
+        kept = finite_clips(rows, reports)
+        if kept:
+            write_shard(self._root, kept)
         return pa.Table.from_pylist(reports, schema=REPORT_SCHEMA)
 
     def _windows(
@@ -96,3 +97,12 @@ class Encode:
         latents = self._vae.encode(rearrange(scaled, "n f h w c -> n c f h w"))
         stored = latents.to("cpu", self._stored_dtype)
         return [LatentRow(facts, row) for (facts, _), row in zip(batch, stored, strict=True)]
+
+
+def finite_clips(rows: Sequence[LatentRow], reports: Sequence[dict[str, str]]) -> list[LatentRow]:
+    """Return the rows of clips whose latents are all finite; report the other clips as failed."""
+    bad = {row.facts.clip_id for row in rows if not torch.isfinite(row.latents).all()}
+    for report in reports:
+        if report["clip_id"] in bad:
+            report["failure"] = "latents: not finite"
+    return [row for row in rows if row.facts.clip_id not in bad]

@@ -1,3 +1,4 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,13 +11,16 @@ from magicdistill.data_pipeline.cache import (
     LatentCache,
     LatentRow,
     RowFacts,
+    TextRow,
     committed_rows,
     publish,
     row_facts,
     write_shard,
+    write_texts,
 )
 from magicdistill.data_pipeline.clips import ClipRow
 from magicdistill.data_pipeline.config import Bucket, Encoding, NullText
+from magicdistill.data_pipeline.stages.encode import finite_clips
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.windows import Window
 
@@ -136,6 +140,14 @@ def test_latents_that_are_not_finite_are_not_written(tmp_path: Path):
     assert not list(tmp_path.glob("shards/*"))
 
 
+def test_a_clip_whose_latents_are_not_finite_fails_alone(tmp_path: Path):
+    rows = make_rows(0, 3)
+    rows[1].latents[0, 0, 0, 0] = torch.inf
+    reports = [{"clip_id": row.facts.clip_id, "failure": ""} for row in rows]
+    assert finite_clips(rows, reports) == [rows[0], rows[2]]
+    assert [report["failure"] for report in reports] == ["", "latents: not finite", ""]
+
+
 def test_a_row_that_does_not_exist_is_an_index_error(tmp_path: Path, rows: list[LatentRow]):
     cache = LatentCache(publish_all(tmp_path))
     for position in (-1, 6):
@@ -153,3 +165,21 @@ def test_more_shards_than_may_stay_open_can_be_read(
     cache = LatentCache(publish_all(tmp_path))
     for position in (*range(8), *range(8)):
         assert torch.equal(cache.read(position).latents, rows[position].latents)
+
+
+def test_a_version_from_before_there_were_prompts_is_read(tmp_path: Path, rows: list[LatentRow]):
+    version = publish_all(tmp_path)
+    (version / COMMIT).write_text(json.dumps({"num_rows": len(rows)}))
+    cache = LatentCache(version)
+    assert cache.null_key == "null" and not cache.text().tokens.any()
+
+
+def test_the_shape_of_the_zero_prompt_names_a_version_only_where_it_is_used(
+    tmp_path: Path, rows: list[LatentRow]
+):
+    mask = torch.ones(2, dtype=torch.bool)
+    write_texts(tmp_path, {"empty": TextRow(torch.ones(2, 3), mask, torch.ones(4))})
+    entries = list(committed_rows(tmp_path).values())
+    other = TEXT.model_copy(update={"num_tokens": 9})
+    assert publish(tmp_path, entries, TEXT) != publish(tmp_path, entries, other)
+    assert publish(tmp_path, entries, TEXT, "empty") == publish(tmp_path, entries, other, "empty")

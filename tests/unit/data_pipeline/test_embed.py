@@ -131,3 +131,26 @@ def test_other_encoders_make_other_keys_and_are_not_taken_for_the_old_ones(
 def test_a_prompt_that_nobody_embedded_is_refused(cache: LatentCache):
     with pytest.raises(CacheError, match="no text embedding"):
         cache.text("unknown")
+
+
+def test_keys_tell_in_which_formats_prompts_were_embedded(config: Prompts):
+    others = [
+        config.model_copy(update={"compute_dtype": "bfloat16"}),
+        config.model_copy(update={"stored_dtype": "bfloat16"}),
+    ]
+    assert len({text_key("a prompt", prompts, "f") for prompts in (config, *others)}) == 3
+
+
+def test_only_the_encoders_files_count_and_a_missing_folder_is_named(tmp_path: Path):
+    for name in ("text_encoder", "tokenizer", "text_encoder_2"):
+        (tmp_path / name / "deeper").mkdir(parents=True)
+        (tmp_path / name / "deeper" / "weights").write_text(name)
+    with pytest.raises(FileNotFoundError, match="tokenizer_2"):
+        encoder_fingerprint(tmp_path)
+    (tmp_path / "tokenizer_2").mkdir()
+    before = encoder_fingerprint(tmp_path)
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "weights").touch()
+    assert encoder_fingerprint(tmp_path) == before
+    (tmp_path / "text_encoder" / "deeper" / "weights").write_text("others")
+    assert encoder_fingerprint(tmp_path) != before

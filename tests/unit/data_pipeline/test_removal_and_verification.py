@@ -1,8 +1,11 @@
 """Takedowns and verification on a real ledger and cache, without Ray."""
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 import torch
@@ -12,19 +15,27 @@ from magicdistill.data_pipeline.cache import (
     LatentCache,
     LatentRow,
     RowFacts,
+    TextRow,
     committed_rows,
+    committed_texts,
     publish,
     write_shard,
+    write_texts,
 )
 from magicdistill.data_pipeline.clips import ClipRow, Video, failed
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.policy import Decision
 from magicdistill.data_pipeline.removal import take_down
+from magicdistill.data_pipeline.storage import AnyPath, list_files, local_folder, place, remove
 from magicdistill.data_pipeline.takedowns import Takedowns
 from magicdistill.data_pipeline.verification import drop, verify
 
-FILM, OTHER = "hdtf/-film", "hdtf/other"
+if TYPE_CHECKING:
+    from tests.s3_server import Server
+
+FILM, OTHER, COPY = "hdtf/-film", "hdtf/other", "koala/copy"
+TEXT = NullText(num_tokens=2, token_dim=3, pooled_dim=4)
 
 
 def make_clip(clip_id: str, source_id: str, path: str = "") -> ClipRow:
@@ -66,14 +77,28 @@ def root(tmp_path: Path) -> Path:
     write_shard(cache, rows[2:3])
     write_shard(cache, rows[3:])
     present = committed_rows(cache)
-    text = NullText(num_tokens=2, token_dim=3, pooled_dim=4)
-    publish(cache, list(present.values()), text)
-    publish(cache, [present["kb"], present["kc"]], text)
+    publish(cache, list(present.values()), TEXT)
+    publish(cache, [present["kb"], present["kc"]], TEXT)
     return tmp_path
 
 
 def silent(stage: str, done: int, total: int) -> None:
     """Take progress reports."""
+
+
+@pytest.fixture
+def bucket(s3: "Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AnyPath]:
+    """The film and another one in a bucket; requests are not repeated."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    root = place(f"s3://bucket/{uuid4().hex}")
+    clips = [make_clip("a", FILM), make_clip("b", OTHER)]
+    Ledger(root / "ledger").append(clips)
+    write_shard(root / "latents", [make_row(clip, seed) for seed, clip in enumerate(clips)])
+    publish(root / "latents", list(committed_rows(root / "latents").values()), TEXT)
+    yield root
+    s3.faulty_part, s3.num_slow_downs = "", 0
 
 
 def versions(root: Path) -> dict[str, LatentCache]:
@@ -117,6 +142,146 @@ def test_a_film_that_was_taken_down_stays_away_under_any_name(root: Path):
     assert kept == other
     assert takedowns.of_content(f"hash {FILM}") == f"takedown: same content as {FILM}"
     assert takedowns.of_content(f"hash {OTHER}") == takedowns.of_content("") == ""
+
+
+def contents(root: Path) -> list[bytes]:
+    return [p.read_bytes() for p in root.rglob("*") if p.is_file() and p.suffix != ".json"]
+
+
+def test_a_row_goes_from_every_shard_that_holds_it(root: Path):
+    film = make_clip("a", FILM)
+    write_shard(root / "latents", [make_row(film, 0)])
+    write_shard(root / "latents", [make_row(film, 0), make_row(make_clip("c", OTHER), 2)])
+    take_down(root, FILM)
+    assert set(committed_rows(root / "latents")) == {"kb", "kc"}
+    assert not any(FILM.encode() in data for data in contents(root))
+    assert not list(verify(root, silent))
+
+
+def test_the_same_content_under_another_name_goes_too_even_where_it_was_found_later(root: Path):
+    def add(clip: ClipRow) -> None:
+        Ledger(root / "ledger").append([clip])
+        write_shard(root / "latents", [make_row(clip, 7)])
+        (root / "thumbnails" / f"{clip.clip_id}-1.jpg").touch()
+
+    for name in ("e", "f"):
+        add(replace(make_clip(name, COPY), content_hash=f"hash {FILM}"))
+        take_down(root, FILM)
+        assert set(committed_rows(root / "latents")) == {"kb", "kc"}
+        assert not list((root / "thumbnails").iterdir())
+
+
+def test_a_takedown_clears_what_an_interrupted_one_left(root: Path):
+    cache = root / "latents"
+    for known in (FILM, "hdtf/nobody"):
+        left = [
+            cache / "shards" / "lost.parquet",
+            cache / "texts" / "lost.parquet",
+            cache / "shards" / ".new.parquet.1.tmp",
+            cache / "versions" / "uncommitted" / "index.parquet",
+            root / "ledger" / "scores" / ".part.parquet.1.tmp",
+        ]
+        for path in left:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(FILM)
+        take_down(root, known)
+        assert not any(path.exists() for path in left)
+        assert not list(verify(root, silent))
+
+
+def with_prompts(root: Path) -> AnyPath:
+    """Publish rows of both films with prompts of their own, and one in common."""
+    texts = {
+        name: TextRow(torch.full((2, 3), at + 1.0), torch.ones(2, dtype=torch.bool), torch.ones(4))
+        for at, name in enumerate(("null", "film's", "other's", "common"))
+    }
+    cache = root / "latents"
+    write_texts(cache, {key: text for key, text in texts.items() if key != "null"})
+    present = committed_rows(cache)
+    rows = [("ka", "film's"), ("kb", "other's"), ("kc", "common"), ("kd", "common")]
+    return publish(cache, [present[key] | {"text_key": text} for key, text in rows], TEXT)
+
+
+def test_a_prompt_that_nothing_else_has_goes_with_its_film(root: Path):
+    before = with_prompts(root)
+    removed = take_down(root, FILM)
+    assert committed_texts(root / "latents").keys() == {"other's", "common"}
+    assert not any(b"film's" in data for data in contents(root))
+    after = removed.versions[before.name]
+    assert after is not None
+    cache = LatentCache(before.with_name(after))
+    assert torch.equal(cache.text("other's").tokens, torch.full((2, 3), 3.0))
+    assert torch.equal(cache.text("common").tokens, torch.full((2, 3), 4.0))
+    assert not list(verify(root, silent))
+
+
+def test_a_damaged_text_takes_the_versions_that_list_it_along(root: Path):
+    version = with_prompts(root)
+    (data,) = (p for p in (root / "latents" / "texts").iterdir() if ".index" not in p.name)
+    content = bytearray(data.read_bytes())
+    content[content.index(torch.full((2, 3), 2.0).numpy().tobytes())] ^= 1
+    data.write_bytes(content)
+    found = list(verify(root, silent))
+    assert [damage.path.parent.name for damage in found] == ["texts", version.name]
+    for damage in found:
+        drop(damage)
+    assert not list(verify(root, silent))
+
+
+def test_a_version_that_is_published_meanwhile_is_not_damage(root: Path):
+    def publish_more(stage: str, done: int, total: int) -> None:
+        if stage == "verify latents" and done == total:
+            write_shard(root / "latents", [make_row(make_clip("e", OTHER), 5)])
+            publish(root / "latents", list(committed_rows(root / "latents").values()), TEXT)
+
+    assert not list(verify(root, publish_more))
+
+
+@pytest.mark.parametrize("part", ["scores", "shards", "versions"])
+def test_a_bucket_that_fails_is_not_damage(part: str, s3: "Server", bucket: AnyPath):
+    s3.faulty_part = part
+    s3.num_slow_downs = 1000
+    with pytest.raises(OSError):
+        list(verify(bucket, silent))
+    s3.num_slow_downs = 0
+    assert not list(verify(bucket, silent))
+
+
+def test_a_disk_without_room_for_copies_is_not_damage(
+    bucket: AnyPath, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("magicdistill.data_pipeline.storage.SPARE_BYTES", 1 << 60)
+    with pytest.raises(OSError, match="no room") as caught:
+        list(verify(bucket, silent))
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_an_object_that_is_gone_is_damage(bucket: AnyPath):
+    (data,) = (p for p in list_files(bucket / "latents" / "shards", "*") if ".index" not in p.name)
+    remove(data)
+    assert [damage.path.name for damage in verify(bucket, silent)] == [
+        f"{data.stem}.index.parquet",
+        "COMMIT",
+    ]
+
+
+def test_a_takedown_in_a_bucket_leaves_no_object_and_no_copy_of_the_film(bucket: AnyPath):
+    (version,) = list_files(bucket / "latents" / "versions", "*/COMMIT")
+    LatentCache(version.parent).read(0)
+    removed = take_down(bucket, FILM)
+    objects = [
+        path.read_bytes()
+        for pattern in ("ledger/*/*", "latents/*/*", "latents/*/*/*")
+        for path in list_files(bucket, pattern)
+    ]
+    assert len(objects) > 5
+    found = [data for data in objects if FILM.encode() in data]
+    assert len(found) == 1 and b"content_hashes" in found[0]
+    assert not list(local_folder(bucket).rglob("*.parquet"))
+    name = removed.versions[version.parent.name]
+    assert name is not None
+    assert LatentCache(version.parent.with_name(name)).read(0).facts.source_id == OTHER
+    assert not list(verify(bucket, silent))
 
 
 def flip_latents(root: Path) -> None:

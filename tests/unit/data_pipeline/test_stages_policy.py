@@ -219,3 +219,13 @@ def test_a_source_gives_so_many_clips_and_always_the_same():
     assert len(kept) == 8 and kept == again
     refused = [d for d in decide(clips, LENIENT, BUCKET) if d.reasons]
     assert {d.reasons for d in refused} == {("cap: film has more than 8 clips",)}
+
+
+def test_a_clip_that_a_scorer_never_saw_is_not_accepted_and_takes_nobodys_place():
+    bits = np.arange(64) % 2
+    versions = {"aesthetic": "2", "safety": "absent: no weights"}
+    unseen = hashed("a", bits, scorers={"aesthetic": "1"})
+    seen = hashed("b", bits, scorers={"aesthetic": "2"})
+    found = decide([unseen, seen], LENIENT, BUCKET, versions)
+    assert [decision.status for decision in found] == ["rejected", "accepted"]
+    assert found[0].reasons == ("not scored yet: aesthetic",)

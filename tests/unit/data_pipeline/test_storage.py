@@ -25,7 +25,7 @@ from magicdistill.data_pipeline.cache import (
 from magicdistill.data_pipeline.clips import Video, failed
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.storage import AnyPath, place
+from magicdistill.data_pipeline.storage import AnyPath, list_files, local_copy, place, remove
 
 if TYPE_CHECKING:
     from tests.s3_server import Server
@@ -127,3 +127,47 @@ def test_a_version_without_its_commit_is_refused(s3: "Server", root: AnyPath):
     (version / "COMMIT").unlink()
     with pytest.raises(CacheError, match="no committed version"):
         LatentCache(version)
+
+
+def test_a_listing_that_fails_is_not_an_empty_folder(s3: "Server"):
+    nowhere = place("s3://no-such-bucket/ledger")
+    with pytest.raises(FileNotFoundError):
+        Ledger(nowhere).parts()
+    with pytest.raises(FileNotFoundError):
+        committed_rows(nowhere)
+    with pytest.raises(FileNotFoundError):
+        remove(nowhere / "part.parquet")
+
+
+def test_a_pattern_finds_the_same_in_a_bucket_and_in_a_folder(
+    s3: "Server", root: AnyPath, tmp_path: Path
+):
+    names = ("v/COMMIT", "v/index.parquet", "v/w/COMMIT", "COMMIT", "u/COMMIT")
+    for folder in (root, tmp_path / "folder"):
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("x")
+        found = list_files(folder, "*/COMMIT")
+        assert found == [folder / "u/COMMIT", folder / "v/COMMIT"]
+        for path in found:
+            remove(path)
+            remove(path)
+        assert list_files(folder, "*/*") == [folder / "v/index.parquet"]
+        assert list_files(folder / "none", "*") == []
+
+
+def test_copies_make_room_for_others_and_come_back(
+    s3: "Server", root: AnyPath, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = (root / f"{name}.parquet" for name in ("first", "second"))
+    first.write_text("one")
+    second.write_text("two")
+    copy = local_copy(first)
+    with monkeypatch.context() as patch:
+        patch.setattr("magicdistill.data_pipeline.storage.SPARE_BYTES", 1 << 60)
+        assert local_copy(first) == copy
+        with pytest.raises(OSError, match="no room"):
+            local_copy(second)
+    assert not copy.exists()
+    assert local_copy(first).read_text() == "one"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.experiment import data_root
+from magicdistill.platform.recipe import Recipe, load_recipe
 from magicdistill.platform.run_directory import RunDirectory, resolve_root
 
 
@@ -69,3 +70,17 @@ def test_relative_runs_of_a_submitted_job_are_kept_at_home(
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert resolve_root("runs") == tmp_path / "home" / "runs"
     assert resolve_root(tmp_path / "absolute") == tmp_path / "absolute"
+
+
+def test_a_relative_data_root_of_a_submitted_job_is_kept_at_home_too(
+    base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    root = {
+        name: data_root(load_recipe(base, ["--data_root", name]), tmp_path / "runs")
+        for name in ("shared", str(tmp_path / "absolute"), "s3://bucket/prefix")
+    }
+    assert root.pop("shared") == tmp_path / "home" / "shared"
+    assert all(str(path) == name for name, path in root.items())
+    assert data_root(load_recipe(base), tmp_path / "runs") == tmp_path / "runs" / "data"

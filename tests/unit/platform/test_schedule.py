@@ -1,11 +1,26 @@
 """When a scheduled job is due, and what a history remembers."""
 
+import json
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from magicdistill.platform.schedule import History, Record, ScheduleError, Timetable, format_history
+from magicdistill.platform import schedule
+from magicdistill.platform.schedule import (
+    History,
+    Record,
+    ScheduledJob,
+    ScheduleError,
+    Scheduler,
+    Timetable,
+    connect,
+    format_history,
+)
 
 NIGHTLY = Timetable("0 3 * * *")
 DAY = timedelta(days=1)
@@ -93,3 +108,59 @@ def test_a_line_that_was_cut_off_does_not_count_and_is_replaced(tmp_path: Path):
     assert again.records() == [record(1, "skipped")]
     again.add(record(2, "skipped"))
     assert [found.due.hour for found in History(history.path).records()] == [1, 2]
+
+
+class SilentTaker(BaseHTTPRequestHandler):
+    """Ray's Jobs API as it looks when the answer to a submission is lost; a job takes two looks."""
+
+    def do_GET(self) -> None:
+        """Answer with the version, or with the jobs."""
+        jobs: list[dict[str, Any]] = self.server.jobs  # type: ignore[attr-defined]
+        if self.path != "/api/jobs/":
+            return self._answer({"ray_version": "3.0"})
+        self._answer(jobs)
+        for job in jobs:
+            job["status"] = "SUCCEEDED" if job.pop("seen", False) else "RUNNING"
+            job |= {"seen": True} if job["status"] == "RUNNING" else {}
+        return None
+
+    def do_POST(self) -> None:
+        """Take a job and hang up."""
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kept = {name: asked[name] for name in ("submission_id", "entrypoint", "metadata")}
+        self.server.jobs.append(  # type: ignore[attr-defined]
+            kept | {"type": "SUBMISSION", "status": "RUNNING"}
+        )
+
+    def _answer(self, content: object) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Drop a line."""
+
+
+@pytest.fixture
+def jobs_api() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SilentTaker)
+    server.jobs = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_job_whose_submission_was_not_answered_is_followed_to_its_end(
+    jobs_api: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(schedule, "POLL_S", 0.01)
+    history = History(tmp_path / "curate.jsonl")
+    job = ScheduledJob("curate", ["true"], working_dir="https://example.org/code.zip")
+    client = connect(f"http://127.0.0.1:{jobs_api.server_port}")
+    scheduler = Scheduler(job, history, client, timetable=None)
+    assert scheduler.run()
+    assert [record.state for record in history.records()] == ["submitted", "succeeded"]
+    assert len(jobs_api.jobs) == 1  # type: ignore[attr-defined]
