@@ -1,0 +1,69 @@
+"""The frame of a job: its run directory, tracking and cluster around the steps themselves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from threading import Thread
+
+from magicdistill.platform import logs
+from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.gauges import published
+from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.tracking import Tracker
+
+STEPS = "magicdistill.platform.experiment"
+
+
+def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
+    """Run a recipe, or continue a run of it; every step that is already done is skipped."""
+    run = resume or RunDirectory.create(recipe.runs, recipe)
+    run.store(recipe)
+    run.stop_path.unlink(missing_ok=True)
+    logs.say(f"run {run.path}")
+    with (
+        resume_hint(f"--resume {run.path}"),
+        Tracker.start(recipe.tracking, run) as tracker,
+        importing(STEPS),
+        announced_cluster(recipe.cluster),
+        followed(run, tracker),
+    ):
+        from magicdistill.platform.experiment import perform
+
+        perform(recipe, run, tracker)
+    return run
+
+
+@contextmanager
+def importing(module: str) -> Iterator[None]:
+    """Import a module in the background: the networks' packages take as long as Ray's start."""
+    Thread(target=import_module, args=(module,), daemon=True).start()
+    yield
+
+
+@contextmanager
+def resume_hint(way: str) -> Iterator[None]:
+    """Say how to continue where the body is stopped."""
+    try:
+        yield
+    except BaseException:
+        logs.say(f"stopped; continue with {way}")
+        raise
+
+
+@contextmanager
+def announced_cluster(config: ClusterConfig) -> Iterator[None]:
+    """Say what the Ray cluster is, and keep it while the body runs."""
+    logs.say("starting Ray")
+    with ray_cluster(config) as shape:
+        pages = f", dashboard http://{shape.dashboard_url}" if shape.dashboard_url else ""
+        logs.say(f"Ray has {shape.num_nodes} node(s), {shape.num_cpus:g} logical CPUs{pages}")
+        yield
+
+
+@contextmanager
+def followed(run: RunDirectory, tracker: Tracker) -> Iterator[None]:
+    """Say the run's progress lines, track and publish its metrics while the body runs."""
+    with logs.follow(run.progress_path), tracker.mirror(), published(run):
+        yield
