@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,8 +20,8 @@ from magicdistill.platform.config import ClusterConfig
 from magicdistill.platform.run_directory import is_submitted
 
 IMPORT_ROOT = Path(magicdistill.__file__).parents[1]
-GRACE_S = 3
-"""How long Ray's processes may take to stop by themselves."""
+GRACE_S = 10
+"""How long Ray's processes may take to end once they are killed."""
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 """On a processor glibc hands freed tensors back to the kernel and faults them in at each step."""
 
@@ -76,9 +76,10 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
     finally:
         started |= {child for process in started for child in _processes(process)}
         ray.shutdown()
-        _, alive = psutil.wait_procs(started, timeout=GRACE_S)
-        for process in alive:
-            process.kill()
+        for process in started:  # all that is worth keeping is written
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(started, timeout=GRACE_S)
 
 
 def _processes(root: psutil.Process | None = None) -> set[psutil.Process]:
