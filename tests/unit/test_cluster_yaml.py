@@ -69,6 +69,17 @@ def test_nodes_share_storage_a_token_and_mlflow(cluster: dict[str, Any]) -> None
     assert any("mlflow server" in command for command in cluster["head_start_ray_commands"])
 
 
+def test_the_head_curates_every_night_once_ray_runs(cluster: dict[str, Any]) -> None:
+    *_, start, schedule = cluster["head_start_ray_commands"]
+    assert "ray start --head" in start
+    words = shlex.split(schedule)
+    own = words[words.index("jobs/schedule.py") + 1 : words.index("--")]
+    job = words[words.index("--") + 1 :]
+    assert own[own.index("--cron") + 1] == "0 3 * * *" and "--catch-up" in own
+    assert (ROOT / job[0]).is_file()
+    load_recipe(job[job.index("--recipe") + 1])
+
+
 def test_the_nodes_hold_the_recipe_that_the_file_names(cluster: dict[str, Any]) -> None:
     workers = cluster["available_node_types"]["h100x8"]
     recipe = load_recipe("magic141-4step-40xh100")
