@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import requests
 from cronsim import CronSim, CronSimError
 from filelock import FileLock
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from magicdistill.models.config import Config
@@ -25,6 +26,8 @@ from magicdistill.platform.polling import Tail
 
 GRACE = timedelta(seconds=60)
 """A time that is longer past was missed."""
+NO_ANSWER = (ConnectionError, RuntimeError, AuthenticationError, requests.RequestException)
+"""What a client of the Jobs API raises where Ray is away or refuses the token."""
 POLL_S = 2.0
 """Between two looks at a running job."""
 MAX_WAIT_S = 60.0
@@ -251,7 +254,7 @@ class Scheduler:
         """Do as `look`, but try again later where Ray cannot be reached."""
         try:
             return self.look()
-        except (ConnectionError, RuntimeError, requests.RequestException) as error:
+        except NO_ANSWER as error:
             self._tell(f"Ray does not answer, trying again: {_shorten(str(error))}")
             return POLL_S * 5
 
@@ -360,7 +363,7 @@ def connect(address: str | None) -> JobSubmissionClient:
     """
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, requests.RequestException) as error:
+    except NO_ANSWER as error:
         raise ScheduleError(
             f"no Ray cluster answers at {address or 'the default address'}: {error}\n"
             "Set --address to its dashboard, as http://127.0.0.1:8265, and RAY_AUTH_MODE=token "

@@ -36,7 +36,7 @@ def test_the_bare_loop_computes_the_platforms_losses(tmp_path: Path) -> None:
         torch.testing.assert_close(mine, its)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_step_writes_its_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

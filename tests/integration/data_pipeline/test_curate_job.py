@@ -97,13 +97,9 @@ def kill_when(job: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None
 
 
 @pytest.mark.parametrize(
-    "points",
-    [
-        pytest.param(("encode",), marks=pytest.mark.slow),
-        pytest.param(("score", "between", "encode"), marks=[pytest.mark.long]),
-    ],
-    ids=lambda points: "-".join(points),
+    "points", [("encode",), ("score", "between", "encode")], ids=lambda points: "-".join(points)
 )
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_kill_9_loses_nothing_and_nothing_is_scored_twice(points: tuple[str, ...], tmp_path: Path):
     place = Place(tmp_path)

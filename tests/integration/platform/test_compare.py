@@ -33,7 +33,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [sys.executable, str(ROOT / "jobs" / "compare.py"), "--recipe", str(path)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_stopped_comparison_goes_on_where_it_was(command: list[str]) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as job:

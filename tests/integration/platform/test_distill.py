@@ -76,6 +76,7 @@ evaluation: null
 """
 
 
+@pytest.mark.long
 def test_two_workers_on_one_sample_give_the_losses_of_two_on_their_own(smoke, runs):
     recipe = runs / "shared.yaml"
     recipe.write_text(SHARED)
@@ -92,6 +93,7 @@ def run_of(job: subprocess.CompletedProcess[str]) -> RunDirectory:
     return RunDirectory.open(job.stdout.partition("] run ")[2].partition("\n")[0])
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_no_process_behind(runs, smoke):
     command = [sys.executable, str(ROOT / "jobs" / "distill.py"), "--runs", str(runs)]
     command += ["--recipe", "portrait-tiny-smoke", "--schedule.num_cycles", "500"]

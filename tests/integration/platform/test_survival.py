@@ -114,6 +114,7 @@ def undisturbed(root) -> list[dict[str, float]]:
     return series
 
 
+@pytest.mark.long
 def test_a_run_outlives_a_killed_worker(root, undisturbed):
     with distill(root, "--recipe", str(root / "survival.yaml")) as job:
         job.wait_for("starting the training workers")

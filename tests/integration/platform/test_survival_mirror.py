@@ -13,16 +13,17 @@ from magicdistill.platform.checkpoints import COMMITTED, Checkpoints, DamagedErr
 from magicdistill.platform.config import OptimizerConfig, TorchEngineConfig
 from magicdistill.platform.engine import Ema, TorchEngine
 
-BUCKET, RUN = "bucket", "a-run"
+BUCKET, RUN = "checkpoints", "a-run"
 STATE = "net/rank-00000.safetensors"
 
 
 @pytest.fixture
 def bucket(s3) -> Iterator[Any]:
     service: Any = boto3.resource("s3")
-    bucket = service.Bucket(BUCKET)
+    bucket = service.create_bucket(Bucket=BUCKET)
     yield bucket
     bucket.objects.delete()
+    bucket.delete()
 
 
 def build() -> tuple[TorchEngine, Ema]:
