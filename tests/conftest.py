@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Keep the verdict for the end."""
-    session.config.stash[VERDICT] = exitstatus
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        session.config.stash[VERDICT] = exitstatus
 
 
 @pytest.hookimpl(trylast=True)
