@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ from magicdistill.data_pipeline.cache import (
 )
 from magicdistill.data_pipeline.clips import (
     ClipRow,
+    Video,
     clips_from_table,
     clips_to_table,
+    failed,
     videos_to_table,
 )
 from magicdistill.data_pipeline.config import DataConfig, NullText
@@ -365,19 +368,11 @@ def know_rows(place: Path) -> Row:
     return {}
 
 
-def known(video: Any, number: int, measures: str) -> ClipRow:
+def known(video: Video, number: int, measures: str) -> ClipRow:
     """Return a row as scoring would have made it, with content of its own."""
-    return ClipRow(
+    return replace(
+        failed(video, measures, reason=""),
         clip_id=video.video_id,
-        video_id=video.video_id,
-        source_id=video.source_id,
-        uri=video.uri,
-        path=video.path,
-        fingerprint=video.fingerprint,
-        license=video.license,
-        mixture=video.mixture,
-        measures=measures,
-        start=0,
         stop=51,
         content_hash=f"{number:016x}",
         decoder="decord",
