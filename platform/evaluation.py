@@ -96,7 +96,7 @@ def own_variant(recipe: Recipe, student: Path) -> Variant:
     return variants(recipe, student)[-1]
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
 class Evaluator:
     """Generates, decodes and measures chunks of held-out clips."""
 
@@ -147,6 +147,13 @@ class Judges:
         self._actors: list[Any] = []
         self._real: dict[tuple[AnyPath, int], list[Part]] = {}
 
+    def warm_up(self, num_clips: int) -> None:
+        """Start the evaluators beside other work, where it is not GPUs they take from it."""
+        count = self._num_actors(num_clips)
+        free_cpus = ray.available_resources().get("CPU", 0)
+        if not self.cluster.uses_gpus and free_cpus >= self.cluster.num_workers + count:
+            self._actors = self._start(count)
+
     def measure(
         self, ways: Sequence[Variant], cache: AnyPath, num_clips: int, seed: int
     ) -> dict[str, list[Part]]:
@@ -165,11 +172,14 @@ class Judges:
     ) -> dict[str, list[Part]]:
         chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
         tasks = [(way, cache, rows, seed) for way in ways for rows in chunks]
-        self._actors = self._actors or self._start(min(self.cluster.num_workers, len(chunks)))
+        self._actors = self._actors or self._start(self._num_actors(count))
         pool = ActorPool(self._actors)
         results: list[Any] = list(pool.map(lambda worker, task: worker.run.remote(*task), tasks))
         done = list(zip(tasks, results, strict=True))
         return {way.name: [part for task, part in done if task[0] is way] for way in ways}
+
+    def _num_actors(self, num_clips: int) -> int:
+        return min(self.cluster.num_workers, math.ceil(num_clips / CHUNK))
 
     def _start(self, count: int) -> list[Any]:
         actor = Evaluator.options(num_gpus=self.cluster.gpus_per_worker)

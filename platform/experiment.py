@@ -40,13 +40,15 @@ CODE_CLIPS = 400
 
 def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker) -> None:
     """Prepare the data, train and evaluate; every step that is already done is skipped."""
+    judges = Judges(recipe)
+    if recipe.evaluation is not None:
+        judges.warm_up(recipe.evaluation.num_clips)
     prepare = prepare_pixels if isinstance(recipe.method, VaeMethod) else prepare_latents
     data, held_out = prepare(recipe, run)
     tracker.params(flatten(run.data(), "lineage"))
     train(run, tracker, data, held_out)
     if held_out is not None:
-        ways = variants(recipe, run.path / "model")
-        report(run, tracker, held_out, ways, Judges(recipe))
+        report(run, tracker, held_out, variants(recipe, run.path / "model"), judges)
 
 
 def train(run: RunDirectory, tracker: Tracker, data: AnyPath, held_out: AnyPath | None) -> None:
