@@ -398,6 +398,9 @@ class DataConfig(Config):
     that is not named is never drawn. Empty draws from all rows alike."""
     num_actors: int = Field(default=2, ge=1)
     """Scoring and encoding processes, one logical CPU each."""
+    num_readers: int = Field(default=0, ge=0)
+    """Processes of Ray Data that read training samples ahead of need, one logical CPU each; with 0
+    each worker reads its own when it needs them."""
     videos_per_block: int = Field(default=16, ge=1)
     """Videos that one scoring call receives; a block is committed to the ledger as one part."""
 

@@ -1,6 +1,8 @@
 """Training samples by position: rank, window and micro-batch decide, nothing else."""
 
+import pickle
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,18 +17,61 @@ from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config import ScheduleConfig
 from magicdistill.platform.loop import Batches
 from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.streams import Maker, Stream, Workshop
+
+READ_AHEAD = 4
+"""Micro-batches for each group of workers that readers have ready."""
 
 
 def open_batches(
-    recipe: Recipe, data: AnyPath, *, rank: int, world_size: int, device: torch.device | str
+    recipe: Recipe,
+    data: AnyPath,
+    *,
+    num_windows: int,
+    rank: int,
+    world_size: int,
+    device: torch.device | str,
 ) -> Batches:
-    """Open a rank's samples: a latent cache, or pixel windows where a VAE is trained."""
+    """Open a rank's samples: a latent cache, or pixel windows where a VAE is trained.
+
+    Other processes read them, through Ray Data, where the recipe has readers or makers of pairs;
+    all ranks then call alike, for at most `num_windows` windows.
+    """
     positions = deal(
         recipe.schedule, recipe.cluster.sequence_parallel, rank=rank, world_size=world_size
     )
     if isinstance(recipe.method, VaeMethod):
         return PixelBatches(data, positions, recipe.seed, device)
+    if recipe.data.num_readers or recipe.pairs is not None:
+        workshop = open_workshop(recipe, data, positions)
+        takers = recipe.cluster.sequence_parallel
+        return StreamedBatches(workshop, positions, num_windows, takers, device)
     return LatentBatches(data, positions, recipe.seed, device, recipe.data)
+
+
+def open_workshop(recipe: Recipe, data: AnyPath, positions: "Positions") -> Workshop:
+    """Return who reads a recipe's micro-batches and makes their pairs, by their index."""
+    pairs = recipe.pairs
+    example = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data).at(0)
+    num_bytes = len(pickle.dumps(example)) + 2 * example.x0.nbytes * bool(pairs)
+    return Workshop(
+        partial(build_maker, recipe, data, positions),
+        num_actors=pairs.num_actors if pairs else recipe.data.num_readers,
+        gpus_per_actor=pairs.gpus_per_actor if pairs else 0.0,
+        buffer=pairs.buffer if pairs else READ_AHEAD * positions.num_groups,
+        item_bytes=num_bytes,
+    )
+
+
+def build_maker(recipe: Recipe, data: AnyPath, positions: "Positions") -> Maker:
+    """Return what makes a micro-batch by its index, with its pairs where the recipe has some."""
+    batches = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data)
+    if recipe.pairs is None:
+        return batches.at
+    from magicdistill.platform.pairs import PairMaker, StoredPairs  # which read batches
+
+    make = PairMaker(recipe) if recipe.pairs.stored is None else StoredPairs(recipe)
+    return lambda index: make(batches.at(index))
 
 
 def deal(
@@ -55,14 +100,20 @@ class Positions:
     """Deals the stream of sample positions out to windows, micro-batches and sequence groups."""
 
     def __init__(self, batch_size: int, parts: int, group: int, num_groups: int) -> None:
-        self.batch_size, self.share = batch_size, batch_size // parts
+        self.batch_size, self.parts, self.share = batch_size, parts, batch_size // parts
         self.group, self.num_groups = group, num_groups
 
     def __call__(self, window: int, micro: int) -> range:
         """Return the positions of one micro-batch in this group."""
-        part = micro * self.num_groups + self.group
-        start = window * self.batch_size + part * self.share
-        return range(start, start + self.share)
+        return self.at(self.index(window, micro))
+
+    def index(self, window: int, micro: int) -> int:
+        """Return the number of a micro-batch of this group among those of all groups."""
+        return window * self.parts + micro * self.num_groups + self.group
+
+    def at(self, index: int) -> range:
+        """Return the positions of a micro-batch by its number."""
+        return range(index * self.share, (index + 1) * self.share)
 
 
 class LatentBatches:
@@ -86,10 +137,70 @@ class LatentBatches:
 
     def __call__(self, window: int, micro: int) -> Batch:
         """Read a micro-batch."""
-        positions = self.positions(window, micro)
-        rows = [self.sampler.row(position) for position in positions]
+        return self.at(self.positions.index(window, micro))
+
+    def rows(self, index: int) -> list[int]:
+        """Return the rows of the cache that a micro-batch reads."""
+        return [self.sampler.row(position) for position in self.positions.at(index)]
+
+    def at(self, index: int) -> Batch:
+        """Read a micro-batch, of this group or another, by its number."""
+        positions, rows = self.positions.at(index), self.rows(index)
         dropped = [is_dropped(self.seed, position, self.drop) for position in positions]
         return collate(self.cache, rows, positions, self.device, dropped)
+
+
+class StreamedBatches:
+    """Micro-batches that other processes make ahead of need, the same ones as by `LatentBatches`.
+
+    All ranks call alike. A window is kept while it is asked for; the next one is on its way.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        positions: Positions,
+        num_windows: int,
+        num_takers: int,
+        device: torch.device | str,
+    ) -> None:
+        self.workshop, self.positions, self.device = workshop, positions, device
+        self.num_windows, self.num_takers = num_windows, num_takers
+        self.stream: Stream | None = None
+        self._window = -1
+        self._held: dict[int, Batch] = {}
+
+    def __call__(self, window: int, micro: int) -> Batch:
+        """Return a micro-batch, waiting for it where it is not made yet."""
+        stream = self._turn_to(window)
+        if micro not in self._held:
+            index = self.positions.index(window, micro)
+            self._held[micro] = stream.take(index)
+            if (ahead := index + self.positions.num_groups) < self._stop:
+                stream.ask(ahead)
+        return self._held[micro].to(self.device)
+
+    def supply(self) -> dict[str, float]:
+        """Return samples made and used a second, and how many wait."""
+        assert self.stream is not None, "nothing was asked for yet"
+        now, share = self.stream.supply(), self.positions.share
+        return {
+            "supply/made_per_second": now.num_made * share / now.seconds,
+            "supply/used_per_second": now.num_taken * share / now.seconds,
+            "supply/waiting": now.num_waiting * share,
+        }
+
+    @property
+    def _stop(self) -> int:
+        return self.num_windows * self.positions.parts
+
+    def _turn_to(self, window: int) -> Stream:
+        if self.stream is None or window not in (self._window, self._window + 1):
+            first = window * self.positions.parts
+            self.stream = Stream(self.workshop, first, self._stop, self.num_takers)
+        if window != self._window:
+            self._window, self._held = window, {}
+        return self.stream
 
 
 class PixelBatches:

@@ -2,13 +2,11 @@
 
 import hashlib
 from collections.abc import Collection, Iterable
-from functools import cache
-from pathlib import Path
 
 import yaml
 
 from magicdistill.data_pipeline.storage import AnyPath
-from magicdistill.models.networks.weights import find_weights
+from magicdistill.models.networks.weights import digest_weights, find_weights
 from magicdistill.platform import logs
 from magicdistill.platform.comparison_recipe import (
     ComparisonRecipe,
@@ -70,19 +68,15 @@ def find_run(recipe: Recipe) -> RunDirectory | None:
 def digest(recipe: Recipe) -> str:
     """Return a name for a run's recipe and the weights it reads."""
     text = recipe.model_dump_json(exclude=IRRELEVANT)
-    fields = {"model.teacher": recipe.model.teacher, "model.vae": recipe.model.vae}
-    weights = [_weights_digest(find_weights(w, field)) for field, w in fields.items() if w]
+    model, pairs = recipe.model, recipe.pairs
+    fields = {
+        "model.teacher": model.teacher,
+        "model.vae": model.vae,
+        "model.generator": model.generator,
+        "pairs.generator": pairs and pairs.generator,
+    }
+    weights = [digest_weights(find_weights(w, field)) for field, w in fields.items() if w]
     return hashlib.sha256(" ".join([text, *weights]).encode()).hexdigest()[:8]
-
-
-@cache
-def _weights_digest(location: Path) -> str:
-    files = sorted(p for p in location.rglob("*") if p.is_file()) or [location]
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 class Bench:

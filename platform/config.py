@@ -182,3 +182,20 @@ class EvaluationConfig(Config):
     on which collapse shows. Null scores none."""
     teacher: SamplerConfig = SamplerConfig(num_steps=28)
     """The many-step sampler of the teacher."""
+
+
+class PairsConfig(Config):
+    """The frozen few-step generator whose noise-data pairs a 1-step generator is trained on."""
+
+    generator: str
+    """Folder of its weights, such as the `model` folder of a run of four steps."""
+    sampler: SamplerConfig = SamplerConfig()
+    num_actors: PositiveInt = 1
+    """Processes that make pairs beside the training; `jobs/plan.py` says how many it takes."""
+    gpus_per_actor: float = Field(default=0, ge=0)
+    """1 gives each actor a GPU of its own. Where there are none to spare, actors and workers share
+    them: give both a part, such as 0.3 and cluster.gpus_per_worker 0.7."""
+    buffer: PositiveInt = 8
+    """Micro-batches of pairs that wait for the workers before the actors are held back."""
+    stored: str | None = None
+    """A folder that `jobs/distill.py --save_pairs` wrote: its pairs are read instead of made."""

@@ -20,7 +20,7 @@ from magicdistill.models.networks.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.weights import find_weights, save_transformer
 from magicdistill.models.objectives.build import teacher
 from magicdistill.models.objectives.config import EulerMethod, VaeMethod
-from magicdistill.platform import logs
+from magicdistill.platform import logs, pairs
 from magicdistill.platform.evaluation import (
     MEASURES,
     Judges,
@@ -88,6 +88,17 @@ def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[AnyPath, AnyPath
     run.store_data(lineage(found))
     held_out = found.get("held-out")
     return found["training"].cache_path, held_out and held_out.cache_path
+
+
+def store_pairs(recipe: Recipe, root: AnyPath) -> AnyPath:
+    """Make and store the pairs of a recipe's training; return the version to read them from."""
+    assert recipe.model.vae is not None, "model.vae: latents need a VAE"
+    vae = find_weights(recipe.model.vae, "model.vae")
+    place_of_data = data_root(recipe, resolve_root(recipe.runs))
+    (result,) = curate_together([recipe.data], vae, place_of_data)
+    tell("training", result)
+    logs.say("making pairs")
+    return pairs.store_pairs(recipe, result.cache_path, root)
 
 
 def data_configs(recipe: Recipe) -> dict[str, DataConfig]:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from threading import Thread
 
+from magicdistill.data_pipeline.storage import place
 from magicdistill.platform import logs
 from magicdistill.platform.cluster import ray_cluster
 from magicdistill.platform.config import ClusterConfig
@@ -33,6 +34,15 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
 
         perform(recipe, run, tracker)
     return run
+
+
+def save_pairs(recipe: Recipe, folder: str) -> None:
+    """Make the pairs that a recipe trains on, but for those made already, and store them."""
+    with resume_hint("the same command"), importing(STEPS), announced_cluster(recipe.cluster):
+        from magicdistill.platform.experiment import store_pairs
+
+        version = store_pairs(recipe, place(folder))
+    logs.say(f"pairs  {version}; train on them with --pairs.stored {version}")
 
 
 @contextmanager

@@ -96,6 +96,11 @@ class Loop:
             return engine.step()
 
 
+def num_windows(method: Method, num_cycles: int) -> int:
+    """Return a bound on the accumulation windows that some cycles read."""
+    return num_cycles * (1 if method.shares_batch else len(method.turns(num_cycles)))
+
+
 def mean_over_ranks(values: dict[str, torch.Tensor], device: torch.device | str) -> Metrics:
     """Average scalars that every rank holds under the same names."""
     names = sorted(values)

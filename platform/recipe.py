@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
+from pydantic import model_validator
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
@@ -17,6 +18,7 @@ from magicdistill.platform.config import (
     EngineConfig,
     EvaluationConfig,
     HealthConfig,
+    PairsConfig,
     ScheduleConfig,
     TrackingConfig,
 )
@@ -43,6 +45,8 @@ class Recipe(Config):
     model: ModelConfig = ModelConfig()
     data: DataConfig
     method: MethodConfig
+    pairs: PairsConfig | None = None
+    """Who makes the pairs of `method.pairs`."""
     schedule: ScheduleConfig
     evaluation: EvaluationConfig | None = None
     """Held-out clips to judge a generator on; null skips the judging."""
@@ -51,6 +55,13 @@ class Recipe(Config):
     kernels: KernelsConfig = KernelsConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _pairs_are_made_and_used(self) -> Self:
+        uses = getattr(self.method, "pairs", None) is not None
+        if uses != (self.pairs is not None):
+            raise ValueError("method.pairs uses pairs and `pairs` makes them: give both or none")
+        return self
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

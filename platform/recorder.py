@@ -7,6 +7,10 @@ from magicdistill.platform.config import ScheduleConfig
 from magicdistill.platform.loop import Metrics
 from magicdistill.platform.run_directory import RunDirectory
 
+STARVING = 0.05
+"""Share of the time that workers may wait for data."""
+RELIEF = "jobs/plan.py says how many pairs.num_actors or data.num_readers it takes"
+
 
 class Recorder:
     """Writes metrics of every cycle, and now and then a line for people."""
@@ -17,6 +21,7 @@ class Recorder:
         self.first: tuple[int, float] | None = None
         self.last_s = time.perf_counter()
         self.spent: dict[str, float] = {}
+        self.waited_s = self.counted_s = 0.0
 
     @span("logging")
     def __call__(self, cycle: int, metrics: Metrics) -> None:
@@ -31,6 +36,11 @@ class Recorder:
             self.run.say(self._line(cycle, metrics, now_s))
         if cycle == self.schedule.num_cycles:
             self.run.say(self._breakdown())
+            if self.waited_s > STARVING * self.counted_s:
+                share = self.waited_s / self.counted_s
+                self.run.say(
+                    f"starving: {share:.0%} of the time went to waiting for data; {RELIEF}"
+                )
 
     def _parts(self, whole_s: float) -> Metrics:
         """Return the seconds of a cycle's parts: what no span has seen is `other`."""
@@ -38,6 +48,9 @@ class Recorder:
         parts["other"] = whole_s - sum(parts.values())
         for name, seconds in parts.items():
             self.spent[name] = self.spent.get(name, 0.0) + seconds
+        if self.first is not None:  # in the first cycle all data has yet to start
+            self.waited_s += parts.get("data", 0.0)
+            self.counted_s += whole_s
         return {f"seconds/{name}": seconds for name, seconds in parts.items()}
 
     def _breakdown(self) -> str:

@@ -17,12 +17,12 @@ from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.vae import VaeTraining
 from magicdistill.models.spans import span
 from magicdistill.platform import logs, ranks
-from magicdistill.platform.batches import deal, open_batches
+from magicdistill.platform.batches import StreamedBatches, deal, open_batches
 from magicdistill.platform.checkpoints import Checkpoints, checkpoint_name
 from magicdistill.platform.engine import Ema, build_engine, gathered
 from magicdistill.platform.failures import explained_failure, recorded_failure
 from magicdistill.platform.health import UnhealthyError, Watch
-from magicdistill.platform.loop import Callback, Loop, Metrics, mean_over_ranks
+from magicdistill.platform.loop import Callback, Loop, Metrics, mean_over_ranks, num_windows
 from magicdistill.platform.preemption import (
     LeavingError,
     Notice,
@@ -152,7 +152,14 @@ class Worker:
         self.loop = Loop(
             self.method,
             self.engines,
-            open_batches(recipe, data, rank=rank, world_size=world_size, device=device),
+            open_batches(
+                recipe,
+                data,
+                num_windows=num_windows(self.method, schedule.num_cycles),
+                rank=rank,
+                world_size=world_size,
+                device=device,
+            ),
             seed=recipe.seed,
             num_micro_batches=schedule.num_micro_batches,
             ema=self.ema,
@@ -192,8 +199,12 @@ class Worker:
         callbacks: list[Callback] = [self._sample, self._judge, self._checkpoint]
         if self.rank == 0:
             recorder = Recorder(self.run, self.recipe.schedule, self.loop.stopwatch)
-            callbacks.insert(1, recorder)
+            callbacks[1:1] = [self._measure_supply, recorder]
         return callbacks
+
+    def _measure_supply(self, cycle: int, metrics: Metrics) -> None:
+        if isinstance(self.loop.batches, StreamedBatches):
+            metrics.update(self.loop.batches.supply())
 
     def _measure_teacher(self) -> None:
         """Let the generator show what health is: before it is trained it is the teacher."""

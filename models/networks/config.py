@@ -149,6 +149,9 @@ class ModelConfig(Config):
     """Folder of the VAE."""
     teacher: str | None = None
     """Folder of the teacher transformer; null starts from random weights (pre-training)."""
+    generator: str | None = None
+    """Folder of the generator's first weights where distribution matching goes on from an earlier
+    stage; null copies the teacher, as the paper does."""
 
     @property
     def shapes(self) -> NetworkPreset:

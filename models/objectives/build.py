@@ -64,7 +64,8 @@ def distribution_matching(
 ) -> DistributionMatching:
     """Build generator and critic from one teacher."""
     base = teacher(model, placement)
-    generator = copy_of(base, placement, takes_guidance=config.cfg_distillation is not None)
+    first = base if model.generator is None else trained(model.generator, model, placement)
+    generator = copy_of(first, placement, takes_guidance=config.cfg_distillation is not None)
     adversarial = isinstance(config, AdversarialPart) and config.adversarial_weight > 0
     critic = Critic(base, config.lora, adversarial=adversarial, placement=placement)
     return DistributionMatching(config, VelocityModel(generator), critic)
@@ -86,6 +87,14 @@ def teacher(model: ModelConfig, placement: Placement = WHOLE) -> HunyuanVideoTra
     if model.teacher is None:
         return build_transformer(shapes, placement)
     return load_transformer(find_weights(model.teacher, "model.teacher"), shapes, placement)
+
+
+def trained(
+    location: str, model: ModelConfig, placement: Placement = WHOLE
+) -> HunyuanVideoTransformer3DModel:
+    """Load the generator of an earlier stage."""
+    path = find_weights(location, "model.generator")
+    return load_transformer(path, model.shapes.transformer, placement)
 
 
 def vae(model: ModelConfig) -> VideoVae:

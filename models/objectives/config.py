@@ -109,6 +109,26 @@ class LcmMethod(Config):
         return self
 
 
+class PairSupervision(Config):
+    """Noise-data pairs of a frozen few-step generator, for the 1-step one. Known in words: 002
+    section 4."""
+
+    num_cycles: int = Field(ge=1)
+    """Cycles over which the weights go from their first value to their last, in a line."""
+    weight: tuple[float, float] = (1.0, 0.25)
+    """Of the distance to the pair's video."""
+    dmd_weight: tuple[float, float] = (0.25, 1.0)
+    """Of distribution matching, beside the method's own."""
+    huber_c: float = Field(default=1e-3, gt=0)
+    """Not in the paper."""
+
+    def weights(self, cycle: int) -> tuple[float, float]:
+        """Return the weights of the pairs and of distribution matching in a cycle."""
+        share = min(1.0, cycle / max(1, self.num_cycles - 1))
+        (first, last), (dmd_first, dmd_last) = self.weight, self.dmd_weight
+        return first + share * (last - first), dmd_first + share * (dmd_last - dmd_first)
+
+
 class DistributionMatchingConfig(Config):
     """What all methods of distribution matching have; the parts below make the difference."""
 
@@ -127,6 +147,8 @@ class DistributionMatchingConfig(Config):
     real_guidance: float | None = Field(default=None, ge=0)
     """Ho scale of the real score; null takes the generator's (sampler.guidance, or the scales
     that `cfg_distillation` draws). Not in the paper."""
+    pairs: PairSupervision | None = None
+    """Supervise a 1-step generator by pairs, which the recipe's `pairs` makes; null: do not."""
     cfg_distillation: CfgDistillation | None = None
     """Teach the generator the guidance scale in the same stage (003 section 3.1); null: do not."""
     lora_loss_scale: float = Field(default=1.0, gt=0)
@@ -145,6 +167,12 @@ class DistributionMatchingConfig(Config):
                 if kept.pop(key) != 0:
                     raise ValueError(f"{values.get('name')} has no {key}; use method.name {name}")
         return kept
+
+    @model_validator(mode="after")
+    def _pairs_are_for_one_step(self) -> "DistributionMatchingConfig":
+        if self.pairs is not None and (self.sampler.num_steps, self.share_rollout) != (1, True):
+            raise ValueError("pairs: they need sampler.num_steps 1 and share_rollout true")
+        return self
 
 
 class AdversarialPart(Config):

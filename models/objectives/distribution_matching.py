@@ -36,6 +36,7 @@ from magicdistill.models.objectives.dmd import (
     real_and_fake_x0,
 )
 from magicdistill.models.objectives.ground_truth import ground_truth_loss
+from magicdistill.models.objectives.pairs import pair_loss
 from magicdistill.models.objectives.rollouts import Rollouts, Visit
 from magicdistill.models.objectives.types import Batch, Loss, Networks
 from magicdistill.models.spans import span
@@ -163,7 +164,13 @@ class DistributionMatching:
         v = self._generator(turn)(visit.x, visit.sigma, turn.conditions)
         x_hat = x0_from_velocity(visit.x, v, visit.sigma)
         at = self._noise(x_hat, turn.draws, "score")
-        loss, fake_x0 = self._distribution_matching(turn, x_hat, at)
+        pair_weight, dmd_weight = 0.0, self.config.dmd_weight
+        if (pairs := self.config.pairs) is not None:
+            pair_weight, share = pairs.weights(turn.draws.cycle)
+            dmd_weight *= share
+        loss, fake_x0 = self._distribution_matching(turn, x_hat, at, dmd_weight)
+        if pairs is not None:
+            loss = loss + pair_loss(x_hat, turn.batch, pair_weight, pairs.huber_c)
         if (weight := self.adversarial.adversarial_weight) > 0:
             logits = self._critic(turn, "logits")(at.x_sigma, at.sigma, turn.conditions)
             term = adversarial.generator_loss(logits)
@@ -175,7 +182,9 @@ class DistributionMatching:
             loss = loss + self._cfg_distillation(turn, self.config.cfg_distillation)
         return loss
 
-    def _distribution_matching(self, turn: Turn, x_hat: Tensor, at: Noised) -> tuple[Loss, Tensor]:
+    def _distribution_matching(
+        self, turn: Turn, x_hat: Tensor, at: Noised, weight: float
+    ) -> tuple[Loss, Tensor]:
         score, guidance = self._scores(turn, at.sigma)
         with span("scores"):
             real, fake = real_and_fake_x0(
@@ -191,7 +200,7 @@ class DistributionMatching:
         dmd = descend(x_hat, dmd_gradient(x_hat, real, fake))
         gap, distance = (fake - real).abs().mean(), (x_hat.detach() - real).abs().mean()
         terms = {"dmd": dmd.detach(), "score_gap": gap, "real_distance": distance}
-        return Loss(self.config.dmd_weight * dmd, terms | {"gap_share": gap / distance}), fake
+        return Loss(weight * dmd, terms | {"gap_share": gap / distance}), fake
 
     def _scores(
         self, turn: Turn, sigma: Tensor

@@ -58,7 +58,7 @@ class Rollouts:
         assert batch.conditions is not None
         visited = rollout(
             generator,
-            draws.normal("noise", shape),
+            batch.pair.noise if batch.pair else draws.normal("noise", shape),
             sigma_grid(self.sampler.num_steps, self.sampler.shift, device),
             batch.conditions,
             sampler=self.sampler.name,

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,6 +14,13 @@ from magicdistill.models.networks.conditions import Conditions
 
 Networks = Mapping[str, Callable]
 """One callable per role: the engine of the role in turn, the plain modules of the others."""
+
+
+class Pair(NamedTuple):
+    """What a frozen generator made of noise, each (b c f h w)."""
+
+    noise: Tensor
+    video: Tensor
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,18 @@ class Batch:
     """Global sample positions in the stream of training samples."""
     null: Conditions | None = None
     """The conditions with the null prompt in place of the text, which guidance compares with."""
+    pair: Pair | None = None
+    """Noise and the video of it under the same conditions; rollouts then start from this noise."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Move every tensor to a device."""
+        return replace(
+            self,
+            x0=self.x0.to(device),
+            conditions=self.conditions and self.conditions.to(device),
+            null=self.null and self.null.to(device),
+            pair=self.pair and Pair(*(tensor.to(device) for tensor in self.pair)),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,111 @@
+"""Pairs that Ray Data makes for a training: none lost, none twice, whoever is killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.platform.test_survival import distill, losses
+
+ROOT = Path(__file__).parents[3]
+RECIPE = """
+extends: portrait-tiny-smoke
+evaluation: null
+method:
+  name: magic
+  sampler: {num_steps: 1}
+  num_fake_updates: 1
+  warmup_cycles: 0
+  pairs: {num_cycles: 8}
+pairs: {generator: assets/portrait-tiny/teacher, sampler: {num_steps: 2}}
+schedule:
+  num_cycles: 8
+  checkpoint_every: 3
+  sample_every: null
+  optimizers: {generator: {decay_steps: 8}}
+engine: {kind: torch, precision: fp32}
+cluster: {num_workers: 2, dashboard: false}
+"""
+KILL_A_MAKER = """
+import os
+import pickle
+import signal
+import time
+from functools import partial
+
+from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.streams import Workshop, make_items
+
+
+def build():
+    return lambda index: (index, os.getpid(), time.sleep(0.05))
+
+
+with ray_cluster(ClusterConfig(dashboard=False)):
+    seen, killed = [], set()
+    for index, item in make_items(Workshop(build, num_actors=2, buffer=2), 5, 45):
+        made, pid, _ = pickle.loads(item)
+        seen.append((index, made))
+        if index in (15, 25) and not killed & {pid}:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+    print("neither:", seen == [(i, i) for i in range(5, 45)], len(killed))
+"""
+
+
+def test_pairs_are_neither_lost_nor_doubled_where_their_actors_are_killed():
+    done = subprocess.run(
+        [sys.executable, "-c", KILL_A_MAKER],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert "neither: True 2" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    (root / "pairs.yaml").write_text(RECIPE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root) -> list[dict[str, float]]:
+    with distill(root, "--recipe", str(root / "pairs.yaml")) as job:
+        output = job.end()
+    assert job.process.returncode == 0, output
+    rows = list(job.run.metrics())
+    assert all(row["supply/made_per_second"] > 0 for row in rows)
+    assert [row["generator/pair_weight"] for row in rows][:: len(rows) - 1] == [1.0, 0.25]
+    return losses(job.run)
+
+
+@pytest.mark.long
+def test_stored_pairs_train_like_those_made_on_the_fly(root, undisturbed):
+    recipe = ("--recipe", str(root / "pairs.yaml"))
+    with distill(root, *recipe, "--save_pairs", str(root / "stored")) as job:
+        output = job.end()
+    assert job.process.returncode == 0, output
+    version = output.split("--pairs.stored ")[1].split()[0]
+    with distill(root, *recipe, "--pairs.stored", version) as job:
+        output = job.end()
+    assert job.process.returncode == 0, output
+    assert losses(job.run) == undisturbed
+
+
+@pytest.mark.long
+def test_a_killed_worker_does_not_shift_the_pairs(root, undisturbed):
+    with distill(root, "--recipe", str(root / "pairs.yaml")) as job:
+        job.wait_for("starting the training workers")
+        job.wait_for_cycle(5)
+        job.workers()[0].kill()
+        output = job.end()
+    assert job.process.returncode == 0, output
+    assert "continuing after cycle 3" in output
+    assert losses(job.run) == undisturbed
