@@ -23,6 +23,7 @@ def format_plan(made: Plan) -> str:
         _line("total", "", "", made.gpu_bytes),
         "",
         *_demand(made),
+        *_pairs(made),
         "",
         f"{made.recipe.name} {verdict(made)}",
     ]
@@ -47,7 +48,7 @@ def to_json(made: Plan) -> str:
         "seconds_per_cycle": made.seconds_per_cycle,
         "samples_per_cycle": made.samples_per_cycle,
         "sample_bytes": made.sample_bytes,
-        "pair_gpus": made.num_pair_gpus,
+        "pair_actors": made.num_pair_actors,
         "remedies": made.remedies,
     }
     return json.dumps(values, indent=2)
@@ -95,5 +96,17 @@ def _demand(made: Plan) -> Iterator[str]:
         f"{hours:.1f} h for {made.recipe.schedule.num_cycles} cycles"
     )
     yield f"data: {rate:.3g} samples/s, {rate * made.sample_bytes / 1e6:.3g} MB/s from the cache"
-    if made.num_pair_gpus:
-        yield f"pairs: {rate:.3g} pairs/s of 4 steps, {made.num_pair_gpus} more GPU(s) to make them"
+
+
+def _pairs(made: Plan) -> Iterator[str]:
+    pairs, wanted = made.recipe.pairs, made.num_pair_actors
+    if pairs is None or not wanted:
+        return
+    verdict = "enough" if pairs.num_actors >= wanted else f"too few: give pairs.num_actors {wanted}"
+    yield (
+        f"pairs: {made.samples_per_cycle} of {pairs.sampler.num_steps} steps per cycle take "
+        f"{wanted} actor(s) as fast as a worker, and there are {pairs.num_actors}: {verdict}"
+    )
+    if pairs.gpus_per_actor:
+        gpus = pairs.num_actors * pairs.gpus_per_actor
+        yield f"       {gpus:g} GPU(s) beside the workers' {made.recipe.cluster.num_workers}"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from magicdistill.models.networks.config import demand_share
 from magicdistill.models.objectives.config import DistributionMatchingConfig
-from magicdistill.platform.config import GpuName
+from magicdistill.platform.config import GpuName, PairsConfig
 from magicdistill.platform.flops import Sample, operations
 from magicdistill.platform.memory import (
     Parameters,
@@ -32,8 +32,6 @@ PAPER_MFU = 0.4
 """What 28 guided steps at 67,320 tokens in 10 minutes on one H100 (002 section 1) come to."""
 RESERVE_BYTES = 5 * GIB
 """CUDA context, NCCL and fragmentation. Estimated, not measured."""
-PAIR_STEPS = 4
-"""Steps of the frozen generator that makes the pairs of the 1-step stage."""
 
 
 Change = dict[str, Any]
@@ -75,7 +73,7 @@ class Plan:
     samples_per_cycle: int
     sample_bytes: float
     pair_operations: float
-    """Of one cycle's noise-data pairs; 0 for a method that asks for none."""
+    """Of one cycle's noise-data pairs; 0 where none are made."""
     mfu: float
     remedies: tuple[str, ...] = ()
 
@@ -115,8 +113,8 @@ class Plan:
         return gpu and self.operations_per_cycle / (gpu.operations_per_s * self.mfu)
 
     @property
-    def num_pair_gpus(self) -> int:
-        """GPUs that make pairs as fast as the workers use them, at the same MFU."""
+    def num_pair_actors(self) -> int:
+        """Actors that make pairs as fast as the workers use them, each as fast as a worker."""
         return math.ceil(self.pair_operations / self.operations_per_cycle)
 
 
@@ -217,7 +215,7 @@ def _plan(recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Turn], 
         operations_per_cycle=sharing * per_sample,
         samples_per_cycle=num_read,
         sample_bytes=_sample_bytes(sample),
-        pair_operations=num_read * _pair_operations(recipe, sample),
+        pair_operations=num_read * _pair_operations(recipe.pairs, sample),
         mfu=mfu,
     )
 
@@ -266,12 +264,12 @@ def _sample_bytes(sample: Sample) -> float:
     return 2.0 * (sample.latent_numel + text)
 
 
-def _pair_operations(recipe: Recipe, sample: Sample) -> float:
-    """Return the operations of one pair for a 1-step generator; 0 for others."""
-    method = recipe.method
-    if not isinstance(method, DistributionMatchingConfig) or method.sampler.num_steps > 1:
+def _pair_operations(pairs: PairsConfig | None, sample: Sample) -> float:
+    """Return the operations of one pair; 0 where none are made."""
+    if pairs is None or pairs.stored is not None:
         return 0
-    return operations(sample, Pass("pairs", "4 steps", repeats=PAIR_STEPS), recompute=False)
+    steps = Pass("pairs", "steps", repeats=pairs.sampler.num_steps)
+    return operations(sample, steps, recompute=False)
 
 
 def _remedies(

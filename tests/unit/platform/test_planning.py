@@ -185,12 +185,29 @@ def test_what_does_not_fit_is_refused_and_each_remedy_makes_it_fit(
 def test_a_plan_is_a_table_and_json() -> None:
     made = plan(load_recipe("magic141-1step-16xh100"), mfu=0.5)
     table, values = format_plan(made), json.loads(to_json(made))
-    for text in ("LoRA", "discriminator", "gathered layers", "50% MFU", "samples/s", "pairs/s"):
+    for text in (
+        "LoRA",
+        "discriminator",
+        "gathered layers",
+        "50% MFU",
+        "samples/s",
+        "4 steps per cycle",
+    ):
         assert text in table
     held = sum(row["bytes"] for row in values["held"])
     peak = max(sum(row["bytes"] for row in rows) for rows in values["peaks"].values())
     assert values["gpu_bytes"] == pytest.approx(held + peak + values["reserve_bytes"])
-    assert values["seconds_per_cycle"] > 0 and values["pair_gpus"] > 0
+    assert values["seconds_per_cycle"] > 0 and values["pair_actors"] > 0
+
+
+def test_a_plan_says_how_many_actors_make_the_pairs() -> None:
+    recipe = load_recipe("magic141-1step-16xh100")
+    assert recipe.pairs is not None
+    wanted = plan(recipe).num_pair_actors
+    assert recipe.pairs.num_actors == wanted
+    assert f"give pairs.num_actors {wanted}" in format_plan(
+        plan(changed(recipe, {"pairs.num_actors": wanted - 1}))
+    )
 
 
 @pytest.mark.parametrize(

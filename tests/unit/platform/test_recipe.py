@@ -78,3 +78,14 @@ def test_an_unknown_recipe_is_refused_with_the_names_there_are() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_of_the_project_is_valid(name: str) -> None:
     assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize(
+    "half",
+    ["pairs: {generator: there}\n", "method: {pairs: {num_cycles: 2}, sampler: {num_steps: 1}}\n"],
+)
+def test_pairs_are_made_and_used_or_neither(base, half):
+    path = base.with_name("half.yaml")
+    path.write_text(f"extends: {base}\n{half}")
+    with pytest.raises(RecipeError, match="give both or none"):
+        load_recipe(path)
