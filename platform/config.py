@@ -182,3 +182,9 @@ class EvaluationConfig(Config):
     on which collapse shows. Null scores none."""
     teacher: SamplerConfig = SamplerConfig(num_steps=28)
     """The many-step sampler of the teacher."""
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> "EvaluationConfig":
+        if self.data.other_buckets:
+            raise ValueError("data.other_buckets: held-out clips have one shape; leave it empty")
+        return self

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import model_validator
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
 from magicdistill.models.networks.config import KernelsConfig, ModelConfig
-from magicdistill.models.objectives.config import MethodConfig
+from magicdistill.models.objectives.config import MethodConfig, VaeMethod
 from magicdistill.platform.config import (
     ClusterConfig,
     DeepSpeedEngineConfig,
@@ -51,6 +52,12 @@ class Recipe(Config):
     kernels: KernelsConfig = KernelsConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> "Recipe":
+        if isinstance(self.method, VaeMethod) and self.data.other_buckets:
+            raise ValueError("data.other_buckets: a VAE trains on one shape; leave it empty")
+        return self
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
