@@ -50,6 +50,7 @@ from magicdistill.data_pipeline.clips import (
     videos_to_table,
 )
 from magicdistill.data_pipeline.config import DataConfig, NullText
+from magicdistill.data_pipeline.curation import accepted
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.policy import decide
@@ -153,7 +154,7 @@ def bare_loop(config: DataConfig, vae: Path, root: Path) -> int:
     blocks = [videos_to_table(videos[i : i + size]) for i in range(0, len(videos), size)]
     tables = pooled(Score, (config.measures, config.decoder), blocks)
     clips = [clip for table in tables for clip in clips_from_table(table)]
-    kept = [d.clip for d in decide(clips, config.policy, config.bucket) if d.status == "accepted"]
+    kept = accepted(decide(clips, config.policy, *config.buckets))
     job = EncodeJob(config, vae.absolute(), VideoVae.load(vae).fingerprint, root / "latents")
     per_clip = config.windows_per_clip * (2 if config.flip else 1)
     size = max(1, config.encoding.rows_per_shard // per_clip)

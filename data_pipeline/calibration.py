@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from magicdistill.data_pipeline.clips import Array, ClipRow
-from magicdistill.data_pipeline.config import Bucket, Limit, Policy
+from magicdistill.data_pipeline.config import Bucket, Limit, Policy, nearest_bucket
 from magicdistill.data_pipeline.policy import breach
 from magicdistill.data_pipeline.windows import num_resampled
 
@@ -34,13 +34,13 @@ class Gauge:
         return np.quantile(self.values, QUANTILES).tolist()
 
 
-def calibrate(clips: Sequence[ClipRow], policy: Policy, bucket: Bucket) -> list[Gauge]:
+def calibrate(clips: Sequence[ClipRow], policy: Policy, *buckets: Bucket) -> list[Gauge]:
     """Return every score of every mixture; clips that failed have none."""
     gauges: list[Gauge] = []
     readable = [clip for clip in clips if not clip.failure]
     for mixture in sorted({clip.mixture for clip in readable}):
-        limits = _structural_limits(policy, bucket) | policy.limits_of(mixture)
-        numbers = [_numbers(clip, bucket) for clip in readable if clip.mixture == mixture]
+        limits = _structural_limits(policy, buckets) | policy.limits_of(mixture)
+        numbers = [_numbers(clip, buckets) for clip in readable if clip.mixture == mixture]
         breached = [
             {name for name, value in row.items() if breach(value, limits.get(name, Limit()))}
             for row in numbers
@@ -80,12 +80,13 @@ def format_gauges(gauges: Sequence[Gauge]) -> str:
     return "\n".join(lines)
 
 
-def _numbers(clip: ClipRow, bucket: Bucket) -> dict[str, float]:
+def _numbers(clip: ClipRow, buckets: Sequence[Bucket]) -> dict[str, float]:
     """Return everything that a limit can be set on and that was measured."""
+    bucket = nearest_bucket(clip.width, clip.height, buckets)
     found = {
         "short side": min(clip.width, clip.height),
         "long side": max(clip.width, clip.height),
-        "frames": num_resampled(clip, bucket),
+        _frames(bucket, buckets): num_resampled(clip, bucket),
         "decoded ratio": clip.num_frames_decoded / clip.num_frames_header,
         "cuts": clip.num_cuts,
         "motion.px": clip.motion_px,
@@ -95,11 +96,20 @@ def _numbers(clip: ClipRow, bucket: Bucket) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _structural_limits(policy: Policy, bucket: Bucket) -> dict[str, Limit]:
-    return {
+def _structural_limits(policy: Policy, buckets: Sequence[Bucket]) -> dict[str, Limit]:
+    lengths = {
+        _frames(bucket, buckets): Limit(min=max(policy.min_frames or 0, bucket.num_frames))
+        for bucket in buckets
+    }
+    return lengths | {
         "short side": Limit(min=policy.min_short_side),
         "long side": Limit(min=policy.min_long_side),
-        "frames": Limit(min=max(policy.min_frames or 0, bucket.num_frames)),
         "decoded ratio": Limit(min=policy.min_decoded_ratio),
         "cuts": Limit(max=policy.max_cuts),
     }
+
+
+def _frames(bucket: Bucket, buckets: Sequence[Bucket]) -> str:
+    """Name the length of a bucket's clips; another one than the first bucket's stands apart."""
+    same = bucket.num_frames == buckets[0].num_frames
+    return "frames" if same else f"frames for {bucket.num_frames}"

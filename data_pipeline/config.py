@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -14,6 +15,9 @@ SCORES_VERSION = 2
 """Raised when shots or motion change their meaning: all videos are then scored again."""
 
 Mixture = Literal["portrait", "general", "anime"]
+
+INTER4K_SIZE = (3840, 2160)
+"""Width and height of its films; smaller copies have the same aspect."""
 
 IMPORTERS = ("koala", "talkvid")
 """Published sets whose scores are imported under these names."""
@@ -195,6 +199,17 @@ class Bucket(Config):
 
     def __str__(self) -> str:
         return f"{self.num_frames}x{self.height}x{self.width}@{self.fps:g}"
+
+
+def nearest_bucket(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
+    """Return the bucket of the nearest aspect, whose crop keeps most of a picture; of equals the
+    first."""
+
+    def kept(bucket: Bucket) -> float:
+        sides = (width * bucket.height, height * bucket.width)
+        return min(sides) / max(*sides, 1)
+
+    return max(buckets, key=kept)
 
 
 class Measures(Config):
@@ -382,6 +397,9 @@ class DataConfig(Config):
 
     sources: tuple[Source, ...] = Field(min_length=1)
     bucket: Bucket = Bucket()
+    other_buckets: tuple[Bucket, ...] = ()
+    """More shapes, such as portrait beside landscape: a clip goes to the one of the nearest aspect
+    and is judged against that. All samples of an update have one shape."""
     windows_per_clip: int = Field(default=3, ge=1)
     """Evenly spaced windows taken from each clip; fewer where they would coincide."""
     flip: bool = True
@@ -404,6 +422,29 @@ class DataConfig(Config):
     videos_per_block: int = Field(default=16, ge=1)
     """Videos that one scoring call receives; a block is committed to the ledger as one part."""
 
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """All shapes, the main one first."""
+        return (self.bucket, *self.other_buckets)
+
+    def bucket_of(self, width: int, height: int) -> Bucket:
+        """Return the shape that clips of a size are brought to."""
+        return nearest_bucket(width, height, self.buckets)
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> "DataConfig":
+        for other in self.other_buckets:
+            if other.fps != self.bucket.fps:
+                raise ValueError(
+                    f"other_buckets: {other} has another frame rate than the bucket {self.bucket}"
+                )
+            if (first := self.bucket_of(other.width, other.height)) is not other:
+                raise ValueError(
+                    f"other_buckets: {other} gets no clips, as {first} has the same aspect; "
+                    "leave one of them out"
+                )
+        return self
+
     @model_validator(mode="after")
     def _check_limits(self) -> "DataConfig":
         if any(isinstance(source, JsonLines) for source in self.sources):
@@ -417,10 +458,11 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _check_inter4k(self) -> "DataConfig":
         policies = {source.policy for source in self.sources if isinstance(source, Inter4K)}
-        seconds = self.bucket.num_frames / self.bucket.fps
+        bucket = self.bucket_of(*INTER4K_SIZE)
+        seconds = bucket.num_frames / bucket.fps
         if "bucket-117" in policies and seconds > 5:
             raise ValueError(
-                f"Inter4K's clips last 5 s and the bucket {self.bucket} asks for {seconds:.2f} s: "
+                f"Inter4K's clips last 5 s and the bucket {bucket} asks for {seconds:.2f} s: "
                 "set bucket.num_frames to 117, or the source's policy to stride-2 or reject"
             )
         return self

@@ -66,6 +66,12 @@ class Selection:
         """Accepted clips by mixture, the most first."""
         return dict(Counter(clip.mixture for clip in self.clips).most_common())
 
+    @property
+    def buckets(self) -> dict[str, int]:
+        """Accepted clips by shape, the most first."""
+        shapes = (str(self.config.bucket_of(clip.width, clip.height)) for clip in self.clips)
+        return dict(Counter(shapes).most_common())
+
 
 @dataclass(frozen=True)
 class CurationResult(Selection):
@@ -113,7 +119,7 @@ class Part:
             for clip in self.clips
         ]
         versions = versions_of(self.config.measures.scorers)
-        return decide(clips, self.config.policy, self.config.bucket, versions)
+        return decide(clips, self.config.policy, *self.config.buckets, versions=versions)
 
     def select(self) -> Selection:
         """Judge the clips and tell the whole story."""

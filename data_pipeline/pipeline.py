@@ -66,6 +66,7 @@ FAULTS_PER_PART = 50_000
 
 AGREED_TO_ENCODE = (
     "bucket",
+    "other_buckets",
     "windows_per_clip",
     "flip",
     "encoding",
@@ -254,7 +255,7 @@ class Curator:
                 for clip in (self._scored_clips(part) if scorers else ())
                 if lacking(clip, versions)
                 and not clip.failure
-                and not (costly and is_hopeless(clip, config.policy, config.bucket))
+                and not (costly and is_hopeless(clip, config.policy, *config.buckets))
             ]
             size = config.videos_per_block
             blocks = [clips_to_table(clips[i : i + size]) for i in range(0, len(clips), size)]
@@ -274,7 +275,9 @@ class Curator:
             for clip in clips
             if any(key not in present for key in wanted[clip.clip_id])
         }
-        missing = list(by_id.values())
+        missing = sorted(  # shapes apart, as a batch of windows has one
+            by_id.values(), key=lambda clip: str(config.bucket_of(clip.width, clip.height))
+        )
         if not missing:
             return []
         failures: list[ClipRow] = []
@@ -361,13 +364,14 @@ def _wanted_keys(
     config: DataConfig, clips: Sequence[ClipRow], vae_fingerprint: str
 ) -> dict[str, list[str]]:
     """Return the cache keys of every clip by clip id."""
-    bucket, dtypes = config.bucket, config.encoding.dtypes
+    dtypes = config.encoding.dtypes
     return {
         clip.clip_id: [
             row_facts(clip, window, bucket, vae_fingerprint, dtypes).key
             for window in windows_of(clip, bucket, config.windows_per_clip, config.flip)
         ]
         for clip in clips
+        for bucket in [config.bucket_of(clip.width, clip.height)]
     }
 
 

@@ -7,7 +7,7 @@ from math import ceil
 from typing import Literal
 
 from magicdistill.data_pipeline.clips import ClipRow, digest
-from magicdistill.data_pipeline.config import Bucket, Limit, Policy
+from magicdistill.data_pipeline.config import Bucket, Limit, Policy, nearest_bucket
 from magicdistill.data_pipeline.duplicates import find_copies
 from magicdistill.data_pipeline.stages.run_scorers import lacking
 from magicdistill.data_pipeline.stages.scorers.base import ABSENT
@@ -27,7 +27,7 @@ class Decision:
 def decide(
     clips: Sequence[ClipRow],
     policy: Policy,
-    bucket: Bucket,
+    *buckets: Bucket,
     versions: Mapping[str, str] | None = None,
 ) -> list[Decision]:
     """Return one decision per clip, in order; a failed clip keeps its recorded reason.
@@ -39,18 +39,18 @@ def decide(
     Args:
         clips: what to judge.
         policy: thresholds.
-        bucket: the shape that clips have to fill.
+        buckets: shapes, of which each clip has to fill the one of the nearest aspect.
         versions: of the scorers that must have seen a clip.
     """
-    decisions = [_decide(clip, policy, bucket) for clip in clips]
+    decisions = [_decide(clip, policy, buckets) for clip in clips]
     decisions = [_seen(decision, versions or {}) for decision in decisions]
     decisions = _without_copies(decisions, policy)
     return _with_a_cap(decisions, policy)
 
 
-def is_hopeless(clip: ClipRow, policy: Policy, bucket: Bucket) -> bool:
+def is_hopeless(clip: ClipRow, policy: Policy, *buckets: Bucket) -> bool:
     """Tell whether what is known of a clip already rejects it, so that nothing more is measured."""
-    return _decide(clip, policy, bucket).status != "accepted"
+    return _decide(clip, policy, buckets).status != "accepted"
 
 
 def count_absent(clips: Sequence[ClipRow]) -> Counter[str]:
@@ -64,13 +64,14 @@ def count_absent(clips: Sequence[ClipRow]) -> Counter[str]:
     )
 
 
-def _decide(clip: ClipRow, policy: Policy, bucket: Bucket) -> Decision:
+def _decide(clip: ClipRow, policy: Policy, buckets: Sequence[Bucket]) -> Decision:
     if clip.failure:
         return Decision(clip, "failed", (clip.failure,))
     limits = policy.limits_of(clip.mixture)
     bars = clip.scores.get("letterbox.share") or 0.0
     if policy.crop_bars and breach(bars, limits.pop("letterbox.share", Limit())):
         clip = _without_bars(clip)
+    bucket = nearest_bucket(clip.width, clip.height, buckets)
     reasons = (*_structural(clip, policy, bucket), *_measured(clip, limits))
     return Decision(clip, "rejected" if reasons else "accepted", reasons)
 

@@ -86,7 +86,7 @@ def write_report(
 
 def _section(title: str, selection: Selection, root: Path) -> Section:
     config, decisions = selection.config, selection.decisions
-    gauges = calibrate([d.clip for d in decisions], config.policy, config.bucket)
+    gauges = calibrate([d.clip for d in decisions], config.policy, *config.buckets)
     by_score: dict[str, list[Gauge]] = defaultdict(list)
     for gauge in gauges:
         by_score[gauge.score].append(gauge)

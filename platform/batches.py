@@ -9,7 +9,7 @@ import torch
 
 from magicdistill.data_pipeline.cache import NULL_TEXT, LatentCache, TextRow
 from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.sampler import MixtureSampler, Sampler
+from magicdistill.data_pipeline.sampler import Sampler, open_sampler
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.objectives.config import VaeMethod
@@ -117,7 +117,7 @@ class Positions:
 
 
 class LatentBatches:
-    """Rows of a latent cache."""
+    """Rows of a latent cache; those of a window have one bucket."""
 
     def __init__(
         self,
@@ -128,10 +128,8 @@ class LatentBatches:
         config: DataConfig | None = None,
     ) -> None:
         self.cache, self.positions, self.device = LatentCache(data), positions, device
-        self.sampler: Sampler | MixtureSampler = Sampler(len(self.cache), seed)
-        if config and config.mixture_weights:
-            kinds = self.cache.index["mixture"].to_pylist()
-            self.sampler = MixtureSampler(kinds, config.mixture_weights, seed)
+        weights = config.mixture_weights if config else {}
+        self.sampler = open_sampler(self.cache.index, weights, positions.batch_size, seed)
         self.seed = seed
         self.drop = config.prompts.drop if config and config.prompts else 0.0
 

@@ -183,6 +183,12 @@ class EvaluationConfig(Config):
     teacher: SamplerConfig = SamplerConfig(num_steps=28)
     """The many-step sampler of the teacher."""
 
+    @model_validator(mode="after")
+    def _check_buckets(self) -> "EvaluationConfig":
+        if self.data.other_buckets:
+            raise ValueError("data.other_buckets: held-out clips have one shape; leave it empty")
+        return self
+
 
 class PairsConfig(Config):
     """The frozen few-step generator whose noise-data pairs a 1-step generator is trained on."""

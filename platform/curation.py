@@ -95,7 +95,7 @@ def _tell(curator: Curator, selections: Mapping[str, Selection], *, show: bool) 
         if show:
             clips = [decision.clip for decision in selection.decisions]
             config = selection.config
-            print(format_gauges(calibrate(clips, config.policy, config.bucket)), flush=True)
+            print(format_gauges(calibrate(clips, config.policy, *config.buckets)), flush=True)
 
 
 def _tell_faults(selection: Selection) -> None:

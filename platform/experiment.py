@@ -136,6 +136,9 @@ def tell(title: str, selection: Selection) -> None:
     """Say what became of the clips, and why the first of those left out are."""
     counts = "  ".join(f"{name} {count}" for name, count in selection.counts.items())
     logs.say(f"{title} clips: {counts}")
+    if selection.config.other_buckets:
+        shapes = "  ".join(f"{shape} {count}" for shape, count in selection.buckets.items())
+        logs.say(f"  accepted by bucket: {shapes}")
     for decision in [*selection.rejected, *selection.failed][:8]:
         logs.say(f"  {decision.status} {decision.clip.source_id}: {', '.join(decision.reasons)}")
 

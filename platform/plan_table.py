@@ -60,8 +60,9 @@ def _setting(made: Plan) -> Iterator[str]:
     sharding = f"ZeRO-{engine.zero_stage}" if isinstance(engine, DeepSpeedEngineConfig) else "torch"
     device = f"{cluster.gpu} GPUs" if made.gpu else "CPU workers"
     blocks = "recomputed" if recipe.kernels.recompute_blocks else "kept"
+    buckets = " and ".join(map(str, recipe.data.buckets))
     yield (
-        f"{recipe.name}: {recipe.method.name} on {recipe.data.bucket}, "
+        f"{recipe.name}: {recipe.method.name} on {buckets}, "
         f"{sample.video_tokens} video and up to {sample.shapes.num_text_tokens} text tokens"
     )
     yield (

@@ -176,8 +176,9 @@ def micro_batch(recipe: Recipe) -> int:
     shapes = recipe.model.shapes.transformer
     try:
         demand_share("attention heads", shapes.num_attention_heads, cluster.sequence_parallel)
-        tokens = Sample.of(recipe.data.bucket, shapes).video_tokens
-        demand_share("video tokens", tokens, cluster.sequence_parallel)
+        for bucket in recipe.data.buckets:
+            tokens = Sample.of(bucket, shapes).video_tokens
+            demand_share(f"video tokens of {bucket}", tokens, cluster.sequence_parallel)
     except ValueError as error:
         raise RecipeError(str(error)) from None
     groups, rest = divmod(cluster.num_workers, cluster.sequence_parallel)
@@ -221,14 +222,19 @@ def _plan(recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Turn], 
 
 
 def _sample(recipe: Recipe) -> Sample:
+    """Return the largest sample."""
     method = recipe.method
-    return Sample.of(
-        recipe.data.bucket,
-        recipe.model.shapes.transformer,
-        sequence_parallel=recipe.cluster.sequence_parallel,
-        activation_bytes=number_bytes(recipe.engine),
-        lora_rank=method.lora.rank if isinstance(method, DistributionMatchingConfig) else 0,
+    samples = (
+        Sample.of(
+            bucket,
+            recipe.model.shapes.transformer,
+            sequence_parallel=recipe.cluster.sequence_parallel,
+            activation_bytes=number_bytes(recipe.engine),
+            lora_rank=method.lora.rank if isinstance(method, DistributionMatchingConfig) else 0,
+        )
+        for bucket in recipe.data.buckets
     )
+    return max(samples, key=lambda sample: sample.video_tokens)
 
 
 def _held(recipe: Recipe, parts: Sequence[Parameters]) -> Iterator[Row]:

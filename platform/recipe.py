@@ -11,7 +11,7 @@ from pydantic import model_validator
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
 from magicdistill.models.networks.config import KernelsConfig, ModelConfig
-from magicdistill.models.objectives.config import MethodConfig
+from magicdistill.models.objectives.config import MethodConfig, VaeMethod
 from magicdistill.platform.config import (
     ClusterConfig,
     DeepSpeedEngineConfig,
@@ -61,6 +61,12 @@ class Recipe(Config):
         uses = getattr(self.method, "pairs", None) is not None
         if uses != (self.pairs is not None):
             raise ValueError("method.pairs uses pairs and `pairs` makes them: give both or none")
+        return self
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> Self:
+        if isinstance(self.method, VaeMethod) and self.data.other_buckets:
+            raise ValueError("data.other_buckets: a VAE trains on one shape; leave it empty")
         return self
 
 

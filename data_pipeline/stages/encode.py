@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -57,14 +58,11 @@ class Encode:
         """Return one report row per clip of the table; an empty failure means encoded."""
         reports: list[dict[str, str]] = []
         rows: list[LatentRow] = []
-        pending: list[tuple[RowFacts, Array]] = []  # batches span clips: a lone window is slow
-        for item in self._windows(clips_from_table(table), reports):
-            pending.append(item)
-            if len(pending) == self._config.encoding.batch_size:
-                rows.extend(self._encode(pending))
-                pending = []
-        if pending:
-            rows.extend(self._encode(pending))
+        windows = self._windows(clips_from_table(table), reports)
+        for _, alike in groupby(windows, key=lambda item: item[0].bucket):
+            # batches span clips: a lone window is slow
+            while batch := list(islice(alike, self._config.encoding.batch_size)):
+                rows.extend(self._encode(batch))
         self._scratch.clear()
         kept = finite_clips(rows, reports)
         if kept:
@@ -75,9 +73,9 @@ class Encode:
         self, clips: Sequence[ClipRow], reports: list[dict[str, str]]
     ) -> Iterator[tuple[RowFacts, Array]]:
         """Yield the windows (f, h, w, 3) of all clips, adding a report for each clip."""
-        config = self._config
-        bucket, dtypes = config.bucket, config.encoding.dtypes
+        config, dtypes = self._config, self._config.encoding.dtypes
         for clip in clips:
+            bucket = config.bucket_of(clip.width, clip.height)
             outcome = fetch_windows(
                 self._child, self._scratch, clip, bucket, config.windows_per_clip
             )

@@ -11,6 +11,7 @@ from einops import rearrange
 
 from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.data_pipeline.config import (
+    Bucket,
     DataConfig,
     Decoder,
     Encoding,
@@ -221,6 +222,35 @@ def test_a_clip_that_vanishes_before_encoding_is_a_failed_row(
     assert failure.clip.source_id == "folder/clips/other.mp4"
     assert failure.reasons == ("encode: VideoError: unreachable: missing file",)
     assert result.counts["accepted"] == NUM_PORTRAITS + 1
+
+
+def test_clips_of_two_shapes_go_to_their_buckets_and_stay_there(
+    cluster: None, vae: Path, tmp_path: Path
+):
+    films = [render_clip(seed, size=128) for seed in range(4)]
+    (tmp_path / "clips").mkdir()
+    for number, frames in enumerate(films):
+        shape = frames[:, :, :64] if number % 2 else frames[:, 20:84]
+        write_mp4(tmp_path / "clips" / f"{number}.mp4", shape, 24)
+    folder = Folder(path=str(tmp_path / "clips"), license="CC0", mixture="portrait")
+    wide, tall = Bucket(height=32), Bucket(width=32, num_frames=33)
+    config = make_config(
+        tmp_path,
+        sources=(folder,),
+        bucket=wide,
+        other_buckets=(tall,),
+        encoding=Encoding(stored_dtype="float32", batch_size=3),
+    )
+    result = curate(config, vae, tmp_path / "root", silent)
+    assert result.buckets == {str(wide): 2, str(tall): 2}
+    cache = LatentCache(result.cache_path)
+    found = [cache.read(position) for position in range(len(cache))]
+    shapes = {row.facts.bucket: tuple(row.latents.shape) for row in found}
+    assert shapes == {str(wide): (16, 5, 4, 8), str(tall): (16, 9, 8, 4)}
+    assert [row.facts.bucket for row in found] == 2 * ([str(wide)] * 4 + [str(tall)] * 4)
+    before = state_of(tmp_path / "root")
+    assert curate(config, vae, tmp_path / "root", silent).version == result.version
+    assert state_of(tmp_path / "root") == before
 
 
 def test_real_films_are_split_into_shots(cluster: None, vae: Path, tmp_path: Path):

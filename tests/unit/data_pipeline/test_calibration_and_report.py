@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,15 @@ def test_calibration_says_what_each_threshold_rejects_and_what_it_alone_does(sel
     assert gauges["short side"].num_rejected == 0
     table = format_gauges(list(gauges.values())).splitlines()
     assert re.fullmatch(r"portrait +frames +3 +12 .* 51 +≥ 17 +1 +0", table[3])
+
+
+def test_calibration_tells_lengths_of_several_buckets_apart(selection: Selection):
+    clips = [decision.clip for decision in selection.decisions]
+    wide = [replace(clip, width=96, source_id="s") for clip in clips if not clip.failure]
+    long = Bucket(num_frames=49, width=96)
+    gauges = {gauge.score: gauge for gauge in calibrate([*clips, *wide], POLICY, Bucket(), long)}
+    assert (gauges["frames"].num_rejected, gauges["frames for 49"].num_rejected) == (1, 2)
+    assert gauges["frames for 49"].limit.min == 49
 
 
 def test_the_faults_of_the_listing_are_counted_by_data_set(selection: Selection):

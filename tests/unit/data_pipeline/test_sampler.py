@@ -1,9 +1,16 @@
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 
 from magicdistill.data_pipeline.config import Mixture
-from magicdistill.data_pipeline.sampler import CYCLE, MixtureSampler, Sampler
+from magicdistill.data_pipeline.sampler import (
+    CYCLE,
+    BucketSampler,
+    MixtureSampler,
+    Sampler,
+    open_sampler,
+)
 
 
 def test_every_epoch_reads_every_row_once_in_another_order():
@@ -44,7 +51,14 @@ KINDS = ["portrait"] * 40 + ["general"] * 15 + ["anime"] * 5
 WEIGHTS: dict[Mixture, float] = {"portrait": 6.0, "general": 3.0, "anime": 1.0}
 
 
-def drawn(sampler: MixtureSampler, count: int, first: int = 0) -> list[int]:
+def index(kinds: list[str], buckets: list[str] | None = None) -> pa.Table:
+    return pa.table({"mixture": kinds, "bucket": buckets or ["17x64x64@24"] * len(kinds)})
+
+
+AnySampler = Sampler | MixtureSampler | BucketSampler
+
+
+def drawn(sampler: AnySampler, count: int, first: int = 0) -> list[int]:
     return [sampler.row(position) for position in range(first, first + count)]
 
 
@@ -69,6 +83,65 @@ def test_a_kind_without_a_weight_is_left_out_and_a_weight_without_rows_is_refuse
     rows = drawn(MixtureSampler(KINDS, {"general": 1.0, "anime": 2.0}, seed=0), CYCLE)
     assert Counter(KINDS[row] for row in rows) == {"general": 333, "anime": 667}
     with pytest.raises(ValueError, match=r"mixture_weights\.anime: the cache has no such rows"):
-        MixtureSampler(KINDS[:50], WEIGHTS, seed=0)
+        open_sampler(index(KINDS[:50]), WEIGHTS, 4, seed=0)
     with pytest.raises(ValueError, match=r"mixture_weights\.anime: at least 1/1000"):
-        MixtureSampler(KINDS, {"portrait": 5000.0, "anime": 1.0}, seed=0)
+        open_sampler(index(KINDS), {"portrait": 5000.0, "anime": 1.0}, 4, seed=0)
+
+
+def test_with_one_bucket_the_order_is_what_it_was_before_there_were_more():
+    rows = drawn(open_sampler(index(KINDS), {}, 4, seed=3), 8)
+    assert rows == drawn(Sampler(60, seed=3), 8) == [51, 21, 10, 50, 3, 20, 53, 29]
+    rows = drawn(open_sampler(index(KINDS), WEIGHTS, 4, seed=3), 8)
+    assert rows == drawn(MixtureSampler(KINDS, WEIGHTS, seed=3), 8)
+    assert rows == [46, 5, 49, 44, 52, 25, 10, 53]
+
+
+BUCKETS = [*["tall"] * 30, *["wide"] * 10, *["tall"] * 3, *["wide"] * 12, *["wide"] * 5]
+"""Of `KINDS`: 30 portraits and 3 general clips of 33 are tall; no anime is."""
+BATCH = 8
+
+
+def two_buckets(weights: dict[Mixture, float], seed: int = 3) -> AnySampler:
+    return open_sampler(index(KINDS, BUCKETS), weights, BATCH, seed)
+
+
+@pytest.mark.parametrize("weights", [{}, WEIGHTS])
+def test_all_samples_of_a_batch_have_one_bucket(weights: dict[Mixture, float]):
+    rows = drawn(two_buckets(weights), 300 * BATCH)
+    shapes = [{BUCKETS[row] for row in rows[i : i + BATCH]} for i in range(0, len(rows), BATCH)]
+    assert all(len(found) == 1 for found in shapes)
+    assert {"tall"} in shapes[:20] and {"wide"} in shapes[:20]
+
+
+def test_buckets_have_batches_in_the_measure_of_their_rows_and_rows_come_once_an_epoch():
+    rows = drawn(two_buckets({}), CYCLE * BATCH)
+    shares = Counter(BUCKETS[row] for row in rows)
+    assert shares == {"tall": 550 * BATCH, "wide": 450 * BATCH}
+    for name, size in (("tall", 33), ("wide", 27)):
+        own = [row for row in rows if BUCKETS[row] == name]
+        epochs = [own[i : i + size] for i in range(0, len(own) - size + 1, size)]
+        assert all(len(set(epoch)) == size for epoch in epochs)
+        assert epochs[0] != epochs[1]
+
+
+def test_kinds_meet_their_shares_over_all_buckets_and_rows_of_a_kind_come_alike():
+    rows = drawn(two_buckets(WEIGHTS), CYCLE * BATCH)
+    shares = Counter(KINDS[row] for row in rows)
+    wanted = {"portrait": 0.6, "general": 0.3, "anime": 0.1}
+    assert {name: shares[name] / len(rows) for name in shares} == pytest.approx(wanted, abs=5e-3)
+    times = Counter(row for row in rows if KINDS[row] == "general")
+    assert max(times.values()) == pytest.approx(min(times.values()), rel=0.1)
+
+
+def test_a_row_of_several_buckets_depends_on_seed_and_position_only():
+    straight = drawn(two_buckets(WEIGHTS), 1010 * BATCH)
+    resumed = two_buckets(WEIGHTS)
+    assert drawn(resumed, 50, first=1003 * BATCH + 3) == straight[1003 * BATCH + 3 :][:50]
+    assert drawn(resumed, 50, first=99) == straight[99:149]
+    assert drawn(two_buckets(WEIGHTS, seed=4), 400) != straight[:400]
+
+
+def test_a_bucket_with_hardly_any_rows_is_drawn_and_one_without_weight_is_not():
+    kinds, buckets = ["general"] * 5000 + ["anime"], ["wide"] * 4999 + ["tall", "square"]
+    sampler = open_sampler(index(kinds, buckets), {"general": 1.0}, 1, seed=0)
+    assert Counter(buckets[row] for row in drawn(sampler, 1001)) == {"wide": 1000, "tall": 1}

@@ -487,6 +487,13 @@ def test_inter4ks_policy_is_an_explicit_choice(tmp_path: Path):
             {"sources": [inter4k(folder, "bucket-117")], "bucket": long_bucket}
         )
     DataConfig.model_validate({"sources": [inter4k(folder, "stride-2")], "bucket": long_bucket})
+    tall, wide = {"num_frames": 129, "height": 112}, {"num_frames": 117, "width": 112}
+    films = {"sources": [inter4k(folder, "bucket-117")]}
+    DataConfig.model_validate(films | {"bucket": tall, "other_buckets": [wide]})
+    with pytest.raises(ValidationError, match="the bucket 129x64x112@24 asks for"):
+        DataConfig.model_validate(
+            films | {"bucket": tall, "other_buckets": [wide | {"num_frames": 129}]}
+        )
 
 
 @pytest.mark.parametrize("pattern", ["clip.mp4", "{id}.mp4", "{name", "{}.mp4"])

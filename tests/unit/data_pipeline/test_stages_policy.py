@@ -226,6 +226,6 @@ def test_a_clip_that_a_scorer_never_saw_is_not_accepted_and_takes_nobodys_place(
     versions = {"aesthetic": "2", "safety": "absent: no weights"}
     unseen = hashed("a", bits, scorers={"aesthetic": "1"})
     seen = hashed("b", bits, scorers={"aesthetic": "2"})
-    found = decide([unseen, seen], LENIENT, BUCKET, versions)
+    found = decide([unseen, seen], LENIENT, BUCKET, versions=versions)
     assert [decision.status for decision in found] == ["rejected", "accepted"]
     assert found[0].reasons == ("not scored yet: aesthetic",)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from magicdistill.data_pipeline.clips import ClipRow, may_pass
-from magicdistill.data_pipeline.config import Bucket, Policy
+from magicdistill.data_pipeline.config import Bucket, DataConfig, Policy, nearest_bucket
 from magicdistill.data_pipeline.policy import decide
 from magicdistill.data_pipeline.video import VideoError, hash_content, write_mp4
 from magicdistill.data_pipeline.windows import (
@@ -17,6 +17,7 @@ from magicdistill.data_pipeline.windows import (
 )
 
 BUCKET = Bucket()
+TALL, WIDE = Bucket(height=96, width=64), Bucket(num_frames=33, height=64, width=96)
 LENIENT = Policy(min_short_side=64, min_long_side=64)
 
 
@@ -129,6 +130,50 @@ def test_a_good_clip_is_accepted_and_a_failed_one_keeps_its_reason():
     good, bad = decide([make_clip(), make_clip(failure="empty file")], LENIENT, BUCKET)
     assert (good.status, good.reasons) == ("accepted", ())
     assert (bad.status, bad.reasons) == ("failed", ("empty file",))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "bucket"),
+    [(64, 96, TALL), (1080, 1920, TALL), (1920, 1080, WIDE), (99, 98, WIDE), (98, 99, TALL)],
+)
+def test_a_clip_goes_to_the_bucket_of_the_nearest_aspect(width: int, height: int, bucket: Bucket):
+    assert nearest_bucket(width, height, (TALL, WIDE)) is bucket
+    assert nearest_bucket(width, height, (WIDE, TALL)) is bucket
+    assert nearest_bucket(7, 7, (TALL, WIDE)) is TALL  # as near to both
+
+
+def test_a_clip_is_judged_against_its_own_bucket():
+    sizes = [(64, 96), (96, 64), (60, 96), (96, 60)]
+    clips = [
+        make_clip(clip_id=str(i), source_id=str(i), width=width, height=height, stop=20 + i)
+        for i, (width, height) in enumerate(sizes)
+    ]
+    tall, wide, narrow, low = decide(clips, Policy(min_short_side=1, min_long_side=1), TALL, WIDE)
+    assert tall.status == "accepted"
+    assert wide.reasons == ("frames: 21 at 24 fps < 33",)
+    assert narrow.reasons == (f"resolution: 96x60 is smaller than the bucket {TALL}",)
+    assert low.reasons[0] == f"resolution: 60x96 is smaller than the bucket {WIDE}"
+
+
+def test_the_crop_decides_about_the_bucket():
+    bars = {"top": 0.0, "bottom": 0.0, "left": 0.25, "right": 0.25, "share": 0.5}
+    scores = {f"letterbox.{name}": value for name, value in bars.items()}
+    policy = Policy(min_short_side=1, min_long_side=1, crop_bars=True)
+    (decision,) = decide([make_clip(width=144, height=108, scores=scores)], policy, TALL, WIDE)
+    assert (decision.clip.width, decision.status) == (72, "accepted")
+
+
+@pytest.mark.parametrize(
+    ("bucket", "reason"),
+    [
+        ({"height": 32, "width": 32}, "has the same aspect"),
+        ({"height": 96, "fps": 25.0}, "has another frame rate"),
+    ],
+)
+def test_a_bucket_that_gets_no_clips_or_another_time_is_refused(bucket: dict, reason: str):
+    config = {"sources": [{"kind": "portrait-world", "num_clips": 1}], "other_buckets": [bucket]}
+    with pytest.raises(ValueError, match=reason):
+        DataConfig.model_validate(config)
 
 
 def test_the_default_policy_asks_for_the_papers_resolution():
