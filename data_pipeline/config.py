@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
@@ -48,6 +48,20 @@ class Folder(Config):
     mixture: Mixture
     split_shots: bool = False
     """Cut films into their shots; without it a clip with a cut inside is left to the policy."""
+    name: str = Field(default="", pattern="^[^/]*$")
+    """What source ids call it: `folder/<name>/<file>`. By default the folder's own name."""
+
+    @property
+    def location(self) -> str:
+        """The path, absolute where it is local."""
+        is_local = "://" not in self.path
+        path = str(Path(self.path).expanduser().absolute()) if is_local else self.path
+        return path.rstrip("/")
+
+    @property
+    def label(self) -> str:
+        """The name, or the folder's own."""
+        return self.name or PurePath(self.location).name
 
 
 class Store(Config):
@@ -409,6 +423,18 @@ class DataConfig(Config):
             if name.partition(".")[0] not in {*SCORES, *IMPORTERS}:
                 choice = ", ".join(sorted({*SCORES, *IMPORTERS}))
                 raise ValueError(f"limits name scores: {name!r} is of none of {choice}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_folders(self) -> "DataConfig":
+        places: dict[str, str] = {}
+        for folder in (source for source in self.sources if isinstance(source, Folder)):
+            place = places.setdefault(folder.label, folder.location)
+            if place != folder.location:
+                raise ValueError(
+                    f"the folders {place} and {folder.location} are both called {folder.label!r} "
+                    "in source ids, which caps and takedowns go by: give one of them a `name`"
+                )
         return self
 
     @model_validator(mode="after")
