@@ -226,6 +226,9 @@ class Measures(Config):
     scorers: tuple[AnyScorer, ...] = ()
     """What else is measured of every clip. A new scorer, or one with other settings, weights or
     code, measures what is known already; everything else is left alone."""
+    num_gpus_per_actor: float = Field(default=0.0, ge=0)
+    """Reserved by processes that run networks of torch, `embedding` and `aesthetics`; OpenCV's run
+    on CPUs. Scores that were taken on either are kept."""
 
     @model_validator(mode="after")
     def _check_scorers(self) -> "Measures":
@@ -238,8 +241,9 @@ class Measures(Config):
     @property
     def version(self) -> str:
         """Name of this way of finding clips; scorers have versions of their own."""
-        added = {"scorers"} if self.shots != "koala" else {"scorers", "shots"}
-        text = f"{SCORES_VERSION} {self.model_dump_json(exclude=added)}"
+        left_out = {"scorers", "num_gpus_per_actor"}
+        left_out |= {"shots"} if self.shots == "koala" else set()
+        text = f"{SCORES_VERSION} {self.model_dump_json(exclude=left_out)}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

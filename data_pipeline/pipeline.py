@@ -50,7 +50,12 @@ from magicdistill.data_pipeline.stages.embed import (
     text_key,
 )
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
-from magicdistill.data_pipeline.stages.run_scorers import AddScores, lacking, versions_of
+from magicdistill.data_pipeline.stages.run_scorers import (
+    AddScores,
+    gpus_for,
+    lacking,
+    versions_of,
+)
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.data_pipeline.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.takedowns import Takedowns
@@ -284,10 +289,11 @@ class Curator:
                 and not clip.failure
                 and not (costly and is_hopeless(clip, config.policy, config.bucket))
             ]
-            size = config.videos_per_block
+            size, gpus = config.videos_per_block, gpus_for(scorers, config.measures)
             blocks = [clips_to_table(clips[i : i + size]) for i in range(0, len(clips), size)]
+            arguments = (scorers, config.decoder, gpus > 0)
             with self._timed("measure", len(clips), "clips") as advance:
-                for table in self._through(blocks, AddScores, (scorers, config.decoder), config):
+                for table in self._through(blocks, AddScores, arguments, config, gpus):
                     rows = clips_from_table(table)
                     self._commit(rows)
                     advance(len(rows))
