@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from magicdistill.data_pipeline.stages.scorers.base import ABSENT
 from magicdistill.platform.config import DeepSpeedEngineConfig, TorchEngineConfig
 from magicdistill.platform.overrides import RecipeError
 from magicdistill.platform.recipe import load_recipe, recipe_names, to_yaml
@@ -78,3 +79,11 @@ def test_an_unknown_recipe_is_refused_with_the_names_there_are() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_of_the_project_is_valid(name: str) -> None:
     assert load_recipe(name).name == name
+
+
+def test_the_nightly_recipe_takes_every_score_that_it_limits_and_no_package_lacks() -> None:
+    data = load_recipe("nightly").data
+    taken = {scorer.kind for scorer in data.measures.scorers}
+    limited = {name.partition(".")[0] for name in data.policy.limits_of("portrait")}
+    assert limited - taken == {"aesthetics", "koala", "motion"}
+    assert not [s.version for s in data.measures.scorers if s.version.startswith(ABSENT)]
