@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
@@ -52,6 +52,20 @@ class Folder(Config):
     mixture: Mixture
     split_shots: bool = False
     """Cut films into their shots; without it a clip with a cut inside is left to the policy."""
+    name: str = Field(default="", pattern="^[^/]*$")
+    """What source ids call it: `folder/<name>/<file>`. By default the folder's own name."""
+
+    @property
+    def location(self) -> str:
+        """The path, absolute where it is local."""
+        is_local = "://" not in self.path
+        path = str(Path(self.path).expanduser().absolute()) if is_local else self.path
+        return path.rstrip("/")
+
+    @property
+    def label(self) -> str:
+        """The name, or the folder's own."""
+        return self.name or PurePath(self.location).name
 
 
 class Store(Config):
@@ -227,6 +241,9 @@ class Measures(Config):
     scorers: tuple[AnyScorer, ...] = ()
     """What else is measured of every clip. A new scorer, or one with other settings, weights or
     code, measures what is known already; everything else is left alone."""
+    num_gpus_per_actor: float = Field(default=0.0, ge=0)
+    """Reserved by processes that run networks of torch, `embedding` and `aesthetics`; OpenCV's run
+    on CPUs. Scores that were taken on either are kept."""
 
     @model_validator(mode="after")
     def _check_scorers(self) -> "Measures":
@@ -239,8 +256,9 @@ class Measures(Config):
     @property
     def version(self) -> str:
         """Name of this way of finding clips; scorers have versions of their own."""
-        added = {"scorers"} if self.shots != "koala" else {"scorers", "shots"}
-        text = f"{SCORES_VERSION} {self.model_dump_json(exclude=added)}"
+        left_out = {"scorers", "num_gpus_per_actor"}
+        left_out |= {"shots"} if self.shots == "koala" else set()
+        text = f"{SCORES_VERSION} {self.model_dump_json(exclude=left_out)}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -453,6 +471,18 @@ class DataConfig(Config):
             if name.partition(".")[0] not in {*SCORES, *IMPORTERS}:
                 choice = ", ".join(sorted({*SCORES, *IMPORTERS}))
                 raise ValueError(f"limits name scores: {name!r} is of none of {choice}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_folders(self) -> "DataConfig":
+        places: dict[str, str] = {}
+        for folder in (source for source in self.sources if isinstance(source, Folder)):
+            place = places.setdefault(folder.label, folder.location)
+            if place != folder.location:
+                raise ValueError(
+                    f"the folders {place} and {folder.location} are both called {folder.label!r} "
+                    "in source ids, which caps and takedowns go by: give one of them a `name`"
+                )
         return self
 
     @model_validator(mode="after")

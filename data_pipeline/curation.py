@@ -102,6 +102,8 @@ class Part:
     takedowns: Takedowns
     clips: list[ClipRow] = field(default_factory=list)
     """In the order of the listing."""
+    decisions: list[Decision] = field(default_factory=list)
+    """On all clips, as `judge` left them."""
 
     def take(self, rows: Sequence[ClipRow]) -> None:
         """Put rows of this config's videos in the place of its clips of the same ids."""
@@ -110,8 +112,11 @@ class Part:
         kept = [own.pop(clip.clip_id, clip) for clip in self.clips]
         self.clips = [*kept, *own.values()]
 
-    def decide(self) -> list[Decision]:
-        """Judge the clips; what was taken down fails, whoever lists it."""
+    def judge(self, held_out: Sequence[ClipRow] = ()) -> None:
+        """Decide on the clips; what was taken down fails, whoever lists it.
+
+        `held_out` are clips of other configs, of which none may be accepted here.
+        """
         clips = [
             replace(clip, failure=reason)
             if not clip.failure and (reason := self.takedowns.of_content(clip.content_hash))
@@ -119,10 +124,13 @@ class Part:
             for clip in self.clips
         ]
         versions = versions_of(self.config.measures.scorers)
-        return decide(clips, self.config.policy, *self.config.buckets, versions=versions)
+        config = self.config
+        self.decisions = decide(
+            clips, config.policy, *config.buckets, versions=versions, held_out=held_out
+        )
 
     def select(self) -> Selection:
-        """Judge the clips and tell the whole story."""
+        """Tell the whole story of what was judged."""
         seen = {clip.video_id for clip in self.clips}
         faults: dict[str, Counter[str]] = {}
         for video in self.videos:
@@ -130,7 +138,7 @@ class Part:
                 reasons = faults.setdefault(video.source_id.partition("/")[0], Counter())
                 reasons[video.fault.partition(":")[0]] += 1
         num_unscored = sum(video.video_id not in seen for video in self.videos)
-        return Selection(self.config, tuple(self.decide()), len(self.videos), num_unscored, faults)
+        return Selection(self.config, tuple(self.decisions), len(self.videos), num_unscored, faults)
 
 
 def agreeing(parts: Sequence[Part], fields: Sequence[str]) -> list[list[Part]]:

@@ -1,5 +1,6 @@
 """Find copies of clips, whoever listed them and whenever they were scored."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ import numpy as np
 from magicdistill.data_pipeline.clips import Array, ClipRow
 
 BLOCK = 1024
+COMPARED = ("embedding", "phash")
+"""Scorers by which near copies are found."""
 
 
 @dataclass(frozen=True)
@@ -16,29 +19,41 @@ class Copy:
 
     of: ClipRow
     how: str
+    is_held_out: bool = False
+    """The other one is held out from the clips that this one is among."""
+
+    def __str__(self) -> str:
+        place = " in the held-out clips" if self.is_held_out else ""
+        return f"of {self.of.source_id}{place} by {self.how}"
 
 
 def find_copies(
-    clips: Sequence[ClipRow], max_hash_bits: float, min_cosine: float
+    clips: Sequence[ClipRow],
+    max_hash_bits: float,
+    min_cosine: float,
+    held_out: Sequence[ClipRow] = (),
 ) -> dict[str, Copy]:
     """Return the clips that are copies of a better one, by clip id.
 
     The better copy is the larger, then the less blurred, then the longer one; what was scored
     first does not matter, so that many runs find what one run finds. Clips that share a source
-    are copies only where they overlap in one file.
+    are copies only where they overlap in one file. A held-out clip is better than any other: what
+    shares frames of a file with it, or looks like it, is its copy, even if both are moments of one
+    source.
 
     Args:
-        clips: all clips that may be kept, from this run and earlier ones.
+        clips: all clips that may be kept, whichever run has scored them.
         max_hash_bits: mean distance of 64-bit hashes up to which clips are copies.
         min_cosine: cosine of embeddings from which clips are copies; where a clip has an
             embedding, its hashes are not looked at.
+        held_out: clips of which none of these may be a copy.
 
     Returns:
         For each copy the clip that it repeats. That is kept, but for one case: what has an exact
         copy may be a near copy of a third clip, which then stands for all of them.
     """
-    ranked = sorted(clips, key=_rank)
-    copies: dict[str, Copy] = {}
+    copies = _sharing(clips, held_out)
+    ranked = sorted((clip for clip in clips if clip.clip_id not in copies), key=_rank)
     originals: dict[tuple[object, ...], ClipRow] = {}
     for clip in ranked:
         content = (clip.content_hash, clip.start, clip.stop, clip.crop, clip.time_scale)
@@ -49,10 +64,27 @@ def find_copies(
     embedded = [clip for clip in rest if "embedding" in clip.blobs]
     hashed = [clip for clip in rest if "phash" in clip.blobs and "embedding" not in clip.blobs]
     if embedded:
-        copies |= _near(embedded, _Embeddings(embedded, min_cosine), "embedding")
+        first = [clip for clip in held_out if "embedding" in clip.blobs]
+        index = _Embeddings([*first, *embedded], min_cosine)
+        copies |= _near(first, embedded, index, "embedding")
     if hashed:
-        copies |= _near(hashed, _Hashes(hashed, max_hash_bits), "pHash")
+        first = [clip for clip in held_out if "phash" in clip.blobs]
+        copies |= _near(first, hashed, _Hashes([*first, *hashed], max_hash_bits), "pHash")
     return copies
+
+
+def _sharing(clips: Sequence[ClipRow], held_out: Sequence[ClipRow]) -> dict[str, Copy]:
+    """Return the clips that share frames of a file with held-out ones."""
+    by_content: dict[str, list[ClipRow]] = defaultdict(list)
+    for clip in held_out:
+        by_content[clip.content_hash].append(clip)
+    return {
+        clip.clip_id: Copy(other, "the same file", is_held_out=True)
+        for clip in clips
+        if clip.content_hash
+        for other in by_content.get(clip.content_hash, ())
+        if _overlap(clip, other)
+    }
 
 
 def _rank(clip: ClipRow) -> tuple[object, ...]:
@@ -60,15 +92,26 @@ def _rank(clip: ClipRow) -> tuple[object, ...]:
     return (-clip.width * clip.height, blur, clip.start - clip.stop, clip.source_id, clip.clip_id)
 
 
-def _near(clips: Sequence[ClipRow], index: "_Embeddings | _Hashes", how: str) -> dict[str, Copy]:
+def _near(
+    held_out: Sequence[ClipRow],
+    ranked: Sequence[ClipRow],
+    index: "_Embeddings | _Hashes",
+    how: str,
+) -> dict[str, Copy]:
+    """Return the near copies among ranked clips; those held out come first in the index."""
     copies: dict[str, Copy] = {}
+    clips, num_held_out = [*held_out, *ranked], len(held_out)
     for position, clip in enumerate(clips):
-        similar = [clips[other] for other in index.similar(position)]
-        original = next((other for other in similar if not _are_neighbours(clip, other)), None)
-        if original is None:
+        originals = (
+            Copy(clips[other], how, is_held_out=other < num_held_out)
+            for other in index.similar(position)
+            if other < num_held_out or not _are_neighbours(clip, clips[other])
+        )
+        original = next(originals, None)
+        if position < num_held_out or original is None:
             index.keep(position)
         else:
-            copies[clip.clip_id] = Copy(original, how)
+            copies[clip.clip_id] = original
     return copies
 
 
@@ -76,7 +119,12 @@ def _are_neighbours(one: ClipRow, other: ClipRow) -> bool:
     """Tell whether clips are different moments of one source."""
     if one.source_id != other.source_id:
         return False
-    return one.uri != other.uri or one.stop <= other.start or other.stop <= one.start
+    return one.uri != other.uri or not _overlap(one, other)
+
+
+def _overlap(one: ClipRow, other: ClipRow) -> bool:
+    """Tell whether clips of one file have frames in common."""
+    return one.start < other.stop and other.start < one.stop
 
 
 class _Hashes:

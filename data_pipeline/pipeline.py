@@ -38,7 +38,7 @@ from magicdistill.data_pipeline.curation import (
     agreeing,
 )
 from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.policy import count_absent, is_hopeless
+from magicdistill.data_pipeline.policy import count_absent, count_incomparable, is_hopeless
 from magicdistill.data_pipeline.progress import Bars, Progress
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.stages.embed import (
@@ -50,7 +50,12 @@ from magicdistill.data_pipeline.stages.embed import (
     text_key,
 )
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
-from magicdistill.data_pipeline.stages.run_scorers import AddScores, lacking, versions_of
+from magicdistill.data_pipeline.stages.run_scorers import (
+    AddScores,
+    gpus_for,
+    lacking,
+    versions_of,
+)
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.data_pipeline.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.takedowns import Takedowns
@@ -111,7 +116,11 @@ def curate_together(
     root: AnyPath | str,
     progress: Progress | None = None,
 ) -> list[CurationResult]:
-    """Do as `curate` for several configs; those that agree in a stage pass through it at once."""
+    """Do as `curate` for several configs; those that agree in a stage pass through it at once.
+
+    What a config accepts is held out from the configs before it: of training clips and held-out
+    ones, in that order, those for training have no copy of a held-out one.
+    """
     curator = Curator(configs, root, progress)
     curator.ingest()
     curator.score()
@@ -141,7 +150,7 @@ class Curator:
         """List the videos of all configs.
 
         Args:
-            configs: what to curate.
+            configs: what to curate; the clips of each are held out from those before it.
             root: where clips, ledger and latents live, a folder or s3://bucket/prefix.
             progress: called as clips complete; bars on a terminal by default.
             before_work: called before each pass through Ray Data; never where all is done.
@@ -181,7 +190,10 @@ class Curator:
 
     def decide(self) -> list[Selection]:
         """Judge what is scored and store the decisions."""
-        selections = [part.select() for part in self._read()]
+        self._read()
+        self._judge()
+        selections = [part.select() for part in self._parts]
+        self._warn_of_near_copies()
         for selection in selections:
             absent = count_absent([decision.clip for decision in selection.decisions])
             for reason, count in absent.items():
@@ -189,6 +201,19 @@ class Curator:
             name = digest(selection.config.model_dump_json())
             self._ledger.write_decisions(name, selection.decisions)
         return selections
+
+    def _warn_of_near_copies(self) -> None:
+        """Say by what the held-out clips of other configs cannot be compared."""
+        for number, part in enumerate(self._parts, 1):
+            held_out = [c for other in self._parts[number:] for c in accepted(other.decisions)]
+            versions = versions_of(part.config.measures.scorers)
+            for kind, count in count_incomparable(held_out, versions).items():
+                logger.warning(
+                    "%d held-out clips were not seen by the same %s: near copies of them stay "
+                    "among the other clips; take it of the held-out clips too",
+                    count,
+                    kind,
+                )
 
     def encode(self, vae_directory: Path) -> list[CurationResult]:
         """Encode what is accepted and publish a version for each config.
@@ -198,13 +223,15 @@ class Curator:
         """
         fingerprint = VideoVae.load(vae_directory).fingerprint
         cache = self._root / "latents"
-        groups = agreeing(self._read(), AGREED_TO_ENCODE)
+        self._read()
+        groups = agreeing(self._parts, AGREED_TO_ENCODE)
         failures = None
         while failures is None or failures:  # the copy of what failed may now be accepted
             failures = []
+            self._judge()
             for group in groups:
                 job = EncodeJob(group[0].config, vae_directory.absolute(), fingerprint, cache)
-                clips = [clip for part in group for clip in accepted(part.decide())]
+                clips = [clip for part in group for clip in accepted(part.decisions)]
                 failures += self._encode_missing(job, clips)
             self._passing += failures
             for part in self._parts:
@@ -213,12 +240,18 @@ class Curator:
             self._embed_missing(part, cache)
         return [_publish(selection, fingerprint, cache) for selection in self.decide()]
 
-    def _read(self) -> list[Part]:
+    def _read(self) -> None:
         """Fill the parts with what the ledger has, and what failed for reasons that may pass."""
         for part in self._parts:
             part.clips = self._scored_clips(part)
             part.take(self._passing)
-        return self._parts
+
+    def _judge(self) -> None:
+        """Decide on all clips; what a config accepts is held out from those before it."""
+        held_out: list[ClipRow] = []
+        for part in reversed(self._parts):
+            part.judge(held_out)
+            held_out += accepted(part.decisions)
 
     def _scored_clips(self, part: Part) -> list[ClipRow]:
         """Return the clips of all videos in the order of the listing."""
@@ -257,10 +290,11 @@ class Curator:
                 and not clip.failure
                 and not (costly and is_hopeless(clip, config.policy, *config.buckets))
             ]
-            size = config.videos_per_block
+            size, gpus = config.videos_per_block, gpus_for(scorers, config.measures)
             blocks = [clips_to_table(clips[i : i + size]) for i in range(0, len(clips), size)]
+            arguments = (scorers, config.decoder, gpus > 0)
             with self._timed("measure", len(clips), "clips") as advance:
-                for table in self._through(blocks, AddScores, (scorers, config.decoder), config):
+                for table in self._through(blocks, AddScores, arguments, config, gpus):
                     rows = clips_from_table(table)
                     self._commit(rows)
                     advance(len(rows))
@@ -303,7 +337,7 @@ class Curator:
         if prompts is None:
             return
         fingerprint, present = encoder_fingerprint(prompts.encoder), committed_texts(cache_root)
-        wanted = prompts_of(accepted(part.decide()), prompts, fingerprint)
+        wanted = prompts_of(accepted(part.decisions), prompts, fingerprint)
         missing = [{"key": key, "prompt": wanted[key]} for key in wanted if key not in present]
         table, size = pa.Table.from_pylist(missing, schema=PROMPT_SCHEMA), prompts.prompts_per_shard
         blocks = [table.slice(first, size) for first in range(0, len(missing), size)]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from magicdistill.data_pipeline.clips import ClipRow, digest
 from magicdistill.data_pipeline.config import Bucket, Limit, Policy, nearest_bucket
-from magicdistill.data_pipeline.duplicates import find_copies
+from magicdistill.data_pipeline.duplicates import COMPARED, find_copies
 from magicdistill.data_pipeline.stages.run_scorers import lacking
 from magicdistill.data_pipeline.stages.scorers.base import ABSENT
 from magicdistill.data_pipeline.windows import num_resampled
@@ -29,6 +29,7 @@ def decide(
     policy: Policy,
     *buckets: Bucket,
     versions: Mapping[str, str] | None = None,
+    held_out: Sequence[ClipRow] = (),
 ) -> list[Decision]:
     """Return one decision per clip, in order; a failed clip keeps its recorded reason.
 
@@ -41,10 +42,13 @@ def decide(
         policy: thresholds.
         buckets: shapes, of which each clip has to fill the one of the nearest aspect.
         versions: of the scorers that must have seen a clip.
+        held_out: clips of which no copy may be accepted.
     """
+    versions = versions or {}
     decisions = [_decide(clip, policy, buckets) for clip in clips]
-    decisions = [_seen(decision, versions or {}) for decision in decisions]
-    decisions = _without_copies(decisions, policy)
+    decisions = [_seen(decision, versions) for decision in decisions]
+    comparable = [_comparable(clip, versions) for clip in held_out]
+    decisions = _without_copies(decisions, policy, comparable)
     return _with_a_cap(decisions, policy)
 
 
@@ -62,6 +66,12 @@ def count_absent(clips: Sequence[ClipRow]) -> Counter[str]:
         for version in clip.scorers.values()
         if version.startswith(ABSENT)
     )
+
+
+def count_incomparable(held_out: Sequence[ClipRow], versions: Mapping[str, str]) -> Counter[str]:
+    """Return how many held-out clips have no hash or embedding of these versions, by scorer."""
+    compared = {kind: version for kind, version in versions.items() if kind in COMPARED}
+    return Counter(kind for clip in held_out for kind in lacking(clip, compared))
 
 
 def _decide(clip: ClipRow, policy: Policy, buckets: Sequence[Bucket]) -> Decision:
@@ -153,11 +163,19 @@ def _seen(decision: Decision, versions: Mapping[str, str]) -> Decision:
     return decision
 
 
-def _without_copies(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:
+def _comparable(clip: ClipRow, versions: Mapping[str, str]) -> ClipRow:
+    """Return the clip with those hashes and embeddings that scorers of these versions made."""
+    blobs = {k: blob for k, blob in clip.blobs.items() if clip.scorers.get(k) == versions.get(k)}
+    return replace(clip, blobs=blobs)
+
+
+def _without_copies(
+    decisions: Sequence[Decision], policy: Policy, held_out: Sequence[ClipRow]
+) -> list[Decision]:
     candidates = [decision.clip for decision in decisions if decision.status == "accepted"]
-    copies = find_copies(candidates, policy.max_hash_bits, policy.min_cosine)
+    copies = find_copies(candidates, policy.max_hash_bits, policy.min_cosine, held_out)
     return [
-        _rejected(decision, f"duplicate: of {copy.of.source_id} by {copy.how}")
+        _rejected(decision, f"duplicate: {copy}")
         if (copy := copies.get(decision.clip.clip_id)) and decision.status == "accepted"
         else decision
         for decision in decisions

@@ -163,7 +163,7 @@ def _list_folder(source: Folder) -> Iterator[Video]:
         uri, state = folder.uri(name), folder.state(name)
         yield Video(
             video_id=digest(uri, *_shots(source.split_shots)),
-            source_id=f"folder/{folder.name}/{name}",
+            source_id=f"folder/{source.label}/{name}",
             uri=uri,
             path=folder.path(name),
             fingerprint=state or MISSING,

@@ -115,11 +115,6 @@ class Folder:
                 raise FileNotFoundError(f"data source folder {self._path} does not exist")
             self._uri = self._path.as_uri().rstrip("/")
 
-    @property
-    def name(self) -> str:
-        """The last part of the location."""
-        return self.location.rpartition("/")[2] if self.remote else self._path.name
-
     def uri(self, name: str) -> str:
         """Return the address of a file by its path below the folder."""
         return f"{self.location}/{name}" if self.remote else f"{self._uri}/{quote(name)}"

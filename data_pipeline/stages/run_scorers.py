@@ -1,5 +1,6 @@
 """Run scorers: while a video is searched for shots, or over clips that are known already."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from magicdistill.data_pipeline.child import Child
 from magicdistill.data_pipeline.clips import ClipRow, clips_from_table, clips_to_table
-from magicdistill.data_pipeline.config import Decoder
+from magicdistill.data_pipeline.config import Decoder, Measures
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.stages.scorers.base import ABSENT, Frame, RateScorer, Scorer
 from magicdistill.data_pipeline.video import VideoError, read_frames
@@ -42,8 +43,13 @@ class Meter:
 class AddScores:
     """Adds what scorers make of clips to their rows; a clip that cannot be scored is failed."""
 
-    def __init__(self, scorers: Sequence[Scorer], decoder: Decoder) -> None:
+    def __init__(self, scorers: Sequence[Scorer], decoder: Decoder, has_gpu: bool = False) -> None:
         """Load the models once.
+
+        Args:
+            scorers: what to run.
+            decoder: limits of the process that does.
+            has_gpu: whether this one has reserved a GPU for it.
 
         Raises:
             RuntimeError: if a scorer cannot run at all, which is no clip's fault.
@@ -51,7 +57,8 @@ class AddScores:
         self._scorers = {scorer.kind: scorer for scorer in scorers}
         self._versions = versions_of(scorers)
         present = [s for s in scorers if not self._versions[s.kind].startswith(ABSENT)]
-        self._child = Child(decoder.timeout_s, decoder.num_attempts, partial(try_out, present))
+        load = partial(try_out, present, has_gpu)
+        self._child = Child(decoder.timeout_s, decoder.num_attempts, load)
         self._child.start()
         self._scratch = Scratch()
 
@@ -108,12 +115,24 @@ def score_clip(clip: ClipRow, path: Path, scorers: Sequence[Scorer]) -> ClipRow:
     return clip
 
 
-def try_out(scorers: Sequence[Scorer]) -> None:
+def gpus_for(scorers: Sequence[Scorer], measures: Measures) -> float:
+    """Return what a process for these scorers reserves: none where no network would use it."""
+    used = any(s.ON_GPU and not s.version.startswith(ABSENT) for s in scorers)
+    return measures.num_gpus_per_actor if used else 0.0
+
+
+def try_out(scorers: Sequence[Scorer], has_gpu: bool) -> None:
     """Let every scorer look at a grey frame, so that its model is loaded.
 
+    Without a reserved GPU those of the machine are hidden from this process.
+
     Raises:
-        RuntimeError: if one cannot run, naming it.
+        RuntimeError: if one cannot run, naming it, or if there is no GPU to be seen.
     """
+    if has_gpu:
+        _demand_gpu()
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     frame = Frame(np.full((256, 256, 3), 128, dtype=np.uint8))
     for scorer in scorers:
         try:
@@ -121,6 +140,13 @@ def try_out(scorers: Sequence[Scorer]) -> None:
         except Exception as error:
             reason = f"scorer {scorer.kind!r} of the recipe cannot run: {type(error).__name__}"
             raise RuntimeError(f"{reason}: {error}") from error
+
+
+def _demand_gpu() -> None:
+    import torch  # seconds to import: only where networks need it
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("measures.num_gpus_per_actor asks for a GPU, and PyTorch finds none")
 
 
 def _with_result(clip: ClipRow, scorer: Scorer, looks: Sequence[Any], step_s: float) -> ClipRow:

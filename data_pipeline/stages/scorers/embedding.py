@@ -28,6 +28,7 @@ class Embedding(CountScorer):
     num_frames: int = 4
     clip: LocalPath | None = None
     """Folder of a CLIP model as transformers saves it, such as openai/clip-vit-large-patch14."""
+    ON_GPU: ClassVar = True
     MODEL: ClassVar = "the CLIP image encoder that the recipe names"
 
     def weights_files(self) -> Sequence[Path] | None:

@@ -49,6 +49,7 @@ def selection(tmp_path_factory: pytest.TempPathFactory) -> Selection:
         else:
             part.clips += score_video(video, Path(video.path), config.measures)
     part.clips.append(failed(missing, config.measures.version, missing.fault))
+    part.judge()
     return part.select()
 
 

@@ -61,6 +61,25 @@ def test_a_folder_lists_every_file_and_notices_a_change(tmp_path: Path):
     ]  # fmt: skip
 
 
+def test_folders_of_one_name_are_refused_until_one_gets_another(tmp_path: Path):
+    paths = [tmp_path / parent / "clips" for parent in ("here", "there")]
+    for path in paths:
+        path.mkdir(parents=True)
+        (path / "1.mp4").write_text("x")
+    here, there = (Folder(path=str(path), license="", mixture="general") for path in paths)
+    with pytest.raises(ValidationError, match=r"here/clips and .*there/clips are both.*a `name`"):
+        DataConfig(sources=(here, there))
+    with pytest.raises(ValidationError, match="s3://bucket/clips are"):
+        DataConfig(sources=(here, here.model_copy(update={"path": "s3://bucket/clips/"})))
+    with pytest.raises(ValidationError, match="name"):
+        Folder(path="clips", license="", mixture="general", name="a/b")
+    shots = here.model_copy(update={"split_shots": True, "path": f"{paths[0]}/"})
+    named = there.model_copy(update={"name": "others"})
+    config = DataConfig(sources=(here, shots, named))
+    names = {video.source_id for video in list_videos(config.sources, tmp_path)}
+    assert names == {"folder/clips/1.mp4", "folder/others/1.mp4"}
+
+
 def test_films_that_are_split_are_other_rows_than_whole_ones(tmp_path: Path):
     (tmp_path / "a.mp4").write_text("x")
     line = '{"source_id": "s", "dataset": "d", "uri": "a.mp4", "license": "l"}'

@@ -7,8 +7,14 @@ import pytest
 
 from magicdistill.data_pipeline.clips import ClipRow
 from magicdistill.data_pipeline.config import Bucket, DataConfig, Limit, Policy
-from magicdistill.data_pipeline.duplicates import find_copies
-from magicdistill.data_pipeline.policy import Decision, count_absent, decide, is_hopeless
+from magicdistill.data_pipeline.duplicates import BLOCK, find_copies
+from magicdistill.data_pipeline.policy import (
+    Decision,
+    count_absent,
+    count_incomparable,
+    decide,
+    is_hopeless,
+)
 
 BUCKET = Bucket()
 LENIENT = Policy(min_short_side=64, min_long_side=64)
@@ -180,6 +186,59 @@ def test_moments_of_one_source_are_no_copies_of_each_other():
         (hashed("d", bits, source_id="else"), 1),
     ):
         assert len(find_copies([first, other], 6.0, 0.98)) == number
+
+
+def test_no_copy_of_a_held_out_clip_is_accepted_however_good_it_is():
+    rng = np.random.default_rng(0)
+    bits, far = rng.integers(0, 2, (2, 512))
+    near = bits.copy()
+    near[:40] ^= 1
+    held_out = [hashed("test", bits), hashed("film", far, start=10, stop=40)]
+    clips = [
+        hashed("near", near, width=800),
+        hashed("moment", near, source_id="test"),
+        hashed("cut", rng.integers(0, 2, 512), content_hash="film", start=39, stop=90),
+        hashed("rest", rng.integers(0, 2, 512), content_hash="film", start=40, stop=90),
+    ]
+    found = {d.clip.clip_id: d.reasons for d in decide(clips, LENIENT, BUCKET, held_out=held_out)}
+    assert found == {
+        "near": ("duplicate: of test in the held-out clips by pHash",),
+        "moment": ("duplicate: of test in the held-out clips by pHash",),
+        "cut": ("duplicate: of film in the held-out clips by the same file",),
+        "rest": (),
+    }
+
+
+def test_a_copy_of_a_held_out_clip_takes_no_other_clip_with_it():
+    bits = np.random.default_rng(0).integers(0, 2, 512)
+    test, near, farther = bits.copy(), bits.copy(), bits.copy()
+    near[:40] ^= 1
+    farther[:80] ^= 1
+    clips = [hashed("near", near, width=800), hashed("farther", farther)]
+    found = decide(clips, LENIENT, BUCKET, held_out=[hashed("test", test)])
+    assert [d.status for d in found] == ["rejected", "accepted"]
+    both = [hashed("test", test), hashed("twin", near)]  # copies of each other: both are held out
+    assert {d.status for d in decide(clips, LENIENT, BUCKET, held_out=both)} == {"rejected"}
+
+
+def test_held_out_embeddings_are_compared_beyond_one_block_and_only_within_one_model():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((BLOCK + 2, 8)).astype(np.float16)
+    model = {"scorers": {"embedding": "new"}}
+    held_out = [
+        make_clip(f"{i}", blobs={"embedding": vector.tobytes()}, **model)
+        for i, vector in enumerate(vectors)
+    ]
+    last = {"embedding": vectors[-1].tobytes()}
+    clips = [make_clip("copy", blobs=last, **model)]
+    versions = {"embedding": "new"}
+    (decision,) = decide(clips, LENIENT, BUCKET, versions=versions, held_out=held_out)
+    assert decision.reasons == (f"duplicate: of {BLOCK + 1} in the held-out clips by embedding",)
+    older = [replace(clip, scorers={"embedding": "old"}) for clip in held_out]
+    (decision,) = decide(clips, LENIENT, BUCKET, versions=versions, held_out=older)
+    assert decision.status == "accepted"
+    assert count_incomparable(held_out, versions) == {}
+    assert count_incomparable(older, versions | {"blur": "1"}) == {"embedding": BLOCK + 2}
 
 
 def test_embeddings_go_before_hashes():

@@ -1,7 +1,9 @@
 """Scorers on videos made by hand, whose answer is known, and on a real talking head."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +17,13 @@ from magicdistill.data_pipeline.child import Child
 from magicdistill.data_pipeline.clips import ClipRow, Video
 from magicdistill.data_pipeline.config import Decoder, Measures
 from magicdistill.data_pipeline.sources.package_clips import find_clips
-from magicdistill.data_pipeline.stages.run_scorers import AddScores, Meter, score_clip
+from magicdistill.data_pipeline.stages.run_scorers import (
+    AddScores,
+    Meter,
+    gpus_for,
+    score_clip,
+    try_out,
+)
 from magicdistill.data_pipeline.stages.score import score_video
 from magicdistill.data_pipeline.stages.scorers.aesthetics import Aesthetics
 from magicdistill.data_pipeline.stages.scorers.base import Frame, RateScorer, Scorer, Values
@@ -292,6 +300,38 @@ def test_weights_that_cannot_be_loaded_stop_the_run_and_blame_no_clip(tmp_path: 
     (tmp_path / "bad.onnx").write_bytes(b"no network")
     with pytest.raises(RuntimeError, match="scorer 'faces' of the recipe cannot run"):
         AddScores([Faces(weights=tmp_path / "bad.onnx")], Decoder())
+
+
+def test_a_gpu_is_reserved_for_networks_that_use_it_and_no_score_is_taken_again(clip_model: Path):
+    measures = Measures(num_gpus_per_actor=0.25)
+    assert measures.version == Measures().version == "9e33db270a68"
+    assert gpus_for([PHash(), Embedding(clip=clip_model)], measures) == 0.25
+    assert gpus_for([PHash(), Faces(), Embedding()], measures) == 0
+    assert gpus_for([Embedding(clip=clip_model)], Measures()) == 0
+
+
+def test_a_process_without_a_reserved_gpu_sees_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with Child(60.0, load=partial(try_out, [PHash()], False)) as child:
+        assert child.call(os.getenv, "CUDA_VISIBLE_DEVICES").value == ""
+
+
+def test_a_reserved_gpu_that_is_not_there_stops_the_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(RuntimeError, match=r"num_gpus_per_actor asks for a GPU, and PyTorch finds"):
+        AddScores([PHash()], Decoder(), has_gpu=True)
+
+
+@pytest.mark.gpu
+def test_embeddings_of_a_gpu_are_those_of_a_cpu(clip_model: Path):
+    frame = Frame(np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8))
+    scorer = Embedding(clip=clip_model)
+    looks = []
+    for has_gpu in (False, True):
+        with Child(300.0, load=partial(try_out, [scorer], has_gpu)) as child:
+            looks.append(child.call(scorer.look, frame, None).value)
+            assert child.call(torch.cuda.is_initialized).value == has_gpu
+    np.testing.assert_allclose(*looks, atol=1e-3)
 
 
 def test_transnet_finds_the_cut_that_was_drawn(tmp_path: Path):

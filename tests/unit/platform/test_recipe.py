@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from magicdistill.data_pipeline.stages.scorers.base import ABSENT
 from magicdistill.platform.config import DeepSpeedEngineConfig, TorchEngineConfig
 from magicdistill.platform.overrides import RecipeError
 from magicdistill.platform.recipe import load_recipe, recipe_names, to_yaml
@@ -89,3 +90,11 @@ def test_pairs_are_made_and_used_or_neither(base, half):
     path.write_text(f"extends: {base}\n{half}")
     with pytest.raises(RecipeError, match="give both or none"):
         load_recipe(path)
+
+
+def test_the_nightly_recipe_takes_every_score_that_it_limits_and_no_package_lacks() -> None:
+    data = load_recipe("nightly").data
+    taken = {scorer.kind for scorer in data.measures.scorers}
+    limited = {name.partition(".")[0] for name in data.policy.limits_of("portrait")}
+    assert limited - taken == {"aesthetics", "koala", "motion"}
+    assert not [s.version for s in data.measures.scorers if s.version.startswith(ABSENT)]

@@ -1,0 +1,130 @@
+"""Decisions over what a ledger holds of several configs and several nights; no video is opened."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from magicdistill.data_pipeline.clips import ClipRow, Video
+from magicdistill.data_pipeline.config import DataConfig, Folder, Measures, Policy
+from magicdistill.data_pipeline.curation import Selection
+from magicdistill.data_pipeline.ledger import Ledger
+from magicdistill.data_pipeline.pipeline import Curator
+from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.stages.scorers.phash import PHash
+
+MEASURES = Measures(scorers=(PHash(),))
+BITS = np.random.default_rng(0).integers(0, 2, (4, 512))
+BITS[1] = BITS[0]
+BITS[1][:40] ^= 1  # a near copy
+
+
+def make_folder(path: Path, *names: str) -> Folder:
+    path.mkdir(parents=True)
+    for name in names:
+        (path / name).write_text("never opened")
+    return Folder(path=str(path), license="CC0", mixture="portrait")
+
+
+def make_config(*folders: Folder) -> DataConfig:
+    policy = Policy(min_short_side=64, min_long_side=64)
+    return DataConfig(sources=folders, measures=MEASURES, policy=policy)
+
+
+def score(root: Path, folder: Folder, *bits: np.ndarray, width: int = 96) -> None:
+    """Commit a clip of every video of a folder, with its hash."""
+    videos = list_videos([folder], root)
+    clips = [clip_of(video, found, width) for video, found in zip(videos, bits, strict=True)]
+    Ledger(root / "ledger").append(clips)
+
+
+def clip_of(video: Video, bits: np.ndarray, width: int) -> ClipRow:
+    return ClipRow(
+        clip_id=f"clip {video.video_id}",
+        video_id=video.video_id,
+        source_id=video.source_id,
+        uri=video.uri,
+        path=video.path,
+        fingerprint=video.fingerprint,
+        license=video.license,
+        mixture=video.mixture,
+        measures=MEASURES.version,
+        stop=48,
+        content_hash=video.uri,
+        width=width,
+        height=64,
+        fps=24.0,
+        num_frames_header=48,
+        num_frames_decoded=48,
+        motion_px=2.0,
+        scorers={"phash": PHash().version},
+        blobs={"phash": np.packbits(bits).tobytes()},
+    )
+
+
+def decide(root: Path, *configs: DataConfig) -> list[Selection]:
+    """Do what `--stage decide` does."""
+    return Curator(configs, root).decide()
+
+
+def reasons_of(selection: Selection) -> dict[str, tuple[str, ...]]:
+    return {Path(d.clip.uri).name: d.reasons for d in selection.decisions}
+
+
+def decisions_in(root: Path) -> dict[str, list[dict[str, object]]]:
+    files = Ledger(root / "ledger").decision_files()
+    return {path.name: pq.read_table(str(path)).to_pylist() for path in files}
+
+
+def test_a_training_clip_that_repeats_a_held_out_one_is_rejected_whenever_it_is_decided(
+    tmp_path: Path,
+):
+    root = tmp_path / "root"
+    train = make_folder(tmp_path / "train", "copy.mp4", "other.mp4")
+    test = make_folder(tmp_path / "test", "test.mp4")
+    score(root, train, BITS[0], BITS[2], width=800)
+    score(root, test, BITS[1])
+    configs = make_config(train), make_config(test)
+    training, held_out = decide(root, *configs)
+    assert reasons_of(held_out) == {"test.mp4": ()}
+    assert reasons_of(training) == {
+        "copy.mp4": ("duplicate: of folder/test/test.mp4 in the held-out clips by pHash",),
+        "other.mp4": (),
+    }
+    stored = decisions_in(root)
+    assert len(stored) == 2
+    decide(root, *configs)
+    assert decisions_in(root) == stored
+    (alone,) = decide(root, configs[0])
+    assert reasons_of(alone) == {"copy.mp4": (), "other.mp4": ()}
+
+
+def test_a_held_out_clip_that_is_rejected_reserves_nothing(tmp_path: Path):
+    root = tmp_path / "root"
+    train, test = (make_folder(tmp_path / name, "a.mp4") for name in ("train", "test"))
+    score(root, train, BITS[0])
+    score(root, test, BITS[1], width=32)
+    training, held_out = decide(root, make_config(train), make_config(test))
+    assert reasons_of(training) == {"a.mp4": ()}
+    assert held_out.counts["rejected"] == 1
+
+
+def test_a_later_night_rejects_the_copy_that_a_new_source_brings(tmp_path: Path):
+    root = tmp_path / "root"
+    first = make_folder(tmp_path / "first", "a.mp4", "b.mp4")
+    score(root, first, BITS[0], BITS[2])
+    (before,) = decide(root, make_config(first))
+    assert [clip.uri for clip in before.clips] == [v.uri for v in list_videos([first], root)]
+
+    second = make_folder(tmp_path / "second", "copy.mp4", "new.mp4")
+    score(root, second, BITS[1], BITS[3])
+    for folders in ((first, second), (second, first)):
+        (after,) = decide(root, make_config(*folders))
+        assert reasons_of(after) == {
+            "a.mp4": (),
+            "b.mp4": (),
+            "copy.mp4": ("duplicate: of folder/first/a.mp4 by pHash",),
+            "new.mp4": (),
+        }
+    (alone,) = decide(root, make_config(second))  # its version would have neither of them
+    assert reasons_of(alone) == {"copy.mp4": (), "new.mp4": ()}
