@@ -27,7 +27,7 @@ def open_batches(
     recipe: Recipe,
     data: AnyPath,
     *,
-    num_windows: int,
+    num_windows: int = 1,
     rank: int,
     world_size: int,
     device: torch.device | str,
