@@ -15,6 +15,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -273,6 +274,28 @@ def read_shard(path: AnyPath) -> Iterator[LatentRow]:
             yield LatentRow(RowFacts(**facts), latents)
 
 
+def read_row(root: AnyPath, entry: Mapping[str, Any]) -> LatentRow:
+    """Return the row that an index entry names.
+
+    Raises:
+        CacheError: if the shard holds another one there, or it does not match its checksum.
+    """
+    with pq.ParquetFile(local_copy(root / "shards" / f"{entry['shard']}.parquet")) as file:
+        return _to_row(_read_record(file, entry), entry)
+
+
+def _read_record(file: pq.ParquetFile, entry: Mapping[str, Any]) -> dict[str, Any]:
+    return file.read_row_group(entry["row_group"]).to_pylist()[0]
+
+
+def _to_row(record: dict[str, Any], entry: Mapping[str, Any]) -> LatentRow:
+    where = f"row {entry['row_group']} of shard {entry['shard']}"
+    if record["key"] != entry["key"]:
+        raise CacheError(f"{where} is not the row that the index names")
+    facts = {name: entry[name] for name in _FACTS_SCHEMA.names}
+    return LatentRow(RowFacts(**facts), _from_blob(record, where))
+
+
 class LatentCache:
     """Random access to one published version; safe to share between threads.
 
@@ -322,13 +345,9 @@ class LatentCache:
         if not 0 <= position < len(self):
             raise IndexError(f"row {position} of a cache of {len(self)} rows")
         entry = self.index.slice(position, 1).to_pylist()[0]
-        shard, row_group = entry.pop("shard"), entry.pop("row_group")
         with self._lock:
-            record = self._open("shards", shard).read_row_group(row_group).to_pylist()[0]
-        where = f"row {row_group} of shard {shard}"
-        if record["key"] != entry["key"]:
-            raise CacheError(f"{where} is not the row that the index names")
-        return LatentRow(RowFacts(**entry), _from_blob(record, where))
+            record = _read_record(self._open("shards", entry["shard"]), entry)
+        return _to_row(record, entry)
 
     def text(self, key: str = NULL_TEXT) -> TextRow:
         """Return the embedding of a prompt.

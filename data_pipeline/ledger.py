@@ -1,10 +1,11 @@
 """What is known about every clip that was ever scored: the source of truth for resuming."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from magicdistill.data_pipeline.clips import (
     CLIP_SCHEMA,
@@ -116,6 +117,12 @@ class Ledger:
         path = self._decisions / f"{name}.parquet"
         write_parquet(pa.Table.from_pylist(rows, schema=_DECISION_SCHEMA), path)
         return path
+
+    def find(self, clip_ids: Collection[str]) -> list[ClipRow]:
+        """Return whatever rows there are of some clips, as they were recorded."""
+        table = read_tables(self._scores, "*.parquet", CLIP_SCHEMA)
+        wanted = pc.field("clip_id").isin(pa.array(list(clip_ids), pa.string()))
+        return clips_from_table(table.filter(wanted))
 
     def parts(self) -> list[AnyPath]:
         """Return the committed files of scores and failures."""

@@ -17,7 +17,6 @@ from magicdistill.data_pipeline.cache import (
     committed_rows,
     committed_texts,
     publish,
-    row_facts,
 )
 from magicdistill.data_pipeline.clips import (
     ClipRow,
@@ -49,12 +48,11 @@ from magicdistill.data_pipeline.stages.embed import (
     prompts_of,
     text_key,
 )
-from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
+from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, facts_of
 from magicdistill.data_pipeline.stages.run_scorers import AddScores, lacking, versions_of
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.data_pipeline.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.takedowns import Takedowns
-from magicdistill.data_pipeline.windows import windows_of
 from magicdistill.models.networks.conditions import NULL_PROMPT
 from magicdistill.models.networks.vae import VideoVae
 
@@ -361,12 +359,8 @@ def _wanted_keys(
     config: DataConfig, clips: Sequence[ClipRow], vae_fingerprint: str
 ) -> dict[str, list[str]]:
     """Return the cache keys of every clip by clip id."""
-    bucket, dtypes = config.bucket, config.encoding.dtypes
     return {
-        clip.clip_id: [
-            row_facts(clip, window, bucket, vae_fingerprint, dtypes).key
-            for window in windows_of(clip, bucket, config.windows_per_clip, config.flip)
-        ]
+        clip.clip_id: [facts.key for facts in facts_of(clip, config, vae_fingerprint)]
         for clip in clips
     }
 

@@ -22,6 +22,7 @@ from magicdistill.data_pipeline.cache import (
     write_shard,
     write_texts,
 )
+from magicdistill.data_pipeline.channels import ChannelStatistics
 from magicdistill.data_pipeline.clips import ClipRow, Video, failed
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.ledger import Ledger
@@ -235,6 +236,31 @@ def test_a_version_that_is_published_meanwhile_is_not_damage(root: Path):
             publish(root / "latents", list(committed_rows(root / "latents").values()), TEXT)
 
     assert not list(verify(root, publish_more))
+
+
+def test_channels_are_described_over_all_rows_of_each_version(root: Path):
+    told: list[ChannelStatistics] = []
+    assert not list(verify(root, silent, told.append))
+    assert sorted(found.num_rows for found in told) == [2, 4]
+    for found in told:
+        cache = versions(root)[found.version]
+        latents = torch.stack([cache.read(i).latents for i in range(len(cache))]).double()
+        assert torch.allclose(found.mean, latents.mean((0, 2, 3, 4)))
+        assert torch.allclose(found.std, latents.std((0, 2, 3, 4), correction=0))
+        assert not found.dead
+
+
+def test_a_channel_of_one_value_is_told_and_is_no_damage(root: Path):
+    rows = [make_row(make_clip(name, OTHER), 7) for name in "ef"]
+    for row in rows:
+        row.latents[3] = 0.3
+    rows[0].latents[5] = 0.3
+    write_shard(root / "latents", rows)
+    present = committed_rows(root / "latents")
+    version = publish(root / "latents", [present["ke"], present["kf"]], TEXT)
+    told: list[ChannelStatistics] = []
+    assert not list(verify(root, silent, told.append))
+    assert {found.version: found.dead for found in told}[version.name] == [3]
 
 
 @pytest.mark.parametrize("part", ["scores", "shards", "versions"])
