@@ -177,7 +177,7 @@ class Curator:
             self._add_missing_scores(part)
 
     def decide(self) -> list[Selection]:
-        """Judge what is scored and store the decisions."""
+        """Judge what is scored and store the decisions; then tidy the ledger."""
         selections = [part.select() for part in self._read()]
         for selection in selections:
             absent = count_absent([decision.clip for decision in selection.decisions])
@@ -185,6 +185,7 @@ class Curator:
                 logger.warning("%s: %d clips are judged without that score", reason, count)
             name = digest(selection.config.model_dump_json())
             self._ledger.write_decisions(name, selection.decisions)
+        self._merge_parts()
         return selections
 
     def encode(self, vae_directory: Path) -> list[CurationResult]:
@@ -312,6 +313,14 @@ class Curator:
         """Append rows to the ledger; what may pass is kept for this run's decisions only."""
         self._passing += [clip for clip in clips if may_pass(clip.failure)]
         self._ledger.append([clip for clip in clips if not may_pass(clip.failure)])
+
+    def _merge_parts(self) -> None:
+        """Merge small parts of the ledger; where that fails nothing is lost but time."""
+        try:
+            if count := self._ledger.compact():
+                logger.info("merged %d small parts of the ledger", count)
+        except (OSError, pa.ArrowException) as error:
+            logger.warning("parts of the ledger are not merged (does --verify pass?): %s", error)
 
     @contextmanager
     def _timed(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:

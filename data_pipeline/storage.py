@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -93,25 +93,52 @@ def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
     """
     if isinstance(folder, Path):
         return sorted(path for path in folder.glob(pattern) if path.is_file())
-    paths: Any = folder.fs.find(folder.path)
-    names = (path.removeprefix(folder.path).lstrip("/") for path in paths)
+    return [*_objects(folder, pattern)]
+
+
+def list_sizes(folder: AnyPath, pattern: str) -> dict[AnyPath, int]:
+    """Return the files that `list_files` does with their sizes in bytes."""
+    if isinstance(folder, Path):
+        return {path: path.stat().st_size for path in list_files(folder, pattern)}
+    return _objects(folder, pattern)
+
+
+def _objects(folder: UPath, pattern: str) -> dict[AnyPath, int]:
+    found: Any = folder.fs.find(folder.path, detail=True)
+    sizes = {path.removeprefix(folder.path).lstrip("/"): found[path]["size"] for path in found}
     depth = pattern.count("/")
-    return [
-        folder / name
-        for name in sorted(names)
+    return {
+        folder / name: sizes[name]
+        for name in sorted(sizes)
         if name.count("/") == depth and fnmatchcase(name, pattern)
-    ]
+    }
 
 
 def read_tables(folder: AnyPath, pattern: str, schema: pa.Schema) -> pa.Table:
     """Return the rows of all Parquet files of a folder, in the order of the files' names."""
-    parts = list_files(folder, pattern)
-    if isinstance(folder, Path):
-        return pyarrow.dataset.dataset(parts, schema=schema, format="parquet").to_table()
-    paths = [str(part.path) for part in parts if isinstance(part, UPath)]
-    found: Any = folder.fs.cat(paths, batch_size=MAX_REQUESTS) if paths else {}
-    tables = [pq.read_table(pa.BufferReader(found[path]), schema=schema) for path in paths]
-    return pa.concat_tables([schema.empty_table(), *tables])
+    return read_files(list_files(folder, pattern), schema)
+
+
+def read_files(paths: Sequence[AnyPath], schema: pa.Schema, *, checked: bool = False) -> pa.Table:
+    """Return the rows of a folder's Parquet files, in order.
+
+    Raises:
+        OSError: if `checked` and a file does not match its checksums.
+    """
+    objects = [path for path in paths if isinstance(path, UPath)]
+    if not objects:
+        options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=checked)
+        kind = pyarrow.dataset.ParquetFileFormat(default_fragment_scan_options=options)
+        return pyarrow.dataset.dataset(list(paths), schema=schema, format=kind).to_table()
+    names = [path.path for path in objects]
+    found: Any = objects[0].fs.cat(names, batch_size=MAX_REQUESTS)
+    tables = [
+        pq.read_table(
+            pa.BufferReader(found[name]), schema=schema, page_checksum_verification=checked
+        )
+        for name in names
+    ]
+    return pa.concat_tables(tables)
 
 
 def read_table(path: AnyPath, schema: pa.Schema) -> pa.Table:

@@ -121,13 +121,14 @@ def _verify_texts(cache: AnyPath, found: _Found) -> Iterator[Damage]:
 
 
 def _fault_of_part(part: AnyPath) -> str:
-    copy = local_copy(part)
     try:
-        with pq.ParquetFile(copy, page_checksum_verification=True) as file:
+        with pq.ParquetFile(local_copy(part), page_checksum_verification=True) as file:
             table = file.read()
         unknown = set(table.column_names) - set(CLIP_SCHEMA.names)
         if unknown or table["clip_id"].null_count:
             return f"not a part of the ledger: {', '.join(unknown) or 'rows without clip_id'}"
+    except FileNotFoundError:
+        return ""  # merged meanwhile, which damaged parts are not
     except ERRORS as error:
         return _fault(error)
     return ""

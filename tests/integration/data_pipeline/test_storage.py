@@ -72,13 +72,19 @@ def test_a_bucket_that_throttles_and_hangs_up_loses_nothing(s3: "Server", root: 
         assert torch.equal(read[row.facts].latents, row.latents)
 
 
-def test_the_ledger_of_a_bucket_is_that_of_a_folder(s3: "Server", root: AnyPath, tmp_path: Path):
+def test_the_ledger_of_a_bucket_is_that_of_a_folder(
+    s3: "Server", root: AnyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.MAX_SMALL_PARTS", 1)
     video = Video("v", "source", "uri", "path", "fingerprint", "license", "portrait", False)
     clips = [failed(video, "measures", "no frames")]
     for ledger in (Ledger(root / "ledger"), Ledger(tmp_path / "ledger")):
         assert ledger.scored([video], "measures") == {}
         ledger.append(clips)
         ledger.append(clips)
+        assert ledger.scored([video], "measures") == {"v": clips}
+        ledger.append([failed(video, "others", "no frames")])
+        assert (ledger.compact(), len(ledger.parts())) == (2, 1)
         assert ledger.scored([video], "measures") == {"v": clips}
 
 

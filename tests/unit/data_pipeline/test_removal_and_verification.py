@@ -132,6 +132,22 @@ def test_a_takedown_removes_a_film_and_nothing_else(root: Path):
     assert not list(verify(root, silent))
 
 
+@pytest.mark.parametrize("num_left", [0, 2])
+def test_a_takedown_reaches_merged_parts_and_what_a_killed_merge_left(
+    num_left: int, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ledger = Ledger(root / "ledger")
+    left = {part: part.read_bytes() for part in ledger.parts()[:num_left]}
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.MAX_SMALL_PARTS", 0)
+    assert ledger.compact() == 3
+    for part, content in left.items():
+        Path(part).write_bytes(content)
+    assert take_down(root, FILM).num_rows_of_ledger >= 2
+    assert not any(FILM.encode() in data for data in contents(root))
+    assert {clip.clip_id for clip in ledger.find("abcd")} == {"b", "c"}
+    assert not list(verify(root, silent))
+
+
 def test_a_film_that_was_taken_down_stays_away_under_any_name(root: Path):
     take_down(root, FILM)
     assert take_down(root, FILM).num_rows_of_ledger == 0
