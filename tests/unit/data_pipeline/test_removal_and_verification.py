@@ -141,7 +141,7 @@ def test_a_takedown_reaches_merged_parts_and_what_a_killed_merge_left(
     monkeypatch.setattr("magicdistill.data_pipeline.ledger.MAX_SMALL_PARTS", 0)
     assert ledger.compact() == 3
     for part, content in left.items():
-        Path(part).write_bytes(content)
+        part.write_bytes(content)
     assert take_down(root, FILM).num_rows_of_ledger >= 2
     assert not any(FILM.encode() in data for data in contents(root))
     assert {clip.clip_id for clip in ledger.find("abcd")} == {"b", "c"}
@@ -229,6 +229,23 @@ def test_a_prompt_that_nothing_else_has_goes_with_its_film(root: Path):
     cache = LatentCache(before.with_name(after))
     assert torch.equal(cache.text("other's").tokens, torch.full((2, 3), 3.0))
     assert torch.equal(cache.text("common").tokens, torch.full((2, 3), 4.0))
+    assert not list(verify(root, silent))
+
+
+@pytest.mark.parametrize("film", [FILM, "hdtf/never encoded"])
+def test_prompts_that_no_version_lists_go_with_any_film(film: str, root: Path):
+    with_prompts(root)
+    cache = root / "latents"
+    text = TextRow(torch.full((2, 3), 9.0), torch.ones(2, dtype=torch.bool), torch.ones(4))
+    write_texts(cache, {"null prompt": text, "an earlier caption's": text})
+    write_texts(cache, {"unpublished": text, "common": text})
+    present = committed_rows(cache)
+    publish(cache, [present["kb"]], TEXT, "null prompt")
+    take_down(root, film)
+    left = {"other's", "common", "null prompt"} | ({"film's"} if film != FILM else set())
+    assert committed_texts(cache).keys() == left
+    for version in versions(root).values():
+        assert all(version.text(key).mask.any() for key in version.texts)
     assert not list(verify(root, silent))
 
 
