@@ -28,6 +28,7 @@ from magicdistill.data_pipeline.config import Bucket, NullText
 from magicdistill.data_pipeline.storage import (
     AnyPath,
     local_copy,
+    open_parquet,
     place,
     read_table,
     read_tables,
@@ -280,7 +281,7 @@ def read_row(root: AnyPath, entry: Mapping[str, Any]) -> LatentRow:
     Raises:
         CacheError: if the shard holds another one there, or it does not match its checksum.
     """
-    with pq.ParquetFile(local_copy(root / "shards" / f"{entry['shard']}.parquet")) as file:
+    with open_parquet(root / "shards" / f"{entry['shard']}.parquet") as file:
         return _to_row(_read_record(file, entry), entry)
 
 
@@ -299,7 +300,10 @@ def _to_row(record: dict[str, Any], entry: Mapping[str, Any]) -> LatentRow:
 class LatentCache:
     """Random access to one published version; safe to share between threads.
 
-    Of a version in an object store, each shard is copied to the local disk when it is first read.
+    Of a version in an object store, rows are fetched by themselves, each time that they are read:
+    training reads rows of many shards in random order, each once in an epoch, and what a whole
+    shard would bring along is long gone from a disk that cannot hold all when its turn comes.
+    Small shards, and those that were copied already, are read from the local disk.
     """
 
     def __init__(self, directory: AnyPath | str) -> None:
@@ -378,9 +382,12 @@ class LatentCache:
         if path in self._shards:
             self._shards.move_to_end(path)
             return self._shards[path]
-        if not path.exists() or not (shards / f"{shard}{SHARD_INDEX}").exists():
-            raise CacheError(f"shard {path} is missing or was never committed")
-        self._shards[path] = pq.ParquetFile(local_copy(path))
+        if not (shards / f"{shard}{SHARD_INDEX}").exists():
+            raise CacheError(f"shard {path} was never committed")
+        try:
+            self._shards[path] = open_parquet(path)
+        except FileNotFoundError as error:
+            raise CacheError(f"shard {path} is missing") from error
         if len(self._shards) > MAX_OPEN_SHARDS:
             self._shards.popitem(last=False)[1].close()
         return self._shards[path]
@@ -403,7 +410,7 @@ def _text_records(key: str, text: TextRow) -> list[dict[str, object]]:
 
 
 def _text_file(root: AnyPath, entry: dict[str, object]) -> pq.ParquetFile:
-    return pq.ParquetFile(local_copy(root / "texts" / f"{entry['shard']}.parquet"))
+    return open_parquet(root / "texts" / f"{entry['shard']}.parquet")
 
 
 def read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:

@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ SPARE_BYTES = 1 << 30
 """Disk space that copies have to leave free, or a tenth of the disk where that is more."""
 MAX_REQUESTS = 16
 """Objects that one process asks for at once."""
+WHOLE_BYTES = 32 << 20
+"""Of an object beyond this size only the rows that are asked for are fetched."""
 PART_BYTES = 16 << 20
 """An object from twice this size on is uploaded in parts."""
 
@@ -146,6 +148,24 @@ def read_table(path: AnyPath, schema: pa.Schema) -> pa.Table:
     return pq.read_table(local_copy(path), schema=schema)
 
 
+def open_parquet(path: AnyPath) -> pq.ParquetFile:
+    """Open a Parquet file for reading rows here and there.
+
+    Of a large object the footer is fetched now and each row group when it is read, in one request;
+    a small one, or one that this machine has a copy of, is read as a local file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if isinstance(path, Path):
+        return pq.ParquetFile(path)
+    facts = path.fs.info(path.path, refresh=True)
+    if facts["size"] <= WHOLE_BYTES or _copy_of_object(path, facts).exists():
+        return pq.ParquetFile(local_copy(path))
+    file = path.fs.open(path.path, cache_type="none")
+    return pq.ParquetFile(file, pre_buffer=True)  # or else one request for each column
+
+
 def local_copy(path: AnyPath) -> Path:
     """Return a local file of the same content: the file itself, or a copy of the object.
 
@@ -158,8 +178,7 @@ def local_copy(path: AnyPath) -> Path:
     if isinstance(path, Path):
         return path
     facts = path.fs.info(path.path, refresh=True)
-    state = facts["ETag"].strip('"')  # an object that was replaced is another file
-    copy = _copy_of(path.parent) / f"{state}-{path.name}"
+    copy = _copy_of_object(path, facts)
     copy.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(copy.with_name(f".{copy.name}.lock")):
         if not _is_there(copy):
@@ -184,6 +203,11 @@ def _is_there(copy: Path) -> bool:
 
 def _copy_of(path: UPath) -> Path:
     return Path(tempfile.gettempdir()) / COPIES / path.path
+
+
+def _copy_of_object(path: UPath, facts: Mapping[str, Any]) -> Path:
+    state = facts["ETag"].strip('"')  # an object that was replaced is another file
+    return _copy_of(path.parent) / f"{state}-{path.name}"
 
 
 def _make_room(num_bytes: int) -> None:

@@ -143,9 +143,9 @@ class Killed(BaseException):
 
 
 def test_killed_at_any_point_a_merge_changes_nothing(
-    many_parts: Ledger, monkeypatch: pytest.MonkeyPatch
+    many_parts: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    before, folder = read(many_parts), Path(many_parts.parts()[0]).parent
+    before, folder = read(many_parts), tmp_path / "ledger" / "scores"
     originals = {part: part.read_bytes() for part in many_parts.parts()}
     num_steps = 12  # three parts appear, nine go
     for num_done in range(num_steps + 1):
