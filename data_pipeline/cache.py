@@ -15,6 +15,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ from magicdistill.data_pipeline.config import Bucket, NullText
 from magicdistill.data_pipeline.storage import (
     AnyPath,
     local_copy,
+    open_parquet,
     place,
     read_table,
     read_tables,
@@ -273,10 +275,35 @@ def read_shard(path: AnyPath) -> Iterator[LatentRow]:
             yield LatentRow(RowFacts(**facts), latents)
 
 
+def read_row(root: AnyPath, entry: Mapping[str, Any]) -> LatentRow:
+    """Return the row that an index entry names.
+
+    Raises:
+        CacheError: if the shard holds another one there, or it does not match its checksum.
+    """
+    with open_parquet(root / "shards" / f"{entry['shard']}.parquet") as file:
+        return _to_row(_read_record(file, entry), entry)
+
+
+def _read_record(file: pq.ParquetFile, entry: Mapping[str, Any]) -> dict[str, Any]:
+    return file.read_row_group(entry["row_group"]).to_pylist()[0]
+
+
+def _to_row(record: dict[str, Any], entry: Mapping[str, Any]) -> LatentRow:
+    where = f"row {entry['row_group']} of shard {entry['shard']}"
+    if record["key"] != entry["key"]:
+        raise CacheError(f"{where} is not the row that the index names")
+    facts = {name: entry[name] for name in _FACTS_SCHEMA.names}
+    return LatentRow(RowFacts(**facts), _from_blob(record, where))
+
+
 class LatentCache:
     """Random access to one published version; safe to share between threads.
 
-    Of a version in an object store, each shard is copied to the local disk when it is first read.
+    Of a version in an object store, rows are fetched by themselves, each time that they are read:
+    training reads rows of many shards in random order, each once in an epoch, and what a whole
+    shard would bring along is long gone from a disk that cannot hold all when its turn comes.
+    Small shards, and those that were copied already, are read from the local disk.
     """
 
     def __init__(self, directory: AnyPath | str) -> None:
@@ -322,13 +349,9 @@ class LatentCache:
         if not 0 <= position < len(self):
             raise IndexError(f"row {position} of a cache of {len(self)} rows")
         entry = self.index.slice(position, 1).to_pylist()[0]
-        shard, row_group = entry.pop("shard"), entry.pop("row_group")
         with self._lock:
-            record = self._open("shards", shard).read_row_group(row_group).to_pylist()[0]
-        where = f"row {row_group} of shard {shard}"
-        if record["key"] != entry["key"]:
-            raise CacheError(f"{where} is not the row that the index names")
-        return LatentRow(RowFacts(**entry), _from_blob(record, where))
+            record = _read_record(self._open("shards", entry["shard"]), entry)
+        return _to_row(record, entry)
 
     def text(self, key: str = NULL_TEXT) -> TextRow:
         """Return the embedding of a prompt.
@@ -359,9 +382,12 @@ class LatentCache:
         if path in self._shards:
             self._shards.move_to_end(path)
             return self._shards[path]
-        if not path.exists() or not (shards / f"{shard}{SHARD_INDEX}").exists():
-            raise CacheError(f"shard {path} is missing or was never committed")
-        self._shards[path] = pq.ParquetFile(local_copy(path))
+        if not (shards / f"{shard}{SHARD_INDEX}").exists():
+            raise CacheError(f"shard {path} was never committed")
+        try:
+            self._shards[path] = open_parquet(path)
+        except FileNotFoundError as error:
+            raise CacheError(f"shard {path} is missing") from error
         if len(self._shards) > MAX_OPEN_SHARDS:
             self._shards.popitem(last=False)[1].close()
         return self._shards[path]
@@ -384,7 +410,7 @@ def _text_records(key: str, text: TextRow) -> list[dict[str, object]]:
 
 
 def _text_file(root: AnyPath, entry: dict[str, object]) -> pq.ParquetFile:
-    return pq.ParquetFile(local_copy(root / "texts" / f"{entry['shard']}.parquet"))
+    return open_parquet(root / "texts" / f"{entry['shard']}.parquet")
 
 
 def read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:

@@ -1,10 +1,12 @@
 """What is known about every clip that was ever scored: the source of truth for resuming."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from magicdistill.data_pipeline.clips import (
     CLIP_SCHEMA,
@@ -19,14 +21,25 @@ from magicdistill.data_pipeline.stages.scorers.base import ABSENT, Scorer
 from magicdistill.data_pipeline.storage import (
     AnyPath,
     list_files,
-    read_tables,
+    list_sizes,
+    read_files,
+    remove,
     write_parquet,
     write_text,
 )
 
+MAX_SMALL_PARTS = 64
+"""More of them are merged."""
+SMALL_PART_BYTES = 16 << 20
+MERGED_BYTES = 32 << 20
+"""Size of the small parts that become one."""
+
 
 class Ledger:
-    """Scores and failures as Parquet parts that appear whole or not at all."""
+    """Scores and failures as Parquet parts that appear whole or not at all.
+
+    What is read depends neither on the parts' order nor on how often a row is there.
+    """
 
     def __init__(self, directory: AnyPath) -> None:
         self._scores = directory / "scores"
@@ -69,8 +82,7 @@ class Ledger:
             if clip.measures != measures or _is_stale(clip, versions):
                 continue
             known = clips.get(clip.clip_id)
-            if not known or not known.failure:  # a failure, once recorded, stays
-                clips[clip.clip_id] = clip
+            clips[clip.clip_id] = _stronger(clip, known) if known else clip
         absent = _absent(scorers, versions)
         by_video: dict[str, list[ClipRow]] = {}
         for clip in clips.values():
@@ -90,7 +102,7 @@ class Ledger:
             )
             by_video.setdefault(clip.video_id, []).append(row)
         return {
-            video_id: sorted(found, key=lambda clip: clip.start)
+            video_id: sorted(found, key=attrgetter("start", "clip_id"))
             for video_id, found in by_video.items()
         }
 
@@ -117,6 +129,11 @@ class Ledger:
         write_parquet(pa.Table.from_pylist(rows, schema=_DECISION_SCHEMA), path)
         return path
 
+    def find(self, clip_ids: Collection[str]) -> list[ClipRow]:
+        """Return whatever rows there are of some clips, as they were recorded."""
+        wanted = pc.field("clip_id").isin(pa.array(list(clip_ids), pa.string()))
+        return clips_from_table(self._table().filter(wanted))
+
     def parts(self) -> list[AnyPath]:
         """Return the committed files of scores and failures."""
         return list_files(self._scores, "*.parquet")
@@ -125,8 +142,66 @@ class Ledger:
         """Return the files of decisions, one for each config that was decided on."""
         return list_files(self._decisions, "*.parquet")
 
+    def compact(self) -> int:
+        """Merge small parts, where there are many, and return how many were merged.
+
+        A merged part appears before those go whose rows it has: killed at any point, nothing is
+        lost, and rows that are there twice say no more than once.
+
+        Raises:
+            OSError: if a part cannot be had or is damaged, which merging would hide.
+        """
+        sizes = list_sizes(self._scores, "*.parquet")
+        small = {part: size for part, size in sizes.items() if size < SMALL_PART_BYTES}
+        if len(small) <= MAX_SMALL_PARTS:
+            return 0
+        for parts in _batches(small):
+            name = digest(*(part.name for part in parts))
+            table = read_files(parts, CLIP_SCHEMA, checked=True)
+            write_parquet(table, self._scores / f"{name}.parquet")
+            for part in parts:
+                remove(part)
+        return len(small)
+
     def _read(self) -> list[ClipRow]:
-        return clips_from_table(read_tables(self._scores, "*.parquet", CLIP_SCHEMA))
+        return clips_from_table(self._table())
+
+    def _table(self) -> pa.Table:
+        parts = self.parts()
+        try:
+            return read_files(parts, CLIP_SCHEMA)
+        except FileNotFoundError:
+            if self.parts() == parts:
+                raise
+            return self._table()  # another process merged parts meanwhile
+
+
+def _batches(sizes: Mapping[AnyPath, int]) -> Iterator[list[AnyPath]]:
+    """Yield parts that become one, with as many bytes as that may be made of."""
+    batch: list[AnyPath] = []
+    num_bytes = 0
+    for part, size in sizes.items():
+        if num_bytes + size > MERGED_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(part)
+        num_bytes += size
+    yield batch
+
+
+_OF_OTHERS = {
+    *("uri", "path", "license", "mixture", "entry", "caption", "imported_scores"),
+    *("scores", "scorers", "blobs"),
+}
+"""Fields of a row that the present listing fills in, or that are brought together."""
+_findings = attrgetter(*(f.name for f in fields(ClipRow) if f.name not in _OF_OTHERS))
+
+
+def _stronger(one: ClipRow, other: ClipRow) -> ClipRow:
+    """Return which of two rows of a clip counts: a failure, once recorded, stays."""
+    if _findings(one) == _findings(other):
+        return one
+    return max(one, other, key=lambda clip: (bool(clip.failure), repr(_findings(clip))))
 
 
 @dataclass
@@ -141,12 +216,23 @@ class _Results:
         """Take what a row holds of the wanted versions."""
         if clip.failure:
             return
-        wanted = {kind for kind, v in clip.scorers.items() if versions.get(kind) == v}
+        wanted = {
+            kind
+            for kind, version in clip.scorers.items()
+            if versions.get(kind) == version
+            and (kind not in self.scorers or _rank(clip, kind) > _rank(self, kind))
+        }
         self.scorers |= {kind: versions[kind] for kind in wanted}
         self.scores |= {
             name: value for name, value in clip.scores.items() if name.partition(".")[0] in wanted
         }
         self.blobs |= {kind: blob for kind, blob in clip.blobs.items() if kind in wanted}
+
+
+def _rank(row: ClipRow | _Results, kind: str) -> str:
+    """Return what decides between two results of the same version of a scorer."""
+    scores = sorted(item for item in row.scores.items() if item[0].partition(".")[0] == kind)
+    return repr((scores, row.blobs.get(kind)))
 
 
 def _is_stale(clip: ClipRow, versions: Mapping[str, str]) -> bool:

@@ -17,7 +17,6 @@ from magicdistill.data_pipeline.cache import (
     committed_rows,
     committed_texts,
     publish,
-    row_facts,
 )
 from magicdistill.data_pipeline.clips import (
     ClipRow,
@@ -49,7 +48,7 @@ from magicdistill.data_pipeline.stages.embed import (
     prompts_of,
     text_key,
 )
-from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
+from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, facts_of
 from magicdistill.data_pipeline.stages.run_scorers import (
     AddScores,
     gpus_for,
@@ -59,7 +58,6 @@ from magicdistill.data_pipeline.stages.run_scorers import (
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.data_pipeline.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.takedowns import Takedowns
-from magicdistill.data_pipeline.windows import windows_of
 from magicdistill.models.networks.conditions import NULL_PROMPT
 from magicdistill.models.networks.vae import VideoVae
 
@@ -189,7 +187,7 @@ class Curator:
             self._add_missing_scores(part)
 
     def decide(self) -> list[Selection]:
-        """Judge what is scored and store the decisions."""
+        """Judge what is scored and store the decisions; then tidy the ledger."""
         self._read()
         self._judge()
         selections = [part.select() for part in self._parts]
@@ -200,6 +198,7 @@ class Curator:
                 logger.warning("%s: %d clips are judged without that score", reason, count)
             name = digest(selection.config.model_dump_json())
             self._ledger.write_decisions(name, selection.decisions)
+        self._merge_parts()
         return selections
 
     def _warn_of_near_copies(self) -> None:
@@ -352,6 +351,14 @@ class Curator:
         self._passing += [clip for clip in clips if may_pass(clip.failure)]
         self._ledger.append([clip for clip in clips if not may_pass(clip.failure)])
 
+    def _merge_parts(self) -> None:
+        """Merge small parts of the ledger; where that fails nothing is lost but time."""
+        try:
+            if count := self._ledger.compact():
+                logger.info("merged %d small parts of the ledger", count)
+        except (OSError, pa.ArrowException) as error:
+            logger.warning("parts of the ledger are not merged (does --verify pass?): %s", error)
+
     @contextmanager
     def _timed(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         """Report and time a pass over `total` items while the body advances; none for nothing."""
@@ -398,14 +405,9 @@ def _wanted_keys(
     config: DataConfig, clips: Sequence[ClipRow], vae_fingerprint: str
 ) -> dict[str, list[str]]:
     """Return the cache keys of every clip by clip id."""
-    dtypes = config.encoding.dtypes
     return {
-        clip.clip_id: [
-            row_facts(clip, window, bucket, vae_fingerprint, dtypes).key
-            for window in windows_of(clip, bucket, config.windows_per_clip, config.flip)
-        ]
+        clip.clip_id: [facts.key for facts in facts_of(clip, config, vae_fingerprint)]
         for clip in clips
-        for bucket in [config.bucket_of(clip.width, clip.height)]
     }
 
 

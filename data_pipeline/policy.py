@@ -77,10 +77,9 @@ def count_incomparable(held_out: Sequence[ClipRow], versions: Mapping[str, str])
 def _decide(clip: ClipRow, policy: Policy, buckets: Sequence[Bucket]) -> Decision:
     if clip.failure:
         return Decision(clip, "failed", (clip.failure,))
-    limits = policy.limits_of(clip.mixture)
-    bars = clip.scores.get("letterbox.share") or 0.0
-    if policy.crop_bars and breach(bars, limits.pop("letterbox.share", Limit())):
-        clip = _without_bars(clip)
+    clip, limits = framed(clip, policy), policy.limits_of(clip.mixture)
+    if policy.crop_bars:
+        limits.pop("letterbox.share", None)
     bucket = nearest_bucket(clip.width, clip.height, buckets)
     reasons = (*_structural(clip, policy, bucket), *_measured(clip, limits))
     return Decision(clip, "rejected" if reasons else "accepted", reasons)
@@ -124,6 +123,13 @@ def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
                 yield f"{name}: {fault}"
         elif not clip.scorers[name.partition(".")[0]].startswith(ABSENT):
             yield f"{name}: could not be measured"
+
+
+def framed(clip: ClipRow, policy: Policy) -> ClipRow:
+    """Return a clip as it is encoded: without black bars, where the policy crops them."""
+    limit = policy.limits_of(clip.mixture).get("letterbox.share", Limit())
+    share = clip.scores.get("letterbox.share") or 0.0
+    return _without_bars(clip) if policy.crop_bars and breach(share, limit) else clip
 
 
 def breach(value: float, limit: Limit) -> str:

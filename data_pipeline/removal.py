@@ -125,17 +125,14 @@ def _remove_latents(cache: AnyPath, own: pc.Expression) -> tuple[int, dict[str, 
     rows = read_index(cache)
     listed = pa.concat_tables([INDEX_SCHEMA.empty_table(), *versions.values()])
     keys = set(pa.concat_tables([rows, listed]).filter(own)["key"].to_pylist())
-    if not keys:
-        return 0, {}
     old = set(rows.filter(_is_in("key", keys))["shard"].to_pylist())
     for shard in old:
         rewrite_shard(cache, shard, keys)
     present = {k: row for k, row in committed_rows(cache, without=old).items() if k not in keys}
     names = {path: _rewrite(path, index, present) for path, index in versions.items()}
     null_keys = {LatentCache(version).null_key for version in versions}
-    mine = _is_in("key", keys)
-    others = set(listed.filter(~mine)["text_key"].to_pylist())
-    _remove_texts(cache, set(listed.filter(mine)["text_key"].to_pylist()) - others - null_keys)
+    others = set(listed.filter(~_is_in("key", keys))["text_key"].to_pylist())
+    _remove_texts(cache, null_keys | others)
     for version, name in names.items():
         if name != version.name:
             _remove_folder(version)
@@ -169,9 +166,15 @@ def _rewrite(
     return publish(version.parents[1], left, shape, cache.null_key).name if left else None
 
 
-def _remove_texts(cache: AnyPath, keys: Collection[str]) -> None:
-    """Rewrite shards of texts without some keys, and the versions' lists of texts."""
-    old = set(read_index_of_texts(cache).filter(_is_in("key", keys))["shard"].to_pylist())
+def _remove_texts(cache: AnyPath, others: Collection[str]) -> None:
+    """Rewrite shards of texts, and the versions' lists of them, with the others' alone.
+
+    A key does not tell whose caption it is of: whatever no version needs goes. Where it was to be
+    published yet, it is embedded again.
+    """
+    texts = read_index_of_texts(cache)
+    gone = texts.filter(~_is_in("key", others))
+    keys, old = set(gone["key"].to_pylist()), set(gone["shard"].to_pylist())
     for shard in old:
         rewrite_texts(cache, shard, keys)
     present = committed_texts(cache, without=old)

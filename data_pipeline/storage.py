@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ SPARE_BYTES = 1 << 30
 """Disk space that copies have to leave free, or a tenth of the disk where that is more."""
 MAX_REQUESTS = 16
 """Objects that one process asks for at once."""
+WHOLE_BYTES = 32 << 20
+"""Of an object beyond this size only the rows that are asked for are fetched."""
 PART_BYTES = 16 << 20
 """An object from twice this size on is uploaded in parts."""
 
@@ -93,30 +95,75 @@ def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
     """
     if isinstance(folder, Path):
         return sorted(path for path in folder.glob(pattern) if path.is_file())
-    paths: Any = folder.fs.find(folder.path)
-    names = (path.removeprefix(folder.path).lstrip("/") for path in paths)
+    return [*_objects(folder, pattern)]
+
+
+def list_sizes(folder: AnyPath, pattern: str) -> dict[AnyPath, int]:
+    """Return the files that `list_files` does with their sizes in bytes."""
+    if isinstance(folder, Path):
+        return {path: path.stat().st_size for path in list_files(folder, pattern)}
+    return _objects(folder, pattern)
+
+
+def _objects(folder: UPath, pattern: str) -> dict[AnyPath, int]:
+    found: Any = folder.fs.find(folder.path, detail=True)
+    sizes = {path.removeprefix(folder.path).lstrip("/"): found[path]["size"] for path in found}
     depth = pattern.count("/")
-    return [
-        folder / name
-        for name in sorted(names)
+    return {
+        folder / name: sizes[name]
+        for name in sorted(sizes)
         if name.count("/") == depth and fnmatchcase(name, pattern)
-    ]
+    }
 
 
 def read_tables(folder: AnyPath, pattern: str, schema: pa.Schema) -> pa.Table:
     """Return the rows of all Parquet files of a folder, in the order of the files' names."""
-    parts = list_files(folder, pattern)
-    if isinstance(folder, Path):
-        return pyarrow.dataset.dataset(parts, schema=schema, format="parquet").to_table()
-    paths = [str(part.path) for part in parts if isinstance(part, UPath)]
-    found: Any = folder.fs.cat(paths, batch_size=MAX_REQUESTS) if paths else {}
-    tables = [pq.read_table(pa.BufferReader(found[path]), schema=schema) for path in paths]
-    return pa.concat_tables([schema.empty_table(), *tables])
+    return read_files(list_files(folder, pattern), schema)
+
+
+def read_files(paths: Sequence[AnyPath], schema: pa.Schema, *, checked: bool = False) -> pa.Table:
+    """Return the rows of a folder's Parquet files, in order.
+
+    Raises:
+        OSError: if `checked` and a file does not match its checksums.
+    """
+    objects = [path for path in paths if isinstance(path, UPath)]
+    if not objects:
+        options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=checked)
+        kind = pyarrow.dataset.ParquetFileFormat(default_fragment_scan_options=options)
+        return pyarrow.dataset.dataset(list(paths), schema=schema, format=kind).to_table()
+    names = [path.path for path in objects]
+    found: Any = objects[0].fs.cat(names, batch_size=MAX_REQUESTS)
+    tables = [
+        pq.read_table(
+            pa.BufferReader(found[name]), schema=schema, page_checksum_verification=checked
+        )
+        for name in names
+    ]
+    return pa.concat_tables(tables)
 
 
 def read_table(path: AnyPath, schema: pa.Schema) -> pa.Table:
     """Return the rows of one Parquet file."""
     return pq.read_table(local_copy(path), schema=schema)
+
+
+def open_parquet(path: AnyPath) -> pq.ParquetFile:
+    """Open a Parquet file for reading rows here and there.
+
+    Of a large object the footer is fetched now and each row group when it is read, in one request;
+    a small one, or one that this machine has a copy of, is read as a local file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if isinstance(path, Path):
+        return pq.ParquetFile(path)
+    facts = path.fs.info(path.path, refresh=True)
+    if facts["size"] <= WHOLE_BYTES or _copy_of_object(path, facts).exists():
+        return pq.ParquetFile(local_copy(path))
+    file = path.fs.open(path.path, cache_type="none")
+    return pq.ParquetFile(file, pre_buffer=True)  # or else one request for each column
 
 
 def local_copy(path: AnyPath) -> Path:
@@ -131,8 +178,7 @@ def local_copy(path: AnyPath) -> Path:
     if isinstance(path, Path):
         return path
     facts = path.fs.info(path.path, refresh=True)
-    state = facts["ETag"].strip('"')  # an object that was replaced is another file
-    copy = _copy_of(path.parent) / f"{state}-{path.name}"
+    copy = _copy_of_object(path, facts)
     copy.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(copy.with_name(f".{copy.name}.lock")):
         if not _is_there(copy):
@@ -157,6 +203,11 @@ def _is_there(copy: Path) -> bool:
 
 def _copy_of(path: UPath) -> Path:
     return Path(tempfile.gettempdir()) / COPIES / path.path
+
+
+def _copy_of_object(path: UPath, facts: Mapping[str, Any]) -> Path:
+    state = facts["ETag"].strip('"')  # an object that was replaced is another file
+    return _copy_of(path.parent) / f"{state}-{path.name}"
 
 
 def _make_room(num_bytes: int) -> None:

@@ -1,12 +1,14 @@
 """Read everything that is committed, name what is damaged, and drop it on request."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from magicdistill.data_pipeline.cache import (
     COMMIT,
@@ -18,6 +20,7 @@ from magicdistill.data_pipeline.cache import (
     read_shard,
     read_text,
 )
+from magicdistill.data_pipeline.channels import ChannelStatistics, moments_of
 from magicdistill.data_pipeline.clips import CLIP_SCHEMA
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.progress import Progress
@@ -36,40 +39,52 @@ class Damage:
     reason: str
 
 
-def verify(root: AnyPath, progress: Progress) -> Iterator[Damage]:
+@dataclass
+class _Found:
+    """What the sound shards hold, by their names."""
+
+    rows: dict[str, list[str]] = field(default_factory=dict)
+    """Keys in the order of the rows."""
+    moments: dict[str, list[Float[Tensor, "3 c"]]] = field(default_factory=dict)
+    """Of the same rows' channels."""
+    texts: dict[str, list[str]] = field(default_factory=dict)
+
+
+def verify(
+    root: AnyPath,
+    progress: Progress,
+    tell: Callable[[ChannelStatistics], object] = lambda _: None,
+) -> Iterator[Damage]:
     """Yield what is damaged in a folder of ledger and latents, having read all of it.
 
     Checksums, keys, shapes and finiteness of every latent; checksums and keys of every text;
     checksums and columns of the ledger; that versions list committed rows and texts.
 
+    Args:
+        root: the folder, local or in an object store.
+        progress: called as files are read.
+        tell: called with the statistics of each version that is sound.
+
     Raises:
         OSError: if a file cannot be had, which says nothing about what it holds.
     """
-    ledger, cache = Ledger(root / "ledger"), root / "latents"
+    cache, found = root / "latents", _Found()
     markers = list_files(cache / "versions", f"*/{COMMIT}")  # later ones list later shards
-    parts = ledger.parts()
-    for number, part in enumerate(parts, start=1):
-        if reason := _fault_of_part(part):
-            yield Damage(part, reason)
-        progress("verify ledger", number, len(parts))
-    shards = list_files(cache / "shards", f"*{SHARD_INDEX}")
-    rows: dict[str, list[str]] = {}
-    shapes: dict[str, torch.Size] = {}
-    for number, index in enumerate(shards, start=1):
-        try:
-            rows[_name(index)] = _checked_keys(index, shapes)
-        except ERRORS as error:
-            yield Damage(index, _fault(error))
-        progress("verify latents", number, len(shards))
-    texts: dict[str, list[str]] = {}
-    for index in list_files(cache / "texts", f"*{SHARD_INDEX}"):
-        try:
-            texts[_name(index)] = _checked_texts(index)
-        except ERRORS as error:
-            yield Damage(index, _fault(error))
+    yield from _verify_ledger(Ledger(root / "ledger"), progress)
+    yield from _verify_latents(cache, found, progress)
+    yield from _verify_texts(cache, found)
     for marker in markers:
-        if reason := _fault_of_version(marker.parent, rows, texts):
+        try:
+            version = LatentCache(marker.parent)
+        except ERRORS as error:
+            yield Damage(marker, _fault(error))
+            continue
+        if reason := _fault_of_version(version, found):
             yield Damage(marker, reason)
+        elif len(version):
+            entries = version.index.to_pylist()
+            moments = [found.moments[entry["shard"]][entry["row_group"]] for entry in entries]
+            tell(ChannelStatistics.of(version.version, moments))
 
 
 def drop(damage: Damage) -> None:
@@ -77,25 +92,56 @@ def drop(damage: Damage) -> None:
     remove(damage.path)
 
 
+def _verify_ledger(ledger: Ledger, progress: Progress) -> Iterator[Damage]:
+    parts = ledger.parts()
+    for number, part in enumerate(parts, start=1):
+        if reason := _fault_of_part(part):
+            yield Damage(part, reason)
+        progress("verify ledger", number, len(parts))
+
+
+def _verify_latents(cache: AnyPath, found: _Found, progress: Progress) -> Iterator[Damage]:
+    shards = list_files(cache / "shards", f"*{SHARD_INDEX}")
+    shapes: dict[str, torch.Size] = {}
+    for number, index in enumerate(shards, start=1):
+        try:
+            keys, moments = _checked_rows(index, shapes)
+            found.rows[_name(index)], found.moments[_name(index)] = keys, moments
+        except ERRORS as error:
+            yield Damage(index, _fault(error))
+        progress("verify latents", number, len(shards))
+
+
+def _verify_texts(cache: AnyPath, found: _Found) -> Iterator[Damage]:
+    for index in list_files(cache / "texts", f"*{SHARD_INDEX}"):
+        try:
+            found.texts[_name(index)] = _checked_texts(index)
+        except ERRORS as error:
+            yield Damage(index, _fault(error))
+
+
 def _fault_of_part(part: AnyPath) -> str:
-    copy = local_copy(part)
     try:
-        with pq.ParquetFile(copy, page_checksum_verification=True) as file:
+        with pq.ParquetFile(local_copy(part), page_checksum_verification=True) as file:
             table = file.read()
         unknown = set(table.column_names) - set(CLIP_SCHEMA.names)
         if unknown or table["clip_id"].null_count:
             return f"not a part of the ledger: {', '.join(unknown) or 'rows without clip_id'}"
+    except FileNotFoundError:
+        return ""  # merged meanwhile, which damaged parts are not
     except ERRORS as error:
         return _fault(error)
     return ""
 
 
-def _checked_keys(index: AnyPath, shapes: dict[str, torch.Size]) -> list[str]:
-    """Return the keys of a shard's rows, in order.
+def _checked_rows(
+    index: AnyPath, shapes: dict[str, torch.Size]
+) -> tuple[list[str], list[Float[Tensor, "3 c"]]]:
+    """Return keys and moments of a shard's rows, in order.
 
     `shapes` has the latents' shape by bucket, and learns the ones that it has not.
     """
-    entries = read_table(index, INDEX_SCHEMA).to_pylist()
+    entries, moments = read_table(index, INDEX_SCHEMA).to_pylist(), []
     for entry, row in zip(entries, read_shard(_data(index)), strict=True):
         where = f"row {entry['row_group']}"
         if row.facts.key != entry["key"]:
@@ -105,7 +151,8 @@ def _checked_keys(index: AnyPath, shapes: dict[str, torch.Size]) -> list[str]:
         expected = shapes.setdefault(row.facts.bucket, row.latents.shape)
         if row.latents.shape != expected:
             raise CacheError(f"{where} is {tuple(row.latents.shape)}, not {tuple(expected)}")
-    return [entry["key"] for entry in entries]
+        moments.append(moments_of(row.latents))
+    return [entry["key"] for entry in entries], moments
 
 
 def _checked_texts(index: AnyPath) -> list[str]:
@@ -118,18 +165,12 @@ def _checked_texts(index: AnyPath) -> list[str]:
     return [entry["key"] for entry in entries]
 
 
-def _fault_of_version(
-    version: AnyPath, rows: Mapping[str, list[str]], texts: Mapping[str, list[str]]
-) -> str:
-    try:
-        cache = LatentCache(version)
-    except ERRORS as error:
-        return _fault(error)
-    for entry in cache.index.to_pylist():
-        if not _is_in(rows, entry):
+def _fault_of_version(version: LatentCache, found: _Found) -> str:
+    for entry in version.index.to_pylist():
+        if not _is_in(found.rows, entry):
             return f"lists a row that shard {entry['shard']} does not hold"
-    for entry in cache.texts.values():
-        if not _is_in(texts, entry):
+    for entry in version.texts.values():
+        if not _is_in(found.texts, entry):
             return f"lists a text that shard {entry['shard']} does not hold"
     return ""
 

@@ -4,13 +4,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from functools import cache
+from statistics import fmean
 from typing import Literal
 
 from magicdistill.data_pipeline import removal, verification
 from magicdistill.data_pipeline.calibration import calibrate, format_gauges
+from magicdistill.data_pipeline.channels import ChannelStatistics
 from magicdistill.data_pipeline.curation import CurationResult, Selection
 from magicdistill.data_pipeline.pipeline import Curator, NothingAcceptedError
 from magicdistill.data_pipeline.progress import Bars
+from magicdistill.data_pipeline.reconstruction import reconstruct
 from magicdistill.data_pipeline.report import write_report
 from magicdistill.data_pipeline.storage import AnyPath, local_folder
 from magicdistill.models.networks.weights import find_weights
@@ -144,22 +147,58 @@ def _metrics(curator: Curator, selections: Mapping[str, Selection]) -> dict[str,
 def verify(recipe: Recipe, *, repair: bool = False) -> bool:
     """Read all that is committed, name what is damaged, and return whether nothing is.
 
+    Then the latents themselves are described: statistics of every version's channels, and how
+    close the recipe's VAE comes to the clips from a sample of them.
+
     `repair` takes damaged files out of use, so that the next curation makes them anew.
     """
     root = _existing(_root(recipe))
     num_damaged = 0
-    for damage in verification.verify(root, Bars()):
+    for damage in verification.verify(root, Bars(), _tell_channels):
         num_damaged += 1
         logs.say(f"damaged {str(damage.path).removeprefix(f'{root}/')}: {damage.reason}")
         if repair:
             verification.drop(damage)
     if not num_damaged:
         logs.say(f"verified {root}: no damage")
+        _tell_reconstructions(recipe, root)
     elif repair:
         logs.say(f"took {num_damaged} damaged files out of use; curate again to make them anew")
     else:
         logs.say(f"{num_damaged} damaged files; --repair takes them out of use")
     return not num_damaged
+
+
+def _tell_channels(found: ChannelStatistics) -> None:
+    logs.say(f"latents {found.version}: {found.num_rows} rows; channel by channel")
+    for title, values in (("means", found.mean), ("standard deviations", found.std)):
+        logs.say(f"  {title} {' '.join(f'{value:.2f}' for value in values.tolist())}")
+    if found.dead:
+        dead = ", ".join(map(str, found.dead))
+        logs.say(f"  warning: channels {dead} hold the same value everywhere: look at the VAE")
+
+
+def _tell_reconstructions(recipe: Recipe, root: AnyPath) -> None:
+    """Decode a sample, where there is a VAE to decode with."""
+    try:
+        vae = find_weights(recipe.model.vae or "null", "model.vae")
+    except FileNotFoundError as error:  # the files are sound, whether they can be looked at or not
+        logs.say(f"no latents were decoded: {error}")
+        return
+    found: list[tuple[float, str]] = []
+    for row in reconstruct([*data_configs(recipe).values()], vae, root):
+        if row.psnr_db is None:
+            logs.say(f"  not compared with its clip {row.source_id}: {row.failure}")
+        else:
+            found.append((row.psnr_db, row.source_id))
+    if not found:
+        logs.say(f"no latents of this recipe and {vae} were compared with their clips")
+        return
+    mean, (worst, source_id) = fmean(value for value, _ in found), min(found)
+    logs.say(
+        f"decoded {len(found)} latents: PSNR {mean:.1f} dB on average, {worst:.1f} dB at worst, "
+        f"{source_id}"
+    )
 
 
 def take_down(recipe: Recipe, source_id: str) -> None:

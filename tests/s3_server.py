@@ -32,6 +32,8 @@ class Server:
         self.num_slow_downs = 0
         self.num_broken = 0
         self.num_downloads = 0
+        self.num_bytes_sent = 0
+        """Of all downloads."""
         self.fault_share = 0.0
         """Of all requests: half of these are refused, half done but never answered."""
         self.held_part = ""
@@ -64,7 +66,7 @@ class Server:
             return self._s3(environ, start_response)
         self.num_downloads += 1
         if self.faulty_part not in environ["PATH_INFO"]:
-            return self._s3(environ, start_response)
+            return self._counted(self._s3(environ, start_response))
         if self.num_slow_downs:
             self.num_slow_downs -= 1
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
@@ -74,6 +76,11 @@ class Server:
             self.num_broken -= 1
             body = body[: len(body) // 2]
         return [body]
+
+    def _counted(self, body: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in body:
+            self.num_bytes_sent += len(piece)
+            yield piece
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 
 from magicdistill.data_pipeline.cache import LatentRow, RowFacts, row_facts, write_shard
 from magicdistill.data_pipeline.child import Child
@@ -73,7 +75,7 @@ class Encode:
         self, clips: Sequence[ClipRow], reports: list[dict[str, str]]
     ) -> Iterator[tuple[RowFacts, Array]]:
         """Yield the windows (f, h, w, 3) of all clips, adding a report for each clip."""
-        config, dtypes = self._config, self._config.encoding.dtypes
+        config = self._config
         for clip in clips:
             bucket = config.bucket_of(clip.width, clip.height)
             outcome = fetch_windows(
@@ -82,19 +84,43 @@ class Encode:
             reports.append({"clip_id": clip.clip_id, "failure": outcome.failure})
             if outcome.failure:
                 continue
-            windows = windows_of(clip, bucket, config.windows_per_clip, config.flip)
-            for index, window in enumerate(windows):
-                frames = outcome.value[index // 2 if config.flip else index]
-                facts = row_facts(clip, window, bucket, self._fingerprint, dtypes)
-                yield facts, np.flip(frames, axis=2) if window.flipped else frames
+            for index, facts in enumerate(facts_of(clip, config, self._fingerprint)):
+                yield facts, frames_of(index, outcome.value, config)
 
     @torch.inference_mode()
     def _encode(self, batch: Sequence[tuple[RowFacts, Array]]) -> list[LatentRow]:
-        pixels = torch.from_numpy(np.stack([frames for _, frames in batch]))
-        scaled = pixels.to(self._device, self._compute_dtype) / 127.5 - 1
-        latents = self._vae.encode(rearrange(scaled, "n f h w c -> n c f h w"))
+        clips = [frames for _, frames in batch]
+        latents = self._vae.encode(to_pixels(clips, self._device, self._compute_dtype))
         stored = latents.to("cpu", self._stored_dtype)
         return [LatentRow(facts, row) for (facts, _), row in zip(batch, stored, strict=True)]
+
+
+def facts_of(clip: ClipRow, config: DataConfig, vae_fingerprint: str) -> list[RowFacts]:
+    """Return the index entries of a clip's rows: its windows, each followed by its mirror image.
+
+    Raises:
+        ValueError: if the clip is shorter than a window.
+    """
+    bucket, dtypes = config.bucket_of(clip.width, clip.height), config.encoding.dtypes
+    return [
+        row_facts(clip, window, bucket, vae_fingerprint, dtypes)
+        for window in windows_of(clip, bucket, config.windows_per_clip, config.flip)
+    ]
+
+
+def frames_of(index: int, windows: Array, config: DataConfig) -> Array:
+    """Return what a clip's row shows, uint8 RGB (f, h, w, 3), of its windows (n, f, h, w, 3)."""
+    if not config.flip:
+        return windows[index]
+    return np.flip(windows[index // 2], axis=2) if index % 2 else windows[index // 2]
+
+
+def to_pixels(
+    clips: Sequence[Array], device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "n 3 f h w"]:
+    """Return clips of uint8 RGB (f, h, w, 3) as the VAE takes them, in [-1, 1]."""
+    scaled = torch.from_numpy(np.stack(clips)).to(device, dtype) / 127.5 - 1
+    return rearrange(scaled, "n f h w c -> n c f h w")
 
 
 def finite_clips(rows: Sequence[LatentRow], reports: Sequence[dict[str, str]]) -> list[LatentRow]:

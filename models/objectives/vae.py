@@ -7,6 +7,7 @@ may use everything that a patch's neighbourhood tells. Our own recipe for small 
 import torch
 
 from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.models.objectives.types import Batch, Loss, Networks, OneRole
@@ -24,10 +25,11 @@ class VaeTraining(OneRole):
         with torch.no_grad():
             latents = self.vae.encode(batch.x0)
         noise = self.config.latent_noise * draws.normal("latent", latents.shape[1:])
-        error = networks["decoder"](self.vae.denormalise(latents + noise)) - batch.x0
+        decoded = networks["decoder"](self.vae.denormalise(latents + noise))
+        error = decoded - batch.x0
         edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
         distance = error.abs().mean()
-        psnr = -10 * torch.log10(error.detach().square().mean() / 4)
+        psnr = psnr_db(decoded.detach(), batch.x0)
         return Loss(
             distance + self.config.edge_weight * edges,
             {"l1": distance.detach(), "psnr_db": psnr},

@@ -72,7 +72,7 @@ def refuse() -> None:
     raise AssertionError("there was nothing to do")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bucket_is_curated_stage_by_stage_and_a_second_run_does_nothing(recipe: Recipe):
     assert recipe.model.vae
     vae = find_weights(recipe.model.vae, "model.vae")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 TEXT = NullText(num_tokens=4, token_dim=8, pooled_dim=6)
 LARGE = (10, 1, 1024, 1024)
 """40 MiB, which go to the bucket in parts."""
+ROW = (16, 4, 128, 128)
+"""4 MiB; ten of them are a large shard."""
 WRITE_SHARD = """
 import sys, torch
 from magicdistill.data_pipeline.cache import LatentRow, RowFacts, write_shard
@@ -72,13 +74,19 @@ def test_a_bucket_that_throttles_and_hangs_up_loses_nothing(s3: "Server", root: 
         assert torch.equal(read[row.facts].latents, row.latents)
 
 
-def test_the_ledger_of_a_bucket_is_that_of_a_folder(s3: "Server", root: AnyPath, tmp_path: Path):
+def test_the_ledger_of_a_bucket_is_that_of_a_folder(
+    s3: "Server", root: AnyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.MAX_SMALL_PARTS", 1)
     video = Video("v", "source", "uri", "path", "fingerprint", "license", "portrait", False)
     clips = [failed(video, "measures", "no frames")]
     for ledger in (Ledger(root / "ledger"), Ledger(tmp_path / "ledger")):
         assert ledger.scored([video], "measures") == {}
         ledger.append(clips)
         ledger.append(clips)
+        assert ledger.scored([video], "measures") == {"v": clips}
+        ledger.append([failed(video, "others", "no frames")])
+        assert (ledger.compact(), len(ledger.parts())) == (2, 1)
         assert ledger.scored([video], "measures") == {"v": clips}
 
 
@@ -93,6 +101,42 @@ def test_a_shard_is_copied_once_and_again_when_it_was_replaced(s3: "Server", roo
     shard.write_bytes(b"something else")
     with pytest.raises(Exception, match="Parquet"):
         LatentCache(version).read(0)
+
+
+def test_of_a_large_shard_only_the_row_that_is_asked_for_is_fetched(s3: "Server", root: AnyPath):
+    rows = [make_row("x" * index, ROW) for index in range(1, 11)]
+    shard = write_shard(root, rows)
+    version = publish_all(root)
+    cache = LatentCache(version)
+    for position in (7, 2):
+        before = s3.num_downloads, s3.num_bytes_sent
+        assert torch.equal(cache.read(position).latents, rows[position].latents)
+        num_downloads, num_bytes = s3.num_downloads - before[0], s3.num_bytes_sent - before[1]
+        assert num_bytes < 1.1 * rows[0].latents.nbytes  # of ten rows
+        assert num_downloads <= (3 if position == 7 else 1)  # the footer comes once
+    local_copy(root / "shards" / f"{shard}.parquet")
+    again = LatentCache(version)
+    num_downloads = s3.num_downloads
+    assert torch.equal(again.read(3).latents, rows[3].latents)
+    assert s3.num_downloads == num_downloads
+
+
+def test_a_row_that_is_fetched_survives_faults_and_is_never_of_another_object(
+    s3: "Server", root: AnyPath
+):
+    rows = [make_row("x" * index, ROW) for index in range(1, 11)]
+    shard = write_shard(root, rows)
+    cache = LatentCache(publish_all(root))
+    s3.faulty_part, s3.num_slow_downs, s3.num_broken = "shards", 2, 2
+    try:
+        for position in (7, 2):
+            assert torch.equal(cache.read(position).latents, rows[position].latents)
+        assert s3.num_slow_downs == s3.num_broken == 0
+    finally:
+        s3.faulty_part, s3.num_slow_downs, s3.num_broken = "", 0, 0
+    (root / "shards" / f"{shard}.parquet").write_bytes(b"something else")
+    with pytest.raises(OSError):
+        cache.read(3)
 
 
 @pytest.mark.timeout(400)

@@ -22,6 +22,7 @@ from magicdistill.data_pipeline.cache import (
     write_shard,
     write_texts,
 )
+from magicdistill.data_pipeline.channels import ChannelStatistics
 from magicdistill.data_pipeline.clips import ClipRow, Video, failed
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.ledger import Ledger
@@ -131,6 +132,22 @@ def test_a_takedown_removes_a_film_and_nothing_else(root: Path):
     assert not list(verify(root, silent))
 
 
+@pytest.mark.parametrize("num_left", [0, 2])
+def test_a_takedown_reaches_merged_parts_and_what_a_killed_merge_left(
+    num_left: int, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ledger = Ledger(root / "ledger")
+    left = {part: part.read_bytes() for part in ledger.parts()[:num_left]}
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.MAX_SMALL_PARTS", 0)
+    assert ledger.compact() == 3
+    for part, content in left.items():
+        part.write_bytes(content)
+    assert take_down(root, FILM).num_rows_of_ledger >= 2
+    assert not any(FILM.encode() in data for data in contents(root))
+    assert {clip.clip_id for clip in ledger.find("abcd")} == {"b", "c"}
+    assert not list(verify(root, silent))
+
+
 def test_a_film_that_was_taken_down_stays_away_under_any_name(root: Path):
     take_down(root, FILM)
     assert take_down(root, FILM).num_rows_of_ledger == 0
@@ -215,6 +232,23 @@ def test_a_prompt_that_nothing_else_has_goes_with_its_film(root: Path):
     assert not list(verify(root, silent))
 
 
+@pytest.mark.parametrize("film", [FILM, "hdtf/never encoded"])
+def test_prompts_that_no_version_lists_go_with_any_film(film: str, root: Path):
+    with_prompts(root)
+    cache = root / "latents"
+    text = TextRow(torch.full((2, 3), 9.0), torch.ones(2, dtype=torch.bool), torch.ones(4))
+    write_texts(cache, {"null prompt": text, "an earlier caption's": text})
+    write_texts(cache, {"unpublished": text, "common": text})
+    present = committed_rows(cache)
+    publish(cache, [present["kb"]], TEXT, "null prompt")
+    take_down(root, film)
+    left = {"other's", "common", "null prompt"} | ({"film's"} if film != FILM else set())
+    assert committed_texts(cache).keys() == left
+    for version in versions(root).values():
+        assert all(version.text(key).mask.any() for key in version.texts)
+    assert not list(verify(root, silent))
+
+
 def test_a_damaged_text_takes_the_versions_that_list_it_along(root: Path):
     version = with_prompts(root)
     (data,) = (p for p in (root / "latents" / "texts").iterdir() if ".index" not in p.name)
@@ -235,6 +269,31 @@ def test_a_version_that_is_published_meanwhile_is_not_damage(root: Path):
             publish(root / "latents", list(committed_rows(root / "latents").values()), TEXT)
 
     assert not list(verify(root, publish_more))
+
+
+def test_channels_are_described_over_all_rows_of_each_version(root: Path):
+    told: list[ChannelStatistics] = []
+    assert not list(verify(root, silent, told.append))
+    assert sorted(found.num_rows for found in told) == [2, 4]
+    for found in told:
+        cache = versions(root)[found.version]
+        latents = torch.stack([cache.read(i).latents for i in range(len(cache))]).double()
+        assert torch.allclose(found.mean, latents.mean((0, 2, 3, 4)))
+        assert torch.allclose(found.std, latents.std((0, 2, 3, 4), correction=0))
+        assert not found.dead
+
+
+def test_a_channel_of_one_value_is_told_and_is_no_damage(root: Path):
+    rows = [make_row(make_clip(name, OTHER), 7) for name in "ef"]
+    for row in rows:
+        row.latents[3] = 0.3
+    rows[0].latents[5] = 0.3
+    write_shard(root / "latents", rows)
+    present = committed_rows(root / "latents")
+    version = publish(root / "latents", [present["ke"], present["kf"]], TEXT)
+    told: list[ChannelStatistics] = []
+    assert not list(verify(root, silent, told.append))
+    assert {found.version: found.dead for found in told}[version.name] == [3]
 
 
 @pytest.mark.parametrize("part", ["scores", "shards", "versions"])
