@@ -1,6 +1,7 @@
 """Latents that the tiny VAE made are decoded and compared with the films they were made of."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,8 +12,12 @@ from magicdistill.data_pipeline.reconstruction import Reconstruction, reconstruc
 from magicdistill.data_pipeline.sources.portrait_world import render_clip
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import score_video
+from magicdistill.data_pipeline.storage import AnyPath, place
 from magicdistill.data_pipeline.video import write_mp4
 from magicdistill.models.networks.vae import VideoVae
+
+if TYPE_CHECKING:
+    from tests.s3_server import Server
 
 VAE = Path(__file__).parents[3] / "assets" / "portrait-tiny" / "vae"
 
@@ -44,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sample(root: Path, config: DataConfig, size: int = 8) -> list[Reconstruction]:
+def sample(root: AnyPath, config: DataConfig, size: int = 8) -> list[Reconstruction]:
     return list(reconstruct([config], VAE, root, size))
 
 
@@ -53,6 +58,16 @@ def test_every_window_and_its_mirror_image_are_compared_with_themselves(root: Pa
     assert sorted(row.source_id for row in found) == ["a"] * 4 + ["b"] * 4
     assert min(row.psnr_db or 0 for row in found) > 27
     assert sample(root, make_config(root), 3) == found[:3]
+
+
+def test_a_bucket_gives_the_same(
+    s3: "Server", root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    bucket = place("s3://bucket/data")
+    for file in root.rglob("*.parquet"):
+        (bucket / file.relative_to(root).as_posix()).write_bytes(file.read_bytes())
+    assert sample(bucket, make_config(root), 2) == sample(root, make_config(root), 2)
 
 
 def test_rows_that_another_recipe_made_are_left_out(root: Path):
