@@ -52,7 +52,12 @@ demo: setup  ## distil the embedded teacher on this machine and show the table a
 	$(BIN)/python jobs/distill.py $(ARGS)
 
 test: check  ## everything that CI runs: make check, then pytest
+ifeq ($(ARGS),)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest tests/integration tests/gpu
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 check: setup  ## ruff, format, pyright, import-linter
 	$(BIN)/ruff check .
