@@ -1,0 +1,66 @@
+"""A driver for test_streams.py: what a stream hands out, its makers killed or not."""
+
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.step import bench_recipe, write_cache
+from magicdistill.platform.batches import open_batches
+from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.streams import Workshop, make_items
+
+
+def build() -> Callable[[int], tuple[int, int]]:
+    """Return a maker that tells its process."""
+
+    def make(index: int) -> tuple[int, int]:
+        time.sleep(0.05)
+        return index, os.getpid()
+
+    return make
+
+
+def none_is_lost_where_makers_are_killed() -> bool:
+    """Kill two processes that make items; each item still comes once and in order."""
+    seen: list[tuple[int, int]] = []
+    killed: set[int] = set()
+    for index, item in make_items(Workshop(build, num_actors=2, buffer=2), 5, 45):
+        made, pid = pickle.loads(item)
+        seen.append((index, made))
+        if index in (15, 25) and pid not in killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+    return seen == [(i, i) for i in range(5, 45)] and len(killed) == 2
+
+
+def readers_read_what_a_worker_reads(folder: Path) -> bool:
+    """Compare micro-batches through Ray Data, from the third window on, with direct ones."""
+    recipe = bench_recipe("torch", batch_size=4)
+    data = recipe.data.model_copy(update={"num_readers": 1})
+    streamed, direct = (
+        open_batches(r, write_cache(folder), num_windows=6, rank=0, world_size=1, device="cpu")
+        for r in (recipe.model_copy(update={"data": data}), recipe)
+    )
+    pairs = [(streamed(window, 0), direct(window, 0)) for window in (2, 3, 3, 4, 5)]
+    assert streamed.supply()["supply/made_per_second"] > 0  # type: ignore[attr-defined]
+    return all(torch.equal(a.x0, b.x0) and a.positions == b.positions for a, b in pairs)
+
+
+def main() -> None:
+    """Run both on one cluster and print the verdicts."""
+    with ray_cluster(ClusterConfig(dashboard=False)), tempfile.TemporaryDirectory() as folder:
+        print("none lost:", none_is_lost_where_makers_are_killed())
+        print("read alike:", readers_read_what_a_worker_reads(Path(folder)))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Items that Ray Data makes come once, in order, and are what a worker would have made itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_items_come_once_and_in_order_whoever_is_killed():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.platform.streams_job"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=240,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert "none lost: True" in done.stdout, done.stdout + done.stderr
+    assert "read alike: True" in done.stdout, done.stdout + done.stderr
