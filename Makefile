@@ -54,7 +54,7 @@ demo: setup  ## distil the embedded teacher on this machine and show the table a
 test: check  ## everything that CI runs: make check, then pytest
 ifeq ($(ARGS),)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif

@@ -2,17 +2,17 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -79,6 +79,7 @@ def head() -> Iterator[Head]:
     )
     port, dashboard = free_port(), free_port()
     command = f"start --head --block --num-cpus 8 --port {port} --dashboard-port {dashboard}"
+    command += f" --dashboard-agent-listen-port {free_port()}"  # another cluster may have the usual
     log = (folder / "head.log").open("w")
     process = subprocess.Popen(
         [str(RAY), *command.split(), "--temp-dir", str(folder / "ray")],
@@ -90,7 +91,9 @@ def head() -> Iterator[Head]:
         wait_for(dashboard, timeout_s=240)
         yield Head(folder, environment, f"http://127.0.0.1:{dashboard}")
     finally:
-        process.send_signal(signal.SIGTERM)
+        for each in (*psutil.Process(process.pid).children(recursive=True), process):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()  # an orderly end takes half a minute
         process.wait(60)
         log.close()
         shutil.rmtree(folder, ignore_errors=True)  # Ray's last processes may still write
