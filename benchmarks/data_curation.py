@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -42,6 +41,7 @@ from magicdistill.platform.recipe import load_recipe
 
 GROWTH = 10
 SAMPLED_EVERY_S = 0.5
+SCORING = str(Path(__file__).with_name("data_scoring.py"))
 
 
 def against_a_bare_loop(folder: Path, count: int) -> Row:
@@ -108,7 +108,10 @@ def against_data_juicer(folder: Path, count: int, environment: Path | None) -> l
     if environment is None:
         return []
     clips = make_clips(folder / "clips", count)
-    own_s = run_part(__file__, "score", folder, bench_config(clips).model_dump_json())["s"]
+    config = bench_config(clips)
+    measures = config.measures.model_copy(update={"shots": "none"})  # which they do not look for
+    config = config.model_copy(update={"measures": measures})
+    own_s = run_part(SCORING, "score", folder, config.model_dump_json())["s"]
     manifest = folder / "juicer.jsonl"
     lines = [json.dumps({"text": "", "videos": [str(clip)]}) for clip in sorted(clips.iterdir())]
     manifest.write_text("\n".join(lines) + "\n")
@@ -149,18 +152,6 @@ def against_data_juicer(folder: Path, count: int, environment: Path | None) -> l
             "wanted": "> 1",
         }
     ]
-
-
-def score_and_decide(folder: Path) -> Row:
-    """Start Ray, score and decide, as a process of its own would."""
-    config = DataConfig.model_validate_json((folder / "part.json").read_text())
-    cluster = ClusterConfig(dashboard=False, logical_cpus=8)
-    with tempfile.TemporaryDirectory() as root, ray_cluster(cluster):
-        curator = Curator([config], Path(root), quiet)
-        curator.ingest()
-        curator.score()
-        curator.decide()
-    return {}
 
 
 def memory_as_clips_grow(folder: Path, count: int) -> list[Row]:
@@ -235,7 +226,7 @@ def proportional() -> int:
     return total
 
 
-PARTS = {"score": score_and_decide, "memory": curate_and_watch}
+PARTS = {"memory": curate_and_watch}
 
 if __name__ == "__main__":
     be_part(PARTS)

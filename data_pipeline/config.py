@@ -235,9 +235,9 @@ class Measures(Config):
     """Frames per second between which flow is measured."""
     trim_frames: int = Field(default=4, ge=0)
     """Frames removed on each side of a cut when a video is split into shots."""
-    shots: Literal["koala", "transnetv2", "either"] = "koala"
-    """Who finds cuts: Koala-36M's linear rule, TransNetV2 (a package for its weights), or both,
-    where a cut that either sees is one."""
+    shots: Literal["koala", "transnetv2", "either", "none"] = "koala"
+    """Who finds cuts: Koala-36M's linear rule, TransNetV2 (a package for its weights), both, where
+    a cut that either sees is one, or nobody, for clips that are known to have none."""
     scorers: tuple[AnyScorer, ...] = ()
     """What else is measured of every clip. A new scorer, or one with other settings, weights or
     code, measures what is known already; everything else is left alone."""

@@ -48,7 +48,7 @@ from magicdistill.data_pipeline.stages.embed import (
     prompts_of,
     text_key,
 )
-from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, facts_of
+from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, facts_of, load_vae
 from magicdistill.data_pipeline.stages.run_scorers import (
     AddScores,
     gpus_for,
@@ -59,7 +59,6 @@ from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.data_pipeline.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.takedowns import Takedowns
 from magicdistill.models.networks.conditions import NULL_PROMPT
-from magicdistill.models.networks.vae import VideoVae
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +219,7 @@ class Curator:
         Raises:
             NothingAcceptedError: if no clip of a config is accepted.
         """
-        fingerprint = VideoVae.load(vae_directory).fingerprint
+        fingerprint = load_vae(vae_directory).fingerprint
         cache = self._root / "latents"
         self._read()
         groups = agreeing(self._parts, AGREED_TO_ENCODE)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,9 @@ from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.windows import fetch_windows, windows_of
-from magicdistill.models.networks.vae import VideoVae
+
+if TYPE_CHECKING:
+    from magicdistill.models.networks.vae import VideoVae
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ class EncodeJob:
 REPORT_SCHEMA = pa.schema([("clip_id", pa.string()), ("failure", pa.string())])
 
 
+def load_vae(directory: Path) -> "VideoVae":
+    """Load a VAE. Its packages take seconds to import, and scoring alone needs none of them."""
+    from magicdistill.models.networks.vae import VideoVae
+
+    return VideoVae.load(directory)
+
+
 class Encode:
     """Writes one shard for each table of clips and reports on every clip.
 
@@ -47,7 +57,7 @@ class Encode:
         config = self._config = job.config
         self._root, self._fingerprint = job.cache_root, job.vae_fingerprint
         self._device = torch.device("cuda" if config.encoding.num_gpus_per_actor else "cpu")
-        vae = VideoVae.load(job.vae_directory)
+        vae = load_vae(job.vae_directory)
         if vae.fingerprint != job.vae_fingerprint:
             raise RuntimeError(f"the VAE in {job.vae_directory}, or its code, changed meanwhile")
         self._compute_dtype = getattr(torch, config.encoding.compute_dtype)

@@ -75,9 +75,9 @@ class ShotMeters:
         return sorted({cut for meter in self._meters for cut in meter.cuts()})
 
 
-def shot_meters(name: Literal["koala", "transnetv2", "either"]) -> ShotMeters:
+def shot_meters(name: Literal["koala", "transnetv2", "either", "none"]) -> ShotMeters:
     """Return fresh meters of that name."""
-    kinds = {"koala": [ShotMeter], "transnetv2": [TransNetMeter]}
+    kinds = {"koala": [ShotMeter], "transnetv2": [TransNetMeter], "none": []}
     kinds["either"] = kinds["koala"] + kinds["transnetv2"]
     return ShotMeters([kind() for kind in kinds[name]])
 
