@@ -62,6 +62,8 @@ from magicdistill.models.networks.conditions import NULL_PROMPT
 
 logger = logging.getLogger(__name__)
 
+MAX_BLOCKS = 2048
+"""Blocks that go through Ray Data in one pass: with 16 videos a block about 64 MB of rows."""
 FAULTS_PER_PART = 50_000
 """Rows of the ledger's parts for what the listing already knows to be unusable."""
 
@@ -383,6 +385,11 @@ class Curator:
     ) -> Iterator[pa.Table]:
         """Yield what a stage makes of each block, as the actors finish them."""
         if not blocks:
+            return
+        if len(blocks) > MAX_BLOCKS:  # all blocks of a pass lie in the object store from its start
+            for first in range(0, len(blocks), MAX_BLOCKS):
+                part = blocks[first : first + MAX_BLOCKS]
+                yield from self._through(part, stage, arguments, config, num_gpus)
             return
         self._before_work()
         with _quiet_ray_data():
