@@ -108,9 +108,7 @@ def reference_path(folder: Path, data: str, network: str) -> Path:
     return folder / f"frechet-{key[:32]}.npz"
 
 
-def reference_statistics(
-    path: Path, measure: Callable[[], FrechetStatistics]
-) -> FrechetStatistics:
+def reference_statistics(path: Path, measure: Callable[[], FrechetStatistics]) -> FrechetStatistics:
     """Return the statistics kept at `path`; measure and keep them the first time."""
     if not path.exists():
         measure().save(path)
