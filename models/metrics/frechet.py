@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,19 +70,24 @@ class FrechetStatistics:
         cross = linalg.svdvals(_root(a) @ _root(b)).sum()
         return float(gap @ gap + np.trace(a) + np.trace(b) - 2 * cross)
 
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what `of_arrays` makes equal statistics of."""
+        return {"count": np.array(self.count), "mean": self.mean, "products": self.products}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "FrechetStatistics":
+        """Return the statistics that `arrays` describe."""
+        return cls(int(arrays["count"]), arrays["mean"], arrays["products"])
+
     def save(self, path: Path) -> None:
         """Write an npz file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, count=self.count, mean=self.mean, products=self.products)
-        temporary.replace(path)
+        save_arrays(path, self.arrays())
 
     @classmethod
     def load(cls, path: Path) -> "FrechetStatistics":
         """Read what `save` wrote."""
         with np.load(path) as stored:
-            return cls(int(stored["count"]), stored["mean"], stored["products"])
+            return cls.of_arrays(stored)
 
     def _with(self, other: "FrechetStatistics") -> "FrechetStatistics":
         count = self.count + other.count
@@ -113,6 +119,15 @@ def reference_statistics(path: Path, measure: Callable[[], FrechetStatistics]) -
     if not path.exists():
         measure().save(path)
     return FrechetStatistics.load(path)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write an npz file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  its stub mixes in flags
+    temporary.replace(path)
 
 
 def _root(covariance: Doubles) -> Doubles:

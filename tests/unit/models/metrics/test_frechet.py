@@ -24,7 +24,7 @@ def features(seed: int, count: int, width: int = 8) -> np.ndarray:
 def scipys(a: np.ndarray, b: np.ndarray) -> float:
     """Return the distance by the matrix root of SciPy, as the published code takes it."""
     covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = linalg.sqrtm(covariance_a @ covariance_b).real
+    root = np.real(np.asarray(linalg.sqrtm(covariance_a @ covariance_b)))
     gap = a.mean(0) - b.mean(0)
     return float(gap @ gap + np.trace(covariance_a + covariance_b - 2 * root))
 

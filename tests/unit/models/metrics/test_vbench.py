@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from magicdistill.models.metrics import vbench
-from magicdistill.models.metrics.results import AbsentMetric, average
+from magicdistill.models.metrics.results import AbsentMetric, Metric, average
 
 SIDE = 64
 SLOPE = 2.5
@@ -188,7 +188,7 @@ def test_the_average_is_that_of_the_papers_tables(row: tuple[float, ...], printe
 
 
 def test_an_absent_dimension_leaves_no_average() -> None:
-    scores = dict.fromkeys(vbench.DIMENSIONS, 0.5)
+    scores: dict[str, Metric] = dict.fromkeys(vbench.DIMENSIONS, 0.5)
     assert average(scores) == 0.5
     found = average(scores | {"dynamic_degree": AbsentMetric("no RAFT")})
     assert isinstance(found, AbsentMetric) and "dynamic_degree" in found.reason
