@@ -67,7 +67,7 @@ class FrechetStatistics:
         """
         a, b = self.covariance, other.covariance
         gap = self.mean - other.mean
-        cross = linalg.svdvals(_root(a) @ _root(b)).sum()
+        cross = np.sum(linalg.svdvals(_root(a) @ _root(b)))
         return float(gap @ gap + np.trace(a) + np.trace(b) - 2 * cross)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:

@@ -79,16 +79,6 @@ class MetricSuite:
         self.networks = {network: load_network(network, folder, device) for network in NETWORKS}
         self.proxy = ProxyVideoFeatures().to(device)
 
-    @property
-    def absent(self) -> dict[str, AbsentMetric]:
-        """Metrics that cannot be measured here."""
-        return {
-            metric: found
-            for network, found in self.networks.items()
-            if isinstance(found, AbsentMetric)
-            for metric in network.metrics
-        }
-
     @torch.no_grad()
     def measure(
         self, pixels: Float[Tensor, "b 3 t y x"], real: Float[Tensor, "b 3 t y x"], fps: float

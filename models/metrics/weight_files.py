@@ -140,6 +140,26 @@ def find_files(network: MetricNetwork, folder: Path | None) -> list[Path] | Abse
     return paths
 
 
+def absent_metrics(folder: Path | None) -> dict[str, AbsentMetric]:
+    """Return the metrics whose files cannot be used, with the reason."""
+    found = {network: find_files(network, folder) for network in NETWORKS}
+    return {
+        metric: files
+        for network, files in found.items()
+        if isinstance(files, AbsentMetric)
+        for metric in network.metrics
+    }
+
+
+def digest_networks(folder: Path | None) -> str:
+    """Return a digest of all networks that can be used: equal scores come from equal digests."""
+    total = hashlib.sha256()
+    for network in NETWORKS:
+        if folder is not None and not isinstance(find_files(network, folder), AbsentMetric):
+            total.update(f"{network.title} {digest_network(network, folder)}".encode())
+    return total.hexdigest()
+
+
 def digest_network(network: MetricNetwork, folder: Path) -> str:
     """Return a digest of the network's files: equal features come from equal digests."""
     total = hashlib.sha256()

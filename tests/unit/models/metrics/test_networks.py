@@ -14,7 +14,7 @@ from magicdistill.models.metrics.vbench import DIMENSIONS
 from magicdistill.models.metrics.weight_files import (
     NETWORKS,
     MetricNetwork,
-    digest_network,
+    digest_networks,
     find_files,
 )
 
@@ -154,8 +154,9 @@ def test_aesthetics_are_linear_in_the_unit_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("edit", ["config.json", "model.safetensors"])
-def test_the_digest_of_a_network_is_that_of_its_files(edit: str, tmp_path: Path) -> None:
+def test_the_digest_of_networks_is_that_of_their_files(edit: str, tmp_path: Path) -> None:
     folder = tiny_vit(tmp_path / "dino-vitb16")
-    first, again = (digest_network(weight_files.DINO, tmp_path) for _ in range(2))
+    first, again = (digest_networks(tmp_path) for _ in range(2))
     (folder / edit).write_bytes((folder / edit).read_bytes() + b" ")
-    assert first == again != digest_network(weight_files.DINO, tmp_path)
+    assert first == again != digest_networks(tmp_path)
+    assert digest_networks(None) != first

@@ -11,6 +11,7 @@ from magicdistill.models.metrics import weight_files
 from magicdistill.models.metrics.results import AbsentMetric
 from magicdistill.models.metrics.suite import METRICS, Measured, MetricSuite, summarise
 from magicdistill.models.metrics.vbench import DIMENSIONS
+from magicdistill.models.metrics.weight_files import absent_metrics
 
 FPS = 24.0
 
@@ -55,9 +56,9 @@ def clips(count: int, seed: int = 0) -> Tensor:
 
 
 def test_without_weights_only_what_needs_none_is_measured() -> None:
-    suite, pixels = MetricSuite(None), clips(4)
-    measured = suite.measure(pixels, pixels, FPS)
-    table = summarise(measured, measured, suite.absent)
+    pixels = clips(4)
+    measured = MetricSuite(None).measure(pixels, pixels, FPS)
+    table = summarise(measured, measured, absent_metrics(None))
     assert tuple(table) == METRICS
     numbers = {name for name, metric in table.items() if not isinstance(metric, AbsentMetric)}
     assert numbers == {
@@ -70,10 +71,10 @@ def test_without_weights_only_what_needs_none_is_measured() -> None:
 
 
 def test_a_given_network_brings_its_metrics(exports: Path) -> None:
-    suite = MetricSuite(exports)
     frames = torch.full((2, 3, 17, 32, 32), -1.0)
     frames[1, :, 8:] = 1
-    table = summarise(*[suite.measure(frames, frames, FPS)] * 2, suite.absent)
+    measured = MetricSuite(exports).measure(frames, frames, FPS)
+    table = summarise(measured, measured, absent_metrics(exports))
     assert table["motion_smoothness"] == pytest.approx(1 - 0.5 * (127 / 8) / 255, abs=2e-3)
     assert table["imaging_quality"] == pytest.approx((0 + 9 / 17) / 2)
     assert table["dynamic_degree"] == 0
@@ -90,7 +91,7 @@ def test_chunks_merge_to_all_clips_at_once(exports: Path, tmp_path: Path) -> Non
         part.save(tmp_path / f"{index}.npz")
     merged = Measured.merged(Measured.load(tmp_path / f"{i}.npz") for i in range(3))
     reference = suite.measure(real, real, FPS)
-    expected, found = (summarise(m, reference, suite.absent) for m in (whole, merged))
+    expected, found = (summarise(m, reference, absent_metrics(exports)) for m in (whole, merged))
     for name in METRICS:
         if isinstance(expected[name], AbsentMetric):
             assert found[name] == expected[name]
