@@ -91,9 +91,52 @@ def variants(recipe: Recipe, student: Path) -> list[Variant]:
     return [*found, Variant("student", str(student), few)]
 
 
+def chunks(count: int) -> list[range]:
+    """Return the rows that a worker measures at once."""
+    return [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+
+
 def own_variant(recipe: Recipe, student: Path) -> Variant:
     """Return the way of generating that the run itself is about."""
     return variants(recipe, student)[-1]
+
+
+class ClipMaker:
+    """Generates and decodes held-out clips; the last network is kept."""
+
+    def __init__(self, model_json: str) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.vae = vae(ModelConfig.model_validate_json(model_json)).to(self.device)
+        self.loaded: tuple[str, VelocityModel] | None = None
+
+    def make(
+        self, variant: Variant, cache: AnyPath, rows: range, seed: int
+    ) -> tuple[Tensor, float, int]:
+        """Return pixels (b 3 t y x), the network's seconds, and its evaluations for a clip."""
+        batch = held_out(LatentCache(cache), rows, self.device)
+        if variant.weights is None:
+            return self.vae.decode(batch.x0), 0.0, 0
+        model = self._model(variant.weights)
+        assert batch.conditions is not None
+        start_s = time.monotonic()
+        latents = generate(
+            model,
+            variant.sampler,
+            batch.conditions,
+            batch.x0.shape[1:],
+            seed=seed,
+            positions=rows,
+            null=batch.null,
+        )
+        seconds = time.monotonic() - start_s
+        forwards = forwards_per_step(variant.sampler.guidance, embeds=model.guidance_embeds)
+        return self.vae.decode(latents), seconds, variant.sampler.num_steps * forwards
+
+    def _model(self, weights: str) -> VelocityModel:
+        if self.loaded is None or self.loaded[0] != weights:
+            network = load_transformer(find_weights(weights, "model.teacher"))
+            self.loaded = (weights, VelocityModel(network).to(self.device).eval())
+        return self.loaded[1]
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
@@ -102,41 +145,15 @@ class Evaluator:
 
     def __init__(self, model_json: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.vae = vae(ModelConfig.model_validate_json(model_json)).to(self.device)
-        self.features = ProxyVideoFeatures().to(self.device)
-        self.loaded: tuple[str, VelocityModel] | None = None
+        self.maker = ClipMaker(model_json)
+        self.features = ProxyVideoFeatures().to(self.maker.device)
 
     @torch.no_grad()
     def run(self, variant: Variant, cache: AnyPath, rows: range, seed: int) -> Part:
         """Measure one variant on rows of the cache."""
-        batch = held_out(LatentCache(cache), rows, self.device)
-        latents, seconds, nfe = batch.x0, 0.0, 0
-        if variant.weights is not None:
-            model = self._model(variant.weights)
-            assert batch.conditions is not None
-            start_s = time.monotonic()
-            latents = generate(
-                model,
-                variant.sampler,
-                batch.conditions,
-                batch.x0.shape[1:],
-                seed=seed,
-                positions=rows,
-                null=batch.null,
-            )
-            seconds = time.monotonic() - start_s
-            forwards = forwards_per_step(variant.sampler.guidance, embeds=model.guidance_embeds)
-            nfe = variant.sampler.num_steps * forwards
-        pixels = self.vae.decode(latents)
+        pixels, seconds, nfe = self.maker.make(variant, cache, rows, seed)
         measures = (self.features(pixels), motion(pixels), flicker_proxy(pixels), pixels)
         return Part(*(measure.cpu() for measure in measures), seconds=seconds, nfe=nfe)
-
-    def _model(self, weights: str) -> VelocityModel:
-        if self.loaded is None or self.loaded[0] != weights:
-            network = load_transformer(find_weights(weights, "model.teacher"))
-            self.loaded = (weights, VelocityModel(network).to(self.device).eval())
-        return self.loaded[1]
 
 
 class Judges:
@@ -170,8 +187,7 @@ class Judges:
     def _run(
         self, ways: Sequence[Variant], cache: AnyPath, count: int, seed: int
     ) -> dict[str, list[Part]]:
-        chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
-        tasks = [(way, cache, rows, seed) for way in ways for rows in chunks]
+        tasks = [(way, cache, rows, seed) for way in ways for rows in chunks(count)]
         self._actors = self._actors or self._start(self._num_actors(count))
         pool = ActorPool(self._actors)
         results: list[Any] = list(pool.map(lambda worker, task: worker.run.remote(*task), tasks))

@@ -1,25 +1,136 @@
-"""Frechet distance between two sets of feature vectors."""
+"""Frechet distance between two sets of feature vectors, whole or streamed."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
 Features = npt.NDArray[np.floating]
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FrechetStatistics:
+    """Count, mean and summed outer products about the mean of rows of width d, in float64.
+
+    Products about the mean, not about zero, lose no digits where features lie far from it.
+    """
+
+    count: int
+    mean: Doubles
+    """(d,)"""
+    products: Doubles
+    """(d, d): (count - 1) times the covariance."""
+
+    @classmethod
+    def of(cls, features: Features) -> "FrechetStatistics":
+        """Return the statistics of (n, d) features, n of at least 1."""
+        rows = np.asarray(features, np.float64)
+        mean = rows.mean(0)
+        return cls(len(rows), mean, (rows - mean).T @ (rows - mean))
+
+    @classmethod
+    def merged(cls, parts: Iterable["FrechetStatistics"]) -> "FrechetStatistics":
+        """Return the statistics of all rows together (Chan, Golub, LeVeque 1979), in that order.
+
+        Raises ValueError for no parts.
+        """
+        total = None
+        for part in parts:
+            total = part if total is None else total._with(part)
+        if total is None:
+            raise ValueError("there are no statistics to merge")
+        return total
+
+    def updated(self, features: Features) -> "FrechetStatistics":
+        """Return the statistics with another batch of rows."""
+        return self._with(self.of(features))
+
+    @property
+    def covariance(self) -> Doubles:
+        """(d, d), unbiased. Raises ValueError for fewer than two rows."""
+        if self.count < 2:
+            raise ValueError("the Frechet distance needs at least two samples on each side")
+        return self.products / (self.count - 1)
+
+    def distance(self, other: "FrechetStatistics") -> float:
+        """Return |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
+
+        The trace of the root is the sum of the singular values of S_a^(1/2) S_b^(1/2): no square
+        is rooted, so that rank-deficient covariances (fewer rows than features) keep their digits.
+        """
+        a, b = self.covariance, other.covariance
+        gap = self.mean - other.mean
+        cross = np.sum(linalg.svdvals(_root(a) @ _root(b)))
+        return float(gap @ gap + np.trace(a) + np.trace(b) - 2 * cross)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what `of_arrays` makes equal statistics of."""
+        return {"count": np.array(self.count), "mean": self.mean, "products": self.products}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "FrechetStatistics":
+        """Return the statistics that `arrays` describe."""
+        return cls(int(arrays["count"]), arrays["mean"], arrays["products"])
+
+    def save(self, path: Path) -> None:
+        """Write an npz file, whole or not at all."""
+        save_arrays(path, self.arrays())
+
+    @classmethod
+    def load(cls, path: Path) -> "FrechetStatistics":
+        """Read what `save` wrote."""
+        with np.load(path) as stored:
+            return cls.of_arrays(stored)
+
+    def _with(self, other: "FrechetStatistics") -> "FrechetStatistics":
+        count = self.count + other.count
+        gap = other.mean - self.mean
+        shift = np.outer(gap, gap) * (self.count * other.count / count)
+        mean = self.mean + gap * (other.count / count)
+        return FrechetStatistics(count, mean, self.products + other.products + shift)
 
 
 def frechet_distance(a: Features, b: Features) -> float:
-    """Return |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of (n, d) and (m, d) features.
+    """Return the distance of (n, d) and (m, d) features.
 
-    The trace of the root is the sum of the roots of the eigenvalues of S_a S_b, taken from the
-    symmetric form S_a^(1/2) S_b S_a^(1/2). Raises ValueError for fewer than two rows.
+    Raises ValueError for fewer than two rows.
     """
-    if min(len(a), len(b)) < 2:
-        raise ValueError("the Frechet distance needs at least two samples on each side")
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values, axes = linalg.eigh(np.atleast_2d(covariance_a))
-    root = (axes * np.sqrt(values.clip(0))) @ axes.T
-    cross = linalg.eigvalsh(root @ covariance_b @ root)
-    gap = a.mean(0) - b.mean(0)
-    traces = np.trace(np.atleast_2d(covariance_a)) + np.trace(np.atleast_2d(covariance_b))
-    return float(gap @ gap + traces - 2 * np.sqrt(cross.clip(0)).sum())
+    return FrechetStatistics.of(a).distance(FrechetStatistics.of(b))
+
+
+def reference_path(folder: Path, data: str, network: str) -> Path:
+    """Return where the statistics of that data under that network are kept.
+
+    `data` is a digest of what was measured (clips, frames, size), `network` of what measured it.
+    """
+    key = hashlib.sha256(f"{data}\n{network}".encode()).hexdigest()
+    return folder / f"frechet-{key[:32]}.npz"
+
+
+def reference_statistics(path: Path, measure: Callable[[], FrechetStatistics]) -> FrechetStatistics:
+    """Return the statistics kept at `path`; measure and keep them the first time."""
+    if not path.exists():
+        measure().save(path)
+    return FrechetStatistics.load(path)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write an npz file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  its stub mixes in flags
+    temporary.replace(path)
+
+
+def _root(covariance: Doubles) -> Doubles:
+    """Return the symmetric root; eigenvalues below zero are rounding."""
+    values, axes = linalg.eigh(covariance)
+    return (axes * np.sqrt(values.clip(0))) @ axes.T

@@ -1,0 +1,125 @@
+"""The Frechet distance against SciPy and closed forms; statistics that stream, merge and last."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import linalg
+
+from magicdistill.models.metrics.frechet import (
+    FrechetStatistics,
+    frechet_distance,
+    reference_path,
+    reference_statistics,
+)
+
+
+def features(seed: int, count: int, width: int = 8) -> np.ndarray:
+    """Return correlated rows that lie away from zero."""
+    draws = np.random.default_rng(seed)
+    mixing = draws.standard_normal((width, width))
+    return draws.standard_normal((count, width)) @ mixing + 5 * draws.standard_normal(width)
+
+
+def scipys(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the distance by the matrix root of SciPy, as the published code takes it."""
+    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = np.real(np.asarray(linalg.sqrtm(covariance_a @ covariance_b)))
+    gap = a.mean(0) - b.mean(0)
+    return float(gap @ gap + np.trace(covariance_a + covariance_b - 2 * root))
+
+
+@pytest.mark.parametrize("width", [1, 2, 8, 64])
+def test_the_distance_is_scipys(width: int) -> None:
+    a, b = features(0, 500, width), features(1, 300, width)
+    if width == 1:
+        spread = a.std(ddof=1) - b.std(ddof=1)
+        expected = float((a.mean() - b.mean()) ** 2 + spread**2)
+    else:
+        expected = scipys(a, b)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+
+
+def test_diagonal_gaussians_have_their_closed_form() -> None:
+    a = FrechetStatistics(11, np.array([1.0, 2.0, 3.0]), 10 * np.diag([1.0, 4.0, 9.0]))
+    b = FrechetStatistics(6, np.array([1.0, 0.0, 3.0]), 5 * np.diag([4.0, 4.0, 0.0]))
+    assert a.distance(b) == pytest.approx(2**2 + (1 - 2) ** 2 + (2 - 2) ** 2 + (3 - 0) ** 2)
+
+
+def test_gaussians_that_do_not_share_axes_have_their_closed_form() -> None:
+    """A rotation by 90 degrees swaps the variances, by 45 mixes them: roots of 2 x 2 matrices."""
+    turn = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
+    a = FrechetStatistics(2, np.zeros(2), np.diag([9.0, 1.0]))
+    b = FrechetStatistics(2, np.zeros(2), turn @ np.diag([4.0, 1.0]) @ turn.T)
+    product = a.products @ b.products
+    trace_of_root = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
+    assert a.distance(b) == pytest.approx(10 + 5 - 2 * trace_of_root)
+
+
+def test_fewer_rows_than_features_keep_their_digits() -> None:
+    base = features(0, 20, 64)
+    assert frechet_distance(base, base) == pytest.approx(0, abs=1e-9 * np.trace(np.cov(base.T)))
+    assert frechet_distance(base, base + 3) == pytest.approx(64 * 9, rel=1e-10)
+    assert frechet_distance(base, 2 * base - base.mean(0)) == pytest.approx(
+        np.trace(np.cov(base.T)), rel=1e-10
+    )
+
+
+def test_one_sample_has_no_covariance() -> None:
+    with pytest.raises(ValueError, match="two samples"):
+        frechet_distance(features(0, 1), features(1, 9))
+
+
+@pytest.mark.parametrize("sizes", [(100,), (1, 99), (40, 1, 30, 29), (25, 25, 25, 25)])
+def test_batches_and_merges_come_to_all_at_once(sizes: tuple[int, ...]) -> None:
+    rows = features(0, 100)
+    batches = np.split(rows, np.cumsum(sizes)[:-1])
+    whole = FrechetStatistics.of(rows)
+    streamed = FrechetStatistics.of(batches[0])
+    for batch in batches[1:]:
+        streamed = streamed.updated(batch)
+    for found in (streamed, FrechetStatistics.merged(map(FrechetStatistics.of, batches))):
+        assert found.count == whole.count
+        np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(found.covariance, np.cov(rows, rowvar=False), rtol=1e-11)
+        other = FrechetStatistics.of(features(1, 80))
+        assert found.distance(other) == pytest.approx(whole.distance(other), rel=1e-11)
+
+
+def test_features_far_from_zero_lose_no_digits() -> None:
+    rows = features(0, 100)
+    far = FrechetStatistics.merged(FrechetStatistics.of(part + 1e6) for part in np.split(rows, 4))
+    np.testing.assert_allclose(far.covariance, np.cov(rows, rowvar=False), rtol=1e-7)
+
+
+def test_nothing_cannot_be_merged() -> None:
+    with pytest.raises(ValueError, match="no statistics"):
+        FrechetStatistics.merged([])
+
+
+def test_single_precision_features_are_summed_in_double() -> None:
+    assert FrechetStatistics.of(features(0, 10).astype(np.float32)).products.dtype == np.float64
+
+
+def test_what_is_saved_is_read_back_exactly(tmp_path: Path) -> None:
+    kept = FrechetStatistics.of(features(0, 10))
+    kept.save(tmp_path / "folder" / "statistics.npz")
+    found = FrechetStatistics.load(tmp_path / "folder" / "statistics.npz")
+    assert found.count == kept.count
+    assert (found.mean == kept.mean).all() and (found.products == kept.products).all()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["statistics.npz"]
+
+
+def test_references_are_measured_once_for_their_content(tmp_path: Path) -> None:
+    path = reference_path(tmp_path, "data", "network")
+    assert path == reference_path(tmp_path, "data", "network")
+    others = [("data2", "network"), ("data", "network2"), ("datan", "etwork")]
+    assert path not in [reference_path(tmp_path, *other) for other in others]
+    measured: list[int] = []
+
+    def measure() -> FrechetStatistics:
+        measured.append(1)
+        return FrechetStatistics.of(features(0, 10))
+
+    first, second = (reference_statistics(path, measure) for _ in range(2))
+    assert len(measured) == 1 and (first.products == second.products).all()
