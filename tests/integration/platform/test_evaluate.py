@@ -23,7 +23,7 @@ def scores(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_scores_do_not_depend_on_where_an_evaluation_stopped(tmp_path: Path) -> None:
     first = evaluate(tmp_path, "--model", str(MODEL))
