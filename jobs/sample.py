@@ -47,6 +47,9 @@ class Arguments:
     """Shape of a window; by default the one that the model was trained on."""
     overlap: int = 5
     """Frames that two windows share: 1, 5, 9, ..."""
+    pull: float = 0.2
+    """How far every window starts nearer to the coarse picture of the first frame, against drift;
+    0 for a camera or a subject that moves far."""
     vae: str | None = None
     """Folder of the VAE; by default that of the model's recipe, or `vae` beside the model."""
     encoders: str | None = None
@@ -78,7 +81,13 @@ def main() -> None:
             args.size, num_steps=args.steps, shift=args.shift, guidance=args.guidance
         )
         order = Order(
-            args.image or Path(), args.out, args.seed, args.prompt, args.seconds, args.overlap
+            image=args.image or Path(),
+            out=args.out,
+            seed=args.seed,
+            prompt=args.prompt,
+            seconds=args.seconds,
+            overlap=args.overlap,
+            pull=args.pull,
         )
         if args.inputs is None:
             sample_one(model, order)

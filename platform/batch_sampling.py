@@ -73,6 +73,7 @@ def _order(line: Line, number: int, beside: Path, folder: Path, defaults: Order)
         prompt=defaults.prompt if line.prompt is None else line.prompt,
         seconds=defaults.seconds if line.seconds is None else line.seconds,
         overlap=defaults.overlap,
+        pull=defaults.pull,
     )
 
 

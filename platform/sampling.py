@@ -60,6 +60,8 @@ class Order:
     """None is one window of the model."""
     overlap: int = 5
     """Frames that two windows of a long video share."""
+    pull: float = 0.2
+    """How far each window of a long video starts nearer to the first frame's coarse picture."""
 
 
 class Sampler:
@@ -69,8 +71,8 @@ class Sampler:
         self.model = model
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        transformer = load_transformer(model.transformer).to(self.device, dtype)
-        self.velocity = VelocityModel(transformer).eval().requires_grad_(False)
+        velocity = VelocityModel(load_transformer(model.transformer))
+        self.velocity = velocity.to(self.device, dtype).eval().requires_grad_(False)
         self.vae = VideoVae.load(model.vae).to(self.device).requires_grad_(False)
 
     def make(self, order: Order, progress: FrameProgress = lambda done, total: None) -> Seams | None:
@@ -108,7 +110,7 @@ class Sampler:
         conditions = self._conditions(order.prompt)
         window = partial(self._window, conditions, order.seed, windows.num_frames)
         with torch.inference_mode():
-            yield from slide(window, first, windows)
+            yield from slide(window, first, windows, pull=order.pull)
 
     def _window(
         self, conditions: tuple[Conditions, Conditions], seed: int, num_frames: int, start: Tensor,

@@ -2,7 +2,7 @@
 
 A window goes on from the last frames of the one before. Known: the last frames are its image
 prior. Ours: further overlapping frames are held to what they were, the overlap is crossfaded, and
-the colours of what a window starts from are those of the first frame.
+what a window starts from has the colours of the first frame, and is pulled to its coarse picture.
 """
 
 import math
@@ -10,18 +10,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from magicdistill.models.diffusion.flow import per_sample
 from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.networks.conditions import Conditions
 
 Pixels = Float[Tensor, "b 3 t y x"]
+Frame = Float[Tensor, "b 3 1 y x"]
 GenerateWindow = Callable[[Tensor, int], Tensor]
 """(frames to begin with (b 3 k y x), number of the window) -> a window of frames."""
 LARGEST_GAIN = 1.25
 """How far colours are stretched or compressed at most."""
+COARSE = 16
+"""Cells along each side of a coarse picture."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,16 @@ def continued(velocity: Velocity, known: Float[Tensor, "b c k h w"]) -> Velocity
     return call
 
 
-def slide(generate: GenerateWindow, first: Pixels, windows: Windows) -> Iterator[Pixels]:
-    """Yield a long video part by part, from its first frame (b 3 1 y x), holding one window."""
+def slide(
+    generate: GenerateWindow, first: Frame, windows: Windows, *, pull: float = 0.2
+) -> Iterator[Pixels]:
+    """Yield a long video part by part, from its first frame (b 3 1 y x), holding one window.
+
+    `pull` is how far every window starts nearer to the first frame's coarse picture, 0 to 1.
+    """
     tail, left = first, windows.total
     for index in range(windows.count):
-        start = tail if index == 0 else match_colours(tail, first)
+        start = pulled(match_colours(tail, first), first, pull) if index else first
         clip = generate(start, index)
         if index:
             overlap = windows.overlap
@@ -98,10 +108,24 @@ def crossfade(before: Pixels, after: Pixels) -> Pixels:
     return torch.lerp(before, after, weight.view(-1, 1, 1))
 
 
-def match_colours(pixels: Pixels, reference: Pixels) -> Pixels:
+def pulled(pixels: Pixels, reference: Frame, strength: float) -> Pixels:
+    """Move the mean frame's coarse picture towards a reference's, and leave detail and motion."""
+    mean = pixels.mean(dim=2, keepdim=True)
+    return (pixels + strength * (coarse(reference) - coarse(mean))).clamp(-1, 1)
+
+
+def coarse(pixels: Pixels) -> Pixels:
+    """Return what is left of frames in COARSE x COARSE cells, interpolated linearly."""
+    frames = rearrange(pixels, "b c t y x -> (b t) c y x")
+    cells = functional.adaptive_avg_pool2d(frames, COARSE)
+    smooth = functional.interpolate(cells, frames.shape[2:], mode="bilinear")
+    return rearrange(smooth, "(b t) c y x -> b c t y x", b=len(pixels))
+
+
+def match_colours(pixels: Pixels, reference: Frame) -> Pixels:
     """Give a clip the mean and standard deviation of each colour of a reference."""
     dims = (2, 3, 4)
-    gain = reference.std(dim=dims, keepdim=True) / pixels.std(dim=dims, keepdim=True)
-    gain = gain.nan_to_num(1.0).clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
+    wanted, found = (p.std(dim=dims, correction=0, keepdim=True) for p in (reference, pixels))
+    gain = (wanted / found).nan_to_num(1.0).clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
     centred = pixels - pixels.mean(dim=dims, keepdim=True)
     return (gain * centred + reference.mean(dim=dims, keepdim=True)).clamp(-1, 1)
