@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
 from magicdistill.data_pipeline.config import Bucket
+from magicdistill.models.networks.int8 import is_int8
 from magicdistill.models.networks.state_dicts import CONFIG
 from magicdistill.models.networks.weights import PROJECT, find_weights
 from magicdistill.models.objectives.config import SamplerConfig
@@ -34,6 +36,8 @@ class Pretrained:
     """Of the null prompt's zero embedding."""
     encoders: Path | None
     """Folder of the text encoders; without it there is the null prompt alone."""
+    dtype: Literal["fp32", "bf16", "int8"] | None = None
+    """Numbers of the transformer; null is bf16 on GPUs and fp32 on processors."""
 
 
     def changed(
@@ -78,6 +82,7 @@ def find_pretrained(
         _sampler(transformer, recipe),
         recipe.data.null_text.num_tokens if recipe else 1,
         Path(encoders) if encoders else text,
+        "int8" if is_int8(transformer) else None,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from diffusers import HunyuanVideoTransformer3DModel
 from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -27,12 +28,15 @@ from magicdistill.data_pipeline.video import (
 )
 from magicdistill.data_pipeline.windows import fit
 from magicdistill.models.diffusion.long_video import Windows, slide
+from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.metrics.seams import SeamMeter, Seams
 from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.int8 import load_int8, weight_bytes
 from magicdistill.models.networks.encoders import PromptEncoder
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.networks.weights import digest_weights
+from magicdistill.platform.export import DTYPES, DtypeName
 from magicdistill.platform.generation import generate
 from magicdistill.platform.logs import ExplainedError, say
 from magicdistill.platform.pictures import contact_sheet, to_uint8
@@ -70,10 +74,18 @@ class Sampler:
     def __init__(self, model: Pretrained, device: str | None = None) -> None:
         self.model = model
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        velocity = VelocityModel(load_transformer(model.transformer))
-        self.velocity = velocity.to(self.device, dtype).eval().requires_grad_(False)
+        velocity = VelocityModel(self._transformer())
+        self.velocity = velocity.to(self.device).eval().requires_grad_(False)
         self.vae = VideoVae.load(model.vae).to(self.device).requires_grad_(False)
+
+    def _transformer(self) -> HunyuanVideoTransformer3DModel:
+        if self.model.dtype == "int8":
+            try:
+                return load_int8(self.model.transformer)
+            except ModuleNotFoundError as error:
+                raise ExplainedError(str(error)) from None
+        name = self.model.dtype or ("bf16" if self.device == "cuda" else "fp32")
+        return load_transformer(self.model.transformer).to(DTYPES[name])
 
     def make(self, order: Order, progress: FrameProgress = lambda done, total: None) -> Seams | None:
         """Write an order's video and contact sheet; measure the seams of a long one."""
@@ -109,7 +121,7 @@ class Sampler:
         first = rearrange(first, "y x c -> 1 c 1 y x")
         conditions = self._conditions(order.prompt)
         window = partial(self._window, conditions, order.seed, windows.num_frames)
-        with torch.inference_mode():
+        with torch.no_grad():
             yield from slide(window, first, windows, pull=order.pull)
 
     def _window(
@@ -161,6 +173,8 @@ def sample_one(model: Pretrained, order: Order) -> None:
     start_s = time.monotonic()
     seams = sampler.make(order, partial(bars, "sampling"))
     say(f"made in {time.monotonic() - start_s:.1f} s on {sampler.device}, {steps(model)}")
+    if model.dtype == "int8":
+        say(f"int8: {weight_bytes(sampler.velocity) / 1e6:.2f} MB of weights")
     if seams is not None:
         print(format_seams(seams), flush=True)
     say(f"video  {order.out}")
@@ -175,12 +189,24 @@ def steps(model: Pretrained) -> str:
 
 
 def plan_windows(order: Order, bucket: Bucket) -> Windows:
-    """Return the windows of an order; an overlap is cut to what a single window needs none of."""
+    """Return the windows of an order; raise ExplainedError where there are none."""
     total = bucket.num_frames if order.seconds is None else round(order.seconds * bucket.fps)
     try:
         return Windows(total, bucket.num_frames, order.overlap)
     except ValueError as error:
         raise ExplainedError(f"--seconds {order.seconds}, --overlap {order.overlap}: {error}") from None
+
+
+def difference_db(model: Pretrained, order: Order, dtypes: tuple[DtypeName, DtypeName]) -> float:
+    """Return the PSNR between one window in two kinds of numbers, from the same noise."""
+    image = read_image(order.image)
+    bucket = nearest_bucket(image.shape[1], image.shape[0], model.buckets)
+    windows = plan_windows(replace(order, seconds=None), bucket)
+    first, second = (
+        next(Sampler(replace(model, dtype=dtype)).parts(fit(image, bucket), order, windows)).cpu()
+        for dtype in dtypes
+    )
+    return float(psnr_db(first, second))
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -201,6 +227,7 @@ def describe(model: Pretrained, order: Order) -> str:
         digest_weights(model.vae),
         model.sampler.model_dump_json(),
         model.buckets,
+        model.dtype,
         hash_content(order.image),
         replace(order, image=Path(), out=Path()),
     )
