@@ -52,6 +52,8 @@ class Arguments:
     0 for a camera or a subject that moves far."""
     int8: bool = False
     """Hold the linears' weights as eight-bit integers, in half the memory."""
+    psnr: bool = False
+    """Also make one window in bf16, and tell how near that of --int8 is."""
     vae: str | None = None
     """Folder of the VAE; by default that of the model's recipe, or `vae` beside the model."""
     encoders: str | None = None
@@ -75,7 +77,7 @@ def main() -> None:
     logs.configure(verbose=args.verbose)
 
     from magicdistill.platform.pretrained import find_pretrained
-    from magicdistill.platform.sampling import Order, sample_one
+    from magicdistill.platform.sampling import Order, report_difference, sample_one
 
     try:
         found = find_pretrained(args.model, runs=args.runs, vae=args.vae, encoders=args.encoders)
@@ -95,6 +97,8 @@ def main() -> None:
         )
         if args.inputs is None:
             sample_one(model, order)
+            if args.psnr:
+                report_difference(model, order)
             return
         from magicdistill.platform.batch_sampling import read_orders, sample_all
 

@@ -60,7 +60,7 @@ def _parse(path: Path, number: int, text: str) -> Line:
         where = ".".join(map(str, first["loc"]))
         raise ExplainedError(
             f"{path}, line {number + 1}: {where} {first['msg']}; a line is "
-            f'{json.dumps({"image": "face.png"})} with any of {", ".join(Line.model_fields)}'
+            f"{json.dumps({'image': 'face.png'})} with any of {', '.join(Line.model_fields)}"
         ) from None
 
 

@@ -19,6 +19,7 @@ from magicdistill.platform.run_directory import resolve_root
 ASSETS = PROJECT / "assets"
 MODEL = "model"
 """The folder of a run with its finished generator."""
+Dtype = Literal["fp32", "bf16", "int8"]
 LARGE = Bucket(num_frames=129, height=544, width=960)
 """What a model without a recipe generates: the shape of Magic141."""
 
@@ -36,9 +37,8 @@ class Pretrained:
     """Of the null prompt's zero embedding."""
     encoders: Path | None
     """Folder of the text encoders; without it there is the null prompt alone."""
-    dtype: Literal["fp32", "bf16", "int8"] | None = None
+    dtype: Dtype | None = None
     """Numbers of the transformer; null is bf16 on GPUs and fp32 on processors."""
-
 
     def changed(
         self, size: tuple[int, int, int] | None = None, **sampler: float | None

@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
 from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -31,16 +30,16 @@ from magicdistill.models.diffusion.long_video import Windows, slide
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.metrics.seams import SeamMeter, Seams
 from magicdistill.models.networks.conditions import Conditions
-from magicdistill.models.networks.int8 import load_int8, weight_bytes
 from magicdistill.models.networks.encoders import PromptEncoder
+from magicdistill.models.networks.int8 import is_int8, load_int8, weight_bytes
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.networks.weights import digest_weights
-from magicdistill.platform.export import DTYPES, DtypeName
+from magicdistill.platform.export import DTYPES
 from magicdistill.platform.generation import generate
 from magicdistill.platform.logs import ExplainedError, say
 from magicdistill.platform.pictures import contact_sheet, to_uint8
-from magicdistill.platform.pretrained import Pretrained
+from magicdistill.platform.pretrained import Dtype, Pretrained
 
 NUM_SHOWN = 16
 """Frames of a contact sheet."""
@@ -74,20 +73,21 @@ class Sampler:
     def __init__(self, model: Pretrained, device: str | None = None) -> None:
         self.model = model
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        velocity = VelocityModel(self._transformer())
-        self.velocity = velocity.to(self.device).eval().requires_grad_(False)
+        self.velocity = self._velocity().to(self.device).eval().requires_grad_(False)
         self.vae = VideoVae.load(model.vae).to(self.device).requires_grad_(False)
 
-    def _transformer(self) -> HunyuanVideoTransformer3DModel:
+    def _velocity(self) -> VelocityModel:
         if self.model.dtype == "int8":
             try:
-                return load_int8(self.model.transformer)
+                return VelocityModel(load_int8(self.model.transformer))
             except ModuleNotFoundError as error:
                 raise ExplainedError(str(error)) from None
         name = self.model.dtype or ("bf16" if self.device == "cuda" else "fp32")
-        return load_transformer(self.model.transformer).to(DTYPES[name])
+        return VelocityModel(load_transformer(self.model.transformer)).to(DTYPES[name])
 
-    def make(self, order: Order, progress: FrameProgress = lambda done, total: None) -> Seams | None:
+    def make(
+        self, order: Order, progress: FrameProgress = lambda done, total: None
+    ) -> Seams | None:
         """Write an order's video and contact sheet; measure the seams of a long one."""
         image = read_image(order.image)
         bucket = nearest_bucket(image.shape[1], image.shape[0], self.model.buckets)
@@ -125,7 +125,11 @@ class Sampler:
             yield from slide(window, first, windows, pull=order.pull)
 
     def _window(
-        self, conditions: tuple[Conditions, Conditions], seed: int, num_frames: int, start: Tensor,
+        self,
+        conditions: tuple[Conditions, Conditions],
+        seed: int,
+        num_frames: int,
+        start: Tensor,
         index: int,
     ) -> Tensor:
         known = self.vae.encode(start)
@@ -194,17 +198,27 @@ def plan_windows(order: Order, bucket: Bucket) -> Windows:
     try:
         return Windows(total, bucket.num_frames, order.overlap)
     except ValueError as error:
-        raise ExplainedError(f"--seconds {order.seconds}, --overlap {order.overlap}: {error}") from None
+        raise ExplainedError(
+            f"--seconds {order.seconds}, --overlap {order.overlap}: {error}"
+        ) from None
 
 
-def difference_db(model: Pretrained, order: Order, dtypes: tuple[DtypeName, DtypeName]) -> float:
-    """Return the PSNR between one window in two kinds of numbers, from the same noise."""
+def report_difference(model: Pretrained, order: Order) -> None:
+    """Say how near a window of a model is to the same one in bf16."""
+    name = model.dtype or "full precision"
+    say(f"PSNR of one window, {name} to bf16: {difference_db(model, order, model.dtype):.1f} dB")
+
+
+def difference_db(model: Pretrained, order: Order, dtype: Dtype | None) -> float:
+    """Return the PSNR of one window to the same one in bf16, whose weights must be there."""
+    if is_int8(model.transformer):
+        raise ExplainedError("--psnr: the weights are int8 already, and there is no bf16 of them")
     image = read_image(order.image)
     bucket = nearest_bucket(image.shape[1], image.shape[0], model.buckets)
     windows = plan_windows(replace(order, seconds=None), bucket)
     first, second = (
         next(Sampler(replace(model, dtype=dtype)).parts(fit(image, bucket), order, windows)).cpu()
-        for dtype in dtypes
+        for dtype in (dtype, "bf16")
     )
     return float(psnr_db(first, second))
 

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_quantised_folder_has_the_predicted_bytes_and_loads_as_it_was(folder: Path) -> None:
-    full = load_transformer(STUDENT).to(torch.bfloat16)
+    full = VelocityModel(load_transformer(STUDENT)).to(torch.bfloat16)
     quantised, loaded = load_int8(STUDENT), load_int8(folder)
     assert not is_int8(STUDENT) and is_int8(folder)
     assert weight_bytes(quantised) == weight_bytes(loaded) == predict_bytes(full)

@@ -17,7 +17,7 @@ from magicdistill.platform.logs import ExplainedError
 from magicdistill.platform.pretrained import ASSETS, find_pretrained
 from magicdistill.platform.recipe import load_recipe
 from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.sampling import Order, Sampler, is_made, read_image
+from magicdistill.platform.sampling import Order, Sampler, difference_db, is_made, read_image
 
 ROOT = Path(__file__).parents[3]
 FACE = ASSETS / "portrait-tiny" / "face.png"
@@ -88,6 +88,13 @@ def test_a_video_is_made_again_where_anything_about_it_changed(sampler, tmp_path
     order.out.write_bytes(whole)
     Image.new("RGB", (64, 64)).save(image)
     assert not is_made(sampler.model, order)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_other_numbers_give_nearly_the_same_video(sampler, dtype):
+    if dtype == "int8":
+        pytest.importorskip("torchao", reason="the extra int8 is not installed")
+    assert 40 < difference_db(sampler.model, Order(FACE, Path()), dtype) < 80
 
 
 def test_models_are_found_by_name_folder_and_run(tmp_path):
