@@ -15,7 +15,8 @@ LINE_EVERY_S = 30.0
 class Bars:
     """One bar per stage on a terminal; a line now and then where standard error is a file."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "clip") -> None:
+        self.unit = unit
         self._bars: dict[str, tqdm] = {}
         self._next_line_s = time.monotonic() + LINE_EVERY_S
 
@@ -25,7 +26,7 @@ class Bars:
             self._line(stage, done, total)
             return
         if stage not in self._bars:
-            self._bars[stage] = tqdm(total=total, desc=stage, unit="clip")
+            self._bars[stage] = tqdm(total=total, desc=stage, unit=self.unit)
         bar = self._bars[stage]
         bar.update(done - bar.n)
         if done >= total:
@@ -33,5 +34,5 @@ class Bars:
 
     def _line(self, stage: str, done: int, total: int) -> None:
         if time.monotonic() >= self._next_line_s:
-            print(f"  {stage} {done}/{total} clips", file=sys.stderr, flush=True)
+            print(f"  {stage} {done}/{total} {self.unit}s", file=sys.stderr, flush=True)
             self._next_line_s = time.monotonic() + LINE_EVERY_S

@@ -3,11 +3,11 @@
 import hashlib
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import av
@@ -125,22 +125,52 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int | float) -> None:
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"expected uint8 (f, h, w, 3), got {frames.dtype} {frames.shape}")
+    write_frames(path, frames, fps)
+
+
+def write_frames(
+    path: Path, frames: Iterable[np.ndarray], fps: int | float, *, comment: str = ""
+) -> None:
+    """Write the same as the frames, uint8 RGB (h, w, 3), come; `comment` is kept in the file.
+
+    Raises:
+        ValueError: if there are no frames.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     options = {"movflags": "faststart"}
+    coming = iter(frames)
+    first = next(coming, None)
+    if first is None:
+        raise ValueError("a video has frames, and there are none")
     try:
         with av.open(str(temporary), "w", format="mp4", options=options) as container:
+            if comment:
+                container.metadata["comment"] = comment
             stream = container.add_stream(
                 "libx264", rate=Fraction(fps).limit_denominator(1001), options=X264_OPTIONS
             )
-            stream.height, stream.width = frames.shape[1:3]
+            stream.height, stream.width = first.shape[:2]
             stream.pix_fmt = "yuv420p"
             stream.codec_context.thread_count = 1  # clips are tiny; callers run many at once
-            for frame in frames:
+            for frame in chain([first], coming):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_comment(path: Path) -> str:
+    """Return the comment of a video, empty where it has none.
+
+    Raises:
+        VideoError: if the file is no video.
+    """
+    try:
+        with av.open(str(path)) as container:
+            return container.metadata.get("comment", "")
+    except av.FFmpegError as error:
+        raise VideoError(f"corrupt: {error.strerror}") from error
 
 
 def pack_pictures(folder: Path, fps: float, path: Path) -> None:

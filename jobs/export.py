@@ -28,8 +28,8 @@ class Arguments:
     """Role whose network is exported."""
     ema: bool = True
     """Take the average of the weights, where the run keeps one, instead of the last ones."""
-    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    """Numbers of the files."""
+    dtype: Literal["fp16", "bf16", "fp32", "int8"] = "fp16"
+    """Numbers of the files; int8 is of the linears' weights, beside bf16."""
     runs: str = "runs"
     """Folder of the runs."""
     verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False

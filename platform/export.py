@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from magicdistill.models.networks.int8 import write_int8
 from magicdistill.models.networks.state_dicts import WRAPPER
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
@@ -18,8 +19,13 @@ from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory
 from magicdistill.platform.weights import Weights, role_weights
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-DtypeName = Literal["fp16", "bf16", "fp32"]
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "int8": torch.bfloat16,  # of what is computed
+}
+DtypeName = Literal["fp16", "bf16", "fp32", "int8"]
 
 
 class ExportError(Exception):
@@ -58,6 +64,8 @@ def export(
     write_transformer(
         module.transformer, partial, read, DTYPES[dtype], max_file_bytes=max_file_bytes
     )
+    if dtype == "int8":
+        _quantise(partial)
     cycle = int(checkpoint.name.removeprefix("cycle-"))
     card = model_card(run, cycle, module.transformer, dtype, averaged=averaged)
     (partial / "README.md").write_text(card)
@@ -65,6 +73,19 @@ def export(
     partial.replace(directory)
     kind = "averaged" if averaged else "last"
     say(f"{run.path.name}, cycle {cycle}: the {kind} weights of the {role} are in {directory}")
+
+
+def _quantise(folder: Path) -> None:
+    """Put int8 weights in the place of those in a folder."""
+    whole = folder.with_name(f"{folder.name}.bf16")
+    shutil.rmtree(whole, ignore_errors=True)
+    folder.replace(whole)
+    try:
+        write_int8(whole, folder)
+    except ModuleNotFoundError as error:
+        raise ExportError(str(error)) from None
+    finally:
+        shutil.rmtree(whole)
 
 
 def find_checkpoint(

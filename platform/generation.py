@@ -10,6 +10,7 @@ from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided
+from magicdistill.models.diffusion.long_video import continued
 from magicdistill.models.diffusion.samplers import Velocity, sample
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.transformer import VelocityModel
@@ -32,16 +33,20 @@ def generate(
     seed: int,
     positions: Sequence[int],
     null: Conditions | None = None,
+    known: Float[Tensor, "b c k h w"] | None = None,
+    window: int = 0,
 ) -> Float[Tensor, "b c f h w"]:
     """Sample latents of `shape` (c f h w); the noise depends on the seed and the position only.
 
-    `null` is what guidance compares with where the network has no guidance input.
+    `null` is what guidance compares with where the network has no guidance input. A later window
+    of a long video has noise of its own and goes on from the latent frames `known`.
     """
     device = conditions.text.device
-    draws = Draws(seed, -1, -1, positions, device)
+    draws = Draws(seed, -1, window - 1, positions, device)
     embeds = isinstance(velocity, VelocityModel) and velocity.guidance_embeds
+    field = guided(velocity, sampler.guidance, null, embeds=embeds)
     return sample(
-        guided(velocity, sampler.guidance, null, embeds=embeds),
+        field if known is None else continued(field, known),
         draws.normal("noise", shape),
         sigma_grid(sampler.num_steps, sampler.shift, device),
         conditions,

@@ -17,6 +17,7 @@ from magicdistill.models.objectives.config import CfgDistillMethod
 from magicdistill.platform.checkpoints import COMMITTED, Checkpoints
 from magicdistill.platform.engine import Ema, build_engine
 from magicdistill.platform.export import ExportError, export
+from magicdistill.platform.pretrained import find_pretrained
 from magicdistill.platform.recipe import load_recipe
 from magicdistill.platform.run_directory import RunDirectory
 
@@ -99,6 +100,20 @@ def test_a_given_checkpoint_is_exported_with_a_card(trained, tmp_path):
         assert text in card
     assert (tmp_path / "model" / "recipe.yaml").read_text() == trained.run.recipe_path.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_int8_halves_the_files_and_is_sampled_by_its_folder(trained, tmp_path):
+    pytest.importorskip("torchao", reason="the extra int8 is not installed")
+    for dtype in ("bf16", "int8"):
+        export(str(trained.run.path), tmp_path / dtype, dtype=dtype)
+    sizes = {
+        dtype: sum(path.stat().st_size for path in (tmp_path / dtype).glob("*.safetensors"))
+        for dtype in ("bf16", "int8")
+    }
+    assert sizes["int8"] < 0.55 * sizes["bf16"]
+    assert "in int8" in (tmp_path / "int8" / "README.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bf16", "int8"]
+    assert find_pretrained(str(tmp_path / "int8")).dtype == "int8"
 
 
 def test_one_file_at_a_time_is_in_memory(trained, tmp_path):

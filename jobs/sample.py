@@ -1,0 +1,113 @@
+"""Generate video from a first frame: one from --image, or many from --inputs over Ray actors.
+
+--inputs is a JSONL list; each line has an image and may have name, prompt, seed and seconds. Then
+--out is a folder, and what is in it already is not made again. A contact sheet lies beside every
+video. The same seed gives the same video.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from magicdistill.platform import logs
+from magicdistill.platform.cli import refuse
+from magicdistill.platform.overrides import parse
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags of the job."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="MP4|DIR")]
+    """Video to write; with --inputs, folder of the videos."""
+    image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """First frame; it is cropped about its centre to the model's aspect."""
+    inputs: Annotated[Path | None, tyro.conf.arg(metavar="JSONL")] = None
+    """List of inputs, for many videos."""
+    model: Annotated[str, tyro.conf.arg(metavar="RUN|DIR|NAME")] = "student-4step"
+    """A run, a folder of diffusers, or a model that comes with the project."""
+    prompt: str | None = None
+    """Text beside the image; without it the null prompt, which image-to-video is trained on."""
+    seconds: float | None = None
+    """Length; beyond the model's own, windows follow one another. By default one window."""
+    seed: int = 0
+    """Noise. Line i of a list has this seed plus i."""
+    steps: int | None = None
+    """Steps of the sampler; by default, like the next two, what the model was trained for."""
+    shift: float | None = None
+    """Flow shift of its grid."""
+    guidance: float | None = None
+    """Ho scale of the guidance."""
+    size: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="FRAMES HEIGHT WIDTH")] = (
+        None
+    )
+    """Shape of a window; by default the one that the model was trained on."""
+    overlap: int = 5
+    """Frames that two windows share: 1, 5, 9, ..."""
+    pull: float = 0.2
+    """How far every window starts nearer to the coarse picture of the first frame, against drift;
+    0 for a camera or a subject that moves far."""
+    int8: bool = False
+    """Hold the linears' weights as eight-bit integers, in half the memory."""
+    psnr: bool = False
+    """Also make one window in bf16, and tell how near that of --int8 is."""
+    vae: str | None = None
+    """Folder of the VAE; by default that of the model's recipe, or `vae` beside the model."""
+    encoders: str | None = None
+    """Folder of diffusers with the text encoders, for prompts."""
+    actors: int | None = None
+    """Actors for --inputs; by default one a GPU, without GPUs one a core."""
+    address: str | None = None
+    """Ray cluster for --inputs; by default one on this machine."""
+    runs: str = "runs"
+    """Folder of the runs."""
+    verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False
+    """Show what the frameworks have to say."""
+
+
+def main() -> None:
+    """Parse the command line and run the job."""
+    with logs.ending_with_its_reader():
+        args = parse(Arguments, sys.argv[1:], prog="python jobs/sample.py", description=__doc__)
+    if (args.image is None) == (args.inputs is None):
+        refuse("sample", ValueError("give either --image, for one video, or --inputs, for many"))
+    logs.configure(verbose=args.verbose)
+
+    from magicdistill.platform.pretrained import find_pretrained
+    from magicdistill.platform.sampling import Order, report_difference, sample_one
+
+    try:
+        found = find_pretrained(args.model, runs=args.runs, vae=args.vae, encoders=args.encoders)
+        model = found.changed(
+            args.size, num_steps=args.steps, shift=args.shift, guidance=args.guidance
+        )
+        if args.int8:
+            model = replace(model, dtype="int8")
+        order = Order(
+            image=args.image or Path(),
+            out=args.out,
+            seed=args.seed,
+            prompt=args.prompt,
+            seconds=args.seconds,
+            overlap=args.overlap,
+            pull=args.pull,
+        )
+        if args.inputs is None:
+            sample_one(model, order)
+            if args.psnr:
+                report_difference(model, order)
+            return
+        from magicdistill.platform.batch_sampling import read_orders, sample_all
+
+        orders = read_orders(args.inputs, args.out, order)
+        failures = sample_all(model, orders, num_actors=args.actors, address=args.address)
+    except logs.ExplainedError as error:
+        refuse("sample", error)
+    sys.exit("\n".join(failures) or None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Video longer than the model's: a window slides over time (003: Magic141's inference).
+
+A window goes on from the last frames of the one before. Known: the last frames are its image
+prior. Ours: further overlapping frames are held to what they were, the overlap is crossfaded, and
+what a window starts from has the colours of the first frame, and is pulled to its coarse picture.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from magicdistill.models.diffusion.flow import per_sample
+from magicdistill.models.diffusion.samplers import Velocity
+from magicdistill.models.networks.conditions import Conditions
+
+Pixels = Float[Tensor, "b 3 t y x"]
+Frame = Float[Tensor, "b 3 1 y x"]
+GenerateWindow = Callable[[Tensor, int], Tensor]
+"""(frames to begin with (b 3 k y x), number of the window) -> a window of frames."""
+LARGEST_GAIN = 1.25
+"""How far colours are stretched or compressed at most."""
+COARSE = 16
+"""Cells along each side of a coarse picture."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How windows of `num_frames` frames that share `overlap` of them cover a video of `total`.
+
+    Raises ValueError where the overlap is not 4k+1 or leaves nothing new.
+    """
+
+    total: int
+    num_frames: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if self.total < 1:
+            raise ValueError(f"a video has at least one frame, got {self.total}")
+        if self.overlap % 4 != 1 or not 0 < self.overlap < self.num_frames:
+            raise ValueError(
+                f"windows of {self.num_frames} frames overlap by 1, 5, 9, ... and fewer than "
+                f"{self.num_frames} frames, got {self.overlap}"
+            )
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return 1 + max(0, math.ceil((self.total - self.num_frames) / self.stride))
+
+    @property
+    def stride(self) -> int:
+        """New frames in every window but the first."""
+        return self.num_frames - self.overlap
+
+    def seams(self) -> list[int]:
+        """Return the first frame of every overlap."""
+        return [index * self.stride for index in range(1, self.count)]
+
+
+def continued(velocity: Velocity, known: Float[Tensor, "b c k h w"]) -> Velocity:
+    """Hold the first k latent frames to known ones: there v = (x_sigma - x0) / sigma.
+
+    The sampler then carries them along at the noise level of the others, which see them and go
+    on with their motion. Ours.
+    """
+    length = known.shape[2]
+
+    def call(x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        v = velocity(x, sigma, conditions)
+        to_known = (x[:, :, :length] - known) / per_sample(sigma, known)
+        return torch.cat([to_known, v[:, :, length:]], dim=2)
+
+    return call
+
+
+def slide(
+    generate: GenerateWindow, first: Frame, windows: Windows, *, pull: float = 0.2
+) -> Iterator[Pixels]:
+    """Yield a long video part by part, from its first frame (b 3 1 y x), holding one window.
+
+    `pull` is how far every window starts nearer to the first frame's coarse picture, 0 to 1.
+    """
+    tail, left = first, windows.total
+    for index in range(windows.count):
+        start = pulled(match_colours(tail, first), first, pull) if index else first
+        clip = generate(start, index)
+        if index:
+            overlap = windows.overlap
+            faded = crossfade(tail, clip[:, :, :overlap])
+            clip = torch.cat([faded, clip[:, :, overlap:]], dim=2)
+        is_last = index == windows.count - 1
+        part = clip[:, :, : left if is_last else windows.stride]
+        tail, left = clip[:, :, windows.stride :], left - part.shape[2]
+        yield part
+
+
+def crossfade(before: Pixels, after: Pixels) -> Pixels:
+    """Go from one clip to another of the same length, in equal steps."""
+    length = before.shape[2]
+    weight = torch.arange(1, length + 1, device=before.device) / (length + 1)
+    return torch.lerp(before, after, weight.view(-1, 1, 1))
+
+
+def pulled(pixels: Pixels, reference: Frame, strength: float) -> Pixels:
+    """Move the mean frame's coarse picture towards a reference's, and leave detail and motion."""
+    mean = pixels.mean(dim=2, keepdim=True)
+    return (pixels + strength * (coarse(reference) - coarse(mean))).clamp(-1, 1)
+
+
+def coarse(pixels: Pixels) -> Pixels:
+    """Return what is left of frames in COARSE x COARSE cells, interpolated linearly."""
+    frames = rearrange(pixels, "b c t y x -> (b t) c y x")
+    cells = functional.adaptive_avg_pool2d(frames, COARSE)
+    smooth = functional.interpolate(cells, frames.shape[2:], mode="bilinear")
+    return rearrange(smooth, "(b t) c y x -> b c t y x", b=len(pixels))
+
+
+def match_colours(pixels: Pixels, reference: Frame) -> Pixels:
+    """Give a clip the mean and standard deviation of each colour of a reference."""
+    dims = (2, 3, 4)
+    wanted, found = (p.std(dim=dims, correction=0, keepdim=True) for p in (reference, pixels))
+    gain = (wanted / found).nan_to_num(1.0).clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
+    centred = pixels - pixels.mean(dim=dims, keepdim=True)
+    return (gain * centred + reference.mean(dim=dims, keepdim=True)).clamp(-1, 1)

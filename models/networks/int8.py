@@ -1,0 +1,81 @@
+"""Weights as eight-bit integers: half the memory of bfloat16, computed in bfloat16.
+
+Every linear keeps int8 weights and one scale for each output; all else stays bfloat16. torchao does
+it, an optional package, by way of diffusers, which reads and writes the folders.
+"""
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel, TorchAoConfig
+from torch import Tensor, nn
+
+from magicdistill.models.networks.state_dicts import CONFIG
+
+SCHEME = {
+    "quant_method": "torchao",
+    "quant_type": {
+        "default": {
+            "_type": "Int8WeightOnlyConfig",
+            "_version": 2,
+            "_data": {"set_inductor_config": False},
+        }
+    },
+}
+BYTES_PER_OUTPUT = 5
+"""A float32 scale and an int8 zero point."""
+
+
+def demand_torchao() -> None:
+    """Raise ModuleNotFoundError, with the remedy, where torchao is not installed."""
+    if find_spec("torchao") is None:
+        raise ModuleNotFoundError("int8 weights need torchao: pip install 'magicdistill[int8]'")
+
+
+def predict_bytes(module: nn.Module) -> int:
+    """Return the bytes that a module's parameters will have in int8, from their shapes alone."""
+    linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    weights = sum(part.weight.numel() for part in linears)
+    outputs = sum(part.out_features for part in linears)
+    rest = sum(parameter.numel() for parameter in module.parameters()) - weights
+    return weights + BYTES_PER_OUTPUT * outputs + torch.bfloat16.itemsize * rest
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Return the bytes that a module's parameters have, int8 or not."""
+    return sum(part.nbytes for p in module.parameters() for part in _parts(p.detach()))
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors that a quantised one is made of, or a plain one itself."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+    else:
+        yield from (getattr(tensor, name) for name in flatten()[0])
+
+
+def is_int8(folder: Path) -> bool:
+    """Tell whether a folder of diffusers holds quantised weights."""
+    config = folder / CONFIG
+    return config.is_file() and "quantization_config" in json.loads(config.read_text())
+
+
+def load_int8(folder: Path) -> HunyuanVideoTransformer3DModel:
+    """Load a folder of diffusers, quantised or to be quantised, tensor by tensor.
+
+    Raises ModuleNotFoundError without torchao.
+    """
+    demand_torchao()
+    scheme = {} if is_int8(folder) else {"quantization_config": TorchAoConfig.from_dict(SCHEME)}
+    return HunyuanVideoTransformer3DModel.from_pretrained(
+        folder, torch_dtype=torch.bfloat16, **scheme
+    )
+
+
+def write_int8(source: Path, folder: Path) -> None:
+    """Quantise the folder of a transformer into another one, which stock diffusers reads."""
+    load_int8(source).save_pretrained(folder)

@@ -1,0 +1,44 @@
+"""Many videos by the job, over a local Ray."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from magicdistill.data_pipeline.video import probe
+from magicdistill.platform.pretrained import ASSETS
+
+ROOT = Path(__file__).parents[3]
+FACE = ASSETS / "portrait-tiny" / "face.png"
+
+
+def sample(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "sample.py"), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.long
+def test_a_list_gives_the_same_videos_over_any_number_of_actors(tmp_path: Path) -> None:
+    """And what is there is kept, what is missing made, and what cannot be made is named."""
+    lines = [{"image": str(FACE)}, {"image": str(FACE), "seconds": 1}, {"image": "none.png"}]
+    inputs = tmp_path / "list.jsonl"
+    inputs.write_text("\n".join(map(json.dumps, lines)))
+    two = sample("--inputs", inputs, "--out", tmp_path / "two", "--actors", 2)
+    assert two.returncode == 1
+    assert two.stderr.splitlines()[-1].startswith("0002-none.mp4: no image")
+    made = sorted((tmp_path / "two").glob("*.mp4"))
+    assert [probe(path).num_frames for path in made] == [17, 24]
+    contents = [path.read_bytes() for path in made]
+    times = made[0].stat().st_mtime_ns
+
+    made[1].unlink()
+    inputs.write_text("\n".join(map(json.dumps, lines[:2])))
+    again = sample("--inputs", inputs, "--out", tmp_path / "two", "--actors", 1)
+    assert again.returncode == 0, again.stderr
+    assert "2 videos, 1 of them made already" in again.stdout
+    assert made[0].stat().st_mtime_ns == times
+    assert [path.read_bytes() for path in made] == contents
