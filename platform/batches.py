@@ -70,7 +70,7 @@ def build_maker(recipe: Recipe, data: AnyPath, positions: "Positions") -> Maker:
         return batches.at
     from magicdistill.platform.pairs import PairMaker, StoredPairs  # which read batches
 
-    make = PairMaker(recipe) if recipe.pairs.stored is None else StoredPairs(recipe)
+    make = PairMaker(recipe) if recipe.pairs.stored is None else StoredPairs(recipe, batches)
     return lambda index: make(batches.at(index))
 
 

@@ -73,9 +73,10 @@ class PairMaker:
 class StoredPairs:
     """Pairs that `store_pairs` wrote; the noise is drawn again."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, batches: LatentBatches) -> None:
         assert recipe.pairs is not None and recipe.pairs.stored is not None
         self.cache, self.recipe = LatentCache(recipe.pairs.stored), recipe
+        self.batches = batches
 
     def __call__(self, batch: Batch) -> Batch:
         """Return the batch with its pairs.
@@ -92,8 +93,8 @@ class StoredPairs:
         if position >= len(self.cache):
             raise ValueError(f"pairs.stored: only {len(self.cache)} pairs, not {position + 1}")
         row = self.cache.read(position)
-        if row.facts.key != pair_key(self.recipe, position):
-            raise ValueError("pairs.stored: made with another seed, sampler or generator")
+        if row.facts.key != pair_key(self.recipe, self.batches, position):
+            raise ValueError("pairs.stored: made with another seed, sampler, generator or data")
         return row
 
 
@@ -108,7 +109,7 @@ def store_pairs(recipe: Recipe, data: AnyPath, root: AnyPath) -> AnyPath:
     batches = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data)
     workshop = open_workshop(recipe, data, positions)
     num_items = recipe.schedule.num_cycles * positions.parts
-    keys = [pair_key(recipe, i) for i in range(num_items * positions.share)]
+    keys = [pair_key(recipe, batches, i) for i in range(num_items * positions.share)]
     known = committed_rows(root)
     missing = next((i for i, key in enumerate(keys) if key not in known), None)
     first = num_items if missing is None else missing // positions.share
@@ -129,12 +130,13 @@ def store_pairs(recipe: Recipe, data: AnyPath, root: AnyPath) -> AnyPath:
     return publish(root, [known[key] for key in keys], recipe.data.null_text)
 
 
-def pair_key(recipe: Recipe, position: int) -> str:
-    """Return the name of a pair: everything that it is a function of but the training samples."""
+def pair_key(recipe: Recipe, batches: LatentBatches, position: int) -> str:
+    """Return the name of a pair: everything that it is a function of, its sample included."""
     assert recipe.pairs is not None
     weights = digest_weights(find_weights(recipe.pairs.generator, "pairs.generator"))
-    sampler = recipe.pairs.sampler.model_dump_json()
-    return digest("pair", recipe.seed, position, sampler, weights)
+    sampler, row = recipe.pairs.sampler.model_dump_json(), batches.sampler.row(position)
+    sample = [batches.cache.index[name][row].as_py() for name in ("key", "text_key")]
+    return digest("pair", recipe.seed, position, sampler, weights, *sample, batches.drop)
 
 
 def pair_draws(seed: int, positions: Sequence[int], device: torch.device | str) -> Draws:

@@ -2,9 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
+from magicdistill.models.checksums import sha256_of
 from magicdistill.models.metrics.results import AbsentMetric
 
 
@@ -135,7 +135,7 @@ def find_files(network: MetricNetwork, folder: Path | None) -> list[Path] | Abse
     for file, path in zip(network.files, paths, strict=True):
         if not path.exists():
             return AbsentMetric(f"{path} is missing: {network.title}, from {file.source}")
-        if file.sha256 and (found := _sha256(path)) != file.sha256:
+        if file.sha256 and (found := sha256_of(path)) != file.sha256:
             return AbsentMetric(f"{path} is another file: its SHA-256 is {found}")
     return paths
 
@@ -166,16 +166,5 @@ def digest_network(network: MetricNetwork, folder: Path) -> str:
     for file in network.files:
         root = folder / file.name
         for path in sorted(p for p in root.rglob("*") if p.is_file()) or [root]:
-            total.update(bytes.fromhex(_sha256(path)))
+            total.update(bytes.fromhex(sha256_of(path)))
     return total.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    state = path.stat()
-    return _sha256_of_state(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache
-def _sha256_of_state(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,6 @@
 """What all scorers share: the frames they see, and the name of a way of scoring."""
 
-import hashlib
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
@@ -11,6 +9,7 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from magicdistill.data_pipeline.clips import Array, digest
+from magicdistill.models.checksums import sha256_of
 from magicdistill.models.config import Config
 
 LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -87,7 +86,7 @@ class Scorer(Config):
         if files is None:
             return f"{ABSENT} no weights for {self.kind}"
         settings = self.model_dump_json(exclude=_path_fields(type(self)))
-        return digest(self.kind, self.CODE, settings, *map(_sha256, files))[:12]
+        return digest(self.kind, self.CODE, settings, *map(sha256_of, files))[:12]
 
     def describe(self) -> dict[str, object]:
         """Return model, version and preprocessing, as stored beside the scores."""
@@ -98,7 +97,7 @@ class Scorer(Config):
             "proxy_for": self.PROXY_FOR,
             "code": self.CODE,
             "settings": self.model_dump(mode="json"),
-            "weights_sha256": [_sha256(file) for file in self.weights_files() or ()],
+            "weights_sha256": [sha256_of(file) for file in self.weights_files() or ()],
         }
 
 
@@ -180,14 +179,3 @@ def _gray(rgb: Array, short_side: int) -> Array:
 def _path_fields(kind: type[Scorer]) -> set[str]:
     fields = kind.model_fields.items()
     return {name for name, field in fields if LocalPath in get_args(field.annotation)}
-
-
-def _sha256(path: Path) -> str:
-    state = path.stat()
-    return _sha256_of_state(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache
-def _sha256_of_state(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
