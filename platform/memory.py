@@ -6,6 +6,7 @@ follows from the ZeRO stage; activations come from `flops`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -58,12 +59,13 @@ def total(rows: Sequence[Row], place: Place = "gpu") -> float:
     return sum(row.bytes for row in rows if row.place == place)
 
 
-def count_parameters(method: MethodConfig, model: ModelConfig) -> list[Parameters]:
+@cache
+def count_parameters(method: MethodConfig, model: ModelConfig) -> tuple[Parameters, ...]:
     """Build the method's networks without storage, and count."""
     weightless = model.model_copy(update={"teacher": None, "vae": None})
     with torch.device("meta"):
         modules = build_method(method, weightless).modules
-    return [part for role, module in modules.items() for part in parts_of(role, module)]
+    return tuple(part for role, module in modules.items() for part in parts_of(role, module))
 
 
 def parts_of(role: str, module: nn.Module) -> list[Parameters]:

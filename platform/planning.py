@@ -129,7 +129,7 @@ def plan(recipe: Recipe, *, mfu: float = PAPER_MFU) -> Plan:
     updates = _updates(recipe)
     if not updates:
         raise RecipeError(f"method.name {recipe.method.name} trains no transformer to plan for")
-    parts = count_parameters(recipe.method, recipe.model)
+    parts = count_parameters(recipe.method, recipe.model)  # type: ignore[arg-type]  frozen: they hash
     made = _plan(recipe, parts, updates, mfu)
     if made.fits is not False:
         return made

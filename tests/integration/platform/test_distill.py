@@ -1,17 +1,18 @@
-"""The smoke recipe from end to end, as a user runs it."""
+"""The smoke recipe from end to end, submitted to a cluster and then resumed on this machine."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from magicdistill.platform.run_directory import RunDirectory
+from tests.ray_head import ROOT, Head, ray_head
 
-ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "portrait-tiny-smoke.json"
 LOSSES = ("critic/fake_score", "critic/discriminator", "generator/dmd", "generator/adversarial")
 
@@ -28,13 +29,20 @@ def distill(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+def head() -> Iterator[Head]:
+    with ray_head() as head:
+        yield head
 
 
 @pytest.fixture(scope="module")
-def smoke(runs) -> subprocess.CompletedProcess[str]:
-    return distill(runs, "--recipe", "portrait-tiny-smoke")
+def runs(head) -> Path:
+    """The default folder of a submitted job."""
+    return head.folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def smoke(head) -> subprocess.CompletedProcess[str]:
+    return head.submit(sys.executable, "jobs/distill.py", "--recipe", "portrait-tiny-smoke")
 
 
 def test_the_smoke_recipe_ends_with_table_pictures_and_a_model(smoke, runs):

@@ -1,25 +1,18 @@
 """Jobs submitted to a running Ray cluster, with token authentication on."""
 
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import pytest
-import yaml
 
 from magicdistill.platform.schedule import History
+from tests.ray_head import ROOT, Head, ray_head
 
-ROOT = Path(__file__).parents[3]
-RAY = Path(sys.executable).with_name("ray")
 LOOK = """
 import ray, magicdistill
 from magicdistill.platform.cluster import ray_cluster
@@ -30,73 +23,10 @@ with ray_cluster(ClusterConfig()) as shape:
 """
 
 
-@dataclass
-class Head:
-    """A head node with its own home, and so its own token."""
-
-    folder: Path
-    environment: dict[str, str]
-    dashboard: str
-
-    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
-        flags = ["--address", self.dashboard, "--working-dir", "."]
-        return subprocess.run(
-            [str(RAY), "job", "submit", *flags, "--", *entrypoint],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_for(port: int, timeout_s: float) -> None:
-    end_s = time.monotonic() + timeout_s
-    while time.monotonic() < end_s:
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(f"nothing listens on port {port} after {timeout_s} s")
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a socket's path has no room for pytest's
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"HOME": str(folder), "RAY_AUTH_MODE": "token"}
-    subprocess.run(
-        [str(RAY), "get-auth-token", "--generate"],
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
-    port, dashboard = free_port(), free_port()
-    command = f"start --head --block --num-cpus 8 --port {port} --dashboard-port {dashboard}"
-    command += f" --dashboard-agent-listen-port {free_port()}"  # another cluster may have the usual
-    log = (folder / "head.log").open("w")
-    process = subprocess.Popen(
-        [str(RAY), *command.split(), "--temp-dir", str(folder / "ray")],
-        env=environment,
-        stdout=log,
-        stderr=log,
-    )
-    try:
-        wait_for(dashboard, timeout_s=240)
-        yield Head(folder, environment, f"http://127.0.0.1:{dashboard}")
-    finally:
-        for each in (*psutil.Process(process.pid).children(recursive=True), process):
-            with suppress(psutil.NoSuchProcess):
-                each.kill()  # an orderly end takes half a minute
-        process.wait(60)
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)  # Ray's last processes may still write
+    with ray_head() as head:
+        yield head
 
 
 @pytest.mark.slow
@@ -116,19 +46,6 @@ def test_a_job_without_the_token_is_refused(head: Head) -> None:
     result = stranger.submit(sys.executable, "-c", "print('let in')")
     assert result.returncode != 0
     assert "let in" not in result.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_the_smoke_recipe_runs_as_a_submitted_job_and_keeps_its_results(head: Head) -> None:
-    result = head.submit(
-        sys.executable, "jobs/distill.py", "--recipe", "portrait-tiny-smoke", "--seed", "5"
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    [run] = (head.folder / "runs").glob("portrait-tiny-smoke-*")
-    assert yaml.safe_load((run / "recipe.yaml").read_text())["seed"] == 5
-    assert (head.folder / "runs" / "mlflow.db").exists()
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 OVERLAP = """

@@ -334,17 +334,6 @@ def test_embeddings_of_a_gpu_are_those_of_a_cpu(clip_model: Path):
     np.testing.assert_allclose(*looks, atol=1e-3)
 
 
-def test_transnet_finds_the_cut_that_was_drawn(tmp_path: Path):
-    path = tmp_path / "film.mp4"
-    bikes = [cv2.resize(frame, (176, 144)) for frame in decode(REAL["bikes.mp4"])]
-    head = list(decode(REAL["carphone_pristine.mp4"]))
-    write_mp4(path, np.stack(bikes[40:60] + head[:20]), 24)
-    video = Video("v", "s", path.as_uri(), str(path), "f", "l", "general", split_shots=True)
-    with Child(120.0) as child:  # its package changes the process that imports it
-        outcome = child.call(score_video, video, path, Measures(shots="transnetv2"))
-    assert [(clip.start, clip.stop) for clip in outcome.value] == [(0, 16), (24, 40)]
-
-
 def test_recipes_name_scorers_once():
     with pytest.raises(ValueError, match="not black twice"):
         Measures(scorers=(Black(), Black()))
