@@ -49,6 +49,7 @@ def to_json(made: Plan) -> str:
         "samples_per_cycle": made.samples_per_cycle,
         "sample_bytes": made.sample_bytes,
         "pair_actors": made.num_pair_actors,
+        "pair_bytes": made.pair_bytes,
         "remedies": made.remedies,
     }
     return json.dumps(values, indent=2)
@@ -108,6 +109,8 @@ def _pairs(made: Plan) -> Iterator[str]:
         f"pairs: {made.samples_per_cycle} of {pairs.sampler.num_steps} steps per cycle take "
         f"{wanted} actor(s) as fast as a worker, and there are {pairs.num_actors}: {verdict}"
     )
+    yield f"       GiB on each actor, with the reserve: {made.pair_bytes / GIB:.1f}"
+    yield from _table(made.pair_rows)
     if pairs.gpus_per_actor:
         gpus = pairs.num_actors * pairs.gpus_per_actor
         yield f"       {gpus:g} GPU(s) beside the workers' {made.recipe.cluster.num_workers}"

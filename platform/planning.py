@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from magicdistill.models.networks.config import demand_share
 from magicdistill.models.objectives.config import DistributionMatchingConfig
 from magicdistill.platform.config import GpuName, PairsConfig
-from magicdistill.platform.flops import Sample, operations
+from magicdistill.platform.flops import Sample, operations, workspace_bytes
 from magicdistill.platform.memory import (
     Parameters,
     Row,
@@ -74,6 +74,8 @@ class Plan:
     sample_bytes: float
     pair_operations: float
     """Of one cycle's noise-data pairs; 0 where none are made."""
+    pair_rows: tuple[Row, ...]
+    """Memory of an actor that makes them."""
     mfu: float
     remedies: tuple[str, ...] = ()
 
@@ -99,12 +101,30 @@ class Plan:
         return total(self.held, "host") + total(self.peaks[self.peak], "host")
 
     @property
+    def pair_bytes(self) -> float:
+        """What an actor that makes pairs needs of its GPU; 0 where none are made."""
+        return total(self.pair_rows) + RESERVE_BYTES if self.pair_rows else 0
+
+    @property
     def fits(self) -> bool | None:
-        """Whether GPU and host have enough; None on CPUs."""
-        gpu = self.gpu
-        if gpu is None:
+        """Whether GPU and host have enough, and the GPUs of the pairs; None on CPUs."""
+        if self.gpu is None:
             return None
-        return self.gpu_bytes <= gpu.memory_bytes and self.host_bytes <= gpu.host_bytes
+        has_room = self.gpu_bytes <= self.gpu_limit and self.pair_bytes <= self.pair_limit
+        return has_room and self.host_bytes <= self.gpu.host_bytes
+
+    @property
+    def gpu_limit(self) -> float:
+        """What a worker has of its GPU; 0 on CPUs."""
+        return (
+            self.gpu.memory_bytes * min(1, self.recipe.cluster.gpus_per_worker) if self.gpu else 0
+        )
+
+    @property
+    def pair_limit(self) -> float:
+        """What an actor that makes pairs has of its GPU; 0 on CPUs and where there is none."""
+        pairs = self.recipe.pairs
+        return self.gpu.memory_bytes * min(1, pairs.gpus_per_actor) if self.gpu and pairs else 0
 
     @property
     def seconds_per_cycle(self) -> float | None:
@@ -148,9 +168,11 @@ def verdict(made: Plan) -> str:
     """Say whether the recipe fits, and what to change where it does not."""
     if made.gpu is None:
         return "runs on CPUs, whose memory is not judged"
-    of = f"{_size(made)} of {made.gpu.memory_bytes / GIB:.1f} GiB per {made.recipe.cluster.gpu}"
+    of = f"{_size(made)} of {made.gpu_limit / GIB:.1f} GiB per {made.recipe.cluster.gpu}"
     if made.host_bytes:
         of += f", {made.host_bytes / GIB:.1f} of {made.gpu.host_bytes / GIB:.1f} GiB of its host"
+    if made.pair_bytes:
+        of += f", {made.pair_bytes / GIB:.1f} of {made.pair_limit / GIB:.1f} GiB per actor of pairs"
     if made.fits:
         return f"fits: {of}"
     advice = "no setting helps; shorten the clips, make them smaller, or use other GPUs"
@@ -217,6 +239,7 @@ def _plan(recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Turn], 
         samples_per_cycle=num_read,
         sample_bytes=_sample_bytes(sample),
         pair_operations=num_read * _pair_operations(recipe.pairs, sample),
+        pair_rows=_pair_rows(recipe, parts, sample, num_samples),
         mfu=mfu,
     )
 
@@ -274,8 +297,28 @@ def _pair_operations(pairs: PairsConfig | None, sample: Sample) -> float:
     """Return the operations of one pair; 0 where none are made."""
     if pairs is None or pairs.stored is not None:
         return 0
-    steps = Pass("pairs", "steps", repeats=pairs.sampler.num_steps)
-    return operations(sample, steps, recompute=False)
+    return operations(sample, _pair_steps(pairs), recompute=False)
+
+
+def _pair_rows(
+    recipe: Recipe, parts: Sequence[Parameters], sample: Sample, num_samples: int
+) -> tuple[Row, ...]:
+    """Return what a pair actor holds: the whole generator, and the workspace of an item."""
+    pairs = recipe.pairs
+    if pairs is None or pairs.stored is not None:
+        return ()
+    size = number_bytes(recipe.engine)
+    numel = sum(part.total for part in parts if part.role == "generator")
+    alone = replace(sample, sequence_parallel=1)
+    space = num_samples * workspace_bytes(alone, _pair_steps(pairs), recompute=False)
+    return (
+        Row("pairs", "generator", "parameters", size * numel),
+        Row("pairs", "steps", "inside a block", space),
+    )
+
+
+def _pair_steps(pairs: PairsConfig) -> Pass:
+    return Pass("pairs", "steps", repeats=pairs.sampler.num_steps)
 
 
 def _remedies(

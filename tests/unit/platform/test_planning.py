@@ -210,6 +210,18 @@ def test_a_plan_says_how_many_actors_make_the_pairs() -> None:
     )
 
 
+def test_a_plan_judges_the_memory_of_an_actor_that_makes_pairs() -> None:
+    recipe = load_recipe("magic141-1step-16xh100")
+    alone = plan(recipe)
+    whole = next(row for row in alone.pair_rows if row.kind == "parameters")
+    assert whole.bytes == pytest.approx(2 * 12.82e9, rel=0.01)
+    parts = {"cluster.gpus_per_worker": 0.7, "pairs.gpus_per_actor": 0.3}
+    crowded = plan(changed(recipe, parts))
+    assert alone.fits and not crowded.fits and crowded.pair_bytes > crowded.pair_limit
+    parts = {"cluster.gpus_per_worker": 0.55, "pairs.gpus_per_actor": 0.45}
+    assert plan(changed(recipe, parts)).fits
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
