@@ -78,6 +78,7 @@ def make_config(folder: Path, **changes: object) -> DataConfig:
         policy=Policy(min_short_side=64, min_long_side=64, min_motion_px=0.05, max_motion_px=9.0),
         encoding=Encoding(stored_dtype="float32", rows_per_shard=8),
         videos_per_block=4,
+        num_actors=1,
     ).model_copy(update=changes)
 
 
@@ -90,7 +91,7 @@ def curated(
     cluster: None, vae: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[CurationResult, Path]:
     root = tmp_path_factory.mktemp("root")
-    return curate(make_config(folder), vae, root, silent), root
+    return curate(make_config(folder, num_actors=2), vae, root, silent), root
 
 
 def state_of(root: Path) -> dict[Path, int]:

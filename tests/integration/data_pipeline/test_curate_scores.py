@@ -33,6 +33,7 @@ def make_config(folder: Path, *scorers: AnyScorer, min_motion_px: float = 0.05) 
         policy=Policy(
             min_short_side=64, min_long_side=64, min_motion_px=min_motion_px, max_motion_px=9.0
         ),
+        num_actors=1,
     )
 
 
