@@ -393,7 +393,7 @@ class Curator:
             return
         self._before_work()
         with _quiet_ray_data():
-            dataset = ray.data.from_arrow(list(blocks)).map_batches(
+            dataset = ray.data.from_blocks(list(blocks)).map_batches(
                 stage,
                 fn_constructor_args=arguments,
                 batch_size=None,
