@@ -1,4 +1,4 @@
-"""Write a run's generator as a plain diffusers folder with a model card.
+"""Write a run's generator as a pipeline of diffusers with a model card, or its LoRA for peft.
 
 SOURCE is a run (a folder, a name in --runs, or `latest`), whose newest intact checkpoint is taken,
 or the folder of one checkpoint.
@@ -30,6 +30,8 @@ class Arguments:
     """Take the average of the weights, where the run keeps one, instead of the last ones."""
     dtype: Literal["fp16", "bf16", "fp32", "int8"] = "fp16"
     """Numbers of the files; int8 is of the linears' weights, beside bf16."""
+    lora_only: bool = False
+    """Write the weak-to-strong LoRA alone, which goes on the teacher."""
     runs: str = "runs"
     """Folder of the runs."""
     verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False
@@ -42,9 +44,12 @@ def main() -> None:
         args = parse(Arguments, sys.argv[1:], prog="python jobs/export.py", description=__doc__)
     logs.configure(verbose=args.verbose)
 
-    from magicdistill.platform.export import ExportError, export
+    from magicdistill.platform.export import ExportError, export, export_lora
 
     try:
+        if args.lora_only:
+            export_lora(args.source, args.to, runs=args.runs, say=logs.say)
+            return
         export(
             args.source,
             args.to,

@@ -1,22 +1,29 @@
-"""Exporting a run's generator from a checkpoint: a plain diffusers folder with a model card."""
+"""Exporting a run's generator from a checkpoint: a diffusers pipeline with a model card."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.int8 import write_int8
+from magicdistill.models.networks.lora import write_lora
 from magicdistill.models.networks.state_dicts import WRAPPER
 from magicdistill.models.networks.transformer import VelocityModel
-from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
+from magicdistill.models.networks.vae import VideoVae
+from magicdistill.models.networks.weights import MAX_FILE_BYTES, find_weights, write_transformer
 from magicdistill.models.objectives.build import build_method
 from magicdistill.platform.checkpoints import COMMITTED, EMA, Checkpoints, find_damage
-from magicdistill.platform.model_card import model_card
+from magicdistill.platform.model_card import lora_card, model_card
+from magicdistill.platform.pretrained import sampler_of
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.stock_pipeline import TRANSFORMER, write_stock_parts
 from magicdistill.platform.weights import Weights, role_weights
 
 DTYPES = {
@@ -25,6 +32,8 @@ DTYPES = {
     "fp32": torch.float32,
     "int8": torch.bfloat16,  # of what is computed
 }
+LORA_WRAPPER = f"score.{WRAPPER}"
+"""Prefix of the names in a critic's checkpoint."""
 DtypeName = Literal["fp16", "bf16", "fp32", "int8"]
 
 
@@ -52,27 +61,98 @@ def export(
     Raises ExportError where the folder is not empty, the checkpoint is damaged, or the role has
     no network of its own; FileNotFoundError where there is no such run.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ExportError(f"--to {directory}: it is not empty; give a folder that is new")
+    demand_new(directory)
     run, checkpoint = find_checkpoint(source, runs, say)
     recipe = run.recipe()
     module = _network(recipe, role)
     averaged = ema and (checkpoint / EMA).is_dir()
     read = _reader(role_weights(checkpoint / (EMA if averaged else role)), module, DTYPES[dtype])
-    partial = directory.absolute().with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write_transformer(
-        module.transformer, partial, read, DTYPES[dtype], max_file_bytes=max_file_bytes
-    )
-    if dtype == "int8":
-        _quantise(partial)
-    cycle = int(checkpoint.name.removeprefix("cycle-"))
-    card = model_card(run, cycle, module.transformer, dtype, averaged=averaged)
-    (partial / "README.md").write_text(card)
-    shutil.copy(run.recipe_path, partial)
-    partial.replace(directory)
+    cycle = cycle_of(checkpoint)
+    with appearing(directory) as partial:
+        folder = partial / TRANSFORMER
+        write_transformer(
+            module.transformer, folder, read, DTYPES[dtype], max_file_bytes=max_file_bytes
+        )
+        if dtype == "int8":
+            _quantise(folder)
+        vae = _load_vae(recipe, say)
+        null = _null_prompt(recipe)
+        write_stock_parts(partial, module.transformer, sampler_of(recipe), vae, null)
+        card = model_card(run, cycle, module.transformer, dtype, vae, averaged=averaged)
+        (partial / "README.md").write_text(card)
+        shutil.copy(run.recipe_path, partial)
     kind = "averaged" if averaged else "last"
     say(f"{run.path.name}, cycle {cycle}: the {kind} weights of the {role} are in {directory}")
+
+
+def export_lora(
+    source: str, directory: Path, *, runs: str = "runs", say: Callable[[str], None] = print
+) -> None:
+    """Write the weak-to-strong LoRA of a checkpoint alone, in float32 and the format of peft.
+
+    `PeftModel.from_pretrained` and diffusers' `load_lora_adapter` put it on the teacher. Raises as
+    `export` does, and ExportError where the method trains none.
+    """
+    demand_new(directory)
+    run, checkpoint = find_checkpoint(source, runs, say)
+    recipe = run.recipe()
+    critic = _modules(recipe).get("critic")
+    if not isinstance(critic, Critic):
+        raise ExportError(f"--lora_only: the method {recipe.method.name} trains no LoRA")
+    transformer, weights = critic.score.transformer, role_weights(checkpoint / "critic")
+    lora = {
+        name: weights[f"{LORA_WRAPPER}{name}"]().float()
+        for name, _ in transformer.named_parameters()
+        if "lora_" in name
+    }
+    with appearing(directory) as partial:
+        write_lora(transformer, lora, partial, base=recipe.model.teacher)
+        card = lora_card(run, cycle_of(checkpoint), sum(p.numel() for p in lora.values()))
+        (partial / "README.md").write_text(card)
+        shutil.copy(run.recipe_path, partial)
+    say(f"{run.path.name}, cycle {cycle_of(checkpoint)}: the LoRA is in {directory}")
+
+
+def demand_new(directory: Path) -> None:
+    """Raise ExportError where something is in a folder."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ExportError(f"--to {directory}: it is not empty; give a folder that is new")
+
+
+@contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """Give a folder to write to, which takes its name when it is complete."""
+    partial = directory.absolute().with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.replace(directory)
+
+
+def cycle_of(checkpoint: Path) -> int:
+    """Return the cycles after which a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix("cycle-"))
+
+
+def _load_vae(recipe: Recipe, say: Callable[[str], None]) -> VideoVae | None:
+    try:
+        return VideoVae.load(find_weights(recipe.model.vae or "(null)", "model.vae"))
+    except FileNotFoundError as error:
+        say(f"the pipeline is without a VAE: {error}")
+        return None
+
+
+def _null_prompt(recipe: Recipe) -> Conditions | None:
+    """Return the zero embedding; None where an encoder makes it."""
+    if recipe.data.prompts:
+        return None
+    shapes, text = recipe.model.shapes.transformer, recipe.data.null_text
+    return Conditions.null(
+        torch.zeros(1, shapes.latent_channels, 1, 1, 1),
+        num_tokens=text.num_tokens,
+        text_dim=text.token_dim,
+        pooled_dim=text.pooled_dim,
+    )
 
 
 def _quantise(folder: Path) -> None:
@@ -114,8 +194,7 @@ def find_checkpoint(
 
 def _network(recipe: Recipe, role: str) -> VelocityModel:
     """Build the role's network without storage."""
-    with torch.device("meta"):
-        modules = build_method(recipe.method, recipe.model).modules
+    modules = _modules(recipe)
     module = modules.get(role)
     if not isinstance(module, VelocityModel):
         whole = [name for name, other in modules.items() if isinstance(other, VelocityModel)]
@@ -124,6 +203,11 @@ def _network(recipe: Recipe, role: str) -> VelocityModel:
             f"{', '.join(whole) or 'none'} is a whole transformer"
         )
     return module
+
+
+def _modules(recipe: Recipe) -> Mapping[str, nn.Module]:
+    with torch.device("meta"):
+        return build_method(recipe.method, recipe.model).modules
 
 
 def _reader(weights: Weights, module: VelocityModel, dtype: torch.dtype) -> Callable[[str], Tensor]:

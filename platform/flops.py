@@ -59,6 +59,11 @@ class Sample:
         )
 
     @property
+    def num_frames(self) -> int:
+        """Frames of the decoded video."""
+        return (self.frames - 1) * TIME_COMPRESSION + 1
+
+    @property
     def model_dim(self) -> int:
         """The width of the transformer."""
         return self.shapes.num_attention_heads * self.shapes.attention_head_dim

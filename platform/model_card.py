@@ -6,8 +6,13 @@ from typing import Any
 
 from diffusers import HunyuanVideoTransformer3DModel
 
+from magicdistill.data_pipeline.config import PackageClips, PortraitWorld
+from magicdistill.data_pipeline.sources import package_clips
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, sigma_grid
+from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.platform.pretrained import sampler_of
+from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory
 
 CARD = """---
@@ -16,7 +21,7 @@ pipeline_tag: image-to-video
 ---
 # {name}
 
-A `HunyuanVideoTransformer3DModel` of diffusers, trained with MagicDistill.
+A pipeline of diffusers whose `HunyuanVideoTransformer3DModel` was trained with MagicDistill.
 
 | | |
 |---|---|
@@ -28,15 +33,94 @@ A `HunyuanVideoTransformer3DModel` of diffusers, trained with MagicDistill.
 
 ## Use
 
+{use}
+
+The output of the transformer is the velocity eps - x0 of flow matching; the image enters by
+`{layout}`. `recipe.yaml` holds every constant of the training.
+
+## Licence
+
+{licence}
+"""
+
+USE = """```python
+import torch
+from diffusers import HunyuanVideoImageToVideoPipeline
+from diffusers.utils import load_image
+from safetensors.torch import load_file
+
+folder = "this folder"
+encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
+pipeline = HunyuanVideoImageToVideoPipeline.from_pretrained(folder, **dict.fromkeys(encoders))
+state = {{}}
+output = pipeline(
+    load_image("first frame").resize(({width}, {height})),
+    **load_file(f"{{folder}}/null_prompt.safetensors"),
+    num_frames={num_frames},
+    height={height},
+    width={width},
+    num_inference_steps={num_steps},
+    guidance_scale={guidance:g},
+    generator=torch.Generator().manual_seed(0),
+    callback_on_step_end=lambda pipeline, step, timestep, now: state.update(now) or now,
+    output_type="latent",
+)
+{decode}
+```
+
+With `latent_concat` the pipeline itself returns the frames from the fifth on, which is why its
+latents are kept and decoded. It starts with 0.1 % of the image in the noise. `jobs/sample.py` does
+not: its video is that of `latents=(noise - 0.001 * prior) / 0.999` in place of `generator`, where
+`prior` are the image's latents times the VAE's `scaling_factor`.
+"""
+STOCK_DECODE = """latents = state["latents"] / pipeline.vae_scaling_factor
+video = pipeline.vae.decode(latents).sample"""
+PATCH_DECODE = """from magicdistill.models.networks.vae import VideoVae
+
+video = VideoVae.load("{vae}").decode(state["latents"])
+# diffusers lacks this VAE's patch decoder, and the decoder in `vae` is not trained"""
+PROMPTS = """
+The prompt, and the empty one, are what `HunyuanVideoPipeline.encode_prompt` makes of them with the
+encoders of `{encoder}`; they take the place of `null_prompt.safetensors`.
+"""
+LORA_CARD = """---
+library_name: peft
+base_model: {teacher}
+---
+# {name}, weak-to-strong LoRA
+
+On the frozen teacher `{teacher}` this branch is the *fake score* at strength {strong:g}; at
+{weak:g} it is the *real score* of weak-to-strong distillation (MagicDistillation, Eq. 6).
+
+| | |
+|---|---|
+{facts}
+
+## Use
+
 ```python
 from diffusers import HunyuanVideoTransformer3DModel
 
-transformer = HunyuanVideoTransformer3DModel.from_pretrained("this folder")
+transformer = HunyuanVideoTransformer3DModel.from_pretrained("the teacher")
+transformer.load_lora_adapter(
+    "this folder", weight_name="adapter_model.safetensors", prefix="base_model.model"
+)
+transformer.set_adapters("default_0", {weak:g})
 ```
 
-The output is the velocity eps - x0 of flow matching; the image enters by `{layout}`. `recipe.yaml`
-holds every constant of the training.
+or `peft.PeftModel.from_pretrained(transformer, "this folder")`, at strength 1. `recipe.yaml` holds
+every constant of the training.
+
+## Licence
+
+{licence}
 """
+LICENCE = """The code is Apache-2.0. These weights start from the teacher `{teacher}` and
+stay under its licence; the VAE `{vae}` has its own. They were trained on
+
+{sources}
+
+whose terms may forbid uses that the others allow."""
 
 
 def model_card(
@@ -44,21 +128,49 @@ def model_card(
     cycle: int,
     transformer: HunyuanVideoTransformer3DModel,
     dtype: str,
+    vae: VideoVae | None = None,
     *,
     averaged: bool,
 ) -> str:
     """Return the Markdown text for the weights after `cycle` cycles of a run."""
     recipe = run.recipe()
     decay = recipe.schedule.ema_decay
-    sampler: SamplerConfig | None = getattr(recipe.method, "sampler", None)
-    provenance = run.provenance()
     facts = {
         "parameters": f"{sum(p.numel() for p in transformer.parameters()):,} in {dtype}",
+        "sampler": _sampler(sampler_of(recipe)),
+        "weights": f"average, decay {decay}" if averaged else "the last ones, no average",
+    }
+    return CARD.format(
+        name=run.path.name,
+        layout=transformer.config["image_condition_type"],
+        facts=_facts(run, cycle, facts),
+        measured="\n".join(_measured(run, cycle)) or "Nothing.",
+        use=_use(recipe, vae),
+        licence=_licence(recipe),
+    )
+
+
+def lora_card(run: RunDirectory, cycle: int, num_parameters: int) -> str:
+    """Return the Markdown text of a weak-to-strong LoRA after `cycle` cycles of a run."""
+    recipe = run.recipe()
+    method = recipe.method
+    return LORA_CARD.format(
+        name=run.path.name,
+        teacher=recipe.model.teacher,
+        strong=getattr(method, "alpha_strong", 1.0),
+        weak=getattr(method, "alpha_weak", 0.0),
+        facts=_facts(run, cycle, {"parameters": f"{num_parameters:,}"}),
+        licence=_licence(recipe),
+    )
+
+
+def _facts(run: RunDirectory, cycle: int, own: dict[str, str]) -> str:
+    """Return the table of where weights are from, beginning with some facts of their own."""
+    recipe, provenance = run.recipe(), run.provenance()
+    facts = own | {
         "recipe": recipe.name,
         "method": recipe.method.name,
-        "sampler": _sampler(sampler) if sampler else "a many-step model: any flow-matching sampler",
         "cycles": f"{cycle} of {recipe.schedule.num_cycles}",
-        "weights": f"average, decay {decay}" if averaged else "the last ones, no average",
         "teacher": recipe.model.teacher,
         "VAE": recipe.model.vae,
         "data version": ", ".join(
@@ -67,12 +179,34 @@ def model_card(
         "seed": str(recipe.seed),
         "code": f"{provenance.commit or 'unknown'}{', changed' if provenance.diff else ''}",
     }
-    return CARD.format(
-        name=run.path.name,
-        layout=transformer.config["image_condition_type"],
-        facts="\n".join(f"| {name} | {value or 'not recorded'} |" for name, value in facts.items()),
-        measured="\n".join(_measured(run, cycle)) or "Nothing.",
+    return "\n".join(f"| {name} | {value or 'not recorded'} |" for name, value in facts.items())
+
+
+def _use(recipe: Recipe, vae: VideoVae | None) -> str:
+    bucket, sampler = recipe.data.bucket, sampler_of(recipe)
+    decode = STOCK_DECODE
+    if vae is not None and vae.patch_decoder is not None:
+        decode = PATCH_DECODE.format(vae=recipe.model.vae)
+    text = USE.format(
+        width=bucket.width,
+        height=bucket.height,
+        num_frames=bucket.num_frames,
+        num_steps=sampler.num_steps,
+        guidance=sampler.guidance,
+        decode=decode,
     )
+    prompts = recipe.data.prompts
+    return text + PROMPTS.format(encoder=prompts.encoder) if prompts else text
+
+
+def _licence(recipe: Recipe) -> str:
+    terms = {PortraitWorld: "Apache-2.0", PackageClips: package_clips.LICENSE}
+    sources = (
+        f"- {source.kind}: {terms.get(type(source)) or getattr(source, 'license', 'line by line')}"
+        for source in recipe.data.sources
+    )
+    model = recipe.model
+    return LICENCE.format(teacher=model.teacher, vae=model.vae, sources="\n".join(sources))
 
 
 def _sampler(sampler: SamplerConfig) -> str:

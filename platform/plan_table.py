@@ -1,9 +1,11 @@
 """A plan as a table for people and as JSON for machines."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+from magicdistill.models.objectives.config import trained_sampler
 from magicdistill.platform.config import DeepSpeedEngineConfig
 from magicdistill.platform.memory import Row, total
 from magicdistill.platform.planning import GIB, RESERVE_BYTES, Plan, verdict
@@ -24,6 +26,7 @@ def format_plan(made: Plan) -> str:
         "",
         *_demand(made),
         *_pairs(made),
+        *_sampling(made),
         "",
         f"{made.recipe.name} {verdict(made)}",
     ]
@@ -50,6 +53,7 @@ def to_json(made: Plan) -> str:
         "sample_bytes": made.sample_bytes,
         "pair_actors": made.num_pair_actors,
         "pair_bytes": made.pair_bytes,
+        "seconds_per_video_second": made.seconds_per_video_second,
         "remedies": made.remedies,
     }
     return json.dumps(values, indent=2)
@@ -114,3 +118,14 @@ def _pairs(made: Plan) -> Iterator[str]:
     if pairs.gpus_per_actor:
         gpus = pairs.num_actors * pairs.gpus_per_actor
         yield f"       {gpus:g} GPU(s) beside the workers' {made.recipe.cluster.num_workers}"
+
+
+def _sampling(made: Plan) -> Iterator[str]:
+    seconds, sampler = made.seconds_per_video_second, trained_sampler(made.recipe.method)
+    if seconds is None or sampler is None:
+        return
+    gpu, gpus = made.recipe.cluster.gpu, math.ceil(seconds)
+    yield (
+        f"sampling: {seconds:.3g} s of one {gpu} for a second of video, {sampler.num_steps} steps "
+        f"at {made.mfu:.0%} MFU, VAE left out; real time takes {gpus} GPU(s)"
+    )

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
+from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.networks.config import demand_share
-from magicdistill.models.objectives.config import DistributionMatchingConfig
+from magicdistill.models.objectives.config import DistributionMatchingConfig, trained_sampler
 from magicdistill.platform.config import GpuName, PairsConfig
 from magicdistill.platform.flops import Sample, operations, workspace_bytes
 from magicdistill.platform.memory import (
@@ -76,6 +77,8 @@ class Plan:
     """Of one cycle's noise-data pairs; 0 where none are made."""
     pair_rows: tuple[Row, ...]
     """Memory of an actor that makes them."""
+    video_operations: float
+    """Of the trained generator's network for one sample; 0 where the method has no sampler."""
     mfu: float
     remedies: tuple[str, ...] = ()
 
@@ -131,6 +134,19 @@ class Plan:
         """Computation alone, at the stated MFU; None on CPUs."""
         gpu = self.gpu
         return gpu and self.operations_per_cycle / (gpu.operations_per_s * self.mfu)
+
+    @property
+    def seconds_per_video_second(self) -> float | None:
+        """Computation of one GPU for each second of video that the generator makes.
+
+        By the network alone, at the stated MFU, in windows that share nothing; None on CPUs and
+        where the method has no sampler.
+        """
+        gpu, window = self.gpu, self.recipe.data.bucket
+        if gpu is None or not self.video_operations:
+            return None
+        seconds = self.video_operations / (gpu.operations_per_s * self.mfu)
+        return seconds / (self.sample.num_frames / window.fps)
 
     @property
     def num_pair_actors(self) -> int:
@@ -240,6 +256,7 @@ def _plan(recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Turn], 
         sample_bytes=_sample_bytes(sample),
         pair_operations=num_read * _pair_operations(recipe.pairs, sample),
         pair_rows=_pair_rows(recipe, parts, sample, num_samples),
+        video_operations=_video_operations(recipe, sample),
         mfu=mfu,
     )
 
@@ -319,6 +336,17 @@ def _pair_rows(
 
 def _pair_steps(pairs: PairsConfig) -> Pass:
     return Pass("pairs", "steps", repeats=pairs.sampler.num_steps)
+
+
+def _video_operations(recipe: Recipe, sample: Sample) -> float:
+    """Return the operations of sampling once as the generator is trained for."""
+    sampler = trained_sampler(recipe.method)
+    if sampler is None:
+        return 0
+    embeds = recipe.model.shapes.transformer.guidance_embeds
+    forwards = forwards_per_step(sampler.guidance, embeds=embeds)
+    steps = Pass("generator", "sampling", samples=forwards, repeats=sampler.num_steps)
+    return operations(sample, steps, recompute=False)
 
 
 def _remedies(

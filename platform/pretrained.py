@@ -11,7 +11,7 @@ from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.networks.int8 import is_int8
 from magicdistill.models.networks.state_dicts import CONFIG
 from magicdistill.models.networks.weights import PROJECT, find_weights
-from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.objectives.config import SamplerConfig, trained_sampler
 from magicdistill.platform.logs import ExplainedError
 from magicdistill.platform.recipe import RECIPES, Recipe, load_recipe
 from magicdistill.platform.run_directory import resolve_root
@@ -145,10 +145,17 @@ def _sampler(transformer: Path, recipe: Recipe | None) -> SamplerConfig:
     """Return what a generator was trained for, or what its teacher is judged with."""
     if recipe is None:
         return SamplerConfig()
-    many = recipe.evaluation.teacher if recipe.evaluation else SamplerConfig(num_steps=28)
-    if _is_teacher(transformer, recipe):
-        return many
-    return getattr(recipe.method, "sampler", many)
+    return many_steps(recipe) if _is_teacher(transformer, recipe) else sampler_of(recipe)
+
+
+def sampler_of(recipe: Recipe) -> SamplerConfig:
+    """Return the sampler that a recipe's generator is trained for, by default many steps."""
+    return trained_sampler(recipe.method) or many_steps(recipe)
+
+
+def many_steps(recipe: Recipe) -> SamplerConfig:
+    """Return the sampler of a recipe's teacher."""
+    return recipe.evaluation.teacher if recipe.evaluation else SamplerConfig(num_steps=28)
 
 
 def _is_teacher(transformer: Path, recipe: Recipe) -> bool:

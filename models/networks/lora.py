@@ -1,19 +1,26 @@
 """One frozen base, one low-rank branch, many strengths."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from diffusers import HunyuanVideoTransformer3DModel
 from jaxtyping import Float
 from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from magicdistill.models.networks.config import LoraConfig
 
 ADAPTER = "default"
+IN_PEFT = "base_model.model."
+"""Prefix of the names in a file of peft."""
 
 
 def add_lora(transformer: HunyuanVideoTransformer3DModel, config: LoraConfig) -> None:
@@ -27,6 +34,21 @@ def add_lora(transformer: HunyuanVideoTransformer3DModel, config: LoraConfig) ->
         ),
         adapter_name=ADAPTER,
     )
+
+
+def write_lora(
+    transformer: HunyuanVideoTransformer3DModel,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    base: str | None,
+) -> None:
+    """Write the branch in the format of peft; `weights` are by name in the transformer, which may
+    be without storage, and `base` is where the frozen one is from."""
+    config = transformer.peft_config[ADAPTER]
+    replace(config, base_model_name_or_path=base, inference_mode=True).save_pretrained(folder)
+    named = get_peft_model_state_dict(transformer, state_dict=dict(weights), adapter_name=ADAPTER)
+    tensors = {f"{IN_PEFT}{name}": tensor for name, tensor in named.items()}
+    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def lora_layers(module: nn.Module) -> Iterator[LoraLayer]:

@@ -105,7 +105,7 @@ class VideoVae(nn.Module):
         """Write a diffusers folder plus statistics and patch decoder; weights in float16."""
         directory = Path(directory)
         copy.deepcopy(self.autoencoder).half().save_pretrained(directory)
-        _forget_origin(directory / "config.json")
+        forget_origin(directory / "config.json")
         save_file({"mean": self.mean, "std": self.std}, directory / STATISTICS)
         if self.patch_decoder is not None:
             weights = {k: v.half() for k, v in self.patch_decoder.state_dict().items()}
@@ -151,7 +151,7 @@ def _load_statistics(directory: Path, autoencoder: AutoencoderKLHunyuanVideo) ->
     return {"std": torch.full((autoencoder.config["latent_channels"],), std)}
 
 
-def _forget_origin(path: Path) -> None:
+def forget_origin(path: Path) -> None:
     """Drop the folder that the weights once came from."""
     config = json.loads(path.read_text())
     config.pop("_name_or_path", None)

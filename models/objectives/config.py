@@ -240,3 +240,8 @@ MethodConfig = Annotated[
     | MagicGtMethod,
     Field(discriminator="name"),
 ]
+
+
+def trained_sampler(method: MethodConfig) -> SamplerConfig | None:
+    """Return the sampler that a method's generator is trained for; None where it takes any."""
+    return getattr(method, "sampler", None)

@@ -3,20 +3,25 @@
 import shutil
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
+from peft import PeftModel
 from torch import Tensor
 
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.critic import Critic
+from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.state_dicts import INDEX
-from magicdistill.models.networks.transformer import VelocityModel
+from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.weights import write_transformer
 from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.config import CfgDistillMethod
 from magicdistill.platform.checkpoints import COMMITTED, Checkpoints
 from magicdistill.platform.engine import Ema, build_engine
-from magicdistill.platform.export import ExportError, export
+from magicdistill.platform.export import ExportError, export, export_lora
 from magicdistill.platform.pretrained import find_pretrained
 from magicdistill.platform.recipe import load_recipe
 from magicdistill.platform.run_directory import RunDirectory
@@ -52,7 +57,7 @@ def copy_of(module: torch.nn.Module) -> State:
 
 
 def loaded(folder: Path) -> State:
-    return copy_of(HunyuanVideoTransformer3DModel.from_pretrained(folder))
+    return copy_of(HunyuanVideoTransformer3DModel.from_pretrained(folder / "transformer"))
 
 
 def assert_same(found: State, expected: State) -> None:
@@ -89,7 +94,7 @@ def test_diffusers_loads_the_average_or_the_last_weights(trained, tmp_path, ema)
 def test_a_run_is_found_by_name_and_written_in_shards(trained, tmp_path):
     runs = str(trained.run.path.parent)
     export("latest", tmp_path, runs=runs, dtype="fp32", max_file_bytes=2**20)
-    assert (tmp_path / INDEX).is_file()
+    assert (tmp_path / "transformer" / INDEX).is_file()
     assert_same(loaded(tmp_path), trained.average)
 
 
@@ -98,6 +103,10 @@ def test_a_given_checkpoint_is_exported_with_a_card(trained, tmp_path):
     card = (tmp_path / "model" / "README.md").read_text()
     for text in ("1 of 2", "average, decay 0.97", "1000.0, 937.5, 833.3, 625.0", "| 0.125 |"):
         assert text in card
+    for text in ("assets/portrait-tiny/teacher", "- portrait-world: Apache-2.0"):
+        assert text in card.partition("## Licence")[2]
+    files = [path.name for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert {Path(name).suffix for name in files} == {".json", ".md", ".safetensors", ".yaml"}
     assert (tmp_path / "model" / "recipe.yaml").read_text() == trained.run.recipe_path.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -107,7 +116,9 @@ def test_int8_halves_the_files_and_is_sampled_by_its_folder(trained, tmp_path):
     for dtype in ("bf16", "int8"):
         export(str(trained.run.path), tmp_path / dtype, dtype=dtype)
     sizes = {
-        dtype: sum(path.stat().st_size for path in (tmp_path / dtype).glob("*.safetensors"))
+        dtype: sum(
+            path.stat().st_size for path in (tmp_path / dtype).glob("transformer/*.safetensors")
+        )
         for dtype in ("bf16", "int8")
     }
     assert sizes["int8"] < 0.55 * sizes["bf16"]
@@ -132,7 +143,8 @@ def test_one_file_at_a_time_is_in_memory(trained, tmp_path):
         nonlocal alive
         alive -= size
 
-    write_transformer(trained.transformer, tmp_path, read, torch.float32, max_file_bytes=limit)
+    folder = tmp_path / "transformer"
+    write_transformer(trained.transformer, folder, read, torch.float32, max_file_bytes=limit)
     assert limit / 2 < peak <= limit + max(tensor.nbytes for tensor in trained.last.values())
     assert_same(loaded(tmp_path), trained.last)
 
@@ -173,3 +185,50 @@ def test_a_checkpoint_of_another_network_is_refused(copied, tmp_path):
     copied.store(copied.recipe().model_copy(update={"method": method}))
     with pytest.raises(ExportError, match=r"lacks.*guidance_embedder"):
         export(str(copied.path), tmp_path / "model")
+
+
+def test_the_branch_alone_goes_onto_the_teacher_by_peft_and_by_diffusers(copied, tmp_path):
+    recipe = copied.recipe()
+    critic = build_method(recipe.method, recipe.model).modules["critic"]
+    assert isinstance(critic, Critic)
+    with torch.no_grad():
+        for name, parameter in critic.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    optimizer = recipe.schedule.optimizers["critic"]
+    engine = build_engine(recipe.engine, critic, optimizer, num_micro_batches=1)
+    Checkpoints(copied.checkpoints, keep=1).save(2, {"critic": engine}, None)
+    export_lora(str(copied.path), tmp_path / "lora")
+
+    teacher = find_pretrained("teacher").transformer
+    base: Any = load_transformer(teacher)
+    by_peft: Any = PeftModel.from_pretrained(base, str(tmp_path / "lora")).get_base_model()
+    by_diffusers = HunyuanVideoTransformer3DModel.from_pretrained(teacher)
+    by_diffusers.load_lora_adapter(
+        tmp_path / "lora", weight_name="adapter_model.safetensors", prefix="base_model.model"
+    )
+    torch.manual_seed(0)
+    x, sigma = torch.randn(1, 16, 2, 4, 4), torch.tensor([0.8])
+    null = Conditions.null(x[:, :, :1], num_tokens=4, text_dim=64, pooled_dim=64)
+    networks = (critic.score, VelocityModel(by_peft), VelocityModel(by_diffusers))
+    with torch.no_grad():
+        own, peft, diffusers = (network(x, sigma, null) for network in networks)
+        plain = VelocityModel(load_transformer(teacher))(x, sigma, null)
+        assert (own - plain).abs().max() > 0.1
+        torch.testing.assert_close(peft, own, atol=1e-5, rtol=0)
+        torch.testing.assert_close(diffusers, own, atol=1e-5, rtol=0)
+        by_diffusers.set_adapters(by_diffusers.active_adapters(), 0.25)
+        with lora_strength(critic, 0.25):
+            weak = critic.score(x, sigma, null)
+        torch.testing.assert_close(
+            VelocityModel(by_diffusers)(x, sigma, null), weak, atol=1e-5, rtol=0
+        )
+    card = (tmp_path / "lora" / "README.md").read_text()
+    assert "base_model: assets/portrait-tiny/teacher" in card and "0.25" in card
+
+
+def test_a_method_without_a_branch_exports_none(copied, tmp_path):
+    method = CfgDistillMethod(name="cfg-distill")
+    copied.store(copied.recipe().model_copy(update={"method": method}))
+    with pytest.raises(ExportError, match="cfg-distill trains no LoRA"):
+        export_lora(str(copied.path), tmp_path / "lora")

@@ -258,3 +258,16 @@ def test_offloaded_states_move_to_the_host() -> None:
 def test_the_rate_falls_to_the_final_one() -> None:
     factor = lr_factor(OptimizerConfig(lr=5e-5, final_lr=1e-5, decay_steps=100))
     assert [5e-5 * factor(step) for step in (0, 50, 100)] == pytest.approx([5e-5, 3e-5, 1e-5])
+
+
+def test_a_second_of_video_takes_a_gpu_its_steps_of_the_network() -> None:
+    made = plan(load_recipe(PORTRAIT))
+    seconds = made.seconds_per_video_second
+    assert made.gpu is not None and seconds is not None
+    tokens, width, blocks = 33 * 34 * 60 + 256, 3072, 60
+    forward = blocks * (24 * tokens * width**2 + 4 * tokens**2 * width)
+    assert seconds == pytest.approx(4 * forward / (0.4 * made.gpu.operations_per_s) / (129 / 24))
+    assert f"sampling: {seconds:.3g} s of one h100" in format_plan(made)
+    one = plan(load_recipe("magic141-1step-16xh100"))
+    assert one.seconds_per_video_second == pytest.approx(seconds / 4)
+    assert plan(load_recipe("portrait-tiny")).seconds_per_video_second is None

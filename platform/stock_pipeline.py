@@ -1,0 +1,79 @@
+"""A transformer as a pipeline that stock diffusers samples from."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoImageToVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+)
+from safetensors.torch import save_file
+
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.vae import VideoVae, forget_origin
+from magicdistill.models.objectives.config import SamplerConfig
+
+NULL_PROMPT_FILE = "null_prompt.safetensors"
+TRANSFORMER = "transformer"
+ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
+
+
+def write_stock_parts(
+    folder: Path,
+    transformer: HunyuanVideoTransformer3DModel,
+    sampler: SamplerConfig,
+    vae: VideoVae | None,
+    null: Conditions | None,
+) -> None:
+    """Write all of a pipeline but its transformer, which may be without storage, and encoders.
+
+    The null prompt's tensors have the names of the pipeline's arguments.
+    """
+    parts: dict[str, Any] = {"scheduler": stock_scheduler(sampler)}
+    parts["vae"] = stock_autoencoder(vae) if vae else None
+    encoders: dict[str, Any] = dict.fromkeys(ENCODERS)
+    pipeline = HunyuanVideoImageToVideoPipeline(transformer=transformer, **parts, **encoders)
+    pipeline.save_config(folder)
+    for name, part in parts.items():
+        if part is not None:
+            part.save_pretrained(folder / name)
+    if vae:
+        forget_origin(folder / "vae" / "config.json")
+    if null is not None:
+        tensors = {
+            "prompt_embeds": null.text,
+            "prompt_attention_mask": null.text_mask,
+            "pooled_prompt_embeds": null.pooled,
+        }
+        save_file(tensors, folder / NULL_PROMPT_FILE)
+
+
+def stock_scheduler(sampler: SamplerConfig) -> FlowMatchEulerDiscreteScheduler:
+    """Return the sampler as diffusers has it, whose grid is ours for any number of steps."""
+    return FlowMatchEulerDiscreteScheduler(
+        shift=sampler.shift, stochastic_sampling=sampler.name == "consistency"
+    )
+
+
+@torch.no_grad()
+def stock_autoencoder(vae: VideoVae) -> AutoencoderKLHunyuanVideo:
+    """Fold the latents' statistics into the weights: the scaling factor s alone normalises.
+
+    With k = s * std the encoder gives (z - mean) / k, and the decoder takes it. A patch decoder
+    has no place in it.
+    """
+    autoencoder = copy.deepcopy(vae.autoencoder)
+    encode: Any = autoencoder.quant_conv
+    decode: Any = autoencoder.post_quant_conv
+    k = vae.std * autoencoder.config["scaling_factor"]
+    num = len(k)
+    encode.bias[:num].sub_(vae.mean).div_(k)
+    encode.weight[:num].div_(k.view(-1, 1, 1, 1, 1))
+    encode.bias[num:].sub_(2 * k.log())
+    decode.bias.add_(decode.weight.flatten(1) @ vae.mean)
+    decode.weight.mul_(k.view(1, -1, 1, 1, 1))
+    return autoencoder

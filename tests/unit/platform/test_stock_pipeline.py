@@ -1,0 +1,145 @@
+"""A stock pipeline of diffusers makes our videos from what a run exports."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import HunyuanVideoImageToVideoPipeline
+from einops import rearrange
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.diffusion.flow import sigma_grid
+from magicdistill.models.diffusion.guidance import guided
+from magicdistill.models.diffusion.samplers import sample
+from magicdistill.models.metrics.fidelity import psnr_db
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.transformer import VelocityModel, load_transformer
+from magicdistill.models.networks.vae import VideoVae
+from magicdistill.models.objectives.build import build_method
+from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.platform.checkpoints import Checkpoints
+from magicdistill.platform.engine import build_engine
+from magicdistill.platform.export import export
+from magicdistill.platform.pretrained import ASSETS, find_pretrained
+from magicdistill.platform.recipe import load_recipe
+from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.sampling import Order, Sampler, plan_windows
+from magicdistill.platform.stock_pipeline import ENCODERS, stock_autoencoder, stock_scheduler
+
+TINY = ASSETS / "portrait-tiny"
+SHAPE = (16, 5, 8, 8)
+PICTURE = np.asarray(Image.open(TINY / "face.png").convert("RGB").resize((64, 64))).copy()
+LATENTS_ATOL, PIXELS_ATOL = 1e-4, 1e-3
+
+
+def plain_vae() -> VideoVae:
+    """The shipped autoencoder with statistics that matter and without the patch decoder."""
+    torch.manual_seed(0)
+    autoencoder = VideoVae.load(TINY / "vae").autoencoder
+    return VideoVae(autoencoder, torch.randn(16), 0.5 + torch.rand(16)).eval()
+
+
+@pytest.fixture(scope="module", params=["patch decoder", "own decoder"])
+def folder(request, tmp_path_factory) -> Path:
+    """What a run exports whose generator is the shipped student, with one or the other VAE."""
+    path = tmp_path_factory.mktemp("export")
+    overrides = ["--model.teacher", str(TINY / "student-4step"), "--engine.kind", "torch"]
+    if request.param == "own decoder":
+        plain_vae().save(path / "plain")
+        overrides += ["--model.vae", str(path / "plain")]
+    recipe = load_recipe("portrait-tiny-smoke", overrides)
+    run = RunDirectory.create(path, recipe)
+    generator = build_method(recipe.method, recipe.model).modules["generator"]
+    optimizer = recipe.schedule.optimizers["generator"]
+    engine = build_engine(recipe.engine, generator, optimizer, num_micro_batches=1)
+    Checkpoints(run.checkpoints, keep=1).save(1, {"generator": engine}, None)
+    export(str(run.path), path / "model", dtype="fp32")
+    return path / "model"
+
+
+def call_of_the_card(folder: Path, latents: Tensor | None = None) -> Tensor:
+    """Run the Python of the model card as it stands there, or with its noise replaced."""
+    match = re.search("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert match
+    picture = folder.parent / "first.png"
+    Image.fromarray(PICTURE).save(picture)
+    code = match[1].replace("this folder", str(folder)).replace("first frame", str(picture))
+    if latents is not None:
+        code = code.replace("generator=torch.Generator().manual_seed(0)", "latents=latents")
+        assert "latents=latents" in code
+    names: dict[str, Any] = {"latents": latents}
+    with torch.no_grad():
+        exec(code, names)
+    return names["video"]
+
+
+def test_the_call_on_the_card_gives_our_frames(folder):
+    sampler = Sampler(find_pretrained(str(folder)), "cpu")
+    order = Order(Path(), Path())
+    windows = plan_windows(order, sampler.model.buckets[0])
+    ours = next(iter(sampler.parts(PICTURE, order, windows)))
+
+    first = rearrange(torch.from_numpy(PICTURE).float() / 127.5 - 1, "y x c -> 1 c 1 y x")
+    prior = sampler.vae.encode(first)
+    noise = Draws(0, -1, -1, [0]).normal("noise", SHAPE)
+    stock = call_of_the_card(folder, (noise - 0.001 * prior) / 0.999)
+    torch.testing.assert_close(stock.clamp(-1, 1), ours, atol=PIXELS_ATOL, rtol=0)
+    assert psnr_db(call_of_the_card(folder, noise).clamp(-1, 1), ours) > 40
+    assert psnr_db(call_of_the_card(folder).clamp(-1, 1), ours) < 40  # other noise
+
+
+@pytest.mark.parametrize("name", ["euler", "consistency"])
+def test_prompts_guidance_and_fresh_noise_have_their_place_in_the_stock_call(name):
+    vae, config = plain_vae(), SamplerConfig(name=name, num_steps=3, shift=3, guidance=2.5)
+    transformer = load_transformer(TINY / "teacher")
+    parts: Any = dict.fromkeys(ENCODERS) | {"transformer": transformer}
+    parts |= {"vae": stock_autoencoder(vae), "scheduler": stock_scheduler(config)}
+    pipeline: Any = HunyuanVideoImageToVideoPipeline(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    first = torch.from_numpy(PICTURE).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
+    prior, mask = vae.encode(first), torch.tensor([[True, True, True, False]])
+    torch.manual_seed(1)
+    prompt, null = (
+        Conditions(torch.randn(1, 4, 64), mask, torch.randn(1, 64), prior) for _ in range(2)
+    )
+    noise, state = torch.randn(1, *SHAPE), {}
+
+    torch.manual_seed(2)
+    pipeline(
+        Image.fromarray(PICTURE),
+        **{"prompt_embeds": prompt.text, "negative_prompt_embeds": null.text},
+        **{"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask},
+        **{"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": null.pooled},
+        **{"num_frames": 17, "height": 64, "width": 64, "num_inference_steps": 3},
+        true_cfg_scale=config.guidance,
+        latents=(noise - 0.001 * prior) / 0.999,
+        callback_on_step_end=lambda pipeline, step, timestep, now: state.update(now) or now,
+    )
+    torch.manual_seed(2)
+    ours = sample(
+        guided(VelocityModel(transformer), config.guidance, null, embeds=False),
+        noise,
+        sigma_grid(config.num_steps, config.shift),
+        prompt,
+        sampler=config.name,
+        fresh_noise=lambda step: torch.randn_like(noise),
+    )
+    torch.testing.assert_close(state["latents"], ours, atol=LATENTS_ATOL, rtol=0)
+
+
+def test_files_are_safe_and_the_pipeline_names_its_parts(folder):
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".md", ".safetensors", ".yaml"}
+    assert set(load_file(folder / "null_prompt.safetensors")) == {
+        "prompt_embeds",
+        "prompt_attention_mask",
+        "pooled_prompt_embeds",
+    }
+    texts = [path.read_text() for path in folder.rglob("*.json")]
+    assert not any(str(folder.parent) in text or str(TINY) in text for text in texts)
