@@ -5,14 +5,19 @@ own; by default it is the recipe's `evaluation`. --model takes a run (a folder, 
 or a folder of weights; --weights the folder of the metrics' networks (docs/evaluation.md), without
 which only temporal flickering and the proxies are measured. Give the same command again to go on
 with a stopped evaluation.
+
+--report RUN writes one page about a run instead: what was trained on what, its curves, best
+checkpoint, videos and scores.
 """
 
 import argparse
 from functools import partial
 from pathlib import Path
 
+from magicdistill.platform import logs
 from magicdistill.platform.cli import parse_job, refuse
 from magicdistill.platform.recipe import Recipe, with_protocol
+from magicdistill.platform.run_directory import RunDirectory
 
 
 def main() -> None:
@@ -21,6 +26,7 @@ def main() -> None:
     own.add_argument("--model", metavar="RUN|DIR")
     own.add_argument("--weights", type=Path, metavar="DIR")
     own.add_argument("--protocol", metavar="NAME|FILE")
+    own.add_argument("--report", metavar="RUN")
     flags, rest = own.parse_known_args()
     args = parse_job(
         "evaluate",
@@ -30,6 +36,8 @@ def main() -> None:
         adapt=partial(_with, flags.protocol),
         trains=False,
     )
+    if flags.report is not None:
+        return _report(flags.report, args.recipe.runs)
     if flags.model is None or args.resume is not None or args.recipe.evaluation is None:
         own.error("give --model, --protocol or a recipe that has `evaluation`, and no --resume")
 
@@ -37,6 +45,15 @@ def main() -> None:
 
     try:
         evaluate_model(args.recipe, flags.model, flags.weights and flags.weights.resolve())
+    except FileNotFoundError as error:
+        refuse("evaluate", error)
+
+
+def _report(name: str, runs: str) -> None:
+    from magicdistill.platform.run_report import write_run_report
+
+    try:
+        logs.say(f"report {write_run_report(RunDirectory.open(name, root=runs))}")
     except FileNotFoundError as error:
         refuse("evaluate", error)
 

@@ -55,7 +55,10 @@ def _bars(axes: Axes, rows: Sequence[ScoreRow], metric: str) -> None:
     values = [row.metrics.get(metric) for row in rows]
     lengths = [value if isinstance(value, float) else 0.0 for value in values]
     bars = axes.barh(range(len(rows)), lengths, color=[_colour(row) for row in rows])
-    marks = [f"{value:.4g}" if isinstance(value, float) else "absent" for value in values]
+    marks = [
+        f"{value:.4g}" if isinstance(value, float) else "absent" if row.is_ours else ""
+        for row, value in zip(rows, values, strict=True)
+    ]
     axes.bar_label(bars, labels=marks, padding=2, fontsize=7)
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes.margins(x=0.18)
@@ -71,17 +74,17 @@ def _against_nfe(axes: Axes, rows: Sequence[ScoreRow], metric: str) -> None:
         found = sorted((r.nfe, v) for r, v in points if (r.method, r.source) == key)
         colour = _colour(next(r for r, _ in points if (r.method, r.source) == key))
         axes.plot(*zip(*found, strict=True), marker="o", markersize=4, color=colour, linewidth=1)
-    for row, value in points:
+    for number, (row, value) in enumerate(points):
         if row.is_ours:
+            beside = (5, 3) if number % 2 else (5, -9)  # neighbours may lie on one another
             axes.annotate(
-                row.method, (row.nfe, value), (4, 3), textcoords="offset points", fontsize=7
+                row.method, (row.nfe, value), beside, textcoords="offset points", fontsize=7
             )
     real = [value for row, value in _having(rows, metric) if not row.nfe]
     for value in real:
         axes.axhline(value, color=OURS, linestyle=":", linewidth=1)
     axes.set_xscale("log", base=2)
-    ticks = sorted({row.nfe for row, _ in points})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("network evaluations" + (" (dotted: real)" if real else ""), fontsize=8)
     axes.margins(x=0.2, y=0.15)
 
@@ -94,7 +97,8 @@ def _having(rows: Sequence[ScoreRow], metric: str) -> list[tuple[ScoreRow, float
 
 def _label(row: ScoreRow) -> str:
     steps = f", {row.nfe}" if row.nfe else ""
-    return f"{row.method}{steps}"
+    where = "" if row.is_ours else f"  [{row.source.removeprefix('paper: ')}]"
+    return f"{row.method}{steps}{where}"
 
 
 def _colour(row: ScoreRow) -> str:
