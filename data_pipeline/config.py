@@ -44,7 +44,8 @@ class PackageClips(Config):
 
 
 class Folder(Config):
-    """Every file under a folder; what is not a video becomes a failed row of the ledger."""
+    """Every file under a folder; a picture is a clip of one frame, and what is neither that nor a
+    video becomes a failed row of the ledger."""
 
     kind: Literal["folder"] = "folder"
     path: Location
@@ -167,6 +168,24 @@ class TalkVid(Config):
     mixture: Mixture = "portrait"
 
 
+class VbenchI2v(Config):
+    """The pictures and prompts of VBench-I2V (Huang et al. 2024), one row per pair.
+
+    VBench's repository has the list; its script `download_data.sh` fetches the pictures, in a
+    folder for each aspect.
+    """
+
+    kind: Literal["vbench-i2v"] = "vbench-i2v"
+    manifest: Location
+    """`vbench2_i2v_full_info.json`."""
+    images: Location
+    """The folder of the pictures, such as `crop/16-9`."""
+    left_out: tuple[str, ...] = ("camera_motion",)
+    """Pairs that count for these dimensions alone are not listed."""
+    license: str = "VBench-I2V (pictures of Pexels and Pixabay)"
+    mixture: Mixture = "general"
+
+
 class JsonLines(Config):
     """Any other collection, one JSON object per line.
 
@@ -197,6 +216,7 @@ Source = Annotated[
     | Vfhq
     | CelebvHq
     | TalkVid
+    | VbenchI2v
     | JsonLines,
     Field(discriminator="kind"),
 ]
@@ -306,6 +326,8 @@ class Policy(Config):
     """Pixels."""
     min_long_side: int = 960
     """Pixels."""
+    max_upscale: float = Field(default=1.0, ge=1)
+    """How many times smaller than the bucket a clip may be; 1 enlarges nothing."""
     min_frames: int | None = None
     """Frames at the bucket's frame rate; null asks for the bucket's own length."""
     min_decoded_ratio: float = Field(default=0.98, ge=0, le=1)
@@ -346,7 +368,8 @@ class Policy(Config):
             mixture: {name: limit.model_dump() for name, limit in self.limits_of(mixture).items()}
             for mixture in LIMITS
         }
-        text = f"{self.model_dump_json(exclude={'limits'})} {json.dumps(limits, sort_keys=True)}"
+        left_out = {"limits"} | ({"max_upscale"} if self.max_upscale == 1 else set())
+        text = f"{self.model_dump_json(exclude=left_out)} {json.dumps(limits, sort_keys=True)}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @model_validator(mode="after")

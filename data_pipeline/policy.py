@@ -87,7 +87,8 @@ def _decide(clip: ClipRow, policy: Policy, buckets: Sequence[Bucket]) -> Decisio
 
 def _structural(clip: ClipRow, policy: Policy, bucket: Bucket) -> Iterator[str]:
     short, long = sorted((clip.width, clip.height))
-    if clip.height < bucket.height or clip.width < bucket.width:
+    upscale = max(bucket.height / clip.height, bucket.width / clip.width)
+    if upscale > policy.max_upscale:
         yield f"resolution: {clip.height}x{clip.width} is smaller than the bucket {bucket}"
     if short < policy.min_short_side:
         yield f"resolution: short side {short} < {policy.min_short_side}"
@@ -110,7 +111,8 @@ def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
     """Yield what the limits have against the scores that were taken."""
     motion = limits.pop("motion.px")
     if clip.motion_px is None:
-        yield "motion: too short to be measured"
+        if motion != Limit():  # a picture has none
+            yield "motion: too short to be measured"
     elif breach(clip.motion_px, motion):
         yield f"motion: {clip.motion_px:.2f} px outside {_range(motion)}"
     scores = clip.imported_scores | clip.scores

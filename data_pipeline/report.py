@@ -1,18 +1,15 @@
 """One self-contained HTML page about a curation."""
 
-import base64
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from magicdistill.data_pipeline.calibration import COLUMNS, Gauge, calibrate, spell
 from magicdistill.data_pipeline.curation import CurationResult, Pass, Selection
 from magicdistill.data_pipeline.histograms import COLOURS, histogram
+from magicdistill.data_pipeline.pages import data_uri, write_page
 from magicdistill.data_pipeline.policy import Decision
-from magicdistill.data_pipeline.storage import write_whole
 from magicdistill.data_pipeline.thumbnails import choose, thumbnails
 
 MAX_KEPT = 16
@@ -66,14 +63,9 @@ def write_report(
         facts: what stands at the top.
         passes: what was done in this run.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.jinja").render(
+    write_page(
+        path,
+        Path(__file__).with_name("report.html.jinja"),
         facts=facts,
         passes=passes,
         sections=[_section(title, selection, root) for title, selection in selections.items()],
@@ -81,7 +73,6 @@ def write_report(
         colours=COLOURS,
         spell=spell,
     )
-    write_whole(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 def _section(title: str, selection: Selection, root: Path) -> Section:
@@ -95,7 +86,7 @@ def _section(title: str, selection: Selection, root: Path) -> Section:
     rejected = choose(selection.rejected, MAX_REJECTED)
     pictures = thumbnails([d.clip for d in (*kept, *rejected)], root, config.decoder)
     shown = [
-        (d, _address("image/jpeg", p)) for d, p in zip((*kept, *rejected), pictures, strict=True)
+        (d, data_uri("image/jpeg", p)) for d, p in zip((*kept, *rejected), pictures, strict=True)
     ]
     return Section(
         title=title,
@@ -105,7 +96,7 @@ def _section(title: str, selection: Selection, root: Path) -> Section:
         reasons=dict(reasons.most_common()),
         gauges=gauges,
         histograms={
-            score: _address("image/svg+xml", histogram(found)) for score, found in by_score.items()
+            score: data_uri("image/svg+xml", histogram(found)) for score, found in by_score.items()
         },
         kept=shown[: len(kept)],
         rejected=shown[len(kept) :],
@@ -142,7 +133,3 @@ def _is_late(decision: Decision) -> bool:
 
 def _name(reason: str) -> str:
     return reason.partition(":")[0]
-
-
-def _address(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}" if data else ""

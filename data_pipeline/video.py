@@ -16,9 +16,12 @@ import numpy as np
 
 decord.logging.set_level(decord.logging.QUIET)
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Of clips of one frame."""
 DECORD, PYAV = "decord", "pyav"
 DECODERS = (DECORD, PYAV)
 """In order of preference: decord is about seven times faster on small clips."""
+
 X264_OPTIONS = {
     "preset": "veryfast",
     "crf": "14",
@@ -40,6 +43,11 @@ class Header:
     num_frames: int
     """0 where the container does not say."""
     codec: str
+
+
+def decoders_of(path: Path) -> tuple[str, ...]:
+    """Return the decoders that may read a file, in order of preference: pictures take PyAV."""
+    return (PYAV,) if path.suffix.lower() in PICTURE_SUFFIXES else DECODERS
 
 
 def probe(path: Path | str) -> Header:

@@ -123,4 +123,5 @@ def fit(frame: Array, bucket: Bucket) -> Array:
     cropped = frame[top : top + crop_h, left : left + crop_w]
     if cropped.shape[:2] == (bucket.height, bucket.width):
         return cropped
-    return cv2.resize(cropped, (bucket.width, bucket.height), interpolation=cv2.INTER_AREA)
+    method = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
+    return cv2.resize(cropped, (bucket.width, bucket.height), interpolation=method)

@@ -1,14 +1,23 @@
-"""Score a model beside its teacher on the recipe's held-out clips, by every metric that is there.
+"""Score a model beside its teacher by a protocol, with every metric that is there.
 
---model takes a run (a folder, a name, or `latest`) or a folder of weights; --weights the folder of
-the metrics' networks (docs/evaluation.md), without which only temporal flickering and the proxies
-are measured. Give the same command again to go on with a stopped evaluation.
+--protocol takes vfhq, hdtf, celebv, portrait-vbench, i2v-vbench, portrait-tiny or a file of one's
+own; by default it is the recipe's `evaluation`. --model takes a run (a folder, a name, or `latest`)
+or a folder of weights; --weights the folder of the metrics' networks (docs/evaluation.md), without
+which only temporal flickering and the proxies are measured. Give the same command again to go on
+with a stopped evaluation.
+
+--report RUN writes one page about a run instead: what was trained on what, its curves, best
+checkpoint, videos and scores.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
+from magicdistill.platform import logs
 from magicdistill.platform.cli import parse_job, refuse
+from magicdistill.platform.recipe import Recipe, with_protocol
+from magicdistill.platform.run_directory import RunDirectory
 
 
 def main() -> None:
@@ -16,12 +25,21 @@ def main() -> None:
     own = argparse.ArgumentParser("python jobs/evaluate.py", add_help=False, allow_abbrev=False)
     own.add_argument("--model", metavar="RUN|DIR")
     own.add_argument("--weights", type=Path, metavar="DIR")
+    own.add_argument("--protocol", metavar="NAME|FILE")
+    own.add_argument("--report", metavar="RUN")
     flags, rest = own.parse_known_args()
     args = parse_job(
-        "evaluate", default_recipe="portrait-tiny", description=__doc__ or "", arguments=rest
+        "evaluate",
+        default_recipe="portrait-tiny",
+        description=__doc__ or "",
+        arguments=rest,
+        adapt=partial(_with, flags.protocol),
+        trains=False,
     )
+    if flags.report is not None:
+        return _report(flags.report, args.recipe.runs)
     if flags.model is None or args.resume is not None or args.recipe.evaluation is None:
-        own.error("give --model, a recipe that has `evaluation`, and no --resume")
+        own.error("give --model, --protocol or a recipe that has `evaluation`, and no --resume")
 
     from magicdistill.platform.scoring import evaluate_model
 
@@ -29,6 +47,19 @@ def main() -> None:
         evaluate_model(args.recipe, flags.model, flags.weights and flags.weights.resolve())
     except FileNotFoundError as error:
         refuse("evaluate", error)
+
+
+def _report(name: str, runs: str) -> None:
+    from magicdistill.platform.run_report import write_run_report
+
+    try:
+        logs.say(f"report {write_run_report(RunDirectory.open(name, root=runs))}")
+    except FileNotFoundError as error:
+        refuse("evaluate", error)
+
+
+def _with(protocol: str | None, recipe: Recipe) -> Recipe:
+    return with_protocol(recipe, protocol) if protocol else recipe
 
 
 if __name__ == "__main__":

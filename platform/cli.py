@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
@@ -99,18 +99,26 @@ class _Form:
 
 
 def parse_job(
-    job: str, *, default_recipe: str, description: str, arguments: Sequence[str] | None = None
+    job: str,
+    *,
+    default_recipe: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+    adapt: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+    trains: bool = True,
 ) -> JobArguments:
     """Parse the command line of a job and set up its output.
 
-    `arguments` are those of the process by default. Exits with 0 after `--help` and `--dry-run`,
-    and with 2, naming the field, the value and the fix, where the user is mistaken.
+    `arguments` are those of the process by default; `adapt` changes the recipe before its
+    overrides. A dry run of a job that `trains` refuses what cannot fit. Exits with 0 after
+    `--help` and `--dry-run`, and with 2, naming the field, the value and the fix, where the user
+    is mistaken.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with logs.ending_with_its_reader():
-            args, dry_run = _parse(job, default_recipe, description, arguments)
-        if dry_run and args.recipe.cluster.gpus_per_worker:
+            args, dry_run = _parse(job, default_recipe, description, arguments, adapt)
+        if dry_run and trains and args.recipe.cluster.gpus_per_worker:
             from magicdistill.platform.planning import demand_fit  # imports torch
 
             demand_fit(args.recipe)
@@ -125,7 +133,11 @@ def parse_job(
 
 
 def _parse(
-    job: str, default_recipe: str, description: str, arguments: Sequence[str]
+    job: str,
+    default_recipe: str,
+    description: str,
+    arguments: Sequence[str],
+    adapt: Callable[[Recipe], Recipe],
 ) -> tuple[JobArguments, bool]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
@@ -139,7 +151,7 @@ def _parse(
             raise RecipeError("--resume brings the run's own recipe: leave --recipe out")
         resume = RunDirectory.open(early.resume, root=early.runs or start.runs)
         start = load_recipe(resume.recipe_path)
-    stored, start = start, choose_alternatives(start, arguments)
+    stored, start = start, choose_alternatives(adapt(start), arguments)
     form: Any = parse(
         _Form,
         arguments,

@@ -1,11 +1,13 @@
 """How a run is executed: engine, cluster and tracking."""
 
+from difflib import get_close_matches
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
+from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.objectives.config import SamplerConfig
 
 Precision = Literal["fp32", "bf16"]
@@ -170,11 +172,24 @@ class HealthConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """What a trained generator is judged on."""
+    """What a trained generator is judged on: a protocol (jobs/recipes/protocols)."""
 
+    name: str = "held-out"
+    """Of the protocol: the papers' rows of that name stand in its table."""
     data: DataConfig
-    """Held-out clips."""
+    """Held-out clips, or pictures: clips of one frame, for `jobs/evaluate.py` only."""
     num_clips: PositiveInt = 192
+    num_samples: PositiveInt = 1
+    """Videos of each first frame, of different noise (`jobs/evaluate.py`)."""
+    num_frames: PositiveInt | None = None
+    """Frames to generate from pictures, 4k+1; null is as many as the clips have."""
+    batch_size: PositiveInt = 16
+    """Videos that a worker of `jobs/evaluate.py` makes at once and keeps as one part."""
+    real: Literal["decoded", "originals"] = "decoded"
+    """What `jobs/evaluate.py` compares with: the clips as the VAE has them, or their own frames."""
+    columns: tuple[str, ...] = ()
+    """Metrics that count, in the order of the table; `average` is over the dimensions among them.
+    Empty are all that can be measured."""
     num_shown: PositiveInt = 6
     """Clips in the contact sheet and the side-by-side video."""
     num_scored: PositiveInt | None = None
@@ -183,10 +198,41 @@ class EvaluationConfig(Config):
     teacher: SamplerConfig = SamplerConfig(num_steps=28)
     """The many-step sampler of the teacher."""
 
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The metrics that count; no other metric's network is loaded."""
+        return self.columns or METRICS
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether there are real clips to compare with, and not pictures alone."""
+        return self.num_frames is None
+
     @model_validator(mode="after")
     def _check_buckets(self) -> "EvaluationConfig":
         if self.data.other_buckets:
             raise ValueError("data.other_buckets: held-out clips have one shape; leave it empty")
+        return self
+
+    @model_validator(mode="after")
+    def _check_pictures(self) -> "EvaluationConfig":
+        is_picture = self.data.bucket.num_frames == 1
+        if is_picture == self.has_clips or (self.num_frames or 1) % 4 != 1:
+            raise ValueError(
+                f"num_frames: {self.num_frames}: give 4k+1 frames where data.bucket.num_frames is "
+                "1, for pictures, and null for clips"
+            )
+        if self.real == "originals" and (self.data.windows_per_clip > 1 or self.data.flip):
+            raise ValueError("real: originals needs data.windows_per_clip 1 and data.flip false")
+        return self
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> "EvaluationConfig":
+        for name in self.columns:
+            if name not in METRICS:
+                near = get_close_matches(name, METRICS, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
+                raise ValueError(f"columns: no metric {name}; {hint}")
         return self
 
 

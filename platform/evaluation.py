@@ -91,9 +91,9 @@ def variants(recipe: Recipe, student: Path) -> list[Variant]:
     return [*found, Variant("student", str(student), few)]
 
 
-def chunks(count: int) -> list[range]:
+def chunks(count: int, size: int = CHUNK) -> list[range]:
     """Return the rows that a worker measures at once."""
-    return [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+    return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def own_variant(recipe: Recipe, student: Path) -> Variant:
@@ -110,22 +110,35 @@ class ClipMaker:
         self.loaded: tuple[str, VelocityModel] | None = None
 
     def make(
-        self, variant: Variant, cache: AnyPath, rows: range, seed: int
+        self,
+        variant: Variant,
+        cache: AnyPath,
+        rows: range,
+        seed: int,
+        *,
+        sample_index: int = 0,
+        num_frames: int | None = None,
     ) -> tuple[Tensor, float, int]:
-        """Return pixels (b 3 t y x), the network's seconds, and its evaluations for a clip."""
+        """Return pixels (b 3 t y x), the network's seconds, and its evaluations for a clip.
+
+        Generated clips are as long as the real ones, or have `num_frames` frames.
+        """
         batch = held_out(LatentCache(cache), rows, self.device)
         if variant.weights is None:
             return self.vae.decode(batch.x0), 0.0, 0
         model = self._model(variant.weights)
         assert batch.conditions is not None
+        channels, length, *sides = batch.x0.shape[1:]
+        length = length if num_frames is None else 1 + (num_frames - 1) // 4
         start_s = time.monotonic()
         latents = generate(
             model,
             variant.sampler,
             batch.conditions,
-            batch.x0.shape[1:],
+            (channels, length, *sides),
             seed=seed,
             positions=rows,
+            sample_index=sample_index,
             null=batch.null,
         )
         seconds = time.monotonic() - start_s

@@ -32,17 +32,19 @@ def generate(
     *,
     seed: int,
     positions: Sequence[int],
+    sample_index: int = 0,
     null: Conditions | None = None,
     known: Float[Tensor, "b c k h w"] | None = None,
     window: int = 0,
 ) -> Float[Tensor, "b c f h w"]:
-    """Sample latents of `shape` (c f h w); the noise depends on the seed and the position only.
+    """Sample latents of `shape` (c f h w); the noise is a function of seed, position and index.
 
+    `sample_index` counts the videos of one first frame.
     `null` is what guidance compares with where the network has no guidance input. A later window
     of a long video has noise of its own and goes on from the latent frames `known`.
     """
     device = conditions.text.device
-    draws = Draws(seed, -1, window - 1, positions, device)
+    draws = Draws(seed, -1 - sample_index, window - 1, positions, device)
     embeds = isinstance(velocity, VelocityModel) and velocity.guidance_embeds
     field = guided(velocity, sampler.guidance, null, embeds=embeds)
     return sample(

@@ -25,6 +25,9 @@ from magicdistill.platform.config import (
 from magicdistill.platform.overrides import RecipeError, apply_overrides, merge, validate
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
+PROTOCOLS = RECIPES / "protocols"
+MODEL_FIELDS = ("null_text", "prompts", "encoding", "decoder", "num_actors")
+"""What `data` says of the model and the cluster; a protocol takes it from the recipe."""
 
 
 class Recipe(Config):
@@ -80,6 +83,27 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     path = find_recipe(name_or_path)
     recipe = validate(Recipe, read_values(path), str(path))
     return apply_overrides(recipe, overrides, program=recipe.name) if overrides else recipe
+
+
+def with_protocol(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe with another evaluation.
+
+    `name` is that of a file in `jobs/recipes/protocols`, the path of a YAML file, or a recipe that
+    has an `evaluation`. The teacher's sampler and `MODEL_FIELDS` of the data stay the recipe's.
+    Raises RecipeError as `load_recipe` does.
+    """
+    if name in recipe_names():
+        values = read_values(find_recipe(name)).get("evaluation")
+        if values is None:
+            raise RecipeError(f"--protocol {name}: the recipe {name} has no evaluation")
+        values = {"name": name} | values
+    else:
+        values = read_values(find_recipe(name, folder=PROTOCOLS), EvaluationConfig)
+    data = {field: recipe.model_dump()["data"][field] for field in MODEL_FIELDS}
+    values["data"] = data | values.get("data", {})
+    if recipe.evaluation is not None:
+        values["teacher"] = recipe.evaluation.teacher.model_dump()
+    return validate(Recipe, recipe.model_dump() | {"evaluation": values}, f"--protocol {name}")
 
 
 def recipe_names(folder: Path = RECIPES) -> list[str]:

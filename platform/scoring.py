@@ -1,180 +1,301 @@
-"""Scoring a generator on held-out clips by every metric whose network is there."""
+"""Scoring a generator by a protocol: on held-out clips or pictures, by every metric that counts."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
+from einops import rearrange
 from ray.util import ActorPool
+from torch import Tensor
 
 from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.data_pipeline.clips import ClipRow
+from magicdistill.data_pipeline.config import VbenchI2v
 from magicdistill.data_pipeline.curation import CurationResult
-from magicdistill.data_pipeline.pipeline import curate_together
+from magicdistill.data_pipeline.pipeline import NothingAcceptedError, curate_together
+from magicdistill.data_pipeline.sources.vbench_i2v import pairs
+from magicdistill.data_pipeline.windows import read_windows
+from magicdistill.models.diffusion.guidance import forwards_per_step
+from magicdistill.models.metrics.frechet import reference_path
+from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.metrics.results import AbsentMetric, Metric
-from magicdistill.models.metrics.suite import METRICS, Measured, MetricSuite, summarise
+from magicdistill.models.metrics.suite import Measured, MetricSuite, reference, summarise
 from magicdistill.models.metrics.weight_files import absent_metrics, digest_networks
+from magicdistill.models.networks.state_dicts import checkpoint_config
 from magicdistill.models.networks.weights import digest_weights, find_weights
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform import logs
+from magicdistill.platform.config import EvaluationConfig
 from magicdistill.platform.evaluation import REAL, ClipMaker, Variant, chunks, variants
-from magicdistill.platform.experiment import data_root
+from magicdistill.platform.experiment import data_root, tell
 from magicdistill.platform.job import announced_cluster, resume_hint
+from magicdistill.platform.logs import ExplainedError
 from magicdistill.platform.recipe import Recipe
-from magicdistill.platform.run_directory import resolve_root, write_text
+from magicdistill.platform.run_directory import resolve_root
+from magicdistill.platform.score_plots import plot_scores
+from magicdistill.platform.score_table import ScoreRow, ScoreTable
 
-Table = Mapping[str, Mapping[str, Metric]]
-"""Metrics by way of generating and name."""
-FORMAT = 1
+FORMAT = 2
 """Of parts: raised where equal keys no longer mean equal measures."""
 COLLAPSED = AbsentMetric("the generator gave pixels that are no numbers")
 MODEL, RECIPE = "model", "recipe.yaml"
+TRUTH = Variant(REAL, None, SamplerConfig())
+
+
+@dataclass(frozen=True)
+class Part:
+    """Videos that are made and measured at once."""
+
+    way: Variant
+    rows: range
+    """Of the cache."""
+    sample: int
+    """Which video of each first frame."""
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
 class Scorer:
-    """Generates chunks of held-out clips and measures them beside the real ones."""
+    """Makes parts and measures them beside the real clips."""
 
-    def __init__(self, model_json: str, threads: int, weights: Path | None) -> None:
-        torch.set_num_threads(threads)
-        self.maker = ClipMaker(model_json)
-        self.suite = MetricSuite(weights, self.maker.device)
+    def __init__(self, recipe_json: str, weights: Path | None) -> None:
+        recipe = Recipe.model_validate_json(recipe_json)
+        assert recipe.evaluation is not None
+        torch.set_num_threads(recipe.cluster.threads_per_worker)
+        self.seed, self.config = recipe.seed, recipe.evaluation
+        self.maker = ClipMaker(recipe.model.model_dump_json())
+        self.suite = MetricSuite(weights, self.maker.device, self.config.counted)
 
     @torch.no_grad()
-    def score(
-        self, way: Variant, cache: Any, rows: range, seed: int, fps: float
-    ) -> Measured | None:
-        """Measure one way on rows of the cache; None where its pixels are no numbers."""
-        pixels, _, _ = self.maker.make(way, cache, rows, seed)
+    def score(self, part: Part, cache: Any, clips: Sequence[ClipRow]) -> Measured | None:
+        """Measure a part, whose rows are of `clips`; None where its pixels are no numbers."""
+        real = pixels = self._real(cache, part.rows, clips)
+        if part.way.weights is not None:
+            pixels, _, _ = self.maker.make(
+                part.way,
+                cache,
+                part.rows,
+                self.seed,
+                sample_index=part.sample,
+                num_frames=self.config.num_frames,
+            )
         if not pixels.isfinite().all():
             return None
-        real, _, _ = self.maker.make(Variant(REAL, None, way.sampler), cache, rows, seed)
-        return self.suite.measure(pixels, real, fps)
+        return self.suite.measure(pixels, real, self.config.data.bucket.fps)
+
+    def _real(self, cache: Any, rows: range, clips: Sequence[ClipRow]) -> Tensor:
+        """Return the real clips or pictures (b 3 t y x)."""
+        if self.config.real == "decoded":
+            return self.maker.make(TRUTH, cache, rows, self.seed)[0]
+        data = self.config.data
+        frames = np.concatenate(list(read_windows(clips, data.bucket, 1, data.decoder)))
+        pixels = torch.from_numpy(frames).to(self.maker.device).float() / 127.5 - 1
+        return rearrange(pixels, "b t y x c -> b c t y x")
 
 
 def evaluate_model(recipe: Recipe, model: str, weights: Path | None) -> Path:
-    """Score a model beside its teacher on the recipe's held-out clips; return the JSON file.
+    """Score a model beside its teacher by the recipe's protocol; return the JSON file.
 
     `model` is a run, or weights. Parts are kept by their content: a stopped evaluation goes on
-    where it was, and one that is finished is only read. Raises FileNotFoundError for no weights.
+    where it was, and one that is finished is only read. Raises FileNotFoundError for no weights,
+    or where what the protocol takes is not there.
     """
     student, folder = _find_model(recipe, model)
-    ways = [Variant(REAL, None, SamplerConfig()), *variants(recipe, student)]
+    assert recipe.evaluation is not None
+    ways = variants(recipe, student)
+    for way in ways:
+        find_weights(way.weights or "", "model.teacher")  # a wrong path shows before the work
+    runs = resolve_root(recipe.runs)
     with resume_hint("the same command"), announced_cluster(recipe.cluster):
-        assert recipe.evaluation is not None
         vae = find_weights(recipe.model.vae or "", "model.vae")
-        root = data_root(recipe, resolve_root(recipe.runs))
-        (clips,) = curate_together([recipe.evaluation.data], vae, root)
-        table = score_ways(recipe, ways, clips, folder / "parts", weights)
-    path = folder / "scores.json"
-    write_text(path, json.dumps(_as_json(recipe, ways, table), indent=2))
-    for line in format_table(table).splitlines():
-        logs.say(line)
+        try:
+            (clips,) = curate_together([recipe.evaluation.data], vae, data_root(recipe, runs))
+        except NothingAcceptedError as error:
+            raise ExplainedError(f"protocol {recipe.evaluation.name}: {error}") from None
+        tell(recipe.evaluation.name, clips)
+        bench = Bench(recipe, clips, folder / "parts", runs / "evaluations", weights)
+        table = bench.score(ways)
+    home = folder / recipe.evaluation.name
+    path = table.save(home)
+    pictures = plot_scores(home, table)
+    print(table.text(), flush=True)
+    for picture in pictures:
+        logs.say(f"plot   {picture}")
     logs.say(f"scores {path}")
     return path
 
 
-def score_ways(
-    recipe: Recipe,
-    ways: Sequence[Variant],
-    clips: CurationResult,
-    folder: Path,
-    weights: Path | None,
-) -> Table:
-    """Return the metrics of each way; the first way, the real clips, is what they compare with."""
-    assert recipe.evaluation is not None
-    fps = float(recipe.evaluation.data.bucket.fps)
-    rows = chunks(min(recipe.evaluation.num_clips, len(LatentCache(clips.cache_path))))
-    networks = digest_networks(weights)
-    paths = {
-        (way.name, chunk): folder / f"{_key(recipe, way, clips, chunk, networks)}.npz"
-        for way in ways
-        for chunk in rows
-    }
-    missing = [
-        (paths[way.name, chunk], (way, clips.cache_path, chunk, recipe.seed, fps))
-        for way in ways
-        for chunk in rows
-        if not paths[way.name, chunk].exists()
-    ]
-    logs.say(f"parts: {len(paths) - len(missing)} kept, {len(missing)} to measure")
-    collapsed = set()
-    for path, way, part in _measure(recipe, missing, weights):
-        if part is None:
-            collapsed.add(way)
-        else:
-            part.save(path)
-    absent = absent_metrics(weights)
-    measured = {
-        way.name: Measured.merged(Measured.load(paths[way.name, chunk]) for chunk in rows)
-        for way in ways
-        if way.name not in collapsed
-    }
-    return {
-        way.name: summarise(measured[way.name], measured[REAL], absent)
-        if way.name in measured
-        else dict.fromkeys(METRICS, COLLAPSED)
-        for way in ways
-    }
+class Bench:
+    """A protocol's inputs, ready for ways of generating."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        clips: CurationResult,
+        folder: Path,
+        shared: Path,
+        weights: Path | None,
+    ) -> None:
+        """Take the clips; `folder` keeps parts, `shared` what all models are compared with."""
+        assert recipe.evaluation is not None
+        self.recipe, self.clips, self.folder, self.shared = recipe, clips, folder, shared
+        self.config: EvaluationConfig = recipe.evaluation
+        self.weights = weights
+        index = LatentCache(clips.cache_path).index.to_pylist()
+        by_id = {clip.clip_id: clip for clip in clips.clips}
+        self.inputs = [by_id[row["clip_id"]] for row in index[: self.config.num_clips]]
+        self.rows = chunks(len(self.inputs), self.config.batch_size)
+        self.networks = digest_networks(weights, self.config.counted)
+
+    def score(self, ways: Sequence[Variant]) -> ScoreTable:
+        """Measure what is missing, and return the table of the real clips and all ways."""
+        found: dict[Variant, Measured | None] = {}
+        if self.config.has_clips:
+            found[TRUTH] = reference(self._reference(), self._measure_truth)
+        parts = {way: self._parts(way) for way in ways}
+        self._make([part for each in parts.values() for part in each])
+        found |= {way: self._merged(each) for way, each in parts.items()}
+        real, absent = found.get(TRUTH), absent_metrics(self.weights)
+        rows = (
+            ScoreRow(way.name, _nfe(way), self._summary(measured, real, absent))
+            for way, measured in found.items()
+        )
+        return ScoreTable(self.config.name, self.config.columns, tuple(rows), self._facts(ways))
+
+    def _summary(
+        self, found: Measured | None, real: Measured | None, absent: Mapping[str, AbsentMetric]
+    ) -> Mapping[str, Metric]:
+        if found is None:
+            return dict.fromkeys(METRICS, COLLAPSED)
+        return summarise(found, real, absent, self.config.counted, self._counting)
+
+    @cached_property
+    def _counting(self) -> dict[str, np.ndarray]:
+        """Which videos count for a dimension, by VBench's list; empty without one."""
+        lists = [s for s in self.config.data.sources if isinstance(s, VbenchI2v)]
+        counts = {pair.prompt: pair.dimensions for each in lists for pair in pairs(each)}
+        if not counts:
+            return {}
+        names = [clip.entry for rows in self.rows for clip in self.inputs[rows.start : rows.stop]]
+        return {
+            metric: np.tile([metric in counts[name] for name in names], self.config.num_samples)
+            for metric in METRICS
+            if any(metric in dimensions for dimensions in counts.values())
+        }
+
+    def _parts(self, way: Variant) -> list[Part]:
+        return [
+            Part(way, rows, sample)
+            for sample in range(self.config.num_samples)
+            for rows in self.rows
+        ]
+
+    def _measure_truth(self) -> Measured:
+        parts = [Part(TRUTH, rows, 0) for rows in self.rows]
+        self._make(parts)
+        merged = self._merged(parts)
+        assert merged is not None, "clips are made of bytes, which are numbers"
+        return merged
+
+    def _merged(self, parts: Iterable[Part]) -> Measured | None:
+        """Return all parts together, None where one of them is missing: it has collapsed."""
+        paths = [self._path(part) for part in parts]
+        if not all(path.exists() for path in paths):
+            return None
+        return Measured.merged(map(Measured.load, paths))
+
+    def _make(self, parts: Sequence[Part]) -> None:
+        """Measure and keep the parts that are missing."""
+        missing = [part for part in parts if not self._path(part).exists()]
+        logs.say(f"parts: {len(parts) - len(missing)} kept, {len(missing)} to measure")
+        for part, measured in self._measured(missing):
+            if measured is not None:
+                measured.save(self._path(part))
+
+    def _measured(self, parts: Sequence[Part]) -> Iterator[tuple[Part, Measured | None]]:
+        """Yield parts with what came of them as they are made, in order."""
+        if not parts:
+            return
+        cluster = self.recipe.cluster
+        actor = Scorer.options(num_gpus=cluster.gpus_per_worker)
+        arguments = (self.recipe.model_dump_json(), self.weights)
+        count = min(cluster.num_workers, len(parts))
+        pool: Any = ActorPool([actor.remote(*arguments) for _ in range(count)])
+        tasks = [
+            (part, self.clips.cache_path, self.inputs[part.rows.start : part.rows.stop])
+            for part in parts
+        ]
+        yield from zip(
+            parts, pool.map(lambda worker, task: worker.score.remote(*task), tasks), strict=True
+        )
+
+    def _path(self, part: Part) -> Path:
+        return self.folder / f"{_digest(self._facts_of(part))[:32]}.npz"
+
+    def _reference(self) -> Path:
+        """Return where the real clips' measures are kept, by their content, for all models."""
+        facts = [self._facts_of(Part(TRUTH, rows, 0)) for rows in self.rows]
+        return reference_path(self.shared / "references", _digest(facts), self.networks)
+
+    def _facts_of(self, part: Part) -> dict[str, Any]:
+        """Return everything that decides a part."""
+        config, way = self.config, part.way
+        weights = way.weights and digest_weights(find_weights(way.weights, "model.teacher"))
+        made = {
+            "weights": weights,
+            "sampler": way.sampler.model_dump(mode="json"),
+            "seed": self.recipe.seed,
+            "sample": part.sample,
+            "num_frames": config.num_frames,
+        }
+        return {
+            "format": FORMAT,
+            "vae": digest_weights(find_weights(self.recipe.model.vae or "", "model.vae")),
+            "clips": self.clips.version,
+            "rows": [part.rows.start, part.rows.stop],
+            "real": config.real,
+            "fps": config.data.bucket.fps,
+            "networks": self.networks,
+        } | (made if weights else {})
+
+    def _facts(self, ways: Sequence[Variant]) -> dict[str, Any]:
+        """Return what decided the numbers, for people."""
+        config, bucket = self.config, self.config.data.bucket
+        frames = config.num_frames or bucket.num_frames
+        inputs = f"{len(self.inputs)} of {config.num_clips}"
+        return {
+            "recipe": self.recipe.name,
+            "inputs": f"{inputs} {'clips' if config.has_clips else 'pictures'}",
+            "videos of each": config.num_samples,
+            "shape": f"{frames} frames of {bucket.height}x{bucket.width} at {bucket.fps:g} fps",
+            "compared with": config.real if config.has_clips else "no clips",
+            "data version": self.clips.version,
+            "seed": self.recipe.seed,
+        } | {way.name: f"{way.weights}, {_spell(way.sampler)}" for way in ways}
 
 
-def format_table(table: Table) -> str:
-    """Return the metrics that some way has as text, and the reasons of the others."""
-    shown = [m for m in METRICS if any(isinstance(row[m], float) for row in table.values())]
-    head = f"{'':14}" + "".join(f"{name.replace('_', ' '):>24}" for name in shown)
-    lines = [head]
-    for way, row in table.items():
-        cells = (f"{v:.4f}" if isinstance(v := row[name], float) else "absent" for name in shown)
-        lines.append(f"{way:14}" + "".join(f"{cell:>24}" for cell in cells))
-    return "\n".join([*lines, *(f"absent {line}" for line in _reasons(table))])
+def _nfe(way: Variant) -> int:
+    """Return the network evaluations for a video; none for real clips."""
+    if way.weights is None:
+        return 0
+    config = checkpoint_config(find_weights(way.weights, "model.teacher"), None)
+    forwards = forwards_per_step(way.sampler.guidance, embeds=config["guidance_embeds"])
+    return way.sampler.num_steps * forwards
 
 
-def _reasons(table: Table) -> list[str]:
-    """Return one line for each metric and reason, with the ways where not all have it."""
-    ways: dict[tuple[str, str], list[str]] = {}
-    for way, row in table.items():
-        for name, metric in row.items():
-            if isinstance(metric, AbsentMetric):
-                ways.setdefault((name, metric.reason), []).append(way)
-    notes = {key: "" if len(w) == len(table) else f" ({', '.join(w)})" for key, w in ways.items()}
-    return [f"{name}{note}: {reason}" for (name, reason), note in notes.items()]
+def _spell(sampler: SamplerConfig) -> str:
+    guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1 else ""
+    return f"{sampler.name} in {sampler.num_steps} steps, shift {sampler.shift:g}{guidance}"
 
 
-def _measure(
-    recipe: Recipe, missing: Sequence[tuple[Path, tuple[Any, ...]]], weights: Path | None
-) -> Iterator[tuple[Path, str, Measured | None]]:
-    """Yield the parts as they are made, in order."""
-    if not missing:
-        return
-    cluster = recipe.cluster
-    actor = Scorer.options(num_gpus=cluster.gpus_per_worker)
-    arguments = (recipe.model.model_dump_json(), cluster.threads_per_worker, weights)
-    count = min(cluster.num_workers, len(missing))
-    pool: Any = ActorPool([actor.remote(*arguments) for _ in range(count)])
-    tasks = [task for _, task in missing]
-    parts = pool.map(lambda worker, task: worker.score.remote(*task), tasks)
-    for (path, (way, *_)), part in zip(missing, parts, strict=True):
-        yield path, way.name, part
-
-
-def _key(recipe: Recipe, way: Variant, clips: CurationResult, rows: range, networks: str) -> str:
-    """Return a digest of everything that decides a part."""
-    weights = way.weights and digest_weights(find_weights(way.weights, "model.teacher"))
-    assert recipe.model.vae is not None and recipe.evaluation is not None
-    facts = {
-        "format": FORMAT,
-        "weights": weights,
-        "sampler": way.sampler.model_dump(mode="json") if weights else None,
-        "vae": digest_weights(find_weights(recipe.model.vae, "model.vae")),
-        "clips": clips.version,
-        "rows": [rows.start, rows.stop],
-        "fps": recipe.evaluation.data.bucket.fps,
-        "seed": recipe.seed if weights else None,
-        "networks": networks,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _find_model(recipe: Recipe, model: str) -> tuple[Path, Path]:
@@ -185,24 +306,3 @@ def _find_model(recipe: Recipe, model: str) -> tuple[Path, Path]:
             return find_weights(str(run.resolve() / MODEL), "--model"), run.resolve() / "evaluation"
     weights = find_weights(model, "--model")
     return weights, runs / "evaluations" / f"{recipe.name}-{digest_weights(weights)[:12]}"
-
-
-def _as_json(recipe: Recipe, ways: Sequence[Variant], table: Table) -> dict[str, Any]:
-    assert recipe.evaluation is not None
-    return {
-        "recipe": recipe.name,
-        "seed": recipe.seed,
-        "num_clips": recipe.evaluation.num_clips,
-        "ways": [
-            {
-                "name": way.name,
-                "weights": way.weights,
-                "sampler": way.sampler.model_dump(mode="json") if way.weights else None,
-                "metrics": {k: v for k, v in table[way.name].items() if isinstance(v, float)},
-                "absent": {
-                    k: v.reason for k, v in table[way.name].items() if isinstance(v, AbsentMetric)
-                },
-            }
-            for way in ways
-        ],
-    }

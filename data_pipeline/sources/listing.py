@@ -23,6 +23,7 @@ from magicdistill.data_pipeline.config import (
     PortraitWorld,
     Source,
     TalkVid,
+    VbenchI2v,
     Vfhq,
 )
 from magicdistill.data_pipeline.sources import (
@@ -34,6 +35,7 @@ from magicdistill.data_pipeline.sources import (
     portrait_world,
     stores,
     talkvid,
+    vbench_i2v,
     vfhq,
 )
 from magicdistill.data_pipeline.sources.entries import Entry
@@ -99,6 +101,8 @@ def _list_source(source: Source, clips_directory: Path) -> Iterator[Video]:
             return _list_inter4k(source)
         case JsonLines():
             return _list_lines(source)
+        case VbenchI2v():
+            return _list_pairs(source)
         case _:
             return _list_manifest(source, _entries(source))
 
@@ -218,6 +222,14 @@ def _list_lines(source: JsonLines) -> Iterator[Video]:
         location, name = _split(line.uri, root)
         terms = _Terms(line.dataset, line.license, line.mixture, split_shots=source.split_shots)
         yield _video(line.entry, open_folder(location), name, terms)
+
+
+def _list_pairs(source: VbenchI2v) -> Iterator[Video]:
+    folder = stores.Folder(source.images)
+    terms = _Terms(source.kind, source.license, source.mixture, is_cut=True)
+    for pair in vbench_i2v.pairs(source):
+        entry = Entry(pair.prompt, pair.image, caption=pair.prompt, fault=pair.fault)
+        yield _video(entry, folder, pair.image, terms)
 
 
 def _split(uri: str, root: str) -> tuple[str, str]:

@@ -22,10 +22,11 @@ from magicdistill.data_pipeline.stages.run_scorers import Meter
 from magicdistill.data_pipeline.stages.scorers.base import Frame, RateScorer
 from magicdistill.data_pipeline.stages.shots import ShotMeters, shot_meters, spans_between, trimmed
 from magicdistill.data_pipeline.video import (
-    DECODERS,
+    PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
     VideoError,
     decode,
+    decoders_of,
     hash_content,
     probe,
 )
@@ -80,8 +81,9 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
         VideoError: if the file is empty or no video, not one frame can be decoded, the source's
             span or crop lies outside, or no shot is longer than what is trimmed.
     """
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise VideoError(f"unexpected file name: not one of {', '.join(VIDEO_SUFFIXES)}")
+    known = (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
+    if path.suffix.lower() not in known:
+        raise VideoError(f"unexpected file name: not one of {', '.join(known)}")
     if not path.stat().st_size:
         raise VideoError("empty file")
     header = probe(path)
@@ -140,7 +142,7 @@ def _with_scores(clip: ClipRow, meters: Sequence[Meter]) -> ClipRow:
 def _measure(path: Path, fps: float, view: View, measures: Measures) -> _Pass:
     """Decode with each decoder in turn until one reads to the end; else keep the longest pass."""
     passes: list[_Pass] = []
-    for decoder in DECODERS:
+    for decoder in decoders_of(path):
         shots = shot_meters(measures.shots)
         motion = MotionMeter(fps, measures.motion_short_side, measures.motion_fps)
         meters = [

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,20 +105,13 @@ def frechet_distance(a: Features, b: Features) -> float:
     return FrechetStatistics.of(a).distance(FrechetStatistics.of(b))
 
 
-def reference_path(folder: Path, data: str, network: str) -> Path:
-    """Return where the statistics of that data under that network are kept.
+def reference_path(folder: Path, data: str, networks: str) -> Path:
+    """Return where the measures of that data under those networks are kept.
 
-    `data` is a digest of what was measured (clips, frames, size), `network` of what measured it.
+    `data` is a digest of what was measured (clips, frames, size), `networks` of what measured it.
     """
-    key = hashlib.sha256(f"{data}\n{network}".encode()).hexdigest()
-    return folder / f"frechet-{key[:32]}.npz"
-
-
-def reference_statistics(path: Path, measure: Callable[[], FrechetStatistics]) -> FrechetStatistics:
-    """Return the statistics kept at `path`; measure and keep them the first time."""
-    if not path.exists():
-        measure().save(path)
-    return FrechetStatistics.load(path)
+    key = hashlib.sha256(f"{data}\n{networks}".encode()).hexdigest()
+    return folder / f"reference-{key[:32]}.npz"
 
 
 def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

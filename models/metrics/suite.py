@@ -1,6 +1,6 @@
 """All metrics of generated clips, in parts that merge: chunk by chunk, worker by worker."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from magicdistill.models.metrics import preprocessing, vbench, weight_files
 from magicdistill.models.metrics.frechet import FrechetStatistics, save_arrays
+from magicdistill.models.metrics.names import COMPARING, DIMENSIONS, METRICS, RATIOS
 from magicdistill.models.metrics.networks import load_network
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
 from magicdistill.models.metrics.results import AbsentMetric, Metric, average
-from magicdistill.models.metrics.weight_files import NETWORKS, MetricNetwork
+from magicdistill.models.metrics.weight_files import MetricNetwork, networks_of
 
-DISTANCES = ("fid", "fvd", "proxy_frechet_distance")
-"""Between all generated clips and all real ones."""
-RATIOS = ("dynamic_degree_proxy", "flicker_proxy")
-"""Of the mean over generated clips to that over real ones."""
-METRICS = (*vbench.DIMENSIONS, "average", "fid", "fvd", "lpips", "proxy_frechet_distance", *RATIOS)
+NO_CLIPS = AbsentMetric("the protocol has pictures, and no real clips to compare with")
+NOT_COUNTED = AbsentMetric("the protocol does not count it")
 NUM_FRAMES = 16
 """Frames that a network sees at once."""
 
@@ -30,7 +28,8 @@ class Clip:
     """One generated clip beside the real one whose first frame it continues."""
 
     frames: UInt8[Tensor, "t 3 y x"]
-    real: UInt8[Tensor, "t 3 y x"]
+    real: UInt8[Tensor, "s 3 y x"]
+    """As long, or a picture alone."""
     fps: float
 
 
@@ -73,17 +72,23 @@ class Measured:
 
 
 class MetricSuite:
-    """The metrics whose networks are there; the others are absent with the reason."""
+    """Those of `metrics` whose networks are there; the others are absent with the reason."""
 
-    def __init__(self, folder: Path | None, device: torch.device | str = "cpu") -> None:
-        self.networks = {network: load_network(network, folder, device) for network in NETWORKS}
+    def __init__(
+        self,
+        folder: Path | None,
+        device: torch.device | str = "cpu",
+        metrics: Collection[str] = METRICS,
+    ) -> None:
+        wanted = networks_of(metrics)
+        self.networks = {network: load_network(network, folder, device) for network in wanted}
         self.proxy = ProxyVideoFeatures().to(device)
 
     @torch.no_grad()
     def measure(
-        self, pixels: Float[Tensor, "b 3 t y x"], real: Float[Tensor, "b 3 t y x"], fps: float
+        self, pixels: Float[Tensor, "b 3 t y x"], real: Float[Tensor, "b 3 s y x"], fps: float
     ) -> Measured:
-        """Measure clips in [-1, 1] beside the real ones; on the device of the networks.
+        """Measure clips in [-1, 1] beside the real ones, or beside pictures of one frame.
 
         Raises ValueError for a clip without finite pixels.
         """
@@ -104,14 +109,14 @@ class MetricSuite:
     def _scores(self, clip: Clip) -> dict[str, float]:
         found = {"temporal_flickering": vbench.temporal_flickering(clip.frames)}
         for network, score in SCORERS.items():
-            module = self.networks[network]
+            module = self.networks.get(network)
             if isinstance(module, nn.Module):
                 found |= score(module, clip)
         return found
 
     def _statistics(self, pixels: Tensor, clips: list[Clip]) -> dict[str, FrechetStatistics]:
         features = {"proxy_frechet_distance": self.proxy(pixels)}
-        inception, i3d = (self.networks[n] for n in (weight_files.INCEPTION, weight_files.I3D))
+        inception, i3d = map(self.networks.get, (weight_files.INCEPTION, weight_files.I3D))
         if isinstance(inception, nn.Module):
             features["fid"] = torch.cat([_by_frames(inception, clip.frames) for clip in clips])
         if isinstance(i3d, nn.Module):
@@ -119,20 +124,53 @@ class MetricSuite:
         return {name: FrechetStatistics.of(rows.cpu().numpy()) for name, rows in features.items()}
 
 
+def reference(path: Path, measure: Callable[[], Measured]) -> Measured:
+    """Return the real clips' measures kept at `path`; measure and keep them the first time."""
+    if not path.exists():
+        measure().save(path)
+    return Measured.load(path)
+
+
 def summarise(
-    found: Measured, real: Measured, absent: Mapping[str, AbsentMetric]
+    found: Measured,
+    real: Measured | None,
+    absent: Mapping[str, AbsentMetric],
+    columns: Collection[str] = METRICS,
+    counting: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Metric]:
-    """Return every metric of generated clips, in the order of METRICS."""
-    metrics: dict[str, Metric] = dict(absent)
-    metrics |= {k: float(values.mean()) for k, values in found.scores.items() if k not in RATIOS}
+    """Return every metric of generated clips, in the order of METRICS.
+
+    Args:
+        found: of the generated clips.
+        real: of the real ones, None where there are pictures alone.
+        absent: what could not be measured.
+        columns: what counts; `average` is over the dimensions among them.
+        counting: which clips a score is the mean of, bool (n,) by metric; by default all.
+    """
+    metrics: dict[str, Metric] = dict.fromkeys(METRICS, NOT_COUNTED)
+    metrics |= {name: reason for name, reason in absent.items() if name in columns}
+    for name, values in found.scores.items():
+        metrics[name] = _mean(values, (counting or {}).get(name))
+    metrics |= dict.fromkeys(COMPARING, NO_CLIPS) if real is None else _compared(found, real)
+    counted = [name for name in DIMENSIONS if name in columns]
+    metrics["average"] = average({name: metrics[name] for name in counted})
+    return {name: metrics[name] for name in METRICS}
+
+
+def _mean(values: np.ndarray, counts: np.ndarray | None) -> Metric:
+    chosen = values if counts is None else values[counts]
+    return float(chosen.mean()) if len(chosen) else AbsentMetric("no clip counts for it")
+
+
+def _compared(found: Measured, real: Measured) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {}
     for name, statistics in found.statistics.items():
         enough = min(statistics.count, real.statistics[name].count) > 1
         few = AbsentMetric("a distance of one sample is none: take more clips")
         metrics[name] = statistics.distance(real.statistics[name]) if enough else few
     for name in RATIOS:
         metrics[name] = float(found.scores[name].mean() / real.scores[name].mean())
-    metrics["average"] = average({name: metrics[name] for name in vbench.DIMENSIONS})
-    return {name: metrics[name] for name in METRICS}
+    return metrics
 
 
 def _subject(dino: nn.Module, clip: Clip) -> dict[str, float]:
@@ -165,6 +203,8 @@ def _smoothness(amt: nn.Module, clip: Clip) -> dict[str, float]:
 
 
 def _lpips(lpips: nn.Module, clip: Clip) -> dict[str, float]:
+    if len(clip.real) != len(clip.frames):
+        return {}
     pairs = zip(clip.frames.split(NUM_FRAMES), clip.real.split(NUM_FRAMES), strict=True)
     distances = [lpips(a / 127.5 - 1, b / 127.5 - 1) for a, b in pairs]
     return {"lpips": float(torch.cat(distances).mean())}

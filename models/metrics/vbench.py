@@ -14,16 +14,6 @@ from torch.nn import functional
 
 from magicdistill.models.metrics.preprocessing import padding
 
-DIMENSIONS = (
-    "i2v_subject",
-    "subject_consistency",
-    "motion_smoothness",
-    "dynamic_degree",
-    "aesthetic_quality",
-    "imaging_quality",
-    "temporal_flickering",
-)
-"""In the order of the papers' columns."""
 FLOW_FPS = 8
 FLOW_LEVEL = 6.0
 """Pixels between frames on a short side of 256."""

@@ -1,10 +1,12 @@
 """The networks that metrics look through: their files, where they come from, on what terms."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from magicdistill.models.checksums import sha256_of
+from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.metrics.results import AbsentMetric
 
 
@@ -140,6 +142,11 @@ def find_files(network: MetricNetwork, folder: Path | None) -> list[Path] | Abse
     return paths
 
 
+def networks_of(metrics: Collection[str]) -> list[MetricNetwork]:
+    """Return the networks that these metrics need."""
+    return [network for network in NETWORKS if not set(metrics).isdisjoint(network.metrics)]
+
+
 def absent_metrics(folder: Path | None) -> dict[str, AbsentMetric]:
     """Return the metrics whose files cannot be used, with the reason."""
     found = {network: find_files(network, folder) for network in NETWORKS}
@@ -151,10 +158,10 @@ def absent_metrics(folder: Path | None) -> dict[str, AbsentMetric]:
     }
 
 
-def digest_networks(folder: Path | None) -> str:
+def digest_networks(folder: Path | None, metrics: Collection[str] = METRICS) -> str:
     """Return a digest of all networks that can be used: equal scores come from equal digests."""
     total = hashlib.sha256()
-    for network in NETWORKS:
+    for network in networks_of(metrics):
         if folder is not None and not isinstance(find_files(network, folder), AbsentMetric):
             total.update(f"{network.title} {digest_network(network, folder)}".encode())
     return total.hexdigest()

@@ -181,3 +181,29 @@ def test_the_default_policy_asks_for_the_papers_resolution():
     assert decision.status == "accepted"
     (decision,) = decide([make_clip(width=960, height=536)], Policy(), BUCKET)
     assert decision.reasons == ("resolution: short side 536 < 540",)
+
+
+def test_a_policy_says_how_far_clips_are_enlarged():
+    small = make_clip(width=40, height=64)
+    for policy, status in (
+        (LENIENT, "rejected"),
+        (LENIENT.model_copy(update={"max_upscale": 1.6}), "accepted"),
+    ):
+        lenient = policy.model_copy(update={"min_short_side": 16})
+        assert decide([small], lenient, BUCKET)[0].status == status
+    assert LENIENT.version == LENIENT.model_copy(update={"max_upscale": 1.0}).version
+    assert LENIENT.version != LENIENT.model_copy(update={"max_upscale": 2.0}).version
+
+
+def test_an_enlarged_frame_is_smooth():
+    ramp = np.repeat(np.linspace(0, 255, 16, dtype=np.uint8)[None, :, None], 16, 0).repeat(3, 2)
+    steps = np.diff(fit(ramp, BUCKET)[32, 8:-8, 0].astype(int))
+    assert steps.max() <= 8 and (steps > 0).mean() > 0.9  # squares would jump by 17 and stand
+
+
+def test_a_picture_passes_where_motion_has_no_limit():
+    picture, one = make_clip(stop=1, motion_px=None), Bucket(num_frames=1)
+    (found,) = decide([picture], LENIENT, one)
+    assert found.reasons == ("motion: too short to be measured",)
+    lifted = Policy(min_short_side=64, min_long_side=64, limits={"all": {"motion.px": {}}})
+    assert decide([picture], lifted, one)[0].status == "accepted"

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from magicdistill.models.metrics import weight_files
+from magicdistill.models.metrics.names import DIMENSIONS
 from magicdistill.models.metrics.networks import I3D, Aesthetics, Dino, Inception, load_network
 from magicdistill.models.metrics.results import AbsentMetric
-from magicdistill.models.metrics.vbench import DIMENSIONS
 from magicdistill.models.metrics.weight_files import (
     NETWORKS,
     MetricNetwork,

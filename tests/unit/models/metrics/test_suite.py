@@ -8,10 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from magicdistill.models.metrics import weight_files
+from magicdistill.models.metrics.names import COMPARING, DIMENSIONS, METRICS
 from magicdistill.models.metrics.results import AbsentMetric
-from magicdistill.models.metrics.suite import METRICS, Measured, MetricSuite, summarise
-from magicdistill.models.metrics.vbench import DIMENSIONS
-from magicdistill.models.metrics.weight_files import absent_metrics
+from magicdistill.models.metrics.suite import (
+    NO_CLIPS,
+    NOT_COUNTED,
+    Measured,
+    MetricSuite,
+    reference,
+    summarise,
+)
+from magicdistill.models.metrics.weight_files import absent_metrics, digest_networks
 
 FPS = 24.0
 
@@ -119,3 +126,49 @@ def test_one_clip_has_no_distance() -> None:
 def test_a_collapsed_generator_is_named() -> None:
     with pytest.raises(ValueError, match="no numbers"):
         MetricSuite(None).measure(clips(1) / 0, clips(1), FPS)
+
+
+def test_pictures_have_nothing_to_be_compared_with(exports: Path) -> None:
+    pixels = clips(3)
+    measured = MetricSuite(exports).measure(pixels, pixels[:, :, :1], FPS)
+    table = summarise(measured, None, absent_metrics(exports))
+    assert {table[name] for name in COMPARING} == {NO_CLIPS}
+    assert isinstance(table["imaging_quality"], float)
+
+
+def test_only_networks_that_count_are_loaded_and_averaged(exports: Path) -> None:
+    columns = ("imaging_quality", "temporal_flickering", "average")
+    suite = MetricSuite(exports, metrics=columns)
+    assert list(suite.networks) == [weight_files.MUSIQ]
+    measured = suite.measure(clips(3), clips(3), FPS)
+    table = summarise(measured, measured, absent_metrics(exports), columns)
+    assert table["fid"] == table["motion_smoothness"] == NOT_COUNTED
+    flickering, imaging = table["temporal_flickering"], table["imaging_quality"]
+    assert isinstance(flickering, float) and isinstance(imaging, float)
+    assert table["average"] == pytest.approx((flickering + imaging) / 2)
+    digests = {digest_networks(exports, names) for names in (columns, ("average",), METRICS)}
+    assert len(digests) == 3
+
+
+def test_a_score_is_the_mean_of_the_clips_that_count_for_it() -> None:
+    measured = MetricSuite(None).measure(clips(4), clips(4), FPS)
+    scores = measured.scores["temporal_flickering"]
+    counting = {"temporal_flickering": np.array([True, False, True, False])}
+    table = summarise(measured, measured, absent_metrics(None), METRICS, counting)
+    assert table["temporal_flickering"] == pytest.approx(scores[[0, 2]].mean())
+    none = {"temporal_flickering": np.zeros(4, bool)}
+    table = summarise(measured, measured, absent_metrics(None), METRICS, none)
+    assert isinstance(table["temporal_flickering"], AbsentMetric)
+
+
+def test_a_reference_is_measured_once(tmp_path: Path) -> None:
+    counts: list[int] = []
+
+    def measure() -> Measured:
+        counts.append(1)
+        return MetricSuite(None).measure(clips(2), clips(2), FPS)
+
+    first, second = (reference(tmp_path / "real.npz", measure) for _ in range(2))
+    assert len(counts) == 1
+    for name, statistics in first.statistics.items():
+        np.testing.assert_array_equal(second.statistics[name].products, statistics.products)
