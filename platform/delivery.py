@@ -24,12 +24,13 @@ PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
 """The tag that MLflow's pages show as the description."""
 KEY = "magicdistill.run"
-PATIENCE = {
+SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""MLflow's own is minutes; here everything is sent again later."""
+"""MLflow's own patience is minutes; here everything is sent again later."""
 EVERY_S, AWAY_S = 0.5, 5.0
 """Pauses between deliveries, where the server answers and where it does not."""
 GRACE_S = 10.0
@@ -67,7 +68,7 @@ class Postman:
         self._leaving, self._given_up = threading.Event(), threading.Event()
         self._retries_refused = True
         self._thread = threading.Thread(target=self._walk, daemon=True)
-        for name, value in PATIENCE.items():
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
 
     def start(self) -> None:

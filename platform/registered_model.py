@@ -37,11 +37,14 @@ def register(model: FinalModel, to: Destination) -> None:
     transformer = to.run.path / model.transformer
     model_id = _upload(model, to, transformer, digest_weights(transformer))
     client, recipe = to.client, to.run.recipe()
-    client.log_outputs(to.run_id, [LoggedModelOutput(model_id, recipe.schedule.num_cycles)])
+    outputs = client.get_run(to.run_id).outputs
+    if outputs is None or model_id not in (one.model_id for one in outputs.model_outputs):
+        client.log_outputs(to.run_id, [LoggedModelOutput(model_id, recipe.schedule.num_cycles)])
     name = model_name(model.name)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=f"Generators of the recipe `{name}`.")
-    source = f"models:/{model_id}"
+    # not `models:/...`, which a store without a server looks up in MLflow's global one
+    source = client.get_logged_model(model_id).artifact_location
     versions = client.search_model_versions(f"name = '{name}'")
     if all(version.run_id != to.run_id or version.source != source for version in versions):
         tags = {"run": to.run.path.name, "method": recipe.method.name}

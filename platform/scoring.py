@@ -24,6 +24,7 @@ from magicdistill.platform.experiment import data_root
 from magicdistill.platform.job import announced_cluster, resume_hint
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import resolve_root, write_text
+from magicdistill.platform.scores_tracking import track_scores
 
 Table = Mapping[str, Mapping[str, Metric]]
 """Metrics by way of generating and name."""
@@ -73,6 +74,7 @@ def evaluate_model(recipe: Recipe, model: str, weights: Path | None) -> Path:
     for line in format_table(table).splitlines():
         logs.say(line)
     logs.say(f"scores {path}")
+    track_scores(recipe, path)
     return path
 
 

@@ -35,7 +35,8 @@ def test_a_registered_model_loads_and_samples_as_its_weights_do(
     assert (version.run_id, version.description) == (tracker.run_id, "# A card")
     outputs = client.get_run(tracker.run_id or "").outputs
     assert outputs is not None
-    assert [f"models:/{model.model_id}" for model in outputs.model_outputs] == [version.source]
+    models = [client.get_logged_model(model.model_id) for model in outputs.model_outputs]
+    assert [model.artifact_location for model in models] == [version.source]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     loaded = mlflow.pyfunc.load_model(f"models:/{NAME}/{version.version}")

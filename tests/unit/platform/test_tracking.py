@@ -12,6 +12,7 @@ from magicdistill.platform.delivery import PARENT
 from magicdistill.platform.outbox import Outbox
 from magicdistill.platform.recipe import Recipe, flatten
 from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.scores_tracking import track_scores
 from magicdistill.platform.tracking import Tracker, send_unsent
 
 
@@ -171,3 +172,27 @@ def test_the_status_tells_how_a_run_ended(
 def test_nested_values_flatten_to_dotted_names() -> None:
     values = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": None}]}
     assert flatten(values) == {"a.b": 1, "a.c": [1, 2], "d.0.e": None}
+
+
+def test_an_evaluation_is_one_run_with_its_scores_and_weights(
+    runs: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    weights = tmp_path / "student"
+    weights.write_bytes(b"weights")
+    ways = [
+        {"name": "real", "weights": None, "metrics": {"lpips": 0.0}},
+        {"name": "student", "weights": str(weights), "metrics": {"lpips": 0.25, "fid": 12.0}},
+    ]
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"ways": ways}))
+    here = recipe.model_copy(update={"runs": str(runs)})
+    for _ in range(2):
+        track_scores(here, path)
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("magicdistill")
+    assert experiment is not None
+    [found] = client.search_runs([experiment.experiment_id], "tags.purpose = 'evaluation'")
+    assert found.data.metrics["evaluation/student/fid"] == 12
+    assert "lineage.evaluated.student.sha256" in found.data.tags
+    table = json.loads(Path(client.download_artifacts(found.info.run_id, "table.json")).read_text())
+    assert table["data"] == [["real", 0.0, None], ["student", 0.25, 12.0]]
