@@ -36,7 +36,9 @@ EVERY_S, AWAY_S = 0.5, 5.0
 GRACE_S = 10.0
 """How long the end of a run waits for a server that is away."""
 POINTS_AT_ONCE = 50
-EXPERIMENT_NOTE = """Runs of MagicDistill. Open the parent run to see them by purpose:
+EXPERIMENT_NOTE = """Runs of MagicDistill: press the + beside *all runs* to see them.
+
+Their names begin with what they are for, which is also the tag `purpose`:
 
 | purpose | what |
 |---|---|
@@ -48,9 +50,10 @@ EXPERIMENT_NOTE = """Runs of MagicDistill. Open the parent run to see them by pu
 | comparison | methods side by side, each a run of its own below it |
 | evaluation | a model scored beside its teacher |
 
-Every run names the latents and the weights that it read under *Datasets* and *Models*; the step of
-all curves is the cycle of training, but under *System metrics*.
+Every run names the latents and the weights that it read, and its model is among *Models* and in the
+registry. The step of all curves is the cycle of training, but under *System metrics*.
 """
+PARENT_NOTE = "The run below which all others of the experiment stand; it has nothing of its own."
 
 
 class Postman:
@@ -86,6 +89,13 @@ class Postman:
             self._thread.join(0.1)
         self._given_up.set()
         return not self.outbox.num_unsent(self.store)
+
+    def page(self) -> str | None:
+        """Return the address of the run's page, where there is a server that has one."""
+        if self._to is None or not self.store.startswith("http"):
+            return None
+        path = f"#/experiments/{self._to.experiment_id}/runs/{self._to.run_id}"
+        return f"{self.store.rstrip('/')}/{path}?workflowType=machine_learning"
 
     def explain(self) -> str:
         """Return why something is not sent."""
@@ -169,6 +179,7 @@ class Postman:
             else:
                 parent = _find_or_create(client, experiment, begin.parent, begin.time_ms)
             client.set_tag(run_id, PARENT, parent)
+            client.update_run(run_id, name=begin.own.name)  # a child may have made it
         return Destination(client, self.run, experiment, run_id)
 
     def _experiment(self, client: MlflowClient, name: str) -> str:
@@ -199,11 +210,11 @@ def _find_or_create(client: MlflowClient, experiment: str, key: Key, time_ms: in
 
 def _parent_of_all(client: MlflowClient, experiment: str, begin: Begin) -> str:
     """Return the run below which all others of an experiment stand."""
-    key = Key(key=f"experiment-{experiment}", name=begin.experiment)
+    key = Key(key=f"experiment-{experiment}", name=f"{begin.experiment}: all runs")
     run_id = _find_or_create(client, experiment, key, begin.time_ms)
     run = client.get_run(run_id)
     if "purpose" not in run.data.tags:
-        tags = [RunTag("purpose", "experiment"), RunTag(NOTE, EXPERIMENT_NOTE)]
+        tags = [RunTag("purpose", "experiment"), RunTag(NOTE, PARENT_NOTE)]
         client.log_batch(run_id, tags=tags)
         client.set_terminated(run_id, "FINISHED", end_time=begin.time_ms)
     return run_id

@@ -27,6 +27,14 @@ from magicdistill.platform.tracking_entries import (
 )
 
 TRANSFORMER, VAE = "transformer", "vae"
+USE = """Load it where MagicDistill is installed, with this server as `MLFLOW_TRACKING_URI`:
+
+```python
+generator = mlflow.pyfunc.load_model("models:/{name}/{version}")
+videos = generator.predict(first_frames, params={{"seed": 0}})  # uint8, n y x 3 to n t y x 3
+```
+
+"""
 
 
 def register(model: FinalModel, to: Destination) -> None:
@@ -46,11 +54,12 @@ def register(model: FinalModel, to: Destination) -> None:
     # not `models:/...`, which a store without a server looks up in MLflow's global one
     source = client.get_logged_model(model_id).artifact_location
     versions = client.search_model_versions(f"name = '{name}'")
-    if all(version.run_id != to.run_id or version.source != source for version in versions):
-        tags = {"run": to.run.path.name, "method": recipe.method.name}
-        client.create_model_version(
-            name, source, to.run_id, tags, description=model.card, model_id=model_id
-        )
+    if any(version.run_id == to.run_id and version.source == source for version in versions):
+        return
+    tags = {"run": to.run.path.name, "method": recipe.method.name}
+    made = client.create_model_version(name, source, to.run_id, tags, model_id=model_id)
+    text = USE.format(name=name, version=made.version) + _without_front_matter(model.card)
+    client.update_model_version(name, made.version, text)
 
 
 def _upload(model: FinalModel, to: Destination, transformer: Path, sha256: str) -> str:
@@ -79,6 +88,11 @@ def _upload(model: FinalModel, to: Destination, transformer: Path, sha256: str) 
     to.client.finalize_logged_model(model_id, "READY")
     to.client.set_logged_model_tags(model_id, {SHA256: sha256})  # now it is complete
     return model_id
+
+
+def _without_front_matter(card: str) -> str:
+    """Leave out what a hub reads at the start of a card, and MLflow would show as text."""
+    return card.split("\n---\n", 1)[-1] if card.startswith("---\n") else card
 
 
 def signature(bucket: Bucket) -> ModelSignature:

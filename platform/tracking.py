@@ -49,7 +49,12 @@ class Tracker:
     """
 
     def __init__(
-        self, config: TrackingConfig, run: RunDirectory, parent: RunDirectory | None = None
+        self,
+        config: TrackingConfig,
+        run: RunDirectory,
+        *,
+        purpose: str | None = None,
+        parent: RunDirectory | None = None,
     ) -> None:
         self.run = run
         self.outbox = Outbox(run)
@@ -61,9 +66,12 @@ class Tracker:
         self._num_looks = sum(point.source == "machine" for point in points)
         self._samples = {(file.path, file.mtime_ns) for file in entries if isinstance(file, File)}
         if not entries:
+            purpose = purpose or purpose_of(run.recipe())
+            own = Key(key=_key(run), name=f"{purpose}: {run.path.name}")
+            above = parent and Key(key=_key(parent), name=parent.path.name)
             begin = {"time_ms": _now_ms(), "experiment": config.experiment}
-            self.outbox.add(Begin(own=_key(run), parent=parent and _key(parent), **begin))
-            self._describe()
+            self.outbox.add(Begin(own=own, parent=above, **begin))
+            self._describe(purpose)
 
     @classmethod
     def start(
@@ -81,8 +89,9 @@ class Tracker:
         changes and package versions as artifacts. It stands below `parent`, by default below the
         experiment's own run; `purpose` is by default what its recipe is for.
         """
-        tracker = cls(config, run, parent)
-        tracker.tags({"purpose": purpose or purpose_of(run.recipe()), **(tags or {})})
+        tracker = cls(config, run, purpose=purpose, parent=parent)
+        tracker.params(flatten(run.recipe().model_dump(mode="json")))
+        tracker.tags(tags or {})
         tracker.outbox.add(Ending(status="RUNNING", time_ms=_now_ms()))
         tracker.artifact(run.recipe_path)
         return tracker
@@ -168,8 +177,10 @@ class Tracker:
         self.send_rest()
 
     def send_rest(self) -> bool:
-        """Send all there is; say what could not be sent, and how to send it later."""
+        """Send all there is; say where it is, or how to send later what could not be sent."""
         if self.postman.finish():
+            if page := self.postman.page():
+                logs.say(f"MLflow {page}")
             return True
         count = self.outbox.num_unsent(self.postman.store)
         logs.say(f"{count} entries for MLflow are not sent: {self.postman.explain()}")
@@ -212,11 +223,11 @@ class Tracker:
         path = path.absolute()
         return str(path.relative_to(self.run.path) if path.is_relative_to(self.run.path) else path)
 
-    def _describe(self) -> None:
+    def _describe(self, purpose: str) -> None:
         provenance = self.run.provenance()
-        self.params(flatten(self.run.recipe().model_dump(mode="json")))
         self.tags(
             {
+                "purpose": purpose,
                 "mlflow.source.name": "/".join(Path(sys.argv[0]).parts[-2:]),
                 "mlflow.source.type": "LOCAL",
                 "mlflow.source.git.commit": provenance.commit or "unknown",
@@ -237,9 +248,8 @@ def send_unsent(config: TrackingConfig, run: RunDirectory) -> bool:
     return tracker.send_rest()
 
 
-def _key(run: RunDirectory) -> Key:
-    name = run.path.name
-    return Key(key=f"{name}-{run.provenance().run_id}", name=name)
+def _key(run: RunDirectory) -> str:
+    return f"{run.path.name}-{run.provenance().run_id}"
 
 
 def _now_ms() -> int:

@@ -28,11 +28,13 @@ def test_a_registered_model_loads_and_samples_as_its_weights_do(
     for _ in range(2):  # told twice, it is registered once
         with Tracker.start(run.recipe().tracking, run) as tracker:
             tracker.weights("model.teacher", "teacher", ASSETS / "teacher")
-            tracker.model(NAME, student, vae, "# A card")
+            tracker.model(NAME, student, vae, "---\nlibrary_name: diffusers\n---\n# A card")
     uri = f"sqlite:///{run.path.parent / 'mlflow.db'}"
     client = MlflowClient(uri)
     [version] = client.search_model_versions(f"name = '{NAME}'")
-    assert (version.run_id, version.description) == (tracker.run_id, "# A card")
+    assert version.run_id == tracker.run_id
+    assert f'load_model("models:/{NAME}/1")' in version.description
+    assert version.description.endswith("# A card") and "diffusers" not in version.description
     outputs = client.get_run(tracker.run_id or "").outputs
     assert outputs is not None
     models = [client.get_logged_model(model.model_id) for model in outputs.model_outputs]

@@ -49,7 +49,7 @@ def test_a_run_reads_back_with_parameters_curves_files_and_table(run: RunDirecto
         tracker.table([{"model": "teacher", "nfe": 28}, {"model": "student", "nfe": 4}], "results")
     found = stored(run, tracker)
     assert found.info.status == "FINISHED"
-    assert found.info.run_name == run.path.name
+    assert found.info.run_name == f"distillation: {run.path.name}"
     assert found.data.params["method.alpha_weak"] == "0.5"
     assert found.data.params["schedule.optimizers.critic.lr"] == "0.001"
     assert found.data.tags["shape"] == "2 workers"
@@ -77,7 +77,7 @@ def test_runs_stand_below_the_experiments_own_run_with_their_purpose(
     assert [found["purpose"] for found in tags] == ["distillation", "data"]
     assert tags[1][PARENT] == first.run_id
     parent = client_of(run).get_run(tags[0][PARENT])
-    assert (parent.info.run_name, parent.info.status) == ("magicdistill", "FINISHED")
+    assert (parent.info.run_name, parent.info.status) == ("magicdistill: all runs", "FINISHED")
     assert parent.data.tags["purpose"] == "experiment"
 
 
