@@ -1,7 +1,7 @@
 """Checksums of files, taken once for each state of a file in a process."""
 
 import hashlib
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 
@@ -9,6 +9,17 @@ def sha256_of(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
     state = path.stat()
     return _sha256_of_state(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def digest_weights(location: Path) -> str:
+    """Return a hash of a folder of weights, or of a file; each is read once in a process."""
+    files = sorted(p for p in location.rglob("*") if p.is_file()) or [location]
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 @lru_cache

@@ -47,7 +47,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
     """
     others = _processes()
     started: set[psutil.Process] = set()
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = joined_address(config)
     options: dict[str, Any] = {"address": address}
     if not address:
         options = {
@@ -80,6 +80,11 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(started, timeout=GRACE_S)
+
+
+def joined_address(config: ClusterConfig) -> str | None:
+    """Return the address of the cluster that a job joins; None where it starts its own."""
+    return config.address or os.environ.get("RAY_ADDRESS")
 
 
 def _processes(root: psutil.Process | None = None) -> set[psutil.Process]:

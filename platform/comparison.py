@@ -17,14 +17,20 @@ from magicdistill.platform.comparison_recipe import (
 )
 from magicdistill.platform.comparison_report import Tuned, write_report
 from magicdistill.platform.evaluation import Judges, own_variant
-from magicdistill.platform.experiment import prepare_latents, report, train
+from magicdistill.platform.experiment import (
+    MODEL,
+    initial_weights,
+    prepare_latents,
+    report,
+    tell_lineage,
+    train,
+)
 from magicdistill.platform.job import announced_cluster, followed, resume_hint
-from magicdistill.platform.recipe import Recipe, flatten
+from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, resolve_root, write_text
+from magicdistill.platform.run_note import describe
 from magicdistill.platform.tracking import Tracker
 
-PARENT = "mlflow.parentRunId"
-"""The tag by which MLflow's pages nest runs."""
 IRRELEVANT = {"name", "runs", "mirror", "tracking", "cluster"}
 """Fields of a recipe that change nothing in what comes out of a run."""
 
@@ -33,9 +39,9 @@ def run_comparison(comparison: ComparisonRecipe, only: Collection[str] = ()) -> 
     """Tune, train and judge what is missing, then report; return the comparison's folder."""
     home, recipe = _home(comparison), base_recipe(comparison)
     logs.say(f"comparison {home.path}")
-    with Tracker.start(recipe.tracking, home) as tracker:
+    with Tracker.start(recipe.tracking, home, purpose="comparison") as tracker:
         with resume_hint("the same command"), announced_cluster(recipe.cluster):
-            bench = Bench(recipe, tracker)
+            bench = Bench(recipe, home)
             tuned = [
                 Tuned(method, {rate: bench.run(trial) for rate, trial in trials.items()})
                 for method, trials in tuning_plan(comparison, only).items()
@@ -51,7 +57,8 @@ def run_comparison(comparison: ComparisonRecipe, only: Collection[str] = ()) -> 
 def report_comparison(comparison: ComparisonRecipe) -> RunDirectory:
     """Make tables, curves and pictures again of the runs that are finished."""
     home = _home(comparison)
-    with Tracker.start(base_recipe(comparison).tracking, home) as tracker:
+    tracking = base_recipe(comparison).tracking
+    with Tracker.start(tracking, home, purpose="comparison") as tracker:
         _report(comparison, home, tracker)
     return home
 
@@ -68,23 +75,17 @@ def find_run(recipe: Recipe) -> RunDirectory | None:
 def digest(recipe: Recipe) -> str:
     """Return a name for a run's recipe and the weights it reads."""
     text = recipe.model_dump_json(exclude=IRRELEVANT)
-    model, pairs = recipe.model, recipe.pairs
-    fields = {
-        "model.teacher": model.teacher,
-        "model.vae": model.vae,
-        "model.generator": model.generator,
-        "pairs.generator": pairs and pairs.generator,
-    }
-    weights = [digest_weights(find_weights(w, field)) for field, w in fields.items() if w]
+    fields = initial_weights(recipe)
+    weights = [digest_weights(find_weights(place, field)) for field, place in fields.items()]
     return hashlib.sha256(" ".join([text, *weights]).encode()).hexdigest()[:8]
 
 
 class Bench:
     """What the runs of a comparison share: prepared data and evaluators."""
 
-    def __init__(self, recipe: Recipe, parent: Tracker) -> None:
+    def __init__(self, recipe: Recipe, home: RunDirectory) -> None:
         self.judges = Judges(recipe)
-        self.tags = {PARENT: parent.run_id, "comparison": recipe.name}
+        self.home = home
         self._prepared: dict[str, tuple[AnyPath, AnyPath, dict[str, dict[str, str]]]] = {}
 
     def run(self, planned: PlannedRun) -> RunDirectory:
@@ -96,12 +97,15 @@ class Bench:
             return found
         logs.say(f"{title}: {'continuing' if found else 'starting'}")
         run = found or RunDirectory.create(recipe.runs, recipe, f"{recipe.name}-{digest(recipe)}")
-        tags = self.tags | {"label": planned.label}
-        with Tracker.start(recipe.tracking, run, tags) as tracker, followed(run, tracker):
+        tags = {"comparison": self.home.path.name, "label": planned.label}
+        tracker = Tracker.start(recipe.tracking, run, tags, parent=self.home)
+        with tracker, followed(run, tracker):
+            tracker.note(describe(run))
             data, held_out = self._data(run)
-            tracker.params(flatten(run.data(), "lineage"))
-            train(run, tracker, data, held_out)
-            report(run, tracker, held_out, [own_variant(recipe, run.path / "model")], self.judges)
+            tell_lineage(run, tracker)
+            train(run, data, held_out)
+            tracker.artifact(run.path / MODEL, MODEL)
+            report(run, tracker, held_out, [own_variant(recipe, run.path / MODEL)], self.judges)
         return run
 
     def _data(self, run: RunDirectory) -> tuple[AnyPath, AnyPath]:

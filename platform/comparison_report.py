@@ -152,6 +152,7 @@ def write_report(
     for name in ("report.md", "comparison.yaml"):
         tracker.artifact(home.path / name)
     tracker.artifact(home.samples, "samples")
+    tracker.note("\n\n".join(part for part in text if not part.startswith("![")))
     print("\n".join(text), flush=True)
     logs.say(f"report {home.path / 'report.md'}")
 

@@ -21,7 +21,7 @@ from magicdistill.platform import logs
 from magicdistill.platform.experiment import data_configs, data_root, lineage, tell
 from magicdistill.platform.job import announced_cluster, resume_hint
 from magicdistill.platform.overrides import RecipeError
-from magicdistill.platform.recipe import Recipe, flatten
+from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.tracking import Tracker
 
@@ -126,8 +126,11 @@ def _report(recipe: Recipe, curator: Curator, selections: Mapping[str, Selection
     write_report(path, selections, local_folder(_root(recipe)), facts, curator.passes)
     published = {t: s for t, s in selections.items() if isinstance(s, CurationResult)}
     run.store_data(lineage(published))
-    with Tracker.start(recipe.tracking, run, {"job": "curate"}) as tracker:
-        tracker.params(flatten(run.data(), "lineage"))
+    with Tracker.start(recipe.tracking, run, {"job": "curate"}, purpose="data") as tracker:
+        tracker.data(run.data())
+        tracker.note(
+            f"**Curation** of the clips of `{recipe.name}`: open {REPORT} among the files."
+        )
         tracker.artifact(path)
         tracker.metrics(_metrics(curator, selections), step=0)
     logs.say(f"report {path}")

@@ -1,11 +1,13 @@
 """The steps of a job: data, training, evaluation."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import HunyuanVideoTransformer3DModel
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.curation import CurationResult, Selection
@@ -16,6 +18,7 @@ from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.patch_code import set_patch_code
 from magicdistill.models.networks.patch_decoder import PatchDecoder
+from magicdistill.models.networks.state_dicts import CONFIG, public
 from magicdistill.models.networks.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.weights import find_weights, save_transformer
 from magicdistill.models.objectives.build import teacher
@@ -30,12 +33,16 @@ from magicdistill.platform.evaluation import (
     variants,
 )
 from magicdistill.platform.logs import ExplainedError
-from magicdistill.platform.recipe import Recipe, flatten
+from magicdistill.platform.model_card import model_card
+from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, resolve_root
+from magicdistill.platform.run_note import describe
 from magicdistill.platform.tracking import Tracker
 from magicdistill.platform.trainer import fit
 
 CODE_CLIPS = 400
+MODEL = "model"
+"""The folder of a run with its finished network."""
 
 
 def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker) -> None:
@@ -45,21 +52,55 @@ def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker) -> None:
         judges.warm_up(recipe.evaluation.num_clips)
     prepare = prepare_pixels if isinstance(recipe.method, VaeMethod) else prepare_latents
     data, held_out = prepare(recipe, run)
-    tracker.params(flatten(run.data(), "lineage"))
-    train(run, tracker, data, held_out)
+    tell_lineage(run, tracker)
+    train(run, data, held_out)
     if held_out is not None:
-        report(run, tracker, held_out, variants(recipe, run.path / "model"), judges)
+        report(run, tracker, held_out, variants(recipe, run.path / MODEL), judges)
+    publish(run, tracker)
 
 
-def train(run: RunDirectory, tracker: Tracker, data: AnyPath, held_out: AnyPath | None) -> None:
-    """Train the model and track it; that of `euler` is the teacher as it is."""
+def tell_lineage(run: RunDirectory, tracker: Tracker) -> None:
+    """Track which latents and weights a run reads."""
+    tracker.data(run.data())
+    for field, location in initial_weights(run.recipe()).items():
+        tracker.weights(field, location, find_weights(location, field))
+
+
+def initial_weights(recipe: Recipe) -> dict[str, str]:
+    """Return the places of all weights that a recipe starts from, by its fields."""
+    model, pairs = recipe.model, recipe.pairs
+    fields = {
+        "model.teacher": model.teacher,
+        "model.vae": model.vae,
+        "model.generator": model.generator,
+        "pairs.generator": pairs and pairs.generator,
+    }
+    return {field: location for field, location in fields.items() if location}
+
+
+def publish(run: RunDirectory, tracker: Tracker) -> None:
+    """Track the finished model: a generator as a version of a registered one."""
+    recipe, folder = run.recipe(), run.path / MODEL
+    if isinstance(recipe.method, VaeMethod):
+        tracker.artifact(folder, MODEL)
+        return
+    assert recipe.model.vae is not None
+    config = json.loads((folder / CONFIG).read_text())
+    with torch.device("meta"):
+        transformer = HunyuanVideoTransformer3DModel(**public(config))
+    averaged = recipe.schedule.ema_decay is not None
+    card = model_card(run, recipe.schedule.num_cycles, transformer, "fp16", averaged=averaged)
+    tracker.model(recipe.name, folder, find_weights(recipe.model.vae, "model.vae"), card)
+
+
+def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
+    """Train the model; that of `euler` is the teacher as it is."""
     recipe = run.recipe()
     if isinstance(recipe.method, EulerMethod):
-        save_transformer(teacher(recipe.model), run.path / "model")
+        save_transformer(teacher(recipe.model), run.path / MODEL)
     else:
         logs.say("starting the training workers; DeepSpeed's first use compiles for about 20 s")
         fit(run, data, held_out)
-    tracker.artifact(run.path / "model", "model")
     logs.say(f"model  {run.path / 'model'}")
 
 
@@ -194,5 +235,6 @@ def report(
         measures = asdict(row)
         scores = {f"evaluation/{row.variant}/{name}": measures[name] for name in MEASURES}
         tracker.metrics(scores, step)
+    tracker.note(describe(run))
     logs.say(f"video  {run.samples / 'comparison.mp4'}")
     logs.say(f"sheet  {run.samples / 'comparison.png'}")

@@ -7,11 +7,12 @@ from threading import Thread
 
 from magicdistill.data_pipeline.storage import place
 from magicdistill.platform import logs
-from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.cluster import joined_address, ray_cluster
 from magicdistill.platform.config import ClusterConfig
 from magicdistill.platform.gauges import published
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.run_note import describe
 from magicdistill.platform.tracking import Tracker
 
 STEPS = "magicdistill.platform.experiment"
@@ -28,10 +29,11 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
         Tracker.start(recipe.tracking, run) as tracker,
         importing(STEPS),
         announced_cluster(recipe.cluster),
-        followed(run, tracker),
+        followed(run, tracker, watch_machine=joined_address(recipe.cluster) is None),
     ):
         from magicdistill.platform.experiment import perform
 
+        tracker.note(describe(run))
         perform(recipe, run, tracker)
     return run
 
@@ -73,7 +75,11 @@ def announced_cluster(config: ClusterConfig) -> Iterator[None]:
 
 
 @contextmanager
-def followed(run: RunDirectory, tracker: Tracker) -> Iterator[None]:
-    """Say the run's progress lines, track and publish its metrics while the body runs."""
-    with logs.follow(run.progress_path), tracker.mirror(), published(run):
+def followed(run: RunDirectory, tracker: Tracker, *, watch_machine: bool = False) -> Iterator[None]:
+    """Say the run's progress lines, track and publish its metrics while the body runs.
+
+    `watch_machine` also tracks this machine's load: that of the workers on a local cluster.
+    """
+    mirror = tracker.mirror(watch_machine=watch_machine)
+    with logs.follow(run.progress_path), mirror, published(run):
         yield

@@ -39,6 +39,7 @@ NOISY = (
     "ray.data",
     "ray.train",
     "torch.distributed",
+    "urllib3",
 )
 
 _started_s = time.monotonic()

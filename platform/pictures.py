@@ -11,11 +11,14 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from magicdistill.data_pipeline.video import write_mp4
 
 Clips = Float[Tensor, "n 3 t y x"]
 LABEL_PX = 16
+SHOWN_PX = 160
+"""Longest side of a clip that is shown in training."""
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:
@@ -40,6 +43,15 @@ def contact_sheet(
     for row in range(strips.shape[0] * strips.shape[1]):
         draw.text((6, row * height + height // 2 - 6), names[row % len(names)], fill="black")
     _write(canvas, path)
+
+
+def shrink(clips: Clips) -> Clips:
+    """Return clips in a size to look at, on the processor."""
+    scale = SHOWN_PX / max(clips.shape[-2:])
+    if scale >= 1:
+        return clips.cpu()
+    size = (clips.shape[2], *(2 * round(scale * side / 2) for side in clips.shape[-2:]))
+    return interpolate(clips.float(), size, mode="area").cpu()
 
 
 def side_by_side(

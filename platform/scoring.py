@@ -41,6 +41,7 @@ from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import resolve_root
 from magicdistill.platform.score_plots import plot_scores
 from magicdistill.platform.score_table import ScoreRow, ScoreTable
+from magicdistill.platform.scores_tracking import track_scores
 
 FORMAT = 2
 """Of parts: raised where equal keys no longer mean equal measures."""
@@ -128,6 +129,7 @@ def evaluate_model(recipe: Recipe, model: str, weights: Path | None) -> Path:
     for picture in pictures:
         logs.say(f"plot   {picture}")
     logs.say(f"scores {path}")
+    track_scores(recipe, path, ways, pictures)
     return path
 
 

@@ -1,69 +1,110 @@
 """MLflow: what a run's owner reads."""
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-
+from magicdistill.platform import logs
 from magicdistill.platform.config import TrackingConfig
+from magicdistill.platform.delivery import NOTE, Postman
+from magicdistill.platform.machine import MachineMonitor
+from magicdistill.platform.outbox import Outbox
 from magicdistill.platform.polling import Tail, polling
 from magicdistill.platform.recipe import flatten
-from magicdistill.platform.run_directory import RunDirectory, write_text
+from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.run_note import purpose_of
+from magicdistill.platform.tracking_entries import (
+    Begin,
+    Ending,
+    File,
+    FinalModel,
+    Key,
+    Latents,
+    Params,
+    Picture,
+    Points,
+    Source,
+    Status,
+    Table,
+    Tags,
+    Text,
+    Weights,
+)
 
-MAX_PARAM_CHARS = 500
-BATCH = 100
-TABLES = "mlflow.loggedArtifacts"
-"""The tag in which MLflow's pages look for files to show as tables."""
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+CYCLE = "cycle-"
+"""Begins the names of the pictures that are made in training."""
 
 
 class Tracker:
-    """One MLflow run, beside the run directory from which it can be rebuilt."""
+    """One MLflow run, beside the run directory from which it can be rebuilt.
 
-    def __init__(self, client: MlflowClient, run: RunDirectory, run_id: str, *, new: bool) -> None:
-        self.client, self.run, self.run_id = client, run, run_id
+    Whatever it is told is on the disk when a method returns and goes to MLflow in the background;
+    what a server that is away does not get by the end is sent by the next job of the run, or by
+    `jobs/track.py`.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run: RunDirectory,
+        *,
+        purpose: str | None = None,
+        parent: RunDirectory | None = None,
+    ) -> None:
+        self.run = run
+        self.outbox = Outbox(run)
+        self.postman = Postman(run, config, self.outbox)
         self._metrics = Tail(run.metrics_path, from_start=True)
-        self._tracked_steps = set() if new else {row["step"] for row in run.metrics()}
-        self._tracked_samples = set() if new else set(run.samples.iterdir())
+        entries = [letter.entry for letter in self.outbox.letters()]
+        points = [entry for entry in entries if isinstance(entry, Points)]
+        self._steps = {point.step for point in points if point.source == "cycle"}
+        self._num_looks = sum(point.source == "machine" for point in points)
+        self._samples = {(file.path, file.mtime_ns) for file in entries if isinstance(file, File)}
+        if not entries:
+            purpose = purpose or purpose_of(run.recipe())
+            own = Key(key=_key(run), name=f"{purpose}: {run.path.name}")
+            above = parent and Key(key=_key(parent), name=parent.path.name)
+            begin = {"time_ms": _now_ms(), "experiment": config.experiment}
+            self.outbox.add(Begin(own=own, parent=above, **begin))
+            self._describe(purpose)
 
     @classmethod
     def start(
-        cls, config: TrackingConfig, run: RunDirectory, tags: Mapping[str, str] | None = None
+        cls,
+        config: TrackingConfig,
+        run: RunDirectory,
+        tags: Mapping[str, str] | None = None,
+        *,
+        purpose: str | None = None,
+        parent: RunDirectory | None = None,
     ) -> "Tracker":
-        """Open the run's MLflow run, or continue it where the run directory names one.
+        """Open the run's MLflow run, or continue it.
 
         A new one receives the recipe as parameters, the code's commit as tags, and recipe,
-        changes and package versions as artifacts.
+        changes and package versions as artifacts. It stands below `parent`, by default below the
+        experiment's own run; `purpose` is by default what its recipe is for.
         """
-        root = run.path.parent
-        client = MlflowClient(tracking_uri=config.uri or f"sqlite:///{root / 'mlflow.db'}")
-        link = run.path / "mlflow.json"
-        if link.exists():
-            tracker = cls(client, run, json.loads(link.read_text())["run_id"], new=False)
-            client.update_run(tracker.run_id, status="RUNNING")
-        else:
-            folder = None if config.uri else (root / "mlartifacts").as_uri()
-            experiment = _experiment(client, config.experiment, folder)
-            run_id = client.create_run(experiment, run_name=run.path.name).info.run_id
-            tracker = cls(client, run, run_id, new=True)
-            tracker._describe()
-            write_text(link, json.dumps({"run_id": run_id}))
-        client.log_batch(
-            tracker.run_id, tags=[RunTag(name, value) for name, value in (tags or {}).items()]
-        )
+        tracker = cls(config, run, purpose=purpose, parent=parent)
+        tracker.params(flatten(run.recipe().model_dump(mode="json")))
+        tracker.tags(tags or {})
+        tracker.outbox.add(Ending(status="RUNNING", time_ms=_now_ms()))
         tracker.artifact(run.recipe_path)
         return tracker
 
-    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's name for the run; None before a server has it."""
+        return self.outbox.progress(self.postman.store).run_id
+
+    def metrics(self, metrics: Mapping[str, float], step: int, source: Source = "job") -> None:
         """Add one point to each curve."""
-        self._log([(step, metrics)])
+        values = {name: float(value) for name, value in metrics.items()}
+        self.outbox.add(Points(source=source, time_ms=_now_ms(), step=step, values=values))
 
     def params(self, values: Mapping[str, object]) -> None:
         """Name what the run was made with.
@@ -71,43 +112,83 @@ class Tracker:
         MLflow's parameters never change: where a resumed run has another value than before, that
         becomes the tag `changed.<name>`.
         """
-        there = self.client.get_run(self.run_id).data.params
-        texts = {name: str(value)[:MAX_PARAM_CHARS] for name, value in values.items()}
-        each = (Param(name, text) for name, text in texts.items() if name not in there)
-        while batch := list(islice(each, BATCH)):
-            self.client.log_batch(self.run_id, params=batch)
-        for name, text in texts.items():
-            if there.get(name, text) != text:
-                self.client.set_tag(self.run_id, f"changed.{name}", text)
+        self.outbox.add(Params(values={name: str(value) for name, value in values.items()}))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        self.outbox.add(Tags(values=dict(values)))
+
+    def note(self, markdown: str) -> None:
+        """Describe the run to whoever opens it."""
+        self.tags({NOTE: markdown})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file or a folder: pictures, clips, weights."""
-        if path.is_dir():
-            self.client.log_artifacts(self.run_id, str(path), folder)
-        else:
-            self.client.log_artifact(self.run_id, str(path), folder)
+        self.outbox.add(File(path=self._inside(path), folder=folder))
 
     def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Store rows with the same keys as the table `name`."""
         columns = list(rows[0])
-        content = {"columns": columns, "data": [[row[key] for key in columns] for row in rows]}
-        self.client.log_dict(self.run_id, content, f"{name}.json")
-        tables = json.loads(self.client.get_run(self.run_id).data.tags.get(TABLES, "[]"))
-        entry = {"path": f"{name}.json", "type": "table"}
-        if entry not in tables:
-            self.client.set_tag(self.run_id, TABLES, json.dumps([*tables, entry]))
+        data = [[row[key] for key in columns] for row in rows]
+        self.outbox.add(Table(name=name, columns=columns, data=data))
+
+    def data(self, lineage: Mapping[str, Mapping[str, str]]) -> None:
+        """Name the latents that the run reads, by purpose, as inputs and parameters."""
+        self.params(flatten(lineage, "lineage"))
+        for purpose, facts in lineage.items():
+            self.outbox.add(Latents(purpose=purpose, facts=dict(facts)))
+
+    def weights(self, field: str, location: str, path: Path) -> None:
+        """Name weights that the run starts from, by the recipe's field and value, as an input."""
+        self.outbox.add(Weights(field=field, location=location, path=self._inside(path)))
+
+    def model(self, name: str, transformer: Path, vae: Path, card: str) -> None:
+        """Register the finished generator, with its VAE and its card."""
+        inside, vae_inside = self._inside(transformer), self._inside(vae)
+        entry = FinalModel(name=name, transformer=inside, vae=vae_inside, card=card)
+        self.outbox.add(entry)
 
     @contextmanager
-    def mirror(self, every_s: float = 1.0) -> Iterator[None]:
-        """Track, while the body runs, the metrics and samples that workers write to the run."""
-        with polling(self._mirror, every_s):
+    def mirror(self, every_s: float = 1.0, *, watch_machine: bool = False) -> Iterator[None]:
+        """Track, while the body runs, the metrics and samples that workers write to the run.
+
+        `watch_machine` also tracks the load of this machine.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(polling(self.collect, every_s))
+            if watch_machine:
+                monitor = MachineMonitor()
+                stack.enter_context(polling(lambda: self._watch(monitor), 1.0))
             yield
 
+    def collect(self) -> None:
+        """Take over the metrics and samples that are new in the run's folder."""
+        rows = [json.loads(line) for line in self._metrics.lines()]
+        for row in rows:
+            if (step := row.pop("step")) not in self._steps:
+                self.metrics(row, step, "cycle")
+                self._steps.add(step)
+        for path in sorted(self.run.samples.glob("[!.]*")):
+            self._collect_sample(path)
+
     def end(self, status: Status = "FINISHED") -> None:
-        """Close the MLflow run."""
-        self.client.set_terminated(self.run_id, status)
+        """Close the MLflow run, and say what could not be sent."""
+        self.outbox.add(Ending(status=status, time_ms=_now_ms()))
+        self.send_rest()
+
+    def send_rest(self) -> bool:
+        """Send all there is; say where it is, or how to send later what could not be sent."""
+        if self.postman.finish():
+            if page := self.postman.page():
+                logs.say(f"MLflow {page}")
+            return True
+        count = self.outbox.num_unsent(self.postman.store)
+        logs.say(f"{count} entries for MLflow are not sent: {self.postman.explain()}")
+        logs.say(f"nothing is lost; send them with python jobs/track.py {self.run.path}")
+        return False
 
     def __enter__(self) -> "Tracker":
+        self.postman.start()
         return self
 
     def __exit__(
@@ -120,43 +201,56 @@ class Tracker:
         failed: Status = "FAILED" if kind and issubclass(kind, Exception) else "KILLED"
         self.end(failed if kind else "FINISHED")
 
-    def _mirror(self) -> None:
-        rows = [json.loads(line) for line in self._metrics.lines()]
-        points = [(row.pop("step"), row) for row in rows]
-        self._log([point for point in points if point[0] not in self._tracked_steps])
-        self._tracked_steps |= {step for step, _ in points}
-        for path in sorted(set(self.run.samples.glob("[!.]*")) - self._tracked_samples):
-            self.artifact(path, "samples")
-            self._tracked_samples.add(path)
+    def _collect_sample(self, path: Path) -> None:
+        """Take over a sample that is new or was made again."""
+        inside, mtime_ns = self._inside(path), path.stat().st_mtime_ns
+        if (inside, mtime_ns) in self._samples:
+            return
+        self._samples.add((inside, mtime_ns))
+        self.outbox.add(File(path=inside, folder="samples", mtime_ns=mtime_ns))
+        cycle = path.stem.removeprefix(CYCLE)
+        if path.suffix == ".png" and cycle.isdigit():
+            picture = Picture(path=inside, key="samples", step=int(cycle), time_ms=_now_ms())
+            self.outbox.add(picture)
 
-    def _log(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        metrics = (
-            Metric(name, float(value), timestamp=_now_ms(), step=step)
-            for step, values in points
-            for name, value in values.items()
-        )
-        while batch := list(islice(metrics, BATCH)):
-            self.client.log_batch(self.run_id, metrics=batch)
+    def _watch(self, monitor: MachineMonitor) -> None:
+        if load := monitor.look():
+            self.metrics(load, self._num_looks, "machine")
+            self._num_looks += 1
 
-    def _describe(self) -> None:
-        self.params(flatten(self.run.recipe().model_dump(mode="json")))
+    def _inside(self, path: Path) -> str:
+        """Return a path from the run's folder on, where it is in there: that may move."""
+        path = path.absolute()
+        return str(path.relative_to(self.run.path) if path.is_relative_to(self.run.path) else path)
+
+    def _describe(self, purpose: str) -> None:
         provenance = self.run.provenance()
-        tags = {
-            "mlflow.source.git.commit": provenance.commit or "unknown",
-            "code.changed": str(bool(provenance.diff)).lower(),
-            "run.path": str(self.run.path),
-        }
-        self.client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in tags.items()])
-        self.client.log_dict(self.run_id, provenance.packages, "code/packages.json")
-        self.client.log_text(self.run_id, provenance.diff, "code/changes.diff")
+        self.tags(
+            {
+                "purpose": purpose,
+                "mlflow.source.name": "/".join(Path(sys.argv[0]).parts[-2:]),
+                "mlflow.source.type": "LOCAL",
+                "mlflow.source.git.commit": provenance.commit or "unknown",
+                "code.changed": str(bool(provenance.diff)).lower(),
+                "run.path": str(self.run.path),
+            }
+        )
+        packages = json.dumps(provenance.packages, indent=2)
+        self.outbox.add(Text(name="code/packages.json", text=packages))
+        self.outbox.add(Text(name="code/changes.diff", text=provenance.diff))
+
+
+def send_unsent(config: TrackingConfig, run: RunDirectory) -> bool:
+    """Send what a run's jobs could not, or all to a store that has nothing of it yet."""
+    tracker = Tracker(config, run)
+    tracker.collect()
+    tracker.postman.start()
+    return tracker.send_rest()
+
+
+def _key(run: RunDirectory) -> str:
+    return f"{run.path.name}-{run.provenance().run_id}"
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return experiment.experiment_id
-    return client.create_experiment(name, artifact_location=artifacts)

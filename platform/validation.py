@@ -25,10 +25,12 @@ from magicdistill.models.objectives.config import (
 from magicdistill.models.objectives.score_gap import weak_to_strong_gap
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.generation import generate, held_out
-from magicdistill.platform.pictures import contact_sheet
+from magicdistill.platform.pictures import SHOWN_PX, contact_sheet, shrink, side_by_side
 from magicdistill.platform.recipe import Recipe
 
 CHUNK = 8
+NUM_FRAMES = 9
+"""About as many of a clip are in a contact sheet."""
 
 
 class Validation:
@@ -50,6 +52,8 @@ class Validation:
         self.batch = held_out(self.cache, range(recipe.evaluation.num_shown), device)
         self.vae = vae(recipe.model).to(device)
         self.real = self.vae.decode(self.batch.x0)
+        self.beside = {"real": shrink(self.real)}
+        """Clips that pictures show beside the generated ones."""
         together = self.ranks_together = recipe.cluster.sequence_parallel
         share = self._share(recipe.evaluation.num_scored or 0, world_size // together)
         self.scored = range(rank // together * share, (rank // together + 1) * share)
@@ -58,12 +62,19 @@ class Validation:
             self.truth = self._measure(lambda batch: batch.x0)
 
     def measure_teacher(self, velocity: Velocity | None) -> None:
-        """Take what health compares with from the teacher's clips; None: from the real ones."""
+        """Take what health compares with from the teacher's clips; None: from the real ones.
+
+        All later pictures show the teacher's clips too, and what its few Euler steps give.
+        """
         assert self.recipe.evaluation is not None
-        pixels = self.real
+        pixels, many = self.real, self.recipe.evaluation.teacher
         if velocity is not None:
-            latents = self.generate(velocity, sampler=self.recipe.evaluation.teacher)
-            pixels = self.decode(latents)
+            pixels = self.decode(self.generate(velocity, sampler=many))
+            self.beside["teacher"] = shrink(pixels)
+            if self.sampler != many:
+                euler = self.sampler.model_copy(update={"name": "euler"})
+                found = self.decode(self.generate(velocity, sampler=euler))
+                self.beside["euler"] = shrink(found)
         self.teacher_signs = vital_signs(pixels)
 
     def health(self, pixels: Tensor) -> dict[str, float]:
@@ -93,8 +104,15 @@ class Validation:
         )
 
     def write(self, pixels: Tensor, path: Path) -> None:
-        """Write real clips above generated ones."""
-        contact_sheet(path, {"real": self.real, "generated": pixels})
+        """Write a sheet and a video of the real clips, the teacher's and the generated ones."""
+        clips = self.beside | {"student" if "euler" in self.beside else "generated": shrink(pixels)}
+        num_frames, *sides = pixels.shape[-3:]
+        zoom = max(1, SHOWN_PX // max(sides))
+        stride = max(2, num_frames // NUM_FRAMES)
+        contact_sheet(path, clips, frame_stride=stride, zoom=zoom)
+        assert self.recipe.evaluation is not None
+        fps = self.recipe.evaluation.data.bucket.fps
+        side_by_side(path.with_suffix(".mp4"), clips, fps=fps, zoom=zoom)
 
     def scores(self, velocity: Velocity) -> dict[str, float]:
         """Score the generator on `num_scored` clips, shared out over the ranks."""

@@ -1,9 +1,7 @@
 """Finding and writing networks as diffusers folders."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import magicdistill
+from magicdistill.models.checksums import digest_weights as digest_weights
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.state_dicts import CONFIG, INDEX, public
 
@@ -36,17 +35,6 @@ def find_weights(location: str, field: str) -> Path:
     raise FileNotFoundError(
         f"{field}: no weights (a folder with {CONFIG}, or a file) in {path}, here or in {PROJECT}"
     )
-
-
-@cache
-def digest_weights(location: Path) -> str:
-    """Return a hash of a folder of weights, or of a file; each is read once in a process."""
-    files = sorted(p for p in location.rglob("*") if p.is_file()) or [location]
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 def save_transformer(

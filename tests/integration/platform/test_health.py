@@ -1,7 +1,10 @@
 """Ill, failing and healthy runs say what they are."""
 
+import json
+import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -9,6 +12,7 @@ from urllib.request import urlopen
 import pytest
 import ray
 import torch
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from magicdistill.data_pipeline.cache import (
     LatentRow,
@@ -25,6 +29,8 @@ from magicdistill.platform.recipe import Recipe, load_recipe
 from magicdistill.platform.run_directory import RunDirectory
 from magicdistill.platform.trainer import Worker, fit
 
+ROOT = Path(__file__).parents[3]
+
 
 @pytest.fixture
 def cache(tmp_path: Path) -> AnyPath:
@@ -38,11 +44,12 @@ def cache(tmp_path: Path) -> AnyPath:
     return publish(tmp_path / "cache", list(committed_rows(tmp_path / "cache").values()), text)
 
 
-def create(tmp_path: Path, **health: Any) -> RunDirectory:
+def create(tmp_path: Path, num_readers: int = 0, **health: Any) -> RunDirectory:
     """A run of one worker whose generator learns far too fast from its third cycle on."""
     values = load_recipe("portrait-tiny-smoke").model_dump(exclude={"engine"})
     values["schedule"] |= {"num_cycles": 6, "sample_every": 1, "keep_checkpoints": 1}
     values["schedule"]["optimizers"]["generator"]["lr"] = 1.0
+    values["data"]["num_readers"] = num_readers
     values["method"] |= {"num_fake_updates": 1, "warmup_cycles": 2}
     values["cluster"] |= {"num_workers": 1, "max_failures": 0}
     signs = ("dynamic_degree", "saturation", "contrast", "temporal_variance", "drift")
@@ -100,10 +107,16 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def test_metrics_are_on_rays_endpoint(cluster: None, tmp_path: Path) -> None:
-    run = create(tmp_path)
+def exported() -> str:
+    """Return what Prometheus reads from the node."""
     node = ray.nodes()[0]
     page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urlopen(page, timeout=30) as answer:
+        return answer.read().decode()
+
+
+def test_metrics_are_on_rays_endpoint(cluster: None, tmp_path: Path) -> None:
+    run = create(tmp_path)
     with published(run, every_s=0.1):
         run.append_metrics(6, {"generator/dmd": 1.0})
         run.append_metrics(7, {"generator/dmd": 0.25})
@@ -111,12 +124,62 @@ def test_metrics_are_on_rays_endpoint(cluster: None, tmp_path: Path) -> None:
         until_s = time.monotonic() + 60
         while len(found) < 2 and time.monotonic() < until_s:
             time.sleep(0.5)
-            with urlopen(page, timeout=30) as answer:
-                lines = answer.read().decode().splitlines()
-            found = [line for line in lines if line.startswith("ray_magicdistill")]
+            found = [line for line in exported().splitlines() if line.startswith("ray_magic")]
     assert sorted(line.rpartition(" ")[2] for line in found) == ["0.25", "7.0"]
     assert all(f'run="{run.path.name}"' in line for line in found)
     assert any('metric="generator/dmd"' in line for line in found)
+
+
+@pytest.mark.slow
+def test_grafanas_queries_find_what_a_run_exports(
+    cluster: None, tmp_path: Path, cache: Path
+) -> None:
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "magicdistill.json").read_text())
+    queries = [t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", [])]
+    wanted = [selector for query in queries for selector in selectors(query)]
+    assert len(wanted) > 15
+    run = create(tmp_path, num_readers=1)
+    with published(run, every_s=0.1):
+        train(run, cache)
+        missing, until_s = wanted, time.monotonic() + 60
+        while missing and time.monotonic() < until_s:
+            time.sleep(1)
+            found = samples(exported())
+            missing = [one for one in wanted if not any(one.selects(*labels) for labels in found)]
+    gpus = [f"ray_{name}" for name in METRICS_GAUGES if name.startswith(("node_gpus", "node_gram"))]
+    assert [selector for selector in missing if selector.name not in gpus] == []
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A metric's name and what its labels have to be, of a query of Prometheus."""
+
+    name: str
+    labels: tuple[tuple[str, str, str], ...]
+
+    def selects(self, name: str, labels: dict[str, str]) -> bool:
+        """Tell whether a sample is among what the query asks for."""
+        if name != self.name:
+            return False
+        for label, operator, value in self.labels:
+            exactly = value if "~" in operator else re.escape(value)
+            matches = re.fullmatch(exactly.replace("$run", ".+"), labels.get(label, "")) is not None
+            if matches == operator.startswith("!"):
+                return False
+        return True
+
+
+LABEL = r'(\w+)(=~|!~|!=|=)"([^"]*)"'
+
+
+def selectors(query: str) -> list[Selector]:
+    found = re.findall(r"(ray_\w+)(?:\{([^}]*)\})?", query)
+    return [Selector(name, tuple(re.findall(LABEL, labels))) for name, labels in found]
+
+
+def samples(page: str) -> list[tuple[str, dict[str, str]]]:
+    found = re.findall(r"^(ray_\w+)(?:\{(.*)\})? \S+$", page, flags=re.MULTILINE)
+    return [(name, {k: v for k, _, v in re.findall(LABEL, labels)}) for name, labels in found]
 
 
 @pytest.mark.slow

@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
+from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.platform.delivery import PARENT
+from magicdistill.platform.evaluation import Variant
+from magicdistill.platform.outbox import Outbox
 from magicdistill.platform.recipe import Recipe, flatten
 from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.tracking import Tracker
+from magicdistill.platform.score_table import ScoreRow, ScoreTable
+from magicdistill.platform.scores_tracking import track_scores
+from magicdistill.platform.tracking import Tracker, send_unsent
 
 
 @pytest.fixture(scope="module")
@@ -27,29 +34,54 @@ def client_of(run: RunDirectory) -> MlflowClient:
     return MlflowClient(f"sqlite:///{run.path.parent / 'mlflow.db'}")
 
 
+def stored(run: RunDirectory, tracker: Tracker) -> Run:
+    return client_of(run).get_run(tracker.run_id or "")
+
+
 def steps(run: RunDirectory, tracker: Tracker) -> list[int]:
-    return [m.step for m in client_of(run).get_metric_history(tracker.run_id, "loss")]
+    return [m.step for m in client_of(run).get_metric_history(tracker.run_id or "", "loss")]
+
+
+def files(run: RunDirectory, tracker: Tracker, folder: str) -> list[str]:
+    return [file.path for file in client_of(run).list_artifacts(tracker.run_id or "", folder)]
 
 
 def test_a_run_reads_back_with_parameters_curves_files_and_table(run: RunDirectory) -> None:
     with Tracker.start(run.recipe().tracking, run, {"shape": "2 workers"}) as tracker:
         tracker.metrics({"loss": 0.5, "nan": math.nan}, step=3)
         tracker.table([{"model": "teacher", "nfe": 28}, {"model": "student", "nfe": 4}], "results")
+    found = stored(run, tracker)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == f"distillation: {run.path.name}"
+    assert found.data.params["method.alpha_weak"] == "0.5"
+    assert found.data.params["schedule.optimizers.critic.lr"] == "0.001"
+    assert found.data.tags["shape"] == "2 workers"
+    assert found.data.tags["mlflow.source.git.commit"] == run.provenance().commit or "unknown"
     client = client_of(run)
-    stored = client.get_run(tracker.run_id)
-    assert stored.info.status == "FINISHED"
-    assert stored.info.run_name == run.path.name
-    assert stored.data.params["method.alpha_weak"] == "0.5"
-    assert stored.data.params["schedule.optimizers.critic.lr"] == "0.001"
-    assert stored.data.tags["shape"] == "2 workers"
-    assert stored.data.tags["mlflow.source.git.commit"] == run.provenance().commit or "unknown"
-    [point] = client.get_metric_history(tracker.run_id, "loss")
+    [point] = client.get_metric_history(found.info.run_id, "loss")
     assert (point.step, point.value) == (3, 0.5)
-    folder = Path(client.download_artifacts(tracker.run_id, ""))
+    assert math.isnan(found.data.metrics["nan"])
+    folder = Path(client.download_artifacts(found.info.run_id, ""))
     assert (folder / "recipe.yaml").read_text() == run.recipe_path.read_text()
     assert "torch" in json.loads((folder / "code/packages.json").read_text())
     table = json.loads((folder / "results.json").read_text())
     assert table == {"columns": ["model", "nfe"], "data": [["teacher", 28], ["student", 4]]}
+
+
+def test_runs_stand_below_the_experiments_own_run_with_their_purpose(
+    run: RunDirectory, recipe: Recipe
+) -> None:
+    with Tracker.start(recipe.tracking, run) as first:
+        pass
+    other = RunDirectory.create(run.path.parent, recipe)
+    with Tracker.start(recipe.tracking, other, purpose="data", parent=run) as second:
+        pass
+    tags = [stored(run, tracker).data.tags for tracker in (first, second)]
+    assert [found["purpose"] for found in tags] == ["distillation", "data"]
+    assert tags[1][PARENT] == first.run_id
+    parent = client_of(run).get_run(tags[0][PARENT])
+    assert (parent.info.run_name, parent.info.status) == ("magicdistill: all runs", "FINISHED")
+    assert parent.data.tags["purpose"] == "experiment"
 
 
 def test_metrics_and_samples_of_workers_are_mirrored_also_after_a_resume(
@@ -58,7 +90,7 @@ def test_metrics_and_samples_of_workers_are_mirrored_also_after_a_resume(
     with Tracker.start(run.recipe().tracking, run) as tracker, tracker.mirror(every_s=0.05):
         for step in range(4):
             run.append_metrics(step, {"loss": 1.0})
-        (run.samples / "cycle-3.png").write_bytes(b"picture")
+        (run.samples / "all.png").write_bytes(b"picture")
     assert steps(run, tracker) == [0, 1, 2, 3]
     with Tracker.start(run.recipe().tracking, run) as resumed, resumed.mirror(every_s=0.05):
         run.rewind_metrics(2)
@@ -66,16 +98,67 @@ def test_metrics_and_samples_of_workers_are_mirrored_also_after_a_resume(
             run.append_metrics(step, {"loss": 1.0})
     assert resumed.run_id == tracker.run_id
     assert steps(run, resumed) == [0, 1, 2, 3, 4]
-    samples = client_of(run).list_artifacts(tracker.run_id, "samples")
-    assert [file.path for file in samples] == ["samples/cycle-3.png"]
+    assert files(run, resumed, "samples") == ["samples/all.png"]
 
 
-def test_a_lost_store_is_rebuilt_from_the_run_directory(run: RunDirectory) -> None:
+def test_a_run_that_was_deleted_in_mlflow_is_told_anew(run: RunDirectory) -> None:
     for step in range(3):
         run.append_metrics(step, {"loss": 1.0})
-    with Tracker.start(run.recipe().tracking, run) as tracker, tracker.mirror():
+    config = run.recipe().tracking
+    with Tracker.start(config, run) as tracker, tracker.mirror():
         pass
     assert steps(run, tracker) == [0, 1, 2]
+    deleted = tracker.run_id or ""
+    client_of(run).delete_run(deleted)
+    assert send_unsent(config, run)
+    assert tracker.run_id not in (None, deleted)
+    assert steps(run, tracker) == [0, 1, 2]
+    assert stored(run, tracker).info.status == "FINISHED"
+
+
+def test_latents_and_weights_are_inputs_and_equal_weights_one_model(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    teacher, again = tmp_path / "teacher", tmp_path / "again"
+    for folder in (teacher, again):
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"weights")
+    with Tracker.start(run.recipe().tracking, run) as tracker:
+        tracker.data({"training": {"latents": "0a1b", "policy": "2c", "mixture": "portrait 8"}})
+        tracker.weights("model.teacher", "teacher", teacher)
+        tracker.weights("model.generator", "again", again)
+    found = stored(run, tracker)
+    assert found.inputs is not None
+    [latents] = found.inputs.dataset_inputs
+    assert (latents.dataset.name, latents.dataset.digest) == ("training latents", "0a1b")
+    assert found.data.params["lineage.training.policy"] == "2c"
+    tags = found.data.tags
+    assert tags["lineage.model.teacher"] == "teacher"
+    assert tags["lineage.model.teacher.sha256"] == tags["lineage.model.generator.sha256"]
+    assert len({model.model_id for model in found.inputs.model_inputs}) == 1
+
+
+def test_what_a_store_refuses_waits_aside_and_is_tried_again(run: RunDirectory) -> None:
+    missing = run.path / "report.md"
+    with Tracker.start(run.recipe().tracking, run) as tracker:
+        tracker.artifact(missing)
+        tracker.metrics({"loss": 1.0}, step=1)
+    assert steps(run, tracker) == [1]
+    assert Outbox(run).num_unsent("") == 1
+    missing.write_text("late")
+    assert send_unsent(run.recipe().tracking, run)
+    assert Outbox(run).num_unsent("") == 0
+    assert "report.md" in files(run, tracker, "")
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped(run: RunDirectory) -> None:
+    with Tracker.start(run.recipe().tracking, run):
+        pass
+    outbox = Outbox(run)
+    whole = list(outbox.letters())
+    with outbox.path.open("ab") as file:
+        file.write(b'{"kind": "poi')
+    assert list(Outbox(run).letters()) == whole
 
 
 @pytest.mark.parametrize(
@@ -86,9 +169,34 @@ def test_the_status_tells_how_a_run_ended(
 ) -> None:
     with pytest.raises(error), Tracker.start(run.recipe().tracking, run) as tracker:
         raise error
-    assert client_of(run).get_run(tracker.run_id).info.status == status
+    assert stored(run, tracker).info.status == status
 
 
 def test_nested_values_flatten_to_dotted_names() -> None:
     values = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": None}]}
     assert flatten(values) == {"a.b": 1, "a.c": [1, 2], "d.0.e": None}
+
+
+def test_an_evaluation_is_one_run_with_its_scores_and_weights(
+    runs: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    weights = tmp_path / "student"
+    weights.write_bytes(b"weights")
+    rows = (
+        ScoreRow("real", 0, {"lpips": 0.0}),
+        ScoreRow("student", 4, {"lpips": 0.25, "fid": 12.0}),
+    )
+    path = ScoreTable("portrait-tiny", (), rows, {}).save(tmp_path)
+    ways = [Variant("student", str(weights), SamplerConfig())]
+    here = recipe.model_copy(update={"runs": str(runs)})
+    for _ in range(2):
+        track_scores(here, path, ways)
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("magicdistill")
+    assert experiment is not None
+    [found] = client.search_runs([experiment.experiment_id], "tags.purpose = 'evaluation'")
+    assert found.data.metrics["evaluation/student/fid"] == 12
+    assert "lineage.evaluated.student.sha256" in found.data.tags
+    table = json.loads(Path(client.download_artifacts(found.info.run_id, "table.json")).read_text())
+    [student] = [row for row in table["data"] if row[0] == "student"]
+    assert "12.00" in student and "0.2500" in student
