@@ -1,8 +1,10 @@
 """Generate video from a first frame: one from --image, or many from --inputs over Ray actors.
 
---inputs is a JSONL list; each line has an image and may have name, prompt, seed and seconds. Then
---out is a folder, and what is in it already is not made again. A contact sheet lies beside every
-video. The same seed gives the same video.
+A --prompt without an --image gets its first frame from a text-to-image pipeline, from a folder of
+images, or from both (--text_to_image, --index); --index alone makes the folder's index. --inputs is
+a JSONL list; each line has an image or a prompt and may have name, seed and seconds. Then --out is
+a folder, and what is in it already is not made again. A contact sheet lies beside every video. The
+same seed gives the same video.
 """
 
 import sys
@@ -15,13 +17,16 @@ import tyro
 from magicdistill.platform import logs
 from magicdistill.platform.cli import refuse
 from magicdistill.platform.overrides import parse
+from magicdistill.platform.prior_config import PriorConfig
+
+NO_PRIOR = PriorConfig()
 
 
 @dataclass(frozen=True)
 class Arguments:
     """The flags of the job."""
 
-    out: Annotated[Path, tyro.conf.arg(metavar="MP4|DIR")]
+    out: Annotated[Path | None, tyro.conf.arg(metavar="MP4|DIR")] = None
     """Video to write; with --inputs, folder of the videos."""
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """First frame; it is cropped about its centre to the model's aspect."""
@@ -30,7 +35,9 @@ class Arguments:
     model: Annotated[str, tyro.conf.arg(metavar="RUN|DIR|NAME")] = "student-4step"
     """A run, a folder of diffusers, or a model that comes with the project."""
     prompt: str | None = None
-    """Text beside the image; without it the null prompt, which image-to-video is trained on."""
+    """Text of the video, and of its first frame without --image; by default the null prompt, which
+    image-to-video is trained on."""
+    prior: Annotated[PriorConfig, tyro.conf.arg(name="")] = NO_PRIOR
     seconds: float | None = None
     """Length; beyond the model's own, windows follow one another. By default one window."""
     seed: int = 0
@@ -67,25 +74,50 @@ class Arguments:
     verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False
     """Show what the frameworks have to say."""
 
+    @property
+    def only_indexes(self) -> bool:
+        """Tell whether there is nothing to sample, but images to index."""
+        return bool(self.prior.index) and not (self.image or self.prompt or self.inputs)
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the flags together."""
+        if self.only_indexes:
+            return None
+        if bool(self.image) == bool(self.inputs) and (self.inputs or not self.prompt):
+            return "give either --image or --prompt, for one video, or --inputs, for many"
+        return None if self.out else "give --out, where to write"
+
 
 def main() -> None:
     """Parse the command line and run the job."""
     with logs.ending_with_its_reader():
         args = parse(Arguments, sys.argv[1:], prog="python jobs/sample.py", description=__doc__)
-    if (args.image is None) == (args.inputs is None):
-        refuse("sample", ValueError("give either --image, for one video, or --inputs, for many"))
+    if problem := args.problem():
+        refuse("sample", ValueError(problem))
     logs.configure(verbose=args.verbose)
+    try:
+        failures = sample(args)
+    except logs.ExplainedError as error:
+        refuse("sample", error)
+    sys.exit("\n".join(failures) or None)
 
+
+def sample(args: Arguments) -> list[str]:
+    """Do what the flags say; return a line about each video that could not be made."""
+    from magicdistill.platform.batch_sampling import read_orders, sample_all
+    from magicdistill.platform.image_prior import ImagePriors
     from magicdistill.platform.pretrained import find_pretrained
     from magicdistill.platform.sampling import Order, report_difference, sample_one
 
-    try:
-        found = find_pretrained(args.model, runs=args.runs, vae=args.vae, encoders=args.encoders)
-        model = found.changed(
-            args.size, num_steps=args.steps, shift=args.shift, guidance=args.guidance
-        )
-        if args.int8:
-            model = replace(model, dtype="int8")
+    found = find_pretrained(args.model, runs=args.runs, vae=args.vae, encoders=args.encoders)
+    model = found.changed(args.size, num_steps=args.steps, shift=args.shift, guidance=args.guidance)
+    if args.int8:
+        model = replace(model, dtype="int8")
+    with ImagePriors(args.prior, model) as priors:
+        if args.only_indexes:
+            priors.open_index()
+            return []
+        assert args.out
         order = Order(
             image=args.image or Path(),
             out=args.out,
@@ -95,18 +127,16 @@ def main() -> None:
             overlap=args.overlap,
             pull=args.pull,
         )
-        if args.inputs is None:
-            sample_one(model, order)
-            if args.psnr:
-                report_difference(model, order)
-            return
-        from magicdistill.platform.batch_sampling import read_orders, sample_all
-
-        orders = read_orders(args.inputs, args.out, order)
-        failures = sample_all(model, orders, num_actors=args.actors, address=args.address)
-    except logs.ExplainedError as error:
-        refuse("sample", error)
-    sys.exit("\n".join(failures) or None)
+        if args.inputs:
+            orders = read_orders(args.inputs, args.out, order, priors.complete)
+        elif args.image is None:
+            order = priors.complete(order)
+    if args.inputs:
+        return sample_all(model, orders, num_actors=args.actors, address=args.address)
+    sample_one(model, order)
+    if args.psnr:
+        report_difference(model, order)
+    return []
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +24,37 @@ from magicdistill.platform.sampling import Order, Sampler, is_made
 class Line(Config):
     """One line of a list of inputs."""
 
-    image: Path
-    """A relative one starts at the list's folder."""
+    image: Path | None = None
+    """A relative one starts at the list's folder; null makes a first frame for the prompt."""
     name: str | None = None
-    """Of the video; null is the line's number and the picture's name."""
+    """Of the video; null is the line's number and the image's name."""
     prompt: str | None = None
     seed: int | None = None
     """Null is the job's seed plus the line's number, from 0."""
     seconds: float | None = None
 
 
-def read_orders(path: Path, folder: Path, defaults: Order) -> list[Order]:
+def read_orders(
+    path: Path, folder: Path, defaults: Order, complete: Callable[[Order], Order]
+) -> list[Order]:
     """Read a JSONL list of inputs; `defaults` gives what a line leaves out.
 
-    Raises ExplainedError naming the line that is wrong, or names that are not distinct.
+    `complete` makes a first frame where a line has none. Raises ExplainedError naming the line that
+    is wrong, or names that are not distinct.
     """
     if not path.is_file():
         raise ExplainedError(f"--inputs: there is no file {path}")
-    lines = [text for text in path.read_text().splitlines() if text.strip()]
+    texts = [text for text in path.read_text().splitlines() if text.strip()]
+    lines = [_parse(path, number, text) for number, text in enumerate(texts)]
     orders = [
-        _order(_parse(path, number, text), number, path.parent, folder, defaults)
-        for number, text in enumerate(lines)
+        _order(line, number, path.parent, folder, defaults) for number, line in enumerate(lines)
     ]
     outs = [order.out for order in orders]
     if twice := {out.stem for out in outs if outs.count(out) > 1}:
         raise ExplainedError(f"{path}: several videos have the name {', '.join(sorted(twice))}")
-    return orders
+    return [
+        order if line.image else complete(order) for line, order in zip(lines, orders, strict=True)
+    ]
 
 
 def _parse(path: Path, number: int, text: str) -> Line:
@@ -65,9 +70,10 @@ def _parse(path: Path, number: int, text: str) -> Line:
 
 
 def _order(line: Line, number: int, beside: Path, folder: Path, defaults: Order) -> Order:
-    name = line.name or f"{number:04d}-{line.image.stem}"
+    given = f"{number:04d}-{line.image.stem}" if line.image else f"{number:04d}"
+    name = line.name or given
     return Order(
-        image=beside / line.image,
+        image=beside / line.image if line.image else defaults.image,
         out=folder / f"{name}.mp4",
         seed=defaults.seed + number if line.seed is None else line.seed,
         prompt=defaults.prompt if line.prompt is None else line.prompt,

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from magicdistill.data_pipeline import images
 from magicdistill.data_pipeline.clips import digest
 from magicdistill.data_pipeline.config import Bucket, nearest_bucket
 from magicdistill.data_pipeline.progress import Bars
@@ -226,12 +226,9 @@ def difference_db(model: Pretrained, order: Order, dtype: Dtype | None) -> float
 def read_image(path: Path) -> np.ndarray:
     """Return a picture as uint8 RGB (y x 3), upright; raise ExplainedError where it is none."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise ExplainedError(f"no image {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise ExplainedError(f"{path} is no picture that can be read: {error}") from None
+        return images.read_image(path)
+    except images.ImageError as error:
+        raise ExplainedError(str(error)) from None
 
 
 def describe(model: Pretrained, order: Order) -> str:

@@ -1,4 +1,4 @@
-"""Scoring a generator: the table, its parts, protocols, and going on where an evaluation stopped."""
+"""Scoring a generator: table, parts, protocols, and going on where an evaluation stopped."""
 
 import json
 import signal

@@ -148,7 +148,8 @@ def test_what_is_wrong_is_said_in_a_sentence(sampler, tmp_path):
 def test_a_list_names_its_videos_and_seeds_them_by_line(tmp_path):
     path = tmp_path / "list.jsonl"
     path.write_text('{"image": "a.png"}\n\n{"image": "/b.png", "name": "bee", "seed": 9}\n')
-    first, second = read_orders(path, Path("out"), Order(Path(), Path(), seed=4, seconds=3))
+    defaults = Order(Path(), Path(), seed=4, seconds=3)
+    first, second = read_orders(path, Path("out"), defaults, lambda order: order)
     assert first == Order(tmp_path / "a.png", Path("out/0000-a.mp4"), seed=4, seconds=3)
     assert second == Order(Path("/b.png"), Path("out/bee.mp4"), seed=9, seconds=3)
 
@@ -156,7 +157,7 @@ def test_a_list_names_its_videos_and_seeds_them_by_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"picture": "a.png"}', "line 1: image"),
+        ('{"picture": "a.png"}', "line 1: picture"),
         ('{"image": "a.png", "name": "x"}\n{"image": "b.png", "name": "x"}', "have the name x"),
     ],
 )
@@ -164,7 +165,7 @@ def test_a_list_that_is_wrong_is_refused(tmp_path, text, reason):
     path = tmp_path / "list.jsonl"
     path.write_text(text)
     with pytest.raises(ExplainedError, match=reason):
-        read_orders(path, tmp_path, Order(Path(), Path()))
+        read_orders(path, tmp_path, Order(Path(), Path()), lambda order: order)
 
 
 def test_the_job_asks_for_what_it_needs_before_it_loads_anything():
@@ -173,4 +174,4 @@ def test_the_job_asks_for_what_it_needs_before_it_loads_anything():
     assert os.times().children_user - before_s < 2
     assert helped.returncode == 0 and "--inputs" in helped.stdout
     refused = job("--out", "v.mp4")
-    assert refused.returncode == 2 and "either --image" in refused.stderr
+    assert refused.returncode == 2 and "either --image or --prompt" in refused.stderr

@@ -1,0 +1,22 @@
+"""Reading pictures."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+
+class ImageError(Exception):
+    """A picture that cannot be read; the message names it and says why."""
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "y x 3"]:
+    """Return a picture as RGB, upright; raise ImageError where it is none."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise ImageError(f"no image {path}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path} is no picture that can be read: {error}") from None

@@ -1,0 +1,113 @@
+"""A first frame for a prompt, painted, found, or both."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magicdistill.platform.batch_sampling import read_orders
+from magicdistill.platform.image_prior import ImagePriors
+from magicdistill.platform.logs import ExplainedError
+from magicdistill.platform.pretrained import Pretrained, find_pretrained
+from magicdistill.platform.prior_config import PriorConfig
+from magicdistill.platform.sampling import Order, read_image
+from tests.tiny_images import save_adapter, save_clip, save_pipeline
+
+
+@pytest.fixture(scope="module")
+def model() -> Pretrained:
+    return find_pretrained("student-4step")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> PriorConfig:
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "images").mkdir()
+    for seed in range(3):
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{seed}.png")
+    (folder / "images" / "broken.png").write_text("no picture")
+    pipeline = save_pipeline(folder / "pipeline")
+    return PriorConfig(
+        text_to_image=str(pipeline),
+        index=folder / "images",
+        clip=save_clip(folder / "clip"),
+        ip_adapter=save_adapter(folder / "adapter", pipeline),
+        image_steps=2,
+    )
+
+
+def painted_only(sources: PriorConfig) -> PriorConfig:
+    return replace(sources, index=None, clip=None, ip_adapter=None)
+
+
+def first_frame(config: PriorConfig, model: Pretrained, order: Order) -> Path:
+    with ImagePriors(config, model) as priors:
+        return priors.complete(order).image
+
+
+def test_a_painted_frame_is_kept_until_what_it_is_made_from_changes(sources, model, tmp_path):
+    order = Order(Path(), tmp_path / "v.mp4", prompt="a face")
+    path = first_frame(painted_only(sources), model, order)
+    assert path == tmp_path / "v.prior.png"
+    assert read_image(path).shape == (32, 32, 3)
+    written = path.stat().st_mtime_ns
+    first_frame(painted_only(sources), model, order)
+    assert path.stat().st_mtime_ns == written
+    before = read_image(path)
+    first_frame(painted_only(sources), model, replace(order, seed=1))
+    assert not np.array_equal(read_image(path), before)
+
+
+def test_without_a_painter_the_nearest_image_is_the_frame(sources, model, tmp_path, capsys):
+    config = replace(sources, text_to_image=None, ip_adapter=None)
+    order = Order(Path(), tmp_path / "v.mp4", prompt="a face")
+    found = first_frame(config, model, order)
+    with ImagePriors(config, model) as priors:
+        text = priors._clip.texts(["a face"])
+        names = [str(config.index / f"{seed}.png") for seed in range(3)]
+        cosines = priors._clip.images([read_image(Path(name)) for name in names]) @ text.T
+    assert found == Path(names[int(cosines.argmax())])
+    assert "broken.png is no picture" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("by_adapter", [True, False])
+def test_what_is_found_is_a_condition_of_what_is_painted(sources, model, tmp_path, by_adapter):
+    order = Order(Path(), tmp_path / "v.mp4", prompt="a face")
+    alone = read_image(first_frame(painted_only(sources), model, order))
+    config = sources if by_adapter else replace(sources, ip_adapter=None)
+    together = read_image(first_frame(config, model, order))
+    assert together.shape == alone.shape
+    assert not np.array_equal(together, alone)
+
+
+def test_a_list_may_have_prompts_in_place_of_images(sources, model, tmp_path):
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"prompt": "a face"}\n{"image": "a.png", "prompt": "a dog"}\n')
+    with ImagePriors(painted_only(sources), model) as priors:
+        first, second = read_orders(path, tmp_path, Order(Path(), Path()), priors.complete)
+    assert first.image == tmp_path / "0000.prior.png" and first.out == tmp_path / "0000.mp4"
+    assert first.prompt is None  # the shipped student reads none
+    assert (second.image, second.prompt) == (tmp_path / "a.png", "a dog")
+
+
+def test_what_is_missing_is_said_with_where_to_get_it(sources, model, tmp_path):
+    order = Order(Path(), tmp_path / "v.mp4", prompt="a face")
+    wrong = {
+        "--text_to_image DIR": PriorConfig(),
+        "name the CLIP-like model .* hf download": PriorConfig(index=sources.index),
+        "--clip: no folder .* hf download": replace(sources, clip=tmp_path / "none"),
+        "--clip: .*config.json.* hf download": replace(sources, clip=tmp_path),
+        "--index: .*none is no folder": replace(sources, index=tmp_path / "none"),
+        "--ip_adapter: no file .* hf download": replace(sources, ip_adapter=tmp_path / "none"),
+        "--ip_adapter: it joins": replace(sources, index=None),
+        "--text_to_image .*none: [^$]*hf download": PriorConfig(str(tmp_path / "none")),
+    }
+    for reason, config in wrong.items():
+        with pytest.raises(ExplainedError, match=reason):
+            first_frame(config, model, order)
+    with pytest.raises(ExplainedError, match="neither an image nor a prompt"):
+        first_frame(sources, model, replace(order, prompt=None))
+    assert not list(tmp_path.iterdir())
