@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+RUNS ?= runs
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo; echo "PYTHON=python3.11 picks the interpreter; ARGS='...' reaches the demo's job and pytest."
+	@echo; echo "PYTHON=python3.11 picks the interpreter; ARGS='...' reaches the demo's job and pytest, RUNS=... the dashboard."
 
 setup: $(STAMP)  ## install everything into .venv (about 10 minutes the first time, then instant)
 
@@ -69,10 +70,11 @@ fmt: setup  ## format, and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-dashboard: setup  ## MLflow on http://127.0.0.1:5000
-	@mkdir -p runs
+dashboard: setup  ## MLflow on http://127.0.0.1:5000, for the runs in RUNS
+	@mkdir -p $(RUNS)
+	@echo "Open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
-		--backend-store-uri sqlite:///runs/mlflow.db --artifacts-destination runs/artifacts
+		--backend-store-uri sqlite:///$(RUNS)/mlflow.db --artifacts-destination $(RUNS)/artifacts
 
 clean:  ## remove the tools' caches and build outputs; .venv, runs and data stay
 	rm -rf build dist .ruff_cache .pytest_cache .import_linter_cache
