@@ -69,6 +69,10 @@ class Arguments:
     """Actors for --inputs; by default one a GPU, without GPUs one a core."""
     address: str | None = None
     """Ray cluster for --inputs; by default one on this machine."""
+    serve: bool = False
+    """Answer a web page on this machine, where a portrait becomes a video."""
+    port: int = 7860
+    """Of that page; 0 takes a free one."""
     runs: str = "runs"
     """Folder of the runs."""
     verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False
@@ -81,7 +85,7 @@ class Arguments:
 
     def problem(self) -> str | None:
         """Return what is wrong with the flags together."""
-        if self.only_indexes:
+        if self.serve or self.only_indexes:
             return None
         if bool(self.image) == bool(self.inputs) and (self.inputs or not self.prompt):
             return "give either --image or --prompt, for one video, or --inputs, for many"
@@ -113,6 +117,11 @@ def sample(args: Arguments) -> list[str]:
     model = found.changed(args.size, num_steps=args.steps, shift=args.shift, guidance=args.guidance)
     if args.int8:
         model = replace(model, dtype="int8")
+    if args.serve:
+        from magicdistill.platform.web import serve
+
+        serve(model, args.port)
+        return []
     with ImagePriors(args.prior, model) as priors:
         if args.only_indexes:
             priors.open_index()

@@ -86,6 +86,21 @@ def find_pretrained(
     )
 
 
+def find_teacher(model: Pretrained) -> Pretrained:
+    """Return the many-step model that a student learned from, sampled as it is judged.
+
+    Raises ExplainedError where no recipe tells, or the teacher is not there.
+    """
+    recipe = _recipe_of(model.transformer)
+    if recipe is None or recipe.model.teacher is None:
+        raise ExplainedError(f"{model.transformer} has no recipe that names its teacher")
+    try:
+        teacher = find_weights(recipe.model.teacher, "model.teacher").resolve()
+    except FileNotFoundError as error:
+        raise ExplainedError(str(error)) from None
+    return replace(model, transformer=teacher, sampler=_sampler(teacher, recipe))
+
+
 def _find_transformer(location: str, runs: str) -> Path:
     unfinished = None
     for path in _candidates(location, runs):
