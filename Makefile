@@ -7,6 +7,10 @@ RUNS ?= runs
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Apart, because diffusers imports torchao into every process that has it.
+INT8 := $(VENV)/int8
+INT8_TESTS := $(addprefix tests/unit/,models/test_int8.py models/test_encoders.py \
+	platform/test_export.py platform/test_sampling.py)
 FREE_GB := 12
 EXTRAS := dev,real-clips
 
@@ -52,9 +56,14 @@ preflight:
 demo: setup  ## distil the embedded teacher on this machine and show the table and the pictures
 	$(BIN)/python jobs/distill.py $(ARGS)
 
-test: check  ## everything that CI runs: make check, then pytest
+$(INT8)/torchao: constraints.txt | $(STAMP)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(INT8) torchao
+	@touch $@
+
+test: check $(INT8)/torchao  ## everything that CI runs: make check, then pytest
 ifeq ($(ARGS),)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+	PYTHONPATH=$(INT8) $(BIN)/python -m pytest $(INT8_TESTS) -k int8
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration
 else
 	$(BIN)/python -m pytest $(ARGS)

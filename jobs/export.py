@@ -30,6 +30,8 @@ class Arguments:
     """Take the average of the weights, where the run keeps one, instead of the last ones."""
     dtype: Literal["fp16", "bf16", "fp32", "int8"] = "fp16"
     """Numbers of the files; int8 is of the linears' weights, beside bf16."""
+    encoders: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of diffusers whose text encoders are written too, in the same numbers."""
     lora_only: bool = False
     """Write the weak-to-strong LoRA alone, which goes on the teacher."""
     runs: str = "runs"
@@ -57,6 +59,7 @@ def main() -> None:
             role=args.role,
             ema=args.ema,
             dtype=args.dtype,
+            encoders=args.encoders,
             say=logs.say,
         )
     except (ExportError, FileNotFoundError) as error:

@@ -58,7 +58,9 @@ class Arguments:
     """How far every window starts nearer to the coarse picture of the first frame, against drift;
     0 for a camera or a subject that moves far."""
     int8: bool = False
-    """Hold the linears' weights as eight-bit integers, in half the memory."""
+    """Hold the linears' weights as eight-bit integers, in half the memory; the encoders' too."""
+    offload: bool = False
+    """Keep the transformer in host memory, its layers on the GPU only while they compute."""
     psnr: bool = False
     """Also make one window in bf16, and tell how near that of --int8 is."""
     vae: str | None = None
@@ -117,6 +119,7 @@ def sample(args: Arguments) -> list[str]:
     model = found.changed(args.size, num_steps=args.steps, shift=args.shift, guidance=args.guidance)
     if args.int8:
         model = replace(model, dtype="int8")
+    model = replace(model, offload=args.offload)
     if args.serve:
         from magicdistill.platform.web import serve
 

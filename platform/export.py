@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
+from magicdistill.models.networks.encoders import PromptEncoder
 from magicdistill.models.networks.int8 import write_int8
 from magicdistill.models.networks.lora import write_lora
 from magicdistill.models.networks.state_dicts import WRAPPER
@@ -49,6 +50,7 @@ def export(
     role: str = "generator",
     ema: bool = True,
     dtype: DtypeName = "fp16",
+    encoders: Path | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -56,7 +58,8 @@ def export(
 
     `source` is a run (path, name in `runs`, or `latest`) or the folder of a checkpoint. Without
     an average in it (`schedule.ema_decay`) the last weights are written. One file of the output
-    is in memory at a time. The folder appears when it is complete.
+    is in memory at a time. The folder appears when it is complete. Of `encoders`, a folder of
+    diffusers, it gets the text encoders in the same numbers, which are in memory whole.
 
     Raises ExportError where the folder is not empty, the checkpoint is damaged, or the role has
     no network of its own; FileNotFoundError where there is no such run.
@@ -78,6 +81,8 @@ def export(
         vae = _load_vae(recipe, say)
         null = _null_prompt(recipe)
         write_stock_parts(partial, module.transformer, sampler_of(recipe), vae, null)
+        if encoders is not None:
+            PromptEncoder.load(encoders, DTYPES[dtype], int8=dtype == "int8").save(partial)
         card = model_card(run, cycle, module.transformer, dtype, vae, averaged=averaged)
         (partial / "README.md").write_text(card)
         shutil.copy(run.recipe_path, partial)

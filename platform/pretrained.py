@@ -39,6 +39,8 @@ class Pretrained:
     """Folder of the text encoders; without it there is the null prompt alone."""
     dtype: Dtype | None = None
     """Numbers of the transformer; null is bf16 on GPUs and fp32 on processors."""
+    offload: bool = False
+    """Keep the transformer in host memory, and its layers on the GPU only while they compute."""
 
     def changed(
         self, size: tuple[int, int, int] | None = None, **sampler: float | None
@@ -73,7 +75,7 @@ def find_pretrained(
     transformer = _find_transformer(location, runs)
     recipe = _recipe_of(transformer)
     text = transformer.parent if (transformer.parent / "text_encoder").is_dir() else None
-    if recipe and recipe.data.prompts:
+    if text is None and recipe and recipe.data.prompts:
         text = Path(recipe.data.prompts.encoder)
     return Pretrained(
         transformer,

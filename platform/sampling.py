@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import cv2
@@ -32,6 +32,7 @@ from magicdistill.models.metrics.seams import SeamMeter, Seams
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.encoders import PromptEncoder
 from magicdistill.models.networks.int8 import is_int8, load_int8, weight_bytes
+from magicdistill.models.networks.offload import offload_layers
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.networks.weights import digest_weights
@@ -73,7 +74,11 @@ class Sampler:
     def __init__(self, model: Pretrained, device: str | None = None) -> None:
         self.model = model
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.velocity = self._velocity().to(self.device).eval().requires_grad_(False)
+        self.velocity = self._velocity().eval().requires_grad_(False)
+        if model.offload:
+            offload_layers(self.velocity.transformer, self.device)
+        else:
+            self.velocity.to(self.device)
         self.vae = VideoVae.load(model.vae).to(self.device).requires_grad_(False)
 
     def _velocity(self) -> VelocityModel:
@@ -84,6 +89,18 @@ class Sampler:
                 raise ExplainedError(str(error)) from None
         name = self.model.dtype or ("bf16" if self.device == "cuda" else "fp32")
         return VelocityModel(load_transformer(self.model.transformer)).to(DTYPES[name])
+
+    @cached_property
+    def encoder(self) -> PromptEncoder | None:
+        """What embeds prompts, if the model came with it; on the processor under offload."""
+        if self.model.encoders is None:
+            return None
+        int8 = self.model.dtype == "int8"
+        try:
+            encoder = PromptEncoder.load(self.model.encoders, torch.float32, int8=int8)
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            raise ExplainedError(f"the text encoders: {error}") from None
+        return encoder.to("cpu" if self.model.offload else self.device)
 
     def make(
         self, order: Order, progress: FrameProgress = lambda done, total: None
@@ -150,7 +167,7 @@ class Sampler:
 
     def _conditions(self, prompt: str | None) -> tuple[Conditions, Conditions]:
         """Return the prompt's and the null prompt's conditions, still without an image prior."""
-        if self.model.encoders is None:
+        if self.encoder is None:
             if prompt is not None:
                 raise ExplainedError(
                     "--prompt: this model comes without text encoders; name a diffusers folder "
@@ -164,9 +181,8 @@ class Sampler:
                 pooled_dim=config["pooled_projection_dim"],
             )
             return null, null
-        encoder = PromptEncoder.load(self.model.encoders, torch.float32).to(self.device)
-        null = encoder.null(1)
-        return (null if prompt is None else encoder([prompt])), null
+        null = self.encoder.null(1).to(self.device)
+        return (null if prompt is None else self.encoder([prompt]).to(self.device)), null
 
 
 def sample_one(model: Pretrained, order: Order) -> None:
@@ -179,6 +195,8 @@ def sample_one(model: Pretrained, order: Order) -> None:
     say(f"made in {time.monotonic() - start_s:.1f} s on {sampler.device}, {steps(model)}")
     if model.dtype == "int8":
         say(f"int8: {weight_bytes(sampler.velocity) / 1e6:.2f} MB of weights")
+        if sampler.encoder is not None:
+            say(f"int8: {weight_bytes(sampler.encoder) / 1e6:.2f} MB of the encoders' weights")
     if seams is not None:
         print(format_seams(seams), flush=True)
     say(f"video  {order.out}")

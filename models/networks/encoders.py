@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from magicdistill.models.networks.conditions import NULL_PROMPT, Conditions
+from magicdistill.models.networks.int8 import encoder_arguments, is_int8
 
 SKIPPED_LAYERS = 2
 """The transformer reads the hidden states before the language model's last layers."""
@@ -88,13 +89,19 @@ class PromptEncoder(nn.Module):
 
     @classmethod
     def load(
-        cls, directory: Path | str, dtype: torch.dtype = torch.float16, **options: Any
+        cls,
+        directory: Path | str,
+        dtype: torch.dtype = torch.float16,
+        *,
+        int8: bool = False,
+        **options: Any,
     ) -> "PromptEncoder":
         """Load the encoders of a diffusers folder.
 
         `text_encoder`, `tokenizer`, `text_encoder_2`, `tokenizer_2`, and for HunyuanVideo-I2V
-        `image_processor`; `options` are those of the constructor. Raises FileNotFoundError naming
-        what is missing.
+        `image_processor`; `options` are those of the constructor. With `int8` the text and vision
+        encoders hold eight-bit weights, computed in bfloat16; so do those that were saved in it.
+        Raises FileNotFoundError naming what is missing, and ModuleNotFoundError without torchao.
         """
         directory = Path(directory)
         names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -102,14 +109,31 @@ class PromptEncoder(nn.Module):
         if missing:
             raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}")
         processor = directory / "image_processor"
+        language, clip = (
+            _arguments(directory / name, dtype, int8=int8)
+            for name in ("text_encoder", "text_encoder_2")
+        )
         return cls(
-            AutoModel.from_pretrained(directory / "text_encoder", dtype=dtype),
+            AutoModel.from_pretrained(directory / "text_encoder", **language),
             AutoTokenizer.from_pretrained(directory / "tokenizer"),
-            CLIPTextModel.from_pretrained(directory / "text_encoder_2", dtype=dtype),
+            CLIPTextModel.from_pretrained(directory / "text_encoder_2", **clip),
             AutoTokenizer.from_pretrained(directory / "tokenizer_2"),
             CLIPImageProcessorPil.from_pretrained(processor) if processor.is_dir() else None,
             **options,
         )
+
+    def save(self, directory: Path | str) -> None:
+        """Write what `load` reads, quantised where it is."""
+        parts: dict[str, Any] = {
+            "text_encoder": self.language,
+            "tokenizer": self.tokenizer,
+            "text_encoder_2": self.clip,
+            "tokenizer_2": self.clip_tokenizer,
+            "image_processor": self.image_processor,
+        }
+        for name, part in parts.items():
+            if part is not None:
+                part.save_pretrained(Path(directory) / name)
 
     @torch.no_grad()
     def forward(
@@ -217,6 +241,10 @@ class PromptEncoder(nn.Module):
         )
         ids = tokens["input_ids"].to(self.clip.device)
         return self.clip(ids).pooler_output.float().to(self.language.device)
+
+
+def _arguments(folder: Path, dtype: torch.dtype, *, int8: bool) -> dict[str, Any]:
+    return encoder_arguments(folder) if int8 or is_int8(folder) else {"dtype": dtype}
 
 
 def _expand(rows: Tensor, at: int, count: int) -> Tensor:

@@ -1,13 +1,14 @@
 """Weights as eight-bit integers: half the memory of bfloat16, computed in bfloat16.
 
 Every linear keeps int8 weights and one scale for each output; all else stays bfloat16. torchao does
-it, an optional package, by way of diffusers, which reads and writes the folders.
+it, an optional package, by way of diffusers and transformers, which read and write the folders.
 """
 
 import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel, TorchAoConfig
@@ -56,6 +57,18 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
     else:
         yield from (getattr(tensor, name) for name in flatten()[0])
+
+
+def encoder_arguments(folder: Path) -> dict[str, Any]:
+    """Return what transformers' `from_pretrained` takes to hold the folder of an encoder in int8.
+
+    Raises ModuleNotFoundError without torchao.
+    """
+    from transformers import TorchAoConfig as EncoderConfig
+
+    demand_torchao()
+    scheme = {} if is_int8(folder) else {"quantization_config": EncoderConfig.from_dict(SCHEME)}
+    return {"dtype": torch.bfloat16, **scheme}
 
 
 def is_int8(folder: Path) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline
 from PIL import Image
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from safetensors.torch import load_file
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
@@ -22,31 +22,12 @@ from magicdistill.models.networks.encoders import (
     PromptEncoder,
     PromptTemplate,
 )
+from magicdistill.models.networks.int8 import predict_bytes, weight_bytes
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from tests.tiny import tiny_shapes
+from tests.tiny_encoders import PROMPTS, word_tokenizer
 
-HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>"]
 NUM_TOKENS, NUM_IMAGE_TOKENS, STRIDE = 16, 4, 2
-PROMPTS = ["A man talks.", "The camera moves around a woman with short hair"]
-
-
-def word_tokenizer(start: str, end: str) -> PreTrainedTokenizerFast:
-    """Build a tokenizer of whole words over the templates' and the prompts' own."""
-    split = pre_tokenizers.Split(Regex(r"\n\n|\w+|[^\w\s]"), behavior="removed", invert=True)
-    texts = [TEXT_TEMPLATE.text, IMAGE_TEMPLATE.text, *PROMPTS]
-    words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
-    special = ["<pad>", "<unk>", start, end, *HEADERS]
-    vocabulary = {word: index for index, word in enumerate([*special, *sorted(words)])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = split
-    tokenizer.add_special_tokens(special)
-    single = f"{start} $A {end}" if end == "<eos>" else f"{start} $A"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[(start, vocabulary[start]), (end, vocabulary[end])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token=end
-    )
 
 
 def fitted(template: PromptTemplate, tokenizer: PreTrainedTokenizerFast) -> PromptTemplate:
@@ -230,6 +211,26 @@ def test_encoders_come_back_from_a_folder(encoder, llava, options, images, tmp_p
     found, expected = loaded(PROMPTS, images), encoder(PROMPTS, images)
     for name in ("text", "pooled", "image_tokens"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
+def test_encoders_in_int8_have_the_predicted_bytes_and_come_back_from_a_folder(
+    encoder, options, images, tmp_path
+):
+    pytest.importorskip("torchao", reason="the extra int8 is not installed")
+    encoder.save(tmp_path / "full")
+    full = PromptEncoder.load(tmp_path / "full", torch.bfloat16, **options)
+    int8 = PromptEncoder.load(tmp_path / "full", int8=True, **options)
+    int8.save(tmp_path / "int8")
+    loaded = PromptEncoder.load(tmp_path / "int8", **options)
+    assert weight_bytes(int8) == weight_bytes(loaded) == predict_bytes(full) < weight_bytes(full)
+    files = (tmp_path / "int8").glob("text_encoder*/*.safetensors")
+    stored = sum(part.nbytes for file in files for part in load_file(file).values())
+    assert stored == weight_bytes(loaded)
+    near, same, exact = (found(PROMPTS, images) for found in (int8, loaded, full))
+    for name in ("text", "pooled", "image_tokens"):
+        wanted = getattr(exact, name)
+        assert torch.equal(getattr(near, name), getattr(same, name))
+        assert (getattr(near, name) - wanted).square().mean() < 1e-2 * wanted.square().mean()
 
 
 def test_what_llava_cannot_take_is_refused(encoder, llava, images):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
+from magicdistill.models.networks.int8 import is_int8
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.state_dicts import INDEX
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
@@ -25,6 +26,7 @@ from magicdistill.platform.export import ExportError, export, export_lora
 from magicdistill.platform.pretrained import find_pretrained
 from magicdistill.platform.recipe import load_recipe
 from magicdistill.platform.run_directory import RunDirectory
+from tests.tiny_encoders import tiny_encoder
 
 State = dict[str, Tensor]
 
@@ -113,8 +115,9 @@ def test_a_given_checkpoint_is_exported_with_a_card(trained, tmp_path):
 
 def test_int8_halves_the_files_and_is_sampled_by_its_folder(trained, tmp_path):
     pytest.importorskip("torchao", reason="the extra int8 is not installed")
+    tiny_encoder(64).save(tmp_path / "encoders")
     for dtype in ("bf16", "int8"):
-        export(str(trained.run.path), tmp_path / dtype, dtype=dtype)
+        export(str(trained.run.path), tmp_path / dtype, dtype=dtype, encoders=tmp_path / "encoders")
     sizes = {
         dtype: sum(
             path.stat().st_size for path in (tmp_path / dtype).glob("transformer/*.safetensors")
@@ -123,8 +126,10 @@ def test_int8_halves_the_files_and_is_sampled_by_its_folder(trained, tmp_path):
     }
     assert sizes["int8"] < 0.55 * sizes["bf16"]
     assert "in int8" in (tmp_path / "int8" / "README.md").read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bf16", "int8"]
-    assert find_pretrained(str(tmp_path / "int8")).dtype == "int8"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bf16", "encoders", "int8"]
+    found = find_pretrained(str(tmp_path / "int8"))
+    assert (found.dtype, found.encoders) == ("int8", tmp_path / "int8")
+    assert is_int8(tmp_path / "int8" / "text_encoder")
 
 
 def test_one_file_at_a_time_is_in_memory(trained, tmp_path):

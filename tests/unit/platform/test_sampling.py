@@ -9,15 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from magicdistill.data_pipeline.video import PYAV, decode, probe
+from magicdistill.models.networks.int8 import predict_bytes, weight_bytes
+from magicdistill.models.networks.offload import is_offloaded
 from magicdistill.platform.batch_sampling import read_orders
 from magicdistill.platform.logs import ExplainedError
 from magicdistill.platform.pretrained import ASSETS, find_pretrained
 from magicdistill.platform.recipe import load_recipe
 from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.sampling import Order, Sampler, difference_db, is_made, read_image
+from magicdistill.platform.sampling import (
+    Order,
+    Sampler,
+    difference_db,
+    is_made,
+    plan_windows,
+    read_image,
+)
+from tests.tiny_encoders import PROMPTS, tiny_encoder
 
 ROOT = Path(__file__).parents[3]
 FACE = ASSETS / "portrait-tiny" / "face.png"
@@ -95,6 +106,41 @@ def test_other_numbers_give_nearly_the_same_video(sampler, dtype):
     if dtype == "int8":
         pytest.importorskip("torchao", reason="the extra int8 is not installed")
     assert 40 < difference_db(sampler.model, Order(FACE, Path()), dtype) < 80
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_layers_that_come_one_by_one_make_the_same_video(sampler, dtype):
+    if dtype == "int8":
+        pytest.importorskip("torchao", reason="the extra int8 is not installed")
+    image, order = np.array(Image.open(FACE).convert("RGB").resize((64, 64))), Order(FACE, Path())
+    windows = plan_windows(order, sampler.model.buckets[0])
+    whole = Sampler(replace(sampler.model, dtype=dtype))
+    offloaded = Sampler(replace(sampler.model, dtype=dtype, offload=True))
+    assert is_offloaded(offloaded.velocity.transformer)
+    assert not is_offloaded(whole.velocity.transformer)
+    first, second = (next(made.parts(image, order, windows)) for made in (whole, offloaded))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_a_prompt_goes_through_the_encoders_beside_the_model(sampler, tmp_path, dtype):
+    if dtype == "int8":
+        pytest.importorskip("torchao", reason="the extra int8 is not installed")
+    tiny_encoder(64).save(tmp_path)
+    made = Sampler(replace(sampler.model, encoders=tmp_path, dtype=dtype))
+    image, order = np.array(Image.open(FACE).convert("RGB").resize((64, 64))), Order(FACE, Path())
+    windows = plan_windows(order, sampler.model.buckets[0])
+    null, one, same, other = (
+        next(made.parts(image, replace(order, prompt=prompt), windows))
+        for prompt in (None, PROMPTS[0], PROMPTS[0], PROMPTS[1])
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, null) and not torch.equal(one, other)
+    encoder = made.encoder
+    assert encoder is not None
+    plain = tiny_encoder(64)
+    expected = weight_bytes(plain) if dtype == "fp32" else predict_bytes(plain)
+    assert weight_bytes(encoder) == expected
 
 
 def test_models_are_found_by_name_folder_and_run(tmp_path):

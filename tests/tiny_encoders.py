@@ -1,0 +1,59 @@
+"""Text encoders of the published classes, small and with random weights."""
+
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+)
+
+from magicdistill.models.networks.encoders import IMAGE_TEMPLATE, TEXT_TEMPLATE, PromptEncoder
+
+HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>"]
+PROMPTS = ["A man talks.", "The camera moves around a woman with short hair"]
+
+
+WORDS, SYLLABLES = r"\n\n|\w+|[^\w\s]", r"\w{1,4}|[^\w\s]"
+
+
+def word_tokenizer(start: str, end: str, pattern: str = WORDS) -> PreTrainedTokenizerFast:
+    """Build a tokenizer of whole words over the templates' and the prompts' own."""
+    split = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
+    texts = [TEXT_TEMPLATE.text, IMAGE_TEMPLATE.text, *PROMPTS]
+    words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
+    special = ["<pad>", "<unk>", start, end, *HEADERS]
+    vocabulary = {word: index for index, word in enumerate([*special, *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split
+    tokenizer.add_special_tokens(special)
+    single = f"{start} $A {end}" if end == "<eos>" else f"{start} $A"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[(start, vocabulary[start]), (end, vocabulary[end])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token=end
+    )
+
+
+def tiny_encoder(width: int) -> PromptEncoder:
+    """Return a Llama and a CLIP whose embeddings are `width` wide.
+
+    Syllables make the template long enough for what the published one crops.
+    """
+    torch.manual_seed(0)
+    words, clip_words = word_tokenizer("<s>", "</s>", SYLLABLES), word_tokenizer("<bos>", "<eos>")
+    sizes: Any = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+    }
+    llama = LlamaConfig(vocab_size=len(words), **sizes)
+    eos: Any = clip_words.eos_token_id
+    clip = CLIPTextConfig(vocab_size=len(clip_words), eos_token_id=eos, **sizes)
+    return PromptEncoder(LlamaModel(llama), words, CLIPTextModel(clip), clip_words)
