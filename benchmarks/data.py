@@ -3,10 +3,11 @@ r"""What the data pipeline costs, as ratios in one run; every pair works on the 
 `python benchmarks/data.py` renders clips, then measures: curation through Ray Data against a bare
 loop over the same callables, random reads of the latent cache against FastVideo's shape of
 Parquet, a manifest of a million rows, and memory as the number of clips grows tenfold.
-`--data_juicer DIR`, the environment that Data-Juicer is installed in, adds its Ray executor:
+`--data_juicer DIR`, the environment that Data-Juicer is installed in, adds its Ray executor; with
+a later PyAV than the one it pins, it drops every clip:
     python -m venv DIR
-    DIR/bin/pip install py-data-juicer==1.6.1 'ray[data]==2.60.0' \
-        opencv-contrib-python-headless av aiohttp
+    DIR/bin/pip install py-data-juicer==1.6.1 'ray[data]==2.60.0' av==13.1.0 \
+        opencv-contrib-python-headless aiohttp
 """
 
 import argparse
@@ -15,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray
-from data_curation import against_a_bare_loop, against_data_juicer, memory_as_clips_grow
+from data_curation import against_a_bare_loop, memory_as_clips_grow
+from data_peer import against_data_juicer
 from data_rows import a_long_manifest, against_one_row_group
 from data_shared import Row
 

@@ -1,9 +1,6 @@
-"""Curation: against a bare loop, against Data-Juicer, and its memory as clips grow."""
+"""Curation: against a bare loop, and its memory as clips grow."""
 
-import json
 import multiprocessing
-import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +12,6 @@ import psutil
 import pyarrow as pa
 import ray
 import torch
-import yaml
 from data_shared import NUM_PROCESSES, Row, be_part, bench_config, make_clips, quiet, run_part
 
 from magicdistill.data_pipeline.cache import (
@@ -41,7 +37,6 @@ from magicdistill.platform.recipe import load_recipe
 
 GROWTH = 10
 SAMPLED_EVERY_S = 0.5
-SCORING = str(Path(__file__).with_name("data_scoring.py"))
 
 
 def against_a_bare_loop(folder: Path, count: int) -> Row:
@@ -101,57 +96,6 @@ def _build(stage: type, arguments: tuple[Any, ...]) -> None:
 
 def _call(block: pa.Table) -> pa.Table:
     return _STAGE[0](block)
-
-
-def against_data_juicer(folder: Path, count: int, environment: Path | None) -> list[Row]:
-    """Filter by resolution, duration and motion from a cold start, decisions included."""
-    if environment is None:
-        return []
-    clips = make_clips(folder / "clips", count)
-    config = bench_config(clips)
-    measures = config.measures.model_copy(update={"shots": "none"})  # which they do not look for
-    config = config.model_copy(update={"measures": measures})
-    own_s = run_part(SCORING, "score", folder, config.model_dump_json())["s"]
-    manifest = folder / "juicer.jsonl"
-    lines = [json.dumps({"text": "", "videos": [str(clip)]}) for clip in sorted(clips.iterdir())]
-    manifest.write_text("\n".join(lines) + "\n")
-    recipe = {
-        "project_name": "peer",
-        "executor_type": "ray",
-        "ray_address": "local",
-        "np": NUM_PROCESSES,
-        "dataset_path": str(manifest),
-        "export_path": str(folder / "juicer" / "kept.jsonl"),
-        "process": [
-            {"video_resolution_filter": {"min_width": 64, "min_height": 64}},
-            {"video_duration_filter": {"min_duration": 0.5}},
-            {"video_motion_score_filter": {"min_score": 0.02, "sampling_fps": 8, "size": 64}},
-        ],
-    }
-    path = folder / "juicer.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    variables = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": ""}
-    start_s = time.perf_counter()
-    done = subprocess.run(
-        [environment.absolute() / "bin" / "dj-process", "--config", path],
-        env=variables,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    their_s = time.perf_counter() - start_s
-    if done.returncode:
-        output = done.stdout[-2000:] + done.stderr[-4000:]
-        raise RuntimeError(f"Data-Juicer failed:\n{output}")
-    return [
-        {
-            "name": f"filter {count} clips: Data-Juicer's seconds / ours, cold start",
-            "ratio": their_s / own_s,
-            "ours s": own_s,
-            "Data-Juicer s": their_s,
-            "wanted": "> 1",
-        }
-    ]
 
 
 def memory_as_clips_grow(folder: Path, count: int) -> list[Row]:

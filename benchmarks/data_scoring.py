@@ -12,15 +12,15 @@ from magicdistill.platform.config import ClusterConfig
 
 
 def score_and_decide(folder: Path) -> Row:
-    """Start Ray, score and decide, as a process of its own would."""
+    """Start Ray, score and decide, as a process of its own would; return how many are kept."""
     config = DataConfig.model_validate_json((folder / "part.json").read_text())
     cluster = ClusterConfig(dashboard=False, logical_cpus=8)
     with tempfile.TemporaryDirectory() as root, ray_cluster(cluster):
         curator = Curator([config], Path(root), quiet)
         curator.ingest()
         curator.score()
-        curator.decide()
-    return {}
+        (selection,) = curator.decide()
+    return {"kept": len(selection.clips)}
 
 
 PARTS = {"score": score_and_decide}
