@@ -49,7 +49,7 @@ class ImageTextEncoder(nn.Module):
             raise FileNotFoundError(f"{directory} is not complete: {error}") from None
 
     @torch.no_grad()
-    def images(self, images: Sequence[UInt8[np.ndarray, "y x 3"]]) -> Float[Tensor, "b d"]:
+    def images(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float[Tensor, "b d"]:
         """Embed pictures of any sizes, with the preprocessing of the folder."""
         pixels = self.image_processor(list(images), return_tensors="pt")["pixel_values"]
         return self._unit(self.model.get_image_features(pixels.to(self.model.device)))
