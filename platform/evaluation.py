@@ -102,7 +102,7 @@ def own_variant(recipe: Recipe, student: Path) -> Variant:
 
 
 class ClipMaker:
-    """Generates and decodes held-out clips; the last network is kept."""
+    """Generates and decodes held-out clips; the last network is kept, on a GPU in bf16."""
 
     def __init__(self, model_json: str) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,7 +148,8 @@ class ClipMaker:
     def _model(self, weights: str) -> VelocityModel:
         if self.loaded is None or self.loaded[0] != weights:
             network = load_transformer(find_weights(weights, "model.teacher"))
-            self.loaded = (weights, VelocityModel(network).to(self.device).eval())
+            dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+            self.loaded = (weights, VelocityModel(network).to(self.device, dtype).eval())
         return self.loaded[1]
 
 

@@ -56,8 +56,9 @@ def curves(rows: Sequence[Mapping[str, Any]], health: HealthConfig) -> dict[str,
     for name in sorted({name for row in rows for name in row if "/" in name}):
         group, _, last = name.partition("/")
         if group != "seconds":
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            svg = _draw(*zip(*points, strict=True), limits.get(last, Limits()))
+            found = [row for row in rows if name in row]
+            steps, values = [row["step"] for row in found], [row[name] for row in found]
+            svg = _draw(steps, values, limits.get(last, Limits()))
             groups.setdefault(group, []).append(Curve(name, NOTES.get(last, ""), svg))
     return groups
 

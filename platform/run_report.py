@@ -28,7 +28,7 @@ NUM_STAGES = 3
 CAPTIONS = {
     "comparison": "the same held-out clips by every way of generating, played three times",
 }
-HEADS = {
+HEADS: dict[str, str] = {
     "variant": "method",
     "nfe": "network evaluations",
     "seconds_per_clip": "s per clip",
@@ -212,7 +212,7 @@ def _own_scores(run: RunDirectory) -> list[dict[str, str]]:
         return []
     return [
         {
-            HEADS.get(name, name): f"{value:.4g}" if isinstance(value, float) else str(value)
+            HEADS.get(name) or str(name): f"{value:.4g}" if isinstance(value, float) else str(value)
             for name, value in row.items()
         }
         for row in json.loads(run.scores_path.read_text())

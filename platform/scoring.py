@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.data_pipeline.clips import ClipRow
 from magicdistill.data_pipeline.config import VbenchI2v
 from magicdistill.data_pipeline.curation import CurationResult
-from magicdistill.data_pipeline.pipeline import NothingAcceptedError, curate_together
+from magicdistill.data_pipeline.pipeline import Curator, NothingAcceptedError
 from magicdistill.data_pipeline.sources.vbench_i2v import pairs
 from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.diffusion.guidance import forwards_per_step
@@ -112,15 +113,15 @@ def evaluate_model(recipe: Recipe, model: str, weights: Path | None) -> Path:
     ways = variants(recipe, student)
     for way in ways:
         find_weights(way.weights or "", "model.teacher")  # a wrong path shows before the work
-    runs = resolve_root(recipe.runs)
-    with resume_hint("the same command"), announced_cluster(recipe.cluster):
-        vae = find_weights(recipe.model.vae or "", "model.vae")
-        try:
-            (clips,) = curate_together([recipe.evaluation.data], vae, data_root(recipe, runs))
-        except NothingAcceptedError as error:
-            raise ExplainedError(f"protocol {recipe.evaluation.name}: {error}") from None
-        tell(recipe.evaluation.name, clips)
-        bench = Bench(recipe, clips, folder / "parts", runs / "evaluations", weights)
+    vae = find_weights(recipe.model.vae or "", "model.vae")
+    with ExitStack() as stack:
+
+        @cache
+        def start_ray() -> None:
+            stack.enter_context(announced_cluster(recipe.cluster))
+
+        clips = _curate(recipe, vae, start_ray)
+        bench = Bench(recipe, clips, folder / "parts", weights, start_ray)
         table = bench.score(ways)
     home = folder / recipe.evaluation.name
     path = table.save(home)
@@ -133,6 +134,22 @@ def evaluate_model(recipe: Recipe, model: str, weights: Path | None) -> Path:
     return path
 
 
+def _curate(recipe: Recipe, vae: Path, start_ray: Callable[[], None]) -> CurationResult:
+    """Bring a protocol's inputs through curation; Ray starts where there is something to do."""
+    assert recipe.evaluation is not None
+    root = data_root(recipe, resolve_root(recipe.runs))
+    curator = Curator([recipe.evaluation.data], root, before_work=start_ray)
+    with resume_hint("the same command"):
+        curator.ingest()
+        curator.score()
+        try:
+            (clips,) = curator.encode(vae)
+        except NothingAcceptedError as error:
+            raise ExplainedError(f"protocol {recipe.evaluation.name}: {error}") from None
+    tell(recipe.evaluation.name, clips)
+    return clips
+
+
 class Bench:
     """A protocol's inputs, ready for ways of generating."""
 
@@ -141,14 +158,14 @@ class Bench:
         recipe: Recipe,
         clips: CurationResult,
         folder: Path,
-        shared: Path,
         weights: Path | None,
+        start_ray: Callable[[], None],
     ) -> None:
-        """Take the clips; `folder` keeps parts, `shared` what all models are compared with."""
+        """Take the clips and the folder that keeps parts; Ray starts where some are missing."""
         assert recipe.evaluation is not None
-        self.recipe, self.clips, self.folder, self.shared = recipe, clips, folder, shared
+        self.recipe, self.clips, self.folder = recipe, clips, folder
         self.config: EvaluationConfig = recipe.evaluation
-        self.weights = weights
+        self.weights, self.start_ray = weights, start_ray
         index = LatentCache(clips.cache_path).index.to_pylist()
         by_id = {clip.clip_id: clip for clip in clips.clips}
         self.inputs = [by_id[row["clip_id"]] for row in index[: self.config.num_clips]]
@@ -216,14 +233,16 @@ class Bench:
         """Measure and keep the parts that are missing."""
         missing = [part for part in parts if not self._path(part).exists()]
         logs.say(f"parts: {len(parts) - len(missing)} kept, {len(missing)} to measure")
-        for part, measured in self._measured(missing):
-            if measured is not None:
-                measured.save(self._path(part))
+        with resume_hint("the same command"):
+            for part, measured in self._measured(missing):
+                if measured is not None:
+                    measured.save(self._path(part))
 
     def _measured(self, parts: Sequence[Part]) -> Iterator[tuple[Part, Measured | None]]:
         """Yield parts with what came of them as they are made, in order."""
         if not parts:
             return
+        self.start_ray()
         cluster = self.recipe.cluster
         actor = Scorer.options(num_gpus=cluster.gpus_per_worker)
         arguments = (self.recipe.model_dump_json(), self.weights)
@@ -243,7 +262,8 @@ class Bench:
     def _reference(self) -> Path:
         """Return where the real clips' measures are kept, by their content, for all models."""
         facts = [self._facts_of(Part(TRUTH, rows, 0)) for rows in self.rows]
-        return reference_path(self.shared / "references", _digest(facts), self.networks)
+        folder = resolve_root(self.recipe.runs) / "evaluations" / "references"
+        return reference_path(folder, _digest(facts), self.networks)
 
     def _facts_of(self, part: Part) -> dict[str, Any]:
         """Return everything that decides a part."""

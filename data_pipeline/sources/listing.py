@@ -225,7 +225,7 @@ def _list_lines(source: JsonLines) -> Iterator[Video]:
 
 
 def _list_pairs(source: VbenchI2v) -> Iterator[Video]:
-    folder = stores.Folder(source.images)
+    folder = vbench_i2v.pictures(source)
     terms = _Terms(source.kind, source.license, source.mixture, is_cut=True)
     for pair in vbench_i2v.pairs(source):
         entry = Entry(pair.prompt, pair.image, caption=pair.prompt, fault=pair.fault)

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from magicdistill.data_pipeline.config import VbenchI2v
-from magicdistill.data_pipeline.sources.stores import read_json
+from magicdistill.data_pipeline.sources.stores import Folder, read_json
+
+ORIGIN = (
+    "vbench2_beta_i2v in VBench's repository, github.com/Vchitect/VBench, has the list "
+    "vbench2_i2v_full_info.json, and its download_data.sh fetches the pictures"
+)
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,23 @@ def pairs(source: VbenchI2v) -> Iterator[Pair]:
     try:
         rows = read_json(source.manifest)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}: it is vbench2_beta_i2v/vbench2_i2v_full_info.json of "
-            "github.com/Vchitect/VBench, whose download_data.sh fetches the pictures"
-        ) from error
+        raise FileNotFoundError(f"{error}: {ORIGIN}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{source.manifest} is no list of pairs")
     found = (_pair(number, row) for number, row in enumerate(rows))
     return (pair for pair in found if pair.fault or pair.dimensions - set(source.left_out))
+
+
+def pictures(source: VbenchI2v) -> Folder:
+    """Return the folder of the pictures.
+
+    Raises:
+        FileNotFoundError: if there is none, saying where they come from.
+    """
+    try:
+        return Folder(source.images)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}: {ORIGIN}") from error
 
 
 def _pair(number: int, row: Any) -> Pair:

@@ -53,10 +53,10 @@ def scores(folder: Path, protocol: str) -> dict[str, Any]:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_scores_do_not_depend_on_where_an_evaluation_stopped(tmp_path: Path) -> None:
-    stop_after_parts(tmp_path, 1, "--model", str(MODEL))
+    stop_after_parts(tmp_path, 2, "--model", str(MODEL))
     first = evaluate(tmp_path, "--model", str(MODEL))
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "parts: 0 kept" not in first.stdout  # of the generated clips, after the real ones
+    assert "parts: 0 kept" not in first.stdout
     assert "absent fid: no folder of metric weights was given" in first.stdout
     table = scores(tmp_path, "portrait-tiny")
     assert [row["method"] for row in table["rows"]] == ["real", "teacher", "euler", "student"]
@@ -150,16 +150,18 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.mark.timeout(900)
 def test_samples_of_pictures_are_functions_of_the_seed(tmp_path: Path, pictures: Path) -> None:
     tables = []
-    for name, seed in (("one", "0"), ("two", "0"), ("other", "1")):
+    for seed in ("0", "1", "0"):
+        for part in parts(tmp_path) if len(tables) == 2 else ():
+            part.unlink()
         more = ("--model", str(MODEL), "--protocol", str(pictures), "--seed", seed)
-        done = evaluate(tmp_path / name, *more)
+        done = evaluate(tmp_path, *more)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert len(parts(tmp_path / name)) == 3 * 2 * 2  # ways, pictures, samples
-        tables.append(scores(tmp_path / name, "tiny-vbench"))
-    first, same, other = ([row["metrics"] for row in table["rows"]] for table in tables)
+        tables.append(scores(tmp_path, "tiny-vbench"))
+    first, other, same = ([row["metrics"] for row in table["rows"]] for table in tables)
     assert first == same != other
     assert tables[0]["facts"]["inputs"] == "2 of 355 pictures"
-    kept = [np.load(path)["scores/temporal_flickering"] for path in parts(tmp_path / "one")]
+    kept = [np.load(path)["scores/temporal_flickering"] for path in parts(tmp_path)]
+    assert len(kept) == 3 * 2 * 2  # ways, pictures, samples
     assert len({float(score[0]) for score in kept}) == len(kept)  # no video is like another
     student = tables[0]["rows"][-1]
     assert "real clips" in student["absent"]["fid"]

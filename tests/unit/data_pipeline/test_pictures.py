@@ -80,8 +80,12 @@ def test_all_pairs_can_be_listed(source: VbenchI2v):
 
 def test_a_list_that_is_missing_says_where_it_comes_from(source: VbenchI2v):
     Path(source.manifest).unlink()
-    with pytest.raises(FileNotFoundError, match=r"github.com/Vchitect/VBench.*download_data.sh"):
+    origin = r"github.com/Vchitect/VBench.*download_data.sh"
+    with pytest.raises(FileNotFoundError, match=rf"manifest .*{origin}"):
         list(pairs(source))
+    Path(source.images).rmdir()
+    with pytest.raises(FileNotFoundError, match=rf"folder .*16-9 does not exist: .*{origin}"):
+        list_videos([source], Path("unused"))
 
 
 def test_a_list_of_another_kind_is_refused(source: VbenchI2v):

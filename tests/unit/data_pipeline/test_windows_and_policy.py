@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from magicdistill.data_pipeline.clips import ClipRow, may_pass
-from magicdistill.data_pipeline.config import Bucket, DataConfig, Policy, nearest_bucket
+from magicdistill.data_pipeline.config import Bucket, DataConfig, Limit, Policy, nearest_bucket
 from magicdistill.data_pipeline.policy import decide
 from magicdistill.data_pipeline.video import VideoError, hash_content, write_mp4
 from magicdistill.data_pipeline.windows import (
@@ -205,5 +205,5 @@ def test_a_picture_passes_where_motion_has_no_limit():
     picture, one = make_clip(stop=1, motion_px=None), Bucket(num_frames=1)
     (found,) = decide([picture], LENIENT, one)
     assert found.reasons == ("motion: too short to be measured",)
-    lifted = Policy(min_short_side=64, min_long_side=64, limits={"all": {"motion.px": {}}})
+    lifted = Policy(min_short_side=64, min_long_side=64, limits={"all": {"motion.px": Limit()}})
     assert decide([picture], lifted, one)[0].status == "accepted"
