@@ -17,11 +17,11 @@ RATIOS = ("dynamic_degree_proxy", "flicker_proxy")
 METRICS = (*DIMENSIONS, "average", "fid", "fvd", "lpips", "proxy_frechet_distance", *RATIOS)
 COMPARING = (*DISTANCES, "lpips", *RATIOS)
 """Metrics that need real clips, not their first frames alone."""
-ARROWS: dict[str, str] = (
-    dict.fromkeys((*DIMENSIONS, "average"), "↑")
-    | dict.fromkeys((*DISTANCES, "lpips"), "↓")
-    | dict.fromkeys(RATIOS, "→ 1")
-)
+ARROWS: dict[str, str] = {
+    **dict.fromkeys((*DIMENSIONS, "average"), "↑"),
+    **dict.fromkeys((*DISTANCES, "lpips"), "↓"),
+    **dict.fromkeys(RATIOS, "→ 1"),
+}
 """Where better values are."""
 TITLES = {
     "fid": "FID",
