@@ -51,7 +51,7 @@ Their names begin with what they are for, which is also the tag `purpose`:
 | evaluation | a model scored beside its teacher |
 
 Every run names the latents and the weights that it read, and its model is among *Models* and in the
-registry. The step of all curves is the cycle of training, but under *System metrics*.
+registry. The step of all curves is the cycle of training.
 """
 PARENT_NOTE = "The run below which all others of the experiment stand; it has nothing of its own."
 

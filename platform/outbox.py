@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from magicdistill.models.config import Config
 from magicdistill.platform.run_directory import RunDirectory, write_text
@@ -54,7 +55,7 @@ class Outbox:
             file.write(entry.model_dump_json().encode() + b"\n")
 
     def letters(self, start: int = 0) -> Iterator[Letter]:
-        """Yield what was added from a place on."""
+        """Yield what was added from a place on, but for lines that a full disk has torn."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -62,7 +63,8 @@ class Outbox:
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                yield Letter(start, start + len(line), LINE.validate_json(line))
+                with suppress(ValidationError):
+                    yield Letter(start, start + len(line), LINE.validate_json(line))
                 start += len(line)
 
     def progress(self, store: str) -> Progress:

@@ -14,7 +14,7 @@ from magicdistill.platform.run_directory import RunDirectory
 
 LEGEND = """### How to read the curves
 
-The step is the cycle of training; under *System metrics* it counts ten seconds of this machine.
+The step is the cycle of training; *System metrics* are those of this machine over time.
 
 - `generator/…`, `critic/…`, `vae/…`: losses of a role, each term by itself; `grad_norm` is before
   clipping
@@ -25,8 +25,7 @@ The step is the cycle of training; under *System metrics* it counts ten seconds 
 - `seconds_per_cycle`, `seconds/…`: where the time of a cycle went
 - `evaluation/<way>/…`: the table at the end, by way of generating
 
-*samples* among the charts, and the folder of that name under *Artifacts*, show the same clips side
-by side in the course of training.
+The folder *samples* under *Artifacts* shows the same clips side by side in the course of training.
 """
 COLUMNS = {
     "variant": "",

@@ -26,7 +26,6 @@ from magicdistill.platform.tracking_entries import (
     Key,
     Latents,
     Params,
-    Picture,
     Points,
     Source,
     Status,
@@ -35,9 +34,6 @@ from magicdistill.platform.tracking_entries import (
     Text,
     Weights,
 )
-
-CYCLE = "cycle-"
-"""Begins the names of the pictures that are made in training."""
 
 
 class Tracker:
@@ -208,10 +204,6 @@ class Tracker:
             return
         self._samples.add((inside, mtime_ns))
         self.outbox.add(File(path=inside, folder="samples", mtime_ns=mtime_ns))
-        cycle = path.stem.removeprefix(CYCLE)
-        if path.suffix == ".png" and cycle.isdigit():
-            picture = Picture(path=inside, key="samples", step=int(cycle), time_ms=_now_ms())
-            self.outbox.add(picture)
 
     def _watch(self, monitor: MachineMonitor) -> None:
         if load := monitor.look():

@@ -18,7 +18,6 @@ from mlflow.entities import (
     Param,
     RunTag,
 )
-from PIL import Image
 from pydantic import ConfigDict, Field
 
 from magicdistill.models.checksums import digest_weights
@@ -182,23 +181,6 @@ class Table(Entry):
             to.client.set_tag(to.run_id, TABLES, json.dumps([*tables, entry]))
 
 
-class Picture(Entry):
-    """A picture of a cycle: those of one key are leafed through in MLflow's charts."""
-
-    kind: Literal["picture"] = "picture"
-    path: str
-    key: str
-    step: int
-    time_ms: int
-
-    def send(self, to: Destination) -> None:
-        """Upload it."""
-        with Image.open(to.run.path / self.path) as image:
-            to.client.log_image(
-                to.run_id, image, key=self.key, step=self.step, timestamp=self.time_ms
-            )
-
-
 class Latents(Entry):
     """A version of the latents that the run reads."""
 
@@ -292,17 +274,6 @@ class Ending(Entry):
 
 
 AnyEntry = Annotated[
-    Begin
-    | Tags
-    | Params
-    | Points
-    | File
-    | Text
-    | Table
-    | Picture
-    | Latents
-    | Weights
-    | FinalModel
-    | Ending,
+    Begin | Tags | Params | Points | File | Text | Table | Latents | Weights | FinalModel | Ending,
     Field(discriminator="kind"),
 ]

@@ -145,7 +145,7 @@ def test_grafanas_queries_find_what_a_run_exports(
         while missing and time.monotonic() < until_s:
             time.sleep(1)
             found = samples(exported())
-            missing = [one for one in wanted if not any(one.selects(*labels) for labels in found)]
+            missing = [one for one in missing if not any(one.selects(*labels) for labels in found)]
     gpus = [f"ray_{name}" for name in METRICS_GAUGES if name.startswith(("node_gpus", "node_gram"))]
     assert [selector for selector in missing if selector.name not in gpus] == []
 

@@ -90,7 +90,7 @@ def test_a_server_that_is_away_at_the_start_and_killed_midway_is_told_everything
     assert said.count("MLflow is away") == said.count("MLflow is back") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_ends_without_its_server_and_says_how_to_send_the_rest(
     run: RunDirectory, server: MlflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,13 +151,16 @@ def test_what_a_store_refuses_waits_aside_and_is_tried_again(run: RunDirectory) 
     assert "report.md" in files(run, tracker, "")
 
 
-def test_a_line_that_a_kill_cut_short_is_dropped(run: RunDirectory) -> None:
+@pytest.mark.parametrize("end", [b"", b'{"kind": "params"}\n'])
+def test_a_line_that_a_kill_or_a_full_disk_cut_short_is_dropped(
+    run: RunDirectory, end: bytes
+) -> None:
     with Tracker.start(run.recipe().tracking, run):
         pass
     outbox = Outbox(run)
     whole = list(outbox.letters())
     with outbox.path.open("ab") as file:
-        file.write(b'{"kind": "poi')
+        file.write(b'{"kind": "poi' + end)
     assert list(Outbox(run).letters()) == whole
 
 
