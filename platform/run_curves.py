@@ -19,7 +19,7 @@ NOTES = {
     "discriminator": "loss of telling real from generated; 1.39 is a guess",
     "distance": "Fréchet distance to the real clips",
     "dmd": "distribution matching: half the squared, normalised score gap",
-    "drift": "of the samples from the teacher's, all signs together; 0 is none",
+    "drift": "how far motion and colours of samples are from the teacher's; 0 is not at all",
     "dynamic_degree": "motion of the samples, over the teacher's",
     "dynamic_degree_proxy": "motion of the samples, over the real clips'",
     "fake_score": "flow matching of the fake score on generated clips",

@@ -56,7 +56,7 @@ def _bars(axes: Axes, rows: Sequence[ScoreRow], metric: str) -> None:
     lengths = [value if isinstance(value, float) else 0.0 for value in values]
     bars = axes.barh(range(len(rows)), lengths, color=[_colour(row) for row in rows])
     marks = [
-        f"{value:.4g}" if isinstance(value, float) else "absent" if row.is_ours else ""
+        _spell(value) if isinstance(value, float) else "absent" if row.is_ours else ""
         for row, value in zip(rows, values, strict=True)
     ]
     axes.bar_label(bars, labels=marks, padding=2, fontsize=7)
@@ -93,6 +93,10 @@ def _having(rows: Sequence[ScoreRow], metric: str) -> list[tuple[ScoreRow, float
     """Return the rows that have the metric, with its value."""
     found = ((row, row.metrics.get(metric)) for row in rows)
     return [(row, value) for row, value in found if isinstance(value, float)]
+
+
+def _spell(value: float) -> str:
+    return f"{value:.4g}" if abs(value) > 1e-6 else "0"
 
 
 def _label(row: ScoreRow) -> str:

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from magicdistill.data_pipeline.video import write_mp4
+from magicdistill.platform.recipe import load_recipe
+from magicdistill.platform.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "assets" / "portrait-tiny" / "student-4step"
@@ -175,3 +177,13 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_protocol_without_its_files_says_what_is_missing(tmp_path: Path) -> None:
     found = evaluate(tmp_path, "--model", str(MODEL), "--protocol", "i2v-vbench")
     assert found.returncode == 2 and "github.com/Vchitect/VBench" in found.stderr
+
+
+def test_the_page_of_a_run_is_written_into_its_folder(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, load_recipe("portrait-tiny-smoke"))
+    done = evaluate(tmp_path, "--report", "latest")
+    assert done.returncode == 0, done.stderr
+    assert "unfinished: 0 of 2 cycles" in (run.path / "report.html").read_text()
+    assert str(run.path / "report.html") in done.stdout
+    refused = evaluate(tmp_path, "--report", "nothing")
+    assert refused.returncode == 2 and "no run 'nothing'" in refused.stderr
