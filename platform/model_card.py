@@ -145,7 +145,7 @@ def model_card(
         layout=transformer.config["image_condition_type"],
         facts=_facts(run, cycle, facts),
         measured="\n".join(_measured(run, cycle)) or "Nothing.",
-        use=_use(recipe, vae),
+        use=_use(recipe, vae).rstrip(),
         licence=_licence(recipe),
     )
 

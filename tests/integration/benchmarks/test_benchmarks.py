@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, step
+from benchmarks import gpu, sampling, step
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.platform.batches import open_batches
 from magicdistill.platform.run_directory import RunDirectory
@@ -49,6 +49,21 @@ def test_step_writes_its_pairs(
     assert len(result["pairs"]) == 4 and result["versions"]["torch"]
     assert all(pair["cpu_ratio"] > 0 for pair in result["pairs"])
     assert "platform cycle / bare PyTorch loop" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_few_steps_are_as_much_faster_as_they_are_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sampling.json"
+    monkeypatch.setattr(sys, "argv", ["sampling", "--repeats", "3", "--out", str(out)])
+    sampling.main()
+    rows = {name: row["cpu"] for name, row in json.loads(out.read_text())["seconds"].items()}
+    guided = rows["28 steps, guided, 8 at once"]
+    assert guided > 12 * rows["4 steps, 8 at once"]
+    assert guided > 40 * rows["1 step, 8 at once"]
+    assert rows["image to latents, 4"] < 1.2 * rows["diffusers' own, 4"]
+    assert "28 steps, guided / 4 steps" in capsys.readouterr().out
 
 
 def test_gpu_measures_blocks_and_a_whole_preset_at_a_tiny_size(

@@ -21,6 +21,36 @@ def sample(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from magicdistill.platform.pretrained import find_pretrained
+from magicdistill.platform.sampling import Order, Sampler
+image, out, seconds = sys.argv[1:]
+order = Order(Path(image), Path(out), seconds=float(seconds))
+Sampler(find_pretrained("student-4step")).make(order)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    short, long = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", MEASURE, str(FACE), str(tmp_path / "v.mp4"), str(seconds)],
+                capture_output=True,
+                text=True,
+                check=True,
+                env=environment,
+            ).stdout
+        )
+        for seconds in (10, 60)
+    )
+    assert long < 1.05 * short
+
+
 @pytest.mark.long
 def test_a_list_gives_the_same_videos_over_any_number_of_actors(tmp_path: Path) -> None:
     """And what is there is kept, what is missing made, and what cannot be made is named."""
