@@ -144,7 +144,9 @@ def check_tracked(place: Place, version: str) -> None:
     run = RunDirectory(path)
     assert not (place.runs / "latest").exists()
     client = MlflowClient(f"sqlite:///{place.runs / 'mlflow.db'}")
-    (tracked,) = client.search_runs([client.get_experiment_by_name("magicdistill").experiment_id])  # type: ignore[union-attr]
+    experiment = client.get_experiment_by_name("magicdistill")
+    assert experiment is not None
+    (tracked,) = client.search_runs([experiment.experiment_id], "tags.purpose = 'data'")
     assert tracked.data.params["lineage.training.latents"] == version
     assert tracked.data.params["lineage.training.policy"] == run.recipe().data.policy.version
     assert tracked.data.params["lineage.training.mixture"] == f"portrait {NUM_CLIPS}"

@@ -130,7 +130,7 @@ def test_metrics_are_on_rays_endpoint(cluster: None, tmp_path: Path) -> None:
     assert any('metric="generator/dmd"' in line for line in found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_grafanas_queries_find_what_a_run_exports(
     cluster: None, tmp_path: Path, cache: Path
 ) -> None:

@@ -32,10 +32,9 @@ def test_a_registered_model_loads_and_samples_as_its_weights_do(
     uri = f"sqlite:///{run.path.parent / 'mlflow.db'}"
     client = MlflowClient(uri)
     [version] = client.search_model_versions(f"name = '{NAME}'")
-    assert version.run_id == tracker.run_id
-    description = version.description or ""
-    assert f'load_model("models:/{NAME}/1")' in description
-    assert description.endswith("# A card") and "diffusers" not in description
+    text = version.description or ""
+    assert version.run_id == tracker.run_id and f'load_model("models:/{NAME}/1")' in text
+    assert text.endswith("# A card") and "diffusers" not in text
     outputs = client.get_run(tracker.run_id or "").outputs
     assert outputs is not None
     models = [client.get_logged_model(model.model_id) for model in outputs.model_outputs]
