@@ -79,17 +79,26 @@ def call_of_the_card(folder: Path, latents: Tensor | None = None) -> Tensor:
     return names["video"]
 
 
-def test_the_call_on_the_card_gives_our_frames(folder):
+def our_frames(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Return our sampler's frames, its noise and the image's latents."""
     sampler = Sampler(find_pretrained(str(folder)), "cpu")
     order = Order(Path(), Path())
     windows = plan_windows(order, sampler.model.buckets[0])
-    ours = next(iter(sampler.parts(PICTURE, order, windows)))
-
+    frames = next(iter(sampler.parts(PICTURE, order, windows)))
     first = rearrange(torch.from_numpy(PICTURE).float() / 127.5 - 1, "y x c -> 1 c 1 y x")
-    prior = sampler.vae.encode(first)
     noise = Draws(0, -1, -1, [0]).normal("noise", SHAPE)
+    return frames, noise, sampler.vae.encode(first)
+
+
+def test_the_call_on_the_card_gives_our_frames(folder):
+    ours, noise, prior = our_frames(folder)
     stock = call_of_the_card(folder, (noise - 0.001 * prior) / 0.999)
     torch.testing.assert_close(stock.clamp(-1, 1), ours, atol=PIXELS_ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("folder", ["patch decoder"], indirect=True)
+def test_the_call_as_it_stands_runs_and_plain_noise_gives_nearly_our_frames(folder):
+    ours, noise, _ = our_frames(folder)
     assert psnr_db(call_of_the_card(folder, noise).clamp(-1, 1), ours) > 40
     assert psnr_db(call_of_the_card(folder).clamp(-1, 1), ours) < 40  # other noise
 
