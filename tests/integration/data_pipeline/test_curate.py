@@ -172,7 +172,8 @@ def test_a_stricter_policy_only_decides_again(
     assert {cache.read(i).facts.clip_id for i in range(len(cache))} == kept
 
 
-@pytest.mark.parametrize("stage", [pytest.param("score", marks=pytest.mark.long), "encode"])
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["score", "encode"])
 def test_an_interrupted_run_goes_on_where_it_was(
     stage: str, curated: tuple[CurationResult, Path], vae: Path, folder: Path, tmp_path: Path
 ):

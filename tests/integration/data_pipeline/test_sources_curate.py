@@ -95,6 +95,7 @@ def silent(stage: str, done: int, total: int) -> None:
     """Take progress reports."""
 
 
+@pytest.mark.long
 def test_spans_and_crops_of_a_remote_film_reach_the_cache(
     s3: "Server", cluster: None, hdtf: Hdtf, vae: Path, tmp_path: Path
 ):

@@ -55,7 +55,10 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-@pytest.fixture(params=[None, signal.SIGINT, signal.SIGTERM], ids=["end", "ctrl-c", "term"])
+TERM = pytest.param(signal.SIGTERM, marks=pytest.mark.long)
+
+
+@pytest.fixture(params=[None, signal.SIGINT, TERM], ids=["end", "ctrl-c", "term"])
 def ending(request: pytest.FixtureRequest) -> signal.Signals | None:
     return request.param
 

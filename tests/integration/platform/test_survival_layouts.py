@@ -30,7 +30,7 @@ ROLES = ("generator", "critic", "ema")
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 TORCH = {"kind": "torch"}
 OFFLOADED = {"precision": "bf16", "offload_optimizer": True, "offload_parameters": True}
-FIRST, CYCLES = 1, 3
+FIRST, CYCLES = 1, 2
 LOSSES = (
     *("critic/fake_score", "critic/discriminator", "critic/grad_norm"),
     *("generator/dmd", "generator/adversarial", "generator/grad_norm"),
