@@ -12,7 +12,6 @@ checkpoint, videos and scores.
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from magicdistill.platform import logs
 from magicdistill.platform.cli import parse_job, refuse
@@ -24,7 +23,7 @@ def main() -> None:
     """Parse the command line and run the job."""
     own = argparse.ArgumentParser("python jobs/evaluate.py", add_help=False, allow_abbrev=False)
     own.add_argument("--model", metavar="RUN|DIR")
-    own.add_argument("--weights", type=Path, metavar="DIR")
+    own.add_argument("--weights", metavar="DIR")
     own.add_argument("--protocol", metavar="NAME|FILE")
     own.add_argument("--report", metavar="RUN")
     flags, rest = own.parse_known_args()
@@ -33,7 +32,7 @@ def main() -> None:
         default_recipe="portrait-tiny",
         description=__doc__ or "",
         arguments=rest,
-        adapt=partial(_with, flags.protocol),
+        adapt=partial(_with, flags.protocol, flags.weights),
         trains=False,
     )
     if flags.report is not None:
@@ -44,7 +43,7 @@ def main() -> None:
     from magicdistill.platform.scoring import evaluate_model
 
     try:
-        evaluate_model(args.recipe, flags.model, flags.weights and flags.weights.resolve())
+        evaluate_model(args.recipe, flags.model)
     except FileNotFoundError as error:
         refuse("evaluate", error)
 
@@ -58,8 +57,12 @@ def _report(name: str, runs: str) -> None:
         refuse("evaluate", error)
 
 
-def _with(protocol: str | None, recipe: Recipe) -> Recipe:
-    return with_protocol(recipe, protocol) if protocol else recipe
+def _with(protocol: str | None, networks: str | None, recipe: Recipe) -> Recipe:
+    recipe = with_protocol(recipe, protocol) if protocol else recipe
+    if networks is None or recipe.evaluation is None:
+        return recipe
+    evaluation = recipe.evaluation.model_copy(update={"networks": networks})
+    return recipe.model_copy(update={"evaluation": evaluation})
 
 
 if __name__ == "__main__":

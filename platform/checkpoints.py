@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ class Checkpoints:
     ) -> None:
         self.folder, self.keep, self.warn = folder, keep, warn
         self.mirror = Mirror(mirror, COMMITTED) if mirror else None
-        self.best: int | None = None
-        """The cycle whose checkpoint is never pruned."""
+        self.spared: Collection[int] = ()
+        """Cycles whose checkpoints are not pruned."""
 
     @classmethod
     def of(cls, run: RunDirectory) -> "Checkpoints":
@@ -142,9 +142,9 @@ class Checkpoints:
             ema.load(path / EMA)
 
     def _prune(self) -> None:
-        """Remove all but the newest and the best; what a kill left half written goes too."""
+        """Remove all but the newest and the spared; what a kill left half written goes too."""
         complete = self.committed()
-        kept = {path.name for path in complete[-self.keep :]} | {self._spared}
+        kept = {path.name for path in complete[-self.keep :]} | self._spared
         for path in set(self.folder.glob(f"{PREFIX}*")) - set(complete):
             shutil.rmtree(path, ignore_errors=True)
         for path in complete:
@@ -153,13 +153,18 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     @property
-    def _spared(self) -> str | None:
-        return checkpoint_name(self.best) if self.best else None
+    def _spared(self) -> set[str]:
+        return {checkpoint_name(cycle) for cycle in self.spared}
 
 
 def checkpoint_name(cycle: int) -> str:
     """Return the name of a cycle's folder."""
     return f"{PREFIX}{cycle:07d}"
+
+
+def cycle_of(checkpoint: Path) -> int:
+    """Return the cycles after which a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def find_damage(path: Path) -> list[str]:

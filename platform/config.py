@@ -1,6 +1,7 @@
 """How a run is executed: engine, cluster and tracking."""
 
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -150,8 +151,9 @@ class HealthConfig(Config):
     patience: PositiveInt = 2
     """Values in a row outside the limits that it takes."""
     best_by: str = "drift"
-    """The metric, the last part of its name, that is least in the best checkpoint, which pruning
-    spares. Known after a validation (`schedule.sample_every`)."""
+    """The metric, the last part of its name, by which a checkpoint is the best, which pruning
+    spares: where it is least, or greatest or nearest to 1 where an evaluation's metric is best
+    there. Known after a validation (`schedule.sample_every`) or by `evaluation.scored_by`."""
     score_gap: Limits = Limits()
     """mean|f - r|: how far the scores are apart."""
     real_distance: Limits = Limits(most=1)
@@ -193,8 +195,16 @@ class EvaluationConfig(Config):
     num_shown: PositiveInt = 6
     """Clips in the contact sheet and the side-by-side video."""
     num_scored: PositiveInt | None = None
-    """Clips scored in training whenever pictures are made (`schedule.sample_every`): the curve
-    on which collapse shows. Null scores none."""
+    """Clips, always the same, on which every metric is measured in training: the curve on which
+    collapse shows, and by which `health.best_by` may choose. Null scores none."""
+    scored_by: Literal["workers", "actor"] = "workers"
+    """workers: whenever pictures are made (`schedule.sample_every`), and the training waits.
+    actor: every checkpoint, beside the workers; where it has no room, the workers."""
+    actor_gpus: float = Field(default=0, ge=0)
+    """GPUs of that actor."""
+    networks: str | None = None
+    """Folder of the metrics' networks (docs/evaluation.md), without which only temporal flickering
+    and the proxies are measured."""
     teacher: SamplerConfig = SamplerConfig(num_steps=28)
     """The many-step sampler of the teacher."""
 
@@ -202,6 +212,11 @@ class EvaluationConfig(Config):
     def counted(self) -> tuple[str, ...]:
         """The metrics that count; no other metric's network is loaded."""
         return self.columns or METRICS
+
+    @property
+    def networks_path(self) -> Path | None:
+        """Where the metrics' networks are."""
+        return Path(self.networks).expanduser().absolute() if self.networks else None
 
     @property
     def has_clips(self) -> bool:

@@ -19,7 +19,7 @@ PANELS = {
 
 def curve(run: RunDirectory, name: str) -> tuple[list[int], list[float]]:
     """Return the cycles at which a metric was taken, and its values."""
-    rows = [row for row in run.metrics() if name in row]
+    rows = [row for row in run.history() if name in row]
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 

@@ -19,7 +19,7 @@ from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.networks.weights import MAX_FILE_BYTES, find_weights, write_transformer
 from magicdistill.models.objectives.build import build_method
-from magicdistill.platform.checkpoints import COMMITTED, EMA, Checkpoints, find_damage
+from magicdistill.platform.checkpoints import COMMITTED, EMA, Checkpoints, cycle_of, find_damage
 from magicdistill.platform.model_card import lora_card, model_card
 from magicdistill.platform.pretrained import sampler_of
 from magicdistill.platform.recipe import Recipe
@@ -132,11 +132,6 @@ def appearing(directory: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     yield partial
     partial.replace(directory)
-
-
-def cycle_of(checkpoint: Path) -> int:
-    """Return the cycles after which a checkpoint was saved."""
-    return int(checkpoint.name.removeprefix("cycle-"))
 
 
 def _load_vae(recipe: Recipe, say: Callable[[str], None]) -> VideoVae | None:

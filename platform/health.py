@@ -1,9 +1,14 @@
 """Is a training healthy? Limits from the recipe, judged on the metrics of every cycle."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from magicdistill.models.metrics.names import ARROWS
 from magicdistill.platform.config import HealthConfig, Limits
+
+VALIDATION = "validation/"
+"""Before the names of the evaluation's metrics."""
 from magicdistill.platform.logs import ExplainedError
 
 
@@ -34,7 +39,7 @@ class Watch:
     """Judges cycles in their order; the same metrics give the same judgement on every rank.
 
     A limit holds for each metric whose last part is its name: `grad_norm` for
-    `generator/grad_norm` and `critic/grad_norm`.
+    `generator/grad_norm` and `critic/grad_norm`. The evaluation's metrics have none.
     """
 
     def __init__(self, config: HealthConfig) -> None:
@@ -53,7 +58,8 @@ class Watch:
             name = metric.rpartition("/")[2]
             if name == self.config.best_by:
                 self._score = value
-            if name not in self._limits or cycle <= self.config.grace_cycles:
+            has_limits = name in self._limits and not metric.startswith(VALIDATION)
+            if not has_limits or cycle <= self.config.grace_cycles:
                 continue
             limits = self._limits[name]
             times = 0 if value in limits else self._outside.get(metric, 0) + 1
@@ -64,7 +70,10 @@ class Watch:
 
     def keeps(self, cycle: int) -> bool:
         """Tell whether the checkpoint of a cycle is the best so far by the last score seen."""
-        if self._score is None or (self._best is not None and not self._score < self._best[0]):
+        if self._score is None:
+            return False
+        best_by = self.config.best_by
+        if self._best is not None and not cost(best_by, self._score) < cost(best_by, self._best[0]):
             return False
         self._best = (self._score, cycle)
         return True
@@ -76,3 +85,10 @@ class Watch:
             return f"no checkpoint has a {self.config.best_by} to be judged by"
         score, cycle = self._best
         return f"the best checkpoint is that of cycle {cycle} ({self.config.best_by} {score:.4g})"
+
+
+def cost(metric: str, value: float) -> float:
+    """Return what is least where a metric is best; infinite for a value that is no number."""
+    costs = {"↑": -value, "→ 1": abs(value - 1)}
+    found = costs.get(ARROWS.get(metric, "↓"), value)
+    return math.inf if math.isnan(found) else found

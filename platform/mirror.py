@@ -1,6 +1,6 @@
 """Copies of checkpoints at an address, such as a bucket of S3."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -58,13 +58,13 @@ class Mirror:
             self.files.get_file(f"{there}/{self.marker}", str(folder / self.marker))
         ranks.barrier()
 
-    def prune(self, keep: int, spared: str | None) -> None:
-        """Delete all but the newest folders and the spared one; as `put`."""
+    def prune(self, keep: int, spared: Collection[str]) -> None:
+        """Delete all but the newest folders and the spared ones; as `put`."""
         _together(lambda: self._prune(keep, spared) if ranks.rank() == 0 else None)
 
-    def _prune(self, keep: int, spared: str | None) -> None:
+    def _prune(self, keep: int, spared: Collection[str]) -> None:
         for name in sorted(self.names())[:-keep]:
-            if name != spared:
+            if name not in spared:
                 self.files.rm(f"{self.root}/{name}/{self.marker}")
                 self.files.rm(f"{self.root}/{name}", recursive=True)
 

@@ -218,7 +218,7 @@ def _sampler(sampler: SamplerConfig) -> str:
 
 def _measured(run: RunDirectory, cycle: int) -> Iterator[str]:
     """Yield a table of the cycle's metrics, and that of the evaluation of a finished run."""
-    row = next((row for row in run.metrics() if row["step"] == cycle), None)
+    row = next((row for row in run.history() if row["step"] == cycle), None)
     if row is not None:
         yield from _table([{"metric": name, "mean": value} for name, value in row.items()])
     if run.scores_path.exists() and cycle == run.recipe().schedule.num_cycles:

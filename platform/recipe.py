@@ -89,7 +89,8 @@ def with_protocol(recipe: Recipe, name: str) -> Recipe:
     """Return the recipe with another evaluation.
 
     `name` is that of a file in `jobs/recipes/protocols`, the path of a YAML file, or a recipe that
-    has an `evaluation`. The teacher's sampler and `MODEL_FIELDS` of the data stay the recipe's.
+    has an `evaluation`. The teacher's sampler, `MODEL_FIELDS` of the data and, where it names none,
+    the metrics' networks stay the recipe's.
     Raises RecipeError as `load_recipe` does.
     """
     if name in recipe_names():
@@ -103,6 +104,7 @@ def with_protocol(recipe: Recipe, name: str) -> Recipe:
     values["data"] = data | values.get("data", {})
     if recipe.evaluation is not None:
         values["teacher"] = recipe.evaluation.teacher.model_dump()
+        values = {"networks": recipe.evaluation.networks} | values
     return validate(Recipe, recipe.model_dump() | {"evaluation": values}, f"--protocol {name}")
 
 

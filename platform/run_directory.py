@@ -78,6 +78,21 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def exams_path(self) -> Path:
+        """What was measured on checkpoints beside the training, one JSON object for each."""
+        return self.path / "exams.jsonl"
+
+    @property
+    def examined_path(self) -> Path:
+        """The cycle whose checkpoint is being measured and must stay; absent where none is."""
+        return self.path / "examined.txt"
+
+    @property
+    def best_path(self) -> Path:
+        """The cycle of the best checkpoint; absent before one is."""
+        return self.path / "best.txt"
+
+    @property
     def scores_path(self) -> Path:
         """The table of the evaluation; a run that has it is finished."""
         return self.path / "scores.json"
@@ -141,9 +156,17 @@ class RunDirectory:
         """Add the metrics of a step; readers see whole lines only."""
         _append_line(self.metrics_path, json.dumps({"step": step, **metrics}))
 
+    def append_exam(self, cycle: int, scores: Mapping[str, float]) -> None:
+        """Add what was measured on the checkpoint of a cycle."""
+        _append_line(self.exams_path, json.dumps({"step": cycle, **scores}))
+
     def mark_best(self, cycle: int) -> None:
         """Name the cycle of the best checkpoint, for whoever looks for it."""
-        write_text(self.path / "best.txt", f"{cycle}\n")
+        write_text(self.best_path, f"{cycle}\n")
+
+    def spared(self) -> set[int]:
+        """Return the cycles whose checkpoints must stay: the best, and what is being measured."""
+        return {int(p.read_text()) for p in (self.best_path, self.examined_path) if p.exists()}
 
     def say(self, message: str) -> None:
         """Add a progress line, from any worker; `logs.follow` shows it on the driver."""
@@ -151,14 +174,24 @@ class RunDirectory:
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Yield the rows in the order of writing, each with its `step`; none that is cut short."""
-        if self.metrics_path.exists():
-            with self.metrics_path.open() as rows:
-                yield from (json.loads(row) for row in rows if row.endswith("\n"))
+        yield from _rows(self.metrics_path)
+
+    def exams(self) -> Iterator[dict[str, Any]]:
+        """Yield what was measured on checkpoints, as `metrics` does."""
+        yield from _rows(self.exams_path)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the rows of `metrics`, each with what was measured on its checkpoint."""
+        exams = {row["step"]: row for row in self.exams()}
+        return [row | exams.get(row["step"], {}) for row in self.metrics()]
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the rows after `step`: a run that resumes there writes them again."""
-        kept = (json.dumps(row) + "\n" for row in list(self.metrics()) if row["step"] <= step)
-        write_text(self.metrics_path, "".join(kept))
+        """Drop what is known of cycles after `step`: a run that resumes there does them again."""
+        for path in (self.metrics_path, self.exams_path):
+            kept = (json.dumps(row) + "\n" for row in list(_rows(path)) if row["step"] <= step)
+            write_text(path, "".join(kept))
+        if self.best_path.exists() and int(self.best_path.read_text()) > step:
+            self.best_path.unlink()
 
 
 def is_submitted() -> bool:
@@ -181,6 +214,12 @@ def write_text(path: Path, text: str) -> None:
 def _append_line(path: Path, line: str) -> None:
     with path.open("ab") as file:
         file.write(line.encode() + b"\n")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        with path.open() as rows:
+            yield from (json.loads(row) for row in rows if row.endswith("\n"))
 
 
 def _new_folder(root: Path, name: str) -> Path:

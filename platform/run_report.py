@@ -60,7 +60,7 @@ class Verdict:
 
 def write_run_report(run: RunDirectory) -> Path:
     """Write the page into the run's folder; return it."""
-    recipe, rows = run.recipe(), list(run.metrics())
+    recipe, rows = run.recipe(), run.history()
     path = run.path / PAGE
     write_page(
         path,

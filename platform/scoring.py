@@ -66,13 +66,14 @@ class Part:
 class Scorer:
     """Makes parts and measures them beside the real clips."""
 
-    def __init__(self, recipe_json: str, weights: Path | None) -> None:
+    def __init__(self, recipe_json: str) -> None:
         recipe = Recipe.model_validate_json(recipe_json)
         assert recipe.evaluation is not None
         torch.set_num_threads(recipe.cluster.threads_per_worker)
         self.seed, self.config = recipe.seed, recipe.evaluation
         self.maker = ClipMaker(recipe.model.model_dump_json())
-        self.suite = MetricSuite(weights, self.maker.device, self.config.counted)
+        networks = self.config.networks_path
+        self.suite = MetricSuite(networks, self.maker.device, self.config.counted)
 
     @torch.no_grad()
     def score(self, part: Part, cache: Any, clips: Sequence[ClipRow]) -> Measured | None:
@@ -101,7 +102,7 @@ class Scorer:
         return rearrange(pixels, "b t y x c -> b c t y x")
 
 
-def evaluate_model(recipe: Recipe, model: str, weights: Path | None) -> Path:
+def evaluate_model(recipe: Recipe, model: str) -> Path:
     """Score a model beside its teacher by the recipe's protocol; return the JSON file.
 
     `model` is a run, or weights. Parts are kept by their content: a stopped evaluation goes on
@@ -121,7 +122,7 @@ def evaluate_model(recipe: Recipe, model: str, weights: Path | None) -> Path:
             stack.enter_context(announced_cluster(recipe.cluster))
 
         clips = _curate(recipe, vae, start_ray)
-        bench = Bench(recipe, clips, folder / "parts", weights, start_ray)
+        bench = Bench(recipe, clips, folder / "parts", start_ray)
         table = bench.score(ways)
     home = folder / recipe.evaluation.name
     path = table.save(home)
@@ -158,19 +159,18 @@ class Bench:
         recipe: Recipe,
         clips: CurationResult,
         folder: Path,
-        weights: Path | None,
         start_ray: Callable[[], None],
     ) -> None:
         """Take the clips and the folder that keeps parts; Ray starts where some are missing."""
         assert recipe.evaluation is not None
         self.recipe, self.clips, self.folder = recipe, clips, folder
         self.config: EvaluationConfig = recipe.evaluation
-        self.weights, self.start_ray = weights, start_ray
+        self.start_ray = start_ray
         index = LatentCache(clips.cache_path).index.to_pylist()
         by_id = {clip.clip_id: clip for clip in clips.clips}
         self.inputs = [by_id[row["clip_id"]] for row in index[: self.config.num_clips]]
         self.rows = chunks(len(self.inputs), self.config.batch_size)
-        self.networks = digest_networks(weights, self.config.counted)
+        self.networks = digest_networks(self.config.networks_path, self.config.counted)
 
     def score(self, ways: Sequence[Variant]) -> ScoreTable:
         """Measure what is missing, and return the table of the real clips and all ways."""
@@ -180,7 +180,7 @@ class Bench:
         parts = {way: self._parts(way) for way in ways}
         self._make([part for each in parts.values() for part in each])
         found |= {way: self._merged(each) for way, each in parts.items()}
-        real, absent = found.get(TRUTH), absent_metrics(self.weights)
+        real, absent = found.get(TRUTH), absent_metrics(self.config.networks_path)
         rows = (
             ScoreRow(way.name, _nfe(way), self._summary(measured, real, absent))
             for way, measured in found.items()
@@ -245,9 +245,9 @@ class Bench:
         self.start_ray()
         cluster = self.recipe.cluster
         actor = Scorer.options(num_gpus=cluster.gpus_per_worker)
-        arguments = (self.recipe.model_dump_json(), self.weights)
         count = min(cluster.num_workers, len(parts))
-        pool: Any = ActorPool([actor.remote(*arguments) for _ in range(count)])
+        recipe = self.recipe.model_dump_json()
+        pool: Any = ActorPool([actor.remote(recipe) for _ in range(count)])
         tasks = [
             (part, self.clips.cache_path, self.inputs[part.rows.start : part.rows.stop])
             for part in parts

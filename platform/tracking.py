@@ -55,10 +55,13 @@ class Tracker:
         self.run = run
         self.outbox = Outbox(run)
         self.postman = Postman(run, config, self.outbox)
-        self._metrics = Tail(run.metrics_path, from_start=True)
+        self._tails: dict[Source, Tail] = {
+            "cycle": Tail(run.metrics_path, from_start=True),
+            "exam": Tail(run.exams_path, from_start=True),
+        }
         entries = [letter.entry for letter in self.outbox.letters()]
         points = [entry for entry in entries if isinstance(entry, Points)]
-        self._steps = {point.step for point in points if point.source == "cycle"}
+        self._told = {(point.source, point.step) for point in points}
         self._num_looks = sum(point.source == "machine" for point in points)
         self._samples = {(file.path, file.mtime_ns) for file in entries if isinstance(file, File)}
         if not entries:
@@ -159,11 +162,11 @@ class Tracker:
 
     def collect(self) -> None:
         """Take over the metrics and samples that are new in the run's folder."""
-        rows = [json.loads(line) for line in self._metrics.lines()]
-        for row in rows:
-            if (step := row.pop("step")) not in self._steps:
-                self.metrics(row, step, "cycle")
-                self._steps.add(step)
+        for source, tail in self._tails.items():
+            for row in map(json.loads, tail.lines()):
+                if (source, step := row.pop("step")) not in self._told:
+                    self.metrics(row, step, source)
+                    self._told.add((source, step))
         for path in sorted(self.run.samples.glob("[!.]*")):
             self._collect_sample(path)
 

@@ -31,8 +31,9 @@ TABLES = "mlflow.loggedArtifacts"
 """The tag in which MLflow's pages look for files to show as tables."""
 SHA256 = "weights.sha256"
 """The tag by which weights are known as the same ones."""
-Source = Literal["cycle", "job", "machine"]
-"""Of points: a row of the run's metrics, what a job measured, or this machine's load."""
+Source = Literal["cycle", "exam", "job", "machine"]
+"""Of points: a row of the run's metrics, what was measured on a checkpoint beside the training,
+what a job measured, or this machine's load."""
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from magicdistill.data_pipeline.storage import AnyPath, place
+from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
@@ -20,6 +21,7 @@ from magicdistill.platform import logs, ranks
 from magicdistill.platform.batches import StreamedBatches, deal, open_batches
 from magicdistill.platform.checkpoints import Checkpoints, checkpoint_name
 from magicdistill.platform.engine import Ema, build_engine, gathered
+from magicdistill.platform.exams import examined, has_room
 from magicdistill.platform.failures import explained_failure, recorded_failure
 from magicdistill.platform.health import UnhealthyError, Watch
 from magicdistill.platform.loop import Callback, Loop, Metrics, mean_over_ranks, num_windows
@@ -35,7 +37,7 @@ from magicdistill.platform.preemption import (
 from magicdistill.platform.recorder import Recorder
 from magicdistill.platform.run_directory import RunDirectory, write_text
 from magicdistill.platform.topology import describe_nodes, nodes_of_ranks
-from magicdistill.platform.validation import Validation
+from magicdistill.platform.validation import Validation, num_scored
 from magicdistill.platform.weights import placement
 
 GENERATOR = "generator"
@@ -60,12 +62,15 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
     asks_for_gpus = cluster.gpus_per_worker > 0
     resources = {"CPU": 1.0} | ({"GPU": cluster.gpus_per_worker} if asks_for_gpus else {})
     run.verdict_path.unlink(missing_ok=True)
+    is_examined = held_out is not None and has_room(recipe, run.say)
+    exams = examined(run, held_out) if is_examined else nullcontext()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "run": str(run.path),
             "data": str(data),
             "held_out": held_out and str(held_out),
+            "is_examined": is_examined,
         },
         torch_config=TorchConfig(backend="nccl" if cluster.uses_gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -79,7 +84,7 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
-    with leaving_in_order(run.stop_path), explained_failure(run):
+    with leaving_in_order(run.stop_path), explained_failure(run), exams:
         trainer.fit()
     if run.verdict_path.exists():
         raise UnhealthyError(run.verdict_path.read_text())
@@ -107,11 +112,15 @@ def train_worker(config: dict[str, Any]) -> None:
             world_size=context.get_world_size(),
             device="cpu" if cluster.rehearsal else ray.train.torch.get_device(),
             is_draining=is_draining,
+            is_examined=config["is_examined"],
         ).run_all()
 
 
 class Worker:
-    """One rank: its method, engines, batches and callbacks."""
+    """One rank: its method, engines, batches and callbacks.
+
+    Where the checkpoints are examined, beside the training, the ranks score nothing.
+    """
 
     def __init__(
         self,
@@ -123,8 +132,10 @@ class Worker:
         world_size: int,
         device: torch.device | str = "cpu",
         is_draining: Callable[[], bool] = lambda: False,
+        is_examined: bool = False,
     ) -> None:
         self.run, self.rank, self.device = run, rank, device
+        self.is_examined = is_examined
         self.recipe = recipe = run.recipe()
         logs.configure(verbose=logs.is_verbose())
         torch.set_num_threads(recipe.cluster.threads_per_worker)
@@ -166,7 +177,14 @@ class Worker:
             device=device,
         )
         self.validation = (
-            Validation(recipe, held_out, rank=rank, world_size=world_size, device=device)
+            Validation(
+                recipe,
+                held_out,
+                rank=rank,
+                world_size=world_size,
+                device=device,
+                num_scored=0 if is_examined else num_scored(recipe),
+            )
             if held_out
             else None
         )
@@ -189,7 +207,7 @@ class Worker:
             self.loop.run(start, schedule.num_cycles, self._callbacks())
         except UnhealthyError as error:  # all ranks raise it together
             if self.rank == 0:
-                write_text(self.run.verdict_path, f"{error}; {self.watch.best}")
+                write_text(self.run.verdict_path, self._with_best(str(error)))
             return
         except LeavingError:
             return
@@ -219,8 +237,8 @@ class Worker:
         for row in rows:
             if (cycle := row["step"]) <= start:
                 self.watch.see(cycle, row)
-                if checkpoint_name(cycle) in kept and self.watch.keeps(cycle):
-                    self.checkpoints.best = cycle
+                if checkpoint_name(cycle) in kept and self.watch.keeps(cycle) and self.rank == 0:
+                    self.run.mark_best(cycle)
 
     def _judge(self, cycle: int, metrics: Metrics) -> None:
         """Stop an ill run before it saves a checkpoint, or say that it is ill."""
@@ -231,7 +249,12 @@ class Worker:
         if health.action == "stop":
             raise UnhealthyError(str(illness))
         if self.rank == 0:
-            self.run.say(f"{illness}; {self.watch.best}")
+            self.run.say(self._with_best(str(illness)))
+
+    def _with_best(self, words: str) -> str:
+        """Add which checkpoint is the best, unless that is told beside the training."""
+        is_told = self.is_examined and self.recipe.health.best_by in METRICS
+        return words if is_told else f"{words}; {self.watch.best}"
 
     @span("checkpoints")
     def _checkpoint(self, cycle: int, metrics: Metrics) -> None:
@@ -248,8 +271,7 @@ class Worker:
 
     def _save(self, cycle: int) -> None:
         is_best = self.watch.keeps(cycle)
-        if is_best:
-            self.checkpoints.best = cycle
+        self.checkpoints.spared = {cycle} if is_best else ranks.of_first(self.run.spared())
         self.checkpoints.save(cycle, self.engines, self.ema)
         if is_best and self.rank == 0:
             self.run.mark_best(cycle)

@@ -1,20 +1,18 @@
 """Pictures and scores of fixed held-out clips while a generator trains."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.samplers import Velocity
-from magicdistill.models.metrics.frechet import frechet_distance
-from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
+from magicdistill.models.metrics.suite import Measured, MetricSuite, summarise
 from magicdistill.models.metrics.vitals import compare_signs, vital_signs
 from magicdistill.models.objectives.build import vae
 from magicdistill.models.objectives.config import (
@@ -24,7 +22,9 @@ from magicdistill.models.objectives.config import (
 )
 from magicdistill.models.objectives.score_gap import weak_to_strong_gap
 from magicdistill.models.objectives.types import Batch
+from magicdistill.platform import ranks
 from magicdistill.platform.generation import generate, held_out
+from magicdistill.platform.health import VALIDATION
 from magicdistill.platform.pictures import SHOWN_PX, contact_sheet, shrink, side_by_side
 from magicdistill.platform.recipe import Recipe
 
@@ -33,8 +33,16 @@ NUM_FRAMES = 9
 """About as many of a clip are in a contact sheet."""
 
 
+def num_scored(recipe: Recipe) -> int:
+    """Return the clips to score in training."""
+    return (recipe.evaluation and recipe.evaluation.num_scored) or 0
+
+
 class Validation:
-    """The same clips and noise every time; all ranks call alike, as sharded weights demand."""
+    """The same clips and noise every time; all ranks call alike, as sharded weights demand.
+
+    `num_scored` clips, shared out over the ranks, are for `scores`.
+    """
 
     def __init__(
         self,
@@ -44,30 +52,32 @@ class Validation:
         rank: int,
         world_size: int,
         device: torch.device | str,
+        num_scored: int = 0,
     ) -> None:
         assert recipe.evaluation is not None
-        self.recipe, self.device = recipe, device
-        self.sampler: SamplerConfig = getattr(recipe.method, "sampler", recipe.evaluation.teacher)
+        self.recipe, self.device, self.config = recipe, device, recipe.evaluation
+        self.sampler: SamplerConfig = getattr(recipe.method, "sampler", self.config.teacher)
         self.cache = LatentCache(cache)
-        self.batch = held_out(self.cache, range(recipe.evaluation.num_shown), device)
+        self.batch = held_out(self.cache, range(self.config.num_shown), device)
         self.vae = vae(recipe.model).to(device)
         self.real = self.vae.decode(self.batch.x0)
         self.beside = {"real": shrink(self.real)}
         """Clips that pictures show beside the generated ones."""
         together = self.ranks_together = recipe.cluster.sequence_parallel
-        share = self._share(recipe.evaluation.num_scored or 0, world_size // together)
+        share = self._share(num_scored, world_size // together)
         self.scored = range(rank // together * share, (rank // together + 1) * share)
         if self.scored:
-            self.features = ProxyVideoFeatures().to(device)
-            self.truth = self._measure(lambda batch: batch.x0)
+            self.suite = MetricSuite(self.config.networks_path, device, self.config.counted)
+            truth = self._measure(lambda batch: batch.x0)
+            assert truth is not None, "clips are made of bytes, which are numbers"
+            self.truth = truth
 
     def measure_teacher(self, velocity: Velocity | None) -> None:
         """Take what health compares with from the teacher's clips; None: from the real ones.
 
         All later pictures show the teacher's clips too, and what its few Euler steps give.
         """
-        assert self.recipe.evaluation is not None
-        pixels, many = self.real, self.recipe.evaluation.teacher
+        pixels, many = self.real, self.config.teacher
         if velocity is not None:
             pixels = self.decode(self.generate(velocity, sampler=many))
             self.beside["teacher"] = shrink(pixels)
@@ -110,24 +120,24 @@ class Validation:
         zoom = max(1, SHOWN_PX // max(sides))
         stride = max(2, num_frames // NUM_FRAMES)
         contact_sheet(path, clips, frame_stride=stride, zoom=zoom)
-        assert self.recipe.evaluation is not None
-        fps = self.recipe.evaluation.data.bucket.fps
+        fps = self.config.data.bucket.fps
         side_by_side(path.with_suffix(".mp4"), clips, fps=fps, zoom=zoom)
 
     def scores(self, velocity: Velocity) -> dict[str, float]:
-        """Score the generator on `num_scored` clips, shared out over the ranks."""
+        """Return every metric of the generator that counts and can be measured.
+
+        One that gives no numbers any more is infinitely far from the real clips, and that is all.
+        """
         if not self.scored:
             return {}
         found = self._measure(lambda batch: self.generate(velocity, batch))
-        features, reference = (rows[:, :-2].numpy() for rows in (found, self.truth))
-        finite = bool(found.isfinite().all())
-        moved, flickers = (found[:, -2:].mean(0) / self.truth[:, -2:].mean(0)).tolist()
+        if found is None:
+            return {f"{VALIDATION}proxy_frechet_distance": math.inf}
+        metrics = summarise(found, self.truth, {}, self.config.counted)
         return {
-            "validation/proxy_frechet_distance": (
-                frechet_distance(features, reference) if finite else math.inf
-            ),
-            "validation/dynamic_degree_proxy": moved,
-            "validation/flicker_proxy": flickers,
+            f"{VALIDATION}{name}": value
+            for name, value in metrics.items()
+            if isinstance(value, float)
         }
 
     def score_gap(self, networks: Mapping[str, nn.Module], latents: Tensor) -> dict[str, float]:
@@ -147,7 +157,7 @@ class Validation:
             alpha_weak=method.alpha_weak,
             alpha_strong=method.alpha_strong,
         )
-        return {f"validation/{name}": float(value) for name, value in gap.items()}
+        return {f"{VALIDATION}{name}": float(value) for name, value in gap.items()}
 
     def _share(self, wanted: int, groups: int) -> int:
         """Return the scored clips of each group: as many on all, so that all call alike."""
@@ -160,20 +170,18 @@ class Validation:
         return share
 
     @torch.no_grad()
-    def _measure(self, latents_of: Callable[[Batch], Tensor]) -> Tensor:
-        """Return features, motion and flicker of the clips of all ranks, one row a clip."""
-        rows = []
-        for part in (self.scored[i : i + CHUNK] for i in range(0, len(self.scored), CHUNK)):
-            pixels = self.vae.decode(latents_of(held_out(self.cache, part, self.device)))
-            measures = (motion(pixels), flicker_proxy(pixels))
-            rows.append(torch.cat([self.features(pixels), torch.stack(measures, 1)], dim=1))
-        return over_ranks(torch.cat(rows), self.ranks_together).cpu()
+    def _measure(self, latents_of: Callable[[Batch], Tensor]) -> Measured | None:
+        """Measure the clips of all ranks; None where pixels of one are no numbers."""
+        chunks = (self.scored[i : i + CHUNK] for i in range(0, len(self.scored), CHUNK))
+        own = [self._measure_chunk(rows, latents_of) for rows in chunks]
+        together = [part for each in ranks.of_all(own)[:: self.ranks_together] for part in each]
+        finite = [part for part in together if part is not None]
+        return Measured.merged(finite) if len(finite) == len(together) else None
 
-
-def over_ranks(rows: Tensor, ranks_together: int) -> Tensor:
-    """Join the ranks' rows, as many on each; `ranks_together` ranks have the same ones."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, rows.contiguous())
-    return torch.cat(gathered[::ranks_together])
+    def _measure_chunk(
+        self, rows: Sequence[int], latents_of: Callable[[Batch], Tensor]
+    ) -> Measured | None:
+        batch = held_out(self.cache, rows, self.device)
+        pixels, real = (self.vae.decode(x) for x in (latents_of(batch), batch.x0))
+        finite = bool(pixels.isfinite().all())
+        return self.suite.measure(pixels, real, self.config.data.bucket.fps) if finite else None

@@ -18,13 +18,15 @@ from magicdistill.platform.cluster import ray_cluster
 from magicdistill.platform.config import ClusterConfig
 from magicdistill.platform.streams import Workshop, make_items
 
+ITEM_BYTES = 1 << 20
 
-def build() -> Callable[[int], tuple[int, int]]:
-    """Return a maker that tells its process."""
 
-    def make(index: int) -> tuple[int, int]:
+def build() -> Callable[[int], tuple[int, int, bytes]]:
+    """Return a maker that tells its process, of items so large that Ray holds it back."""
+
+    def make(index: int) -> tuple[int, int, bytes]:
         time.sleep(0.05)
-        return index, os.getpid()
+        return index, os.getpid(), bytes(ITEM_BYTES)
 
     return make
 
@@ -33,13 +35,15 @@ def none_is_lost_where_makers_are_killed() -> bool:
     """Kill two processes that make items; each item still comes once and in order."""
     seen: list[tuple[int, int]] = []
     killed: set[int] = set()
-    for index, item in make_items(Workshop(build, num_actors=2, buffer=2), 5, 45):
-        made, pid = pickle.loads(item)
+    workshop = Workshop(build, num_actors=2, buffer=2, item_bytes=ITEM_BYTES)
+    for index, item in make_items(workshop, 5, 45):
+        made, pid, _ = pickle.loads(item)
         seen.append((index, made))
         if index >= 15 + 10 * len(killed) and len(killed) < 2 and pid not in killed:
             with suppress(ProcessLookupError):  # Ray may have ended it since it made the item
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
+    print("killed", killed, "seen", seen)
     return seen == [(i, i) for i in range(5, 45)] and len(killed) == 2
 
 

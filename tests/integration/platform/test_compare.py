@@ -17,7 +17,7 @@ runs: {runs}
 overrides:
   engine: {{kind: torch}}
   schedule: {{num_cycles: 30, sample_every: 10}}
-  evaluation: {{num_scored: 4}}
+  evaluation: {{num_scored: 4, scored_by: workers}}
 methods:
   euler: {{method: {{name: euler}}}}
   magic: {{method: {{name: magic}}}}

@@ -184,7 +184,7 @@ def test_the_best_one_is_never_pruned(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     for cycle in (1, 2, 3):
         if cycle == 1:
-            checkpoints.best = cycle
+            checkpoints.spared = {cycle}
         checkpoints.save(cycle, {"net": engine}, None)
     assert checkpoints.names() == ["cycle-0000001", "cycle-0000003"]
 

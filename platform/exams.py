@@ -1,0 +1,140 @@
+"""Checkpoints scored on an actor beside the workers, so that the training goes on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from magicdistill.data_pipeline.storage import AnyPath, place
+from magicdistill.models.networks.attention import set_kernels
+from magicdistill.models.networks.transformer import VelocityModel
+from magicdistill.models.objectives.build import teacher
+from magicdistill.platform.checkpoints import EMA, Checkpoints, checkpoint_name, cycle_of
+from magicdistill.platform.health import VALIDATION, cost
+from magicdistill.platform.polling import polling
+from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.run_directory import RunDirectory, write_text
+from magicdistill.platform.validation import Validation, num_scored
+from magicdistill.platform.weights import role_weights
+
+GENERATOR = "generator"
+
+
+@ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
+class Examiner:
+    """Generates the same held-out clips with one checkpoint after another, and measures them."""
+
+    def __init__(self, run: RunDirectory, held_out: str) -> None:
+        recipe = run.recipe()
+        torch.set_num_threads(recipe.cluster.threads_per_worker)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        alone = recipe.cluster.model_copy(update={"sequence_parallel": 1})
+        self.validation = Validation(
+            recipe.model_copy(update={"cluster": alone}),
+            place(held_out),
+            rank=0,
+            world_size=1,
+            device=device,
+            num_scored=num_scored(recipe),
+        )
+        network = VelocityModel(teacher(recipe.model))
+        set_kernels(network, recipe.kernels)
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.network = network.to(device, dtype).eval()
+
+    @torch.no_grad()
+    def score(self, checkpoint: Path) -> dict[str, float]:
+        """Return the metrics of a checkpoint's generator, of its averaged weights if it has any."""
+        averaged = checkpoint / EMA
+        weights = role_weights(averaged if averaged.is_dir() else checkpoint / GENERATOR)
+        for name, parameter in self.network.named_parameters():
+            parameter.copy_(weights[name]())
+        return self.validation.scores(self.network)
+
+
+class Exams:
+    """Has the newest checkpoint scored whenever the examiner is free, and marks the best."""
+
+    def __init__(self, run: RunDirectory, held_out: AnyPath) -> None:
+        recipe = run.recipe()
+        assert recipe.evaluation is not None
+        self.run, self.best_by = run, recipe.health.best_by
+        self.checkpoints = Checkpoints.of(run)
+        self.is_over = False
+        self._failed: set[int] = set()
+        actor: Any = Examiner.options(num_gpus=recipe.evaluation.actor_gpus or None)
+        self.examiner = actor.remote(run, str(held_out))
+
+    def look(self) -> None:
+        """Score the newest checkpoint, if that is not done; what fails is told and left alone."""
+        newest = self.checkpoints.committed()[-1:]
+        done = {row["step"] for row in self.run.exams()} | self._failed
+        for path in newest:
+            if (cycle := cycle_of(path)) not in done and not self.run.stop_path.exists():
+                self._score(path, cycle)
+
+    def end(self) -> None:
+        """Stop what is going on."""
+        self.is_over = True
+        ray.kill(self.examiner)
+
+    def _score(self, path: Path, cycle: int) -> None:
+        write_text(self.run.examined_path, f"{cycle}\n")  # from here on pruning spares it
+        try:
+            scores = ray.get(self.examiner.score.remote(path))
+            self.run.append_exam(cycle, scores)
+            self._mark_best()
+            values = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self.run.say(f"cycle {cycle} scored  {values}")
+        except Exception as error:
+            self._failed.add(cycle)
+            if not self.is_over:
+                cause = next(iter(str(error).splitlines()), type(error).__name__)
+                self.run.say(f"the checkpoint of cycle {cycle} could not be scored: {cause}")
+        finally:
+            self.run.examined_path.unlink(missing_ok=True)
+
+    def _mark_best(self) -> None:
+        """Name the best of the checkpoints that are still there, where these scores decide."""
+        kept = self.checkpoints.names()
+        costs = [
+            (cost(self.best_by, value), row["step"])
+            for row in self.run.exams()
+            for name, value in row.items()
+            if name == VALIDATION + self.best_by and checkpoint_name(row["step"]) in kept
+        ]
+        if costs:
+            self.run.mark_best(min(costs)[1])
+
+
+@contextmanager
+def examined(run: RunDirectory, held_out: AnyPath) -> Iterator[None]:
+    """Score checkpoints while the body runs, and the last one after it."""
+    exams = Exams(run, held_out)
+    with polling(exams.look, every_s=1.0):
+        try:
+            yield
+        except BaseException:
+            exams.end()
+            raise
+    exams.end()
+
+
+def has_room(recipe: Recipe, say: Callable[[str], None]) -> bool:
+    """Tell whether there is to be an examiner beside workers and makers of pairs, and its room."""
+    evaluation, cluster, pairs = recipe.evaluation, recipe.cluster, recipe.pairs
+    if evaluation is None or evaluation.scored_by != "actor" or not evaluation.num_scored:
+        return False
+    others = cluster.num_workers * cluster.gpus_per_worker
+    others += pairs.num_actors * pairs.gpus_per_actor if pairs and not pairs.stored else 0
+    free = ray.available_resources().get("GPU", 0.0) - others
+    if free < evaluation.actor_gpus:
+        say(
+            f"no room for the actor that scores: it wants {evaluation.actor_gpus:g} GPUs "
+            f"(evaluation.actor_gpus) and {max(0.0, free):g} are left; the workers score"
+        )
+        return False
+    return True

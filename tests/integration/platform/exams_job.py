@@ -1,0 +1,73 @@
+"""A driver for test_exams.py: a training whose checkpoints are scored beside it."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.step import bench_recipe, write_cache
+from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.exams import examined, has_room
+from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.trainer import Worker
+from magicdistill.platform.validation import Validation
+
+STOPS = (1, 2, 3)
+CHANGES = {
+    "schedule": {"checkpoint_every": 1, "keep_checkpoints": 1, "ema_decay": 0.5},
+    "evaluation": {"num_shown": 2, "num_scored": 4, "scored_by": "actor"},
+    "health": {"best_by": "proxy_frechet_distance"},
+    "cluster": {"gpus_per_worker": 0},
+}
+
+
+def recipe_to(stop: int) -> Recipe:
+    """Return a recipe that ends after `stop` cycles."""
+    values = bench_recipe("torch", batch_size=4).model_dump()
+    for part, changes in CHANGES.items():
+        values[part] |= changes
+    values["schedule"] |= {"num_cycles": stop}
+    return Recipe.model_validate(values)
+
+
+def train(run: RunDirectory, cache: AnyPath, stop: int) -> Worker:
+    """Train on from the last checkpoint, and wait until the new one is scored."""
+    run.store(recipe_to(stop))
+    worker = Worker(run, cache, cache, rank=0, world_size=1, is_examined=True)
+    worker.run_all()
+    while stop not in {row["step"] for row in run.exams()}:
+        time.sleep(0.2)
+    return worker
+
+
+def main() -> None:
+    """Train in three parts with the examiner at hand; print what there is to know."""
+    folder = Path(sys.argv[1])
+    run, cache = RunDirectory.create(folder, recipe_to(STOPS[-1])), write_cache(folder / "data")
+    with ray_cluster(ClusterConfig(dashboard=False)):
+        assert has_room(run.recipe(), print)
+        greedy = run.recipe().evaluation.model_copy(update={"actor_gpus": 1.0})
+        has_gpu = has_room(run.recipe().model_copy(update={"evaluation": greedy}), print)
+        with examined(run, cache):
+            for stop in STOPS:
+                worker = train(run, cache, stop)
+    own = Validation(run.recipe(), cache, rank=0, world_size=1, device="cpu", num_scored=4)
+    with worker._averaged():
+        scores = own.scores(worker.engines["generator"].module)
+    facts = {
+        "rows": list(run.exams()),
+        "own": scores,
+        "best": int(run.best_path.read_text()),
+        "kept": sorted(int(p.name.rpartition("-")[2]) for p in run.checkpoints.glob("cycle-*")),
+        "has_gpu": has_gpu,
+        "held": run.examined_path.exists(),
+        "said": run.progress_path.read_text(),
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
