@@ -64,7 +64,7 @@ test: check $(INT8)/torchao  ## everything that CI runs: make check, then pytest
 ifeq ($(ARGS),)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 	PYTHONPATH=$(INT8) $(BIN)/python -m pytest $(INT8_TESTS) -k int8
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 tests/integration
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif

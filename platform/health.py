@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from magicdistill.models.metrics.names import ARROWS
 from magicdistill.platform.config import HealthConfig, Limits
+from magicdistill.platform.logs import ExplainedError
 
 VALIDATION = "validation/"
 """Before the names of the evaluation's metrics."""
-from magicdistill.platform.logs import ExplainedError
 
 
 class UnhealthyError(ExplainedError):

@@ -26,6 +26,7 @@ def format_plan(made: Plan) -> str:
         "",
         *_demand(made),
         *_pairs(made),
+        *_scoring(made),
         *_sampling(made),
         "",
         f"{made.recipe.name} {verdict(made)}",
@@ -118,6 +119,17 @@ def _pairs(made: Plan) -> Iterator[str]:
     if pairs.gpus_per_actor:
         gpus = pairs.num_actors * pairs.gpus_per_actor
         yield f"       {gpus:g} GPU(s) beside the workers' {made.recipe.cluster.num_workers}"
+
+
+def _scoring(made: Plan) -> Iterator[str]:
+    evaluation = made.recipe.evaluation
+    if evaluation and evaluation.num_scored and evaluation.scored_by == "actor":
+        workers = made.recipe.cluster.num_workers
+        beside = f" on {evaluation.actor_gpus:g} GPU(s) beside the workers' {workers}"
+        yield (
+            f"scoring: {evaluation.num_scored} clips of every checkpoint by an actor"
+            f"{beside if evaluation.actor_gpus else ''}"
+        )
 
 
 def _sampling(made: Plan) -> Iterator[str]:

@@ -68,6 +68,31 @@ def test_the_best_checkpoint_has_the_least_score_known_when_it_was_made() -> Non
     assert seen.best == "the best checkpoint is that of cycle 5 (drift 0.2)"
 
 
+@pytest.mark.parametrize(
+    ("metric", "scores", "best"),
+    [
+        ("drift", [0.5, 0.3, 0.4], 2),
+        ("proxy_frechet_distance", [0.5, math.nan, 0.4], 3),
+        ("imaging_quality", [0.5, 0.9, 0.4], 2),
+        ("dynamic_degree_proxy", [0.5, 1.1, 1.3], 2),
+    ],
+)
+def test_best_is_what_is_best_of_a_metric(metric: str, scores: list[float], best: int) -> None:
+    seen = Watch(HealthConfig(best_by=metric))
+    kept = []
+    for cycle, score in enumerate(scores, 1):
+        seen.see(cycle, {f"validation/{metric}": score})
+        if seen.keeps(cycle):
+            kept.append(cycle)
+    assert kept[-1] == best
+
+
+def test_limits_are_not_for_the_metrics_of_the_evaluation() -> None:
+    seen = Watch(HealthConfig(grace_cycles=0, patience=1))
+    assert seen.see(1, {"validation/dynamic_degree": 0.0}) is None
+    assert seen.see(2, {"health/dynamic_degree": 0.0}) is not None
+
+
 def test_vital_signs_of_known_clips() -> None:
     still = torch.zeros(2, 3, 4, 8, 8)
     assert vital_signs(still) == dict.fromkeys(
