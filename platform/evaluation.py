@@ -76,7 +76,10 @@ class Part:
 
 
 def variants(recipe: Recipe, student: Path) -> list[Variant]:
-    """Return teacher with many steps, teacher with few Euler steps, and the student."""
+    """Return teacher with many steps, teacher with few Euler steps, and the student.
+
+    Before a student of noise-data pairs comes the generator that makes them, also run like it.
+    """
     assert recipe.evaluation is not None
     many = recipe.evaluation.teacher
     found = [Variant("teacher", recipe.model.teacher, many)]
@@ -88,6 +91,10 @@ def variants(recipe: Recipe, student: Path) -> list[Variant]:
     found += [
         Variant(name, recipe.model.teacher, few.model_copy(update={"name": name})) for name in names
     ]
+    if recipe.pairs is not None:
+        maker, steps = recipe.pairs.generator, recipe.pairs.sampler.num_steps
+        found.append(Variant(f"{steps}-step", maker, recipe.pairs.sampler))
+        found.append(Variant(f"{steps}-step cut", maker, few))
     return [*found, Variant("student", str(student), few)]
 
 

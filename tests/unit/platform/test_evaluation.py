@@ -1,0 +1,29 @@
+"""Which ways of generating a run is judged beside."""
+
+from pathlib import Path
+
+from magicdistill.platform.evaluation import variants
+from magicdistill.platform.recipe import load_recipe
+
+STUDENT = Path("student")
+
+
+def ways(name: str) -> list[tuple[str, str | None, str, int]]:
+    found = variants(load_recipe(name), STUDENT)
+    return [(way.name, way.weights, way.sampler.name, way.sampler.num_steps) for way in found]
+
+
+def test_a_student_of_pairs_is_judged_beside_their_maker_whole_and_cut() -> None:
+    teacher, maker = "assets/portrait-tiny/teacher", "assets/portrait-tiny/student-4step"
+    assert ways("portrait-tiny-1step") == [
+        ("teacher", teacher, "euler", 28),
+        ("euler", teacher, "euler", 1),
+        ("4-step", maker, "euler", 4),
+        ("4-step cut", maker, "euler", 1),
+        ("student", "student", "euler", 1),
+    ]
+
+
+def test_a_few_step_student_is_judged_beside_its_teacher() -> None:
+    assert [way[0] for way in ways("portrait-tiny")] == ["teacher", "euler", "student"]
+    assert [way[0] for way in ways("portrait-tiny-teacher")] == ["teacher"]
