@@ -32,8 +32,9 @@ class Arguments:
     """First frame; it is cropped about its centre to the model's aspect."""
     inputs: Annotated[Path | None, tyro.conf.arg(metavar="JSONL")] = None
     """List of inputs, for many videos."""
-    model: Annotated[str, tyro.conf.arg(metavar="RUN|DIR|NAME")] = "student-4step"
-    """A run, a folder of diffusers, or a model that comes with the project."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="RUN|DIR|NAME")] = None
+    """A run, a folder of diffusers, or a model that comes with the project; by default that of the
+    project that was trained for as many steps, without --steps the 4-step student."""
     prompt: str | None = None
     """Text of the video, and of its first frame without --image; by default the null prompt, which
     image-to-video is trained on."""
@@ -112,10 +113,11 @@ def sample(args: Arguments) -> list[str]:
     """Do what the flags say; return a line about each video that could not be made."""
     from magicdistill.platform.batch_sampling import read_orders, sample_all
     from magicdistill.platform.image_prior import ImagePriors
-    from magicdistill.platform.pretrained import find_pretrained
+    from magicdistill.platform.pretrained import find_pretrained, shipped_for
     from magicdistill.platform.sampling import Order, report_difference, sample_one
 
-    found = find_pretrained(args.model, runs=args.runs, vae=args.vae, encoders=args.encoders)
+    name = args.model or shipped_for(args.steps)
+    found = find_pretrained(name, runs=args.runs, vae=args.vae, encoders=args.encoders)
     model = found.changed(args.size, num_steps=args.steps, shift=args.shift, guidance=args.guidance)
     if args.int8:
         model = replace(model, dtype="int8")

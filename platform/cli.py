@@ -47,6 +47,10 @@ FREE_TO_CHANGE = (
     "kernels",
     "tracking",
     "health",
+    "evaluation.num_scored",
+    "evaluation.scored_by",
+    "evaluation.actor_gpus",
+    "evaluation.networks",
     "schedule.num_cycles",
     "schedule.checkpoint_every",
     "schedule.keep_checkpoints",
@@ -118,6 +122,11 @@ def parse_job(
     try:
         with logs.ending_with_its_reader():
             args, dry_run = _parse(job, default_recipe, description, arguments, adapt)
+        if trains and args.recipe.evaluation and not args.recipe.evaluation.has_clips:
+            raise RecipeError(
+                "evaluation: a training is judged beside held-out clips, and these are pictures; "
+                "give clips or null here, and the pictures to jobs/evaluate.py --protocol"
+            )
         if dry_run and trains and args.recipe.cluster.gpus_per_worker:
             from magicdistill.platform.planning import demand_fit  # imports torch
 

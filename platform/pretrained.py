@@ -17,6 +17,8 @@ from magicdistill.platform.recipe import RECIPES, Recipe, load_recipe
 from magicdistill.platform.run_directory import resolve_root
 
 ASSETS = PROJECT / "assets"
+STUDENT_STEPS = (1, 4)
+"""Of the students that come with the project."""
 MODEL = "model"
 """The folder of a run with its finished generator."""
 Dtype = Literal["fp32", "bf16", "int8"]
@@ -88,6 +90,25 @@ def find_pretrained(
     )
 
 
+def shipped_for(num_steps: int | None) -> str:
+    """Name the model of the project that was trained for a number of steps, by default four."""
+    if num_steps is None:
+        return "student-4step"
+    return next((f"student-{n}step" for n in STUDENT_STEPS if num_steps <= n), "teacher")
+
+
+def find_student(model: Pretrained, num_steps: int) -> Pretrained:
+    """Return the shipped student of as many steps beside a shipped model, else the model itself.
+
+    It takes as many steps either way, in the same numbers.
+    """
+    beside = model.transformer.with_name(f"student-{num_steps}step")
+    if model.transformer in _students() and (beside / CONFIG).is_file():
+        found = find_pretrained(str(beside))
+        model = replace(found, dtype=model.dtype, offload=model.offload)
+    return model.changed(num_steps=num_steps)
+
+
 def find_teacher(model: Pretrained) -> Pretrained:
     """Return the many-step model that a student learned from, sampled as it is judged.
 
@@ -135,14 +156,21 @@ def _shipped() -> list[Path]:
     return [path for path in sorted(ASSETS.glob(f"*/*/{CONFIG}")) if path.parent.name != "vae"]
 
 
+def _students() -> list[Path]:
+    return [p.parent.resolve() for p in _shipped() if p.parent.name.startswith("student-")]
+
+
 def _recipe_of(transformer: Path) -> Recipe | None:
     """Return the recipe of a run, an export or a shipped model."""
     for folder in (transformer, transformer.parent):
         if (folder / "recipe.yaml").is_file():
             return load_recipe(folder / "recipe.yaml")
-    shipped = transformer.parents[1] == ASSETS.resolve()
+    if transformer.parents[1] != ASSETS.resolve():
+        return None
     name = transformer.parent.name
-    return load_recipe(name) if shipped and (RECIPES / f"{name}.yaml").is_file() else None
+    own = f"{name}-{transformer.name.removeprefix('student-')}"  # such as portrait-tiny-1step
+    names = [own, name] if transformer in _students() else [name]
+    return next((load_recipe(n) for n in names if (RECIPES / f"{n}.yaml").is_file()), None)
 
 
 def _find_vae(transformer: Path, recipe: Recipe | None, vae: str | None) -> Path:

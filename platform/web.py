@@ -24,13 +24,18 @@ from starlette.routing import Route
 from torch import nn
 
 from magicdistill.platform.logs import ExplainedError, say
-from magicdistill.platform.pretrained import ASSETS, Pretrained, find_teacher
+from magicdistill.platform.pretrained import (
+    ASSETS,
+    STUDENT_STEPS,
+    Pretrained,
+    find_student,
+    find_teacher,
+)
 from magicdistill.platform.sampling import Order, Sampler
 
 LOOPBACK = "127.0.0.1"
 HOSTS = [LOOPBACK, "localhost"]
 """Names that the page answers to: a script of another site cannot point its own name here."""
-FEW_STEPS = (1, 4)
 MAX_MB = 20
 POLICY = "default-src 'self' blob: data: 'unsafe-inline'"
 """For browsers: nothing comes from another machine."""
@@ -67,15 +72,15 @@ class Studio:
     def __init__(self, model: Pretrained) -> None:
         """Load both, and make a video with each, so that none of those to come is slower."""
         teacher = find_teacher(model)
-        self.models = {count: model.changed(num_steps=count) for count in FEW_STEPS}
+        self.models = {count: find_student(model, count) for count in STUDENT_STEPS}
         self.models[teacher.sampler.num_steps] = teacher
-        folders = {one.transformer: one for one in (model, teacher)}
+        folders = {one.transformer: one for one in self.models.values()}
         self._samplers = {path: Sampler(one) for path, one in folders.items()}
         self._watches = {path: Stopwatch(one.velocity) for path, one in self._samplers.items()}
         self._lock = Lock()
         with tempfile.NamedTemporaryFile(suffix=".png") as grey:
             Image.new("RGB", (64, 64), "grey").save(grey.name)
-            for count in (FEW_STEPS[0], teacher.sampler.num_steps):
+            for count in self.models:
                 self.make(Path(grey.name).read_bytes(), count)
 
     def make(self, picture: bytes, num_steps: int, seed: int = 0) -> Made:
@@ -107,7 +112,7 @@ def web_app(studio: Studio) -> Starlette:
         return FileResponse(EXAMPLE)
 
     async def video(request: Request) -> Response:
-        num_steps = _integer(request, "steps", min(FEW_STEPS))
+        num_steps = _integer(request, "steps", min(STUDENT_STEPS))
         seed = _integer(request, "seed", 0)
         if num_steps not in studio.models:
             raise HTTPException(422, f"steps {num_steps}: choose one of {[*studio.models]}")

@@ -61,6 +61,15 @@ def test_a_dry_run_is_the_recipe_that_a_run_stores(job: Job) -> None:
     assert run.recipe_path.read_text() == job("--dry-run", *flags).stdout
 
 
+def test_pictures_are_no_clips_to_judge_a_training_by(job: Job) -> None:
+    path = job.folder / "pictures.yaml"
+    pictures = "{num_frames: 17, data: {bucket: {num_frames: 1}}}"
+    path.write_text(f"extends: portrait-tiny\nevaluation: {pictures}\n")
+    result = job("--dry-run", "--recipe", str(path))
+    assert result.returncode == 2
+    assert "--protocol" in result.stderr
+
+
 def test_help_is_fast_and_shows_present_values_and_alternatives(job: Job) -> None:
     before_s = os.times().children_user
     result = job("--help")
