@@ -21,6 +21,8 @@ from magicdistill.platform.validation import Validation, num_scored
 from magicdistill.platform.weights import role_weights
 
 GENERATOR = "generator"
+START_S = 300.0
+"""How long a finished training waits for an examiner that has yet to start."""
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
@@ -67,14 +69,22 @@ class Exams:
         self._failed: set[int] = set()
         actor: Any = Examiner.options(num_gpus=recipe.evaluation.actor_gpus or None)
         self.examiner = actor.remote(run, str(held_out))
+        self._ready = self.examiner.__ray_ready__.remote()
 
-    def look(self) -> None:
-        """Score the newest checkpoint, if that is not done; what fails is told and left alone."""
+    def look(self, patience_s: float = 0.0) -> None:
+        """Score the newest checkpoint, if that is not done; what fails is told and left alone.
+
+        Waits no longer than `patience_s` for an examiner that has yet to start.
+        """
         newest = self.checkpoints.committed()[-1:]
         done = {row["step"] for row in self.run.exams()} | self._failed
         for path in newest:
-            if (cycle := cycle_of(path)) not in done and not self.run.stop_path.exists():
+            if (cycle := cycle_of(path)) in done or self.run.stop_path.exists():
+                continue
+            if ray.wait([self._ready], timeout=patience_s)[0]:
                 self._score(path, cycle)
+            elif patience_s:
+                self.run.say(f"the actor that scores found no place: cycle {cycle} is not scored")
 
     def end(self) -> None:
         """Stop what is going on."""
@@ -120,6 +130,7 @@ def examined(run: RunDirectory, held_out: AnyPath) -> Iterator[None]:
         except BaseException:
             exams.end()
             raise
+    exams.look(START_S)
     exams.end()
 
 
@@ -128,13 +139,20 @@ def has_room(recipe: Recipe, say: Callable[[str], None]) -> bool:
     evaluation, cluster, pairs = recipe.evaluation, recipe.cluster, recipe.pairs
     if evaluation is None or evaluation.scored_by != "actor" or not evaluation.num_scored:
         return False
-    others = cluster.num_workers * cluster.gpus_per_worker
-    others += pairs.num_actors * pairs.gpus_per_actor if pairs and not pairs.stored else 0
-    free = ray.available_resources().get("GPU", 0.0) - others
-    if free < evaluation.actor_gpus:
-        say(
-            f"no room for the actor that scores: it wants {evaluation.actor_gpus:g} GPUs "
-            f"(evaluation.actor_gpus) and {max(0.0, free):g} are left; the workers score"
-        )
-        return False
+    makers = pairs.num_actors if pairs and not pairs.stored else 0
+    taken = {
+        "CPU": cluster.num_workers + makers,
+        "GPU": cluster.num_workers * cluster.gpus_per_worker
+        + makers * (pairs.gpus_per_actor if pairs else 0),
+    }
+    wanted = {"CPU": 1, "GPU": evaluation.actor_gpus}
+    there = ray.cluster_resources()
+    for name, count in wanted.items():
+        free = there.get(name, 0.0) - taken[name]
+        if free < count:
+            say(
+                f"no room for the actor that scores: it wants {count:g} {name} beside the workers "
+                f"and {max(0.0, free):g} is left; the workers score"
+            )
+            return False
     return True
