@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,12 +11,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from magicdistill.data_pipeline.cache import (
-    NULL_TEXT,
-    committed_rows,
-    committed_texts,
-    publish,
-)
+from magicdistill.data_pipeline.cache import committed_rows, committed_texts
 from magicdistill.data_pipeline.clips import (
     ClipRow,
     clips_from_table,
@@ -39,6 +33,7 @@ from magicdistill.data_pipeline.curation import (
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.policy import count_absent, count_incomparable, is_hopeless
 from magicdistill.data_pipeline.progress import Bars, Progress
+from magicdistill.data_pipeline.publishing import publish_selection, wanted_keys
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,
@@ -46,9 +41,8 @@ from magicdistill.data_pipeline.stages.embed import (
     EmbedJob,
     encoder_fingerprint,
     prompts_of,
-    text_key,
 )
-from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, facts_of, load_vae
+from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, load_vae
 from magicdistill.data_pipeline.stages.run_scorers import (
     AddScores,
     gpus_for,
@@ -58,7 +52,6 @@ from magicdistill.data_pipeline.stages.run_scorers import (
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.data_pipeline.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.takedowns import Takedowns
-from magicdistill.models.networks.conditions import NULL_PROMPT
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +71,6 @@ AGREED_TO_ENCODE = (
     "policy.crop_bars",
 )
 """Configs that have the same values here make the same latents of a clip."""
-
-
-class NothingAcceptedError(ValueError):
-    """No clip of a config is left to encode; the message has the most frequent reasons."""
 
 
 def curate(
@@ -238,7 +227,7 @@ class Curator:
                 part.take(failures)
         for part in self._parts:
             self._embed_missing(part, cache)
-        return [_publish(selection, fingerprint, cache) for selection in self.decide()]
+        return [publish_selection(selection, fingerprint, cache) for selection in self.decide()]
 
     def _read(self) -> None:
         """Fill the parts with what the ledger has, and what failed for reasons that may pass."""
@@ -303,7 +292,7 @@ class Curator:
         """Encode accepted clips that the cache lacks; return failed rows, of which lasting ones
         are committed."""
         config, present = job.config, committed_rows(job.cache_root)
-        wanted = _wanted_keys(config, clips, job.vae_fingerprint)
+        wanted = wanted_keys(config, clips, job.vae_fingerprint)
         by_id = {
             clip.clip_id: clip
             for clip in clips
@@ -405,49 +394,6 @@ class Curator:
             yield from dataset.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             )
-
-
-def _wanted_keys(
-    config: DataConfig, clips: Sequence[ClipRow], vae_fingerprint: str
-) -> dict[str, list[str]]:
-    """Return the cache keys of every clip by clip id."""
-    return {
-        clip.clip_id: [facts.key for facts in facts_of(clip, config, vae_fingerprint)]
-        for clip in clips
-    }
-
-
-def _text_keys(config: DataConfig, clips: Sequence[ClipRow]) -> tuple[dict[str, str], str]:
-    """Return the text key of every clip by its id, and that of the null prompt."""
-    prompts = config.prompts
-    if prompts is None:
-        return {clip.clip_id: NULL_TEXT for clip in clips}, NULL_TEXT
-    fingerprint = encoder_fingerprint(prompts.encoder)
-    keys = {clip.clip_id: text_key(clip.caption, prompts, fingerprint) for clip in clips}
-    return keys, text_key(NULL_PROMPT, prompts, fingerprint)
-
-
-def _publish(selection: Selection, vae_fingerprint: str, cache_root: AnyPath) -> CurationResult:
-    config = selection.config
-    wanted = _wanted_keys(config, selection.clips, vae_fingerprint)
-    present = committed_rows(cache_root)
-    texts, null_key = _text_keys(config, selection.clips)
-    entries = [
-        present[key]
-        | {name: getattr(clip, name) for name in ("clip_id", "source_id", "license", "mixture")}
-        | {"text_key": texts[clip.clip_id]}
-        for clip in selection.clips
-        for key in wanted[clip.clip_id]
-    ]
-    if not entries:
-        found = Counter(reason for d in selection.decisions for reason in d.reasons)
-        raise NothingAcceptedError(
-            f"no clip was accepted; the most frequent reasons: {found.most_common(3)}"
-        )
-    path = publish(cache_root, entries, config.null_text, null_key)
-    result = CurationResult(**vars(selection), cache_path=path, num_rows=len(entries))
-    logger.info("%s: latent cache %s", result.counts, result.version)
-    return result
 
 
 @contextmanager

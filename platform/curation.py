@@ -11,8 +11,9 @@ from magicdistill.data_pipeline import removal, verification
 from magicdistill.data_pipeline.calibration import calibrate, format_gauges
 from magicdistill.data_pipeline.channels import ChannelStatistics
 from magicdistill.data_pipeline.curation import CurationResult, Selection
-from magicdistill.data_pipeline.pipeline import Curator, NothingAcceptedError
+from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.progress import Bars
+from magicdistill.data_pipeline.publishing import NothingAcceptedError
 from magicdistill.data_pipeline.reconstruction import reconstruct
 from magicdistill.data_pipeline.report import write_report
 from magicdistill.data_pipeline.storage import AnyPath, local_folder

@@ -6,8 +6,8 @@ from typing import Any
 
 from diffusers import HunyuanVideoTransformer3DModel
 
-from magicdistill.data_pipeline.config import PackageClips, PortraitWorld
 from magicdistill.data_pipeline.sources import package_clips
+from magicdistill.data_pipeline.sources.config import PackageClips, PortraitWorld
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, sigma_grid
 from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.objectives.config import SamplerConfig

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.data_pipeline.clips import ClipRow
-from magicdistill.data_pipeline.config import VbenchI2v
 from magicdistill.data_pipeline.curation import CurationResult
-from magicdistill.data_pipeline.pipeline import Curator, NothingAcceptedError
+from magicdistill.data_pipeline.pipeline import Curator
+from magicdistill.data_pipeline.publishing import NothingAcceptedError
+from magicdistill.data_pipeline.sources.config import VbenchI2v
 from magicdistill.data_pipeline.sources.vbench_i2v import pairs
 from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.diffusion.guidance import forwards_per_step

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from magicdistill.data_pipeline.config import CelebvHq
+from magicdistill.data_pipeline.sources.config import CelebvHq
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
 from magicdistill.data_pipeline.sources.stores import read_json
 

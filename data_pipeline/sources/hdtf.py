@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from magicdistill.data_pipeline.config import Hdtf
+from magicdistill.data_pipeline.sources.config import Hdtf
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,

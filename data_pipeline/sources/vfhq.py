@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from magicdistill.data_pipeline.config import Vfhq
+from magicdistill.data_pipeline.sources.config import Vfhq
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
 from magicdistill.data_pipeline.sources.stores import Folder, open_text
 

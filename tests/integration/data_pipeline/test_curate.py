@@ -15,13 +15,11 @@ from magicdistill.data_pipeline.config import (
     DataConfig,
     Decoder,
     Encoding,
-    Folder,
     Measures,
-    PackageClips,
     Policy,
-    PortraitWorld,
 )
 from magicdistill.data_pipeline.pipeline import CurationResult, curate
+from magicdistill.data_pipeline.sources.config import Folder, PackageClips, PortraitWorld
 from magicdistill.data_pipeline.sources.portrait_world import render_clip
 from magicdistill.data_pipeline.video import write_mp4
 from magicdistill.data_pipeline.windows import read_windows

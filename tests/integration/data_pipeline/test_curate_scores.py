@@ -7,9 +7,10 @@ import pytest
 import ray
 
 from magicdistill.data_pipeline.clips import ClipRow
-from magicdistill.data_pipeline.config import DataConfig, Folder, Measures, Policy
+from magicdistill.data_pipeline.config import DataConfig, Measures, Policy
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.pipeline import select_clips
+from magicdistill.data_pipeline.sources.config import Folder
 from magicdistill.data_pipeline.sources.listing import list_videos
 from magicdistill.data_pipeline.sources.portrait_world import render_clip
 from magicdistill.data_pipeline.stages.scorers import AnyScorer

@@ -6,10 +6,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from magicdistill.data_pipeline.clips import ClipRow, Video
-from magicdistill.data_pipeline.config import DataConfig, Folder, Measures, Policy
+from magicdistill.data_pipeline.config import DataConfig, Measures, Policy
 from magicdistill.data_pipeline.curation import Selection
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.pipeline import Curator
+from magicdistill.data_pipeline.sources.config import Folder
 from magicdistill.data_pipeline.sources.listing import list_videos
 from magicdistill.data_pipeline.stages.scorers.phash import PHash
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from magicdistill.data_pipeline.clips import ClipRow, Video, clips_to_table
-from magicdistill.data_pipeline.config import DataConfig, Encoding, Folder
+from magicdistill.data_pipeline.config import DataConfig, Encoding
 from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.reconstruction import Reconstruction, reconstruct
+from magicdistill.data_pipeline.sources.config import Folder
 from magicdistill.data_pipeline.sources.portrait_world import render_clip
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import score_video

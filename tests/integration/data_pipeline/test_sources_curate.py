@@ -13,16 +13,9 @@ import torch
 from einops import rearrange
 
 from magicdistill.data_pipeline.cache import LatentCache
-from magicdistill.data_pipeline.config import (
-    DataConfig,
-    Encoding,
-    Hdtf,
-    Measures,
-    Policy,
-    PortraitWorld,
-    Store,
-)
+from magicdistill.data_pipeline.config import DataConfig, Encoding, Measures, Policy
 from magicdistill.data_pipeline.pipeline import curate
+from magicdistill.data_pipeline.sources.config import Hdtf, PortraitWorld, Store
 from magicdistill.data_pipeline.sources.fetching import SCRATCH
 from magicdistill.data_pipeline.sources.portrait_world import render_clip
 from magicdistill.data_pipeline.sources.stores import filesystem

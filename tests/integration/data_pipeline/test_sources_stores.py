@@ -13,8 +13,8 @@ import pytest
 import s3fs
 
 from magicdistill.data_pipeline.clips import may_pass
-from magicdistill.data_pipeline.config import Folder, JsonLines, Koala, Store
 from magicdistill.data_pipeline.sources import fetching, stores
+from magicdistill.data_pipeline.sources.config import Folder, JsonLines, Koala, Store
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.sources.listing import list_videos
 from magicdistill.data_pipeline.video import PYAV, VideoError, decode, probe

@@ -13,9 +13,10 @@ from PIL import Image
 
 from magicdistill.data_pipeline.calibration import calibrate, format_gauges
 from magicdistill.data_pipeline.clips import Video, failed
-from magicdistill.data_pipeline.config import Bucket, DataConfig, Decoder, Folder, Measures, Policy
+from magicdistill.data_pipeline.config import Bucket, DataConfig, Decoder, Measures, Policy
 from magicdistill.data_pipeline.curation import Part, Pass, Selection
 from magicdistill.data_pipeline.report import write_report
+from magicdistill.data_pipeline.sources.config import Folder
 from magicdistill.data_pipeline.sources.listing import list_videos
 from magicdistill.data_pipeline.sources.portrait_world import render_clip
 from magicdistill.data_pipeline.stages.score import score_video

@@ -5,14 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from magicdistill.data_pipeline.clips import videos_from_table, videos_to_table
-from magicdistill.data_pipeline.config import (
-    DataConfig,
-    Folder,
-    JsonLines,
-    PackageClips,
-    PortraitWorld,
-)
+from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.sources import package_clips
+from magicdistill.data_pipeline.sources.config import Folder, JsonLines, PackageClips, PortraitWorld
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.sources.listing import list_videos
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicdistill.data_pipeline.config import Bucket, Folder, Measures, Source, VbenchI2v
+from magicdistill.data_pipeline.config import Bucket, Measures
+from magicdistill.data_pipeline.sources.config import Folder, Source, VbenchI2v
 from magicdistill.data_pipeline.sources.listing import list_videos
 from magicdistill.data_pipeline.sources.vbench_i2v import pairs
 from magicdistill.data_pipeline.stages.score import score_video

