@@ -22,6 +22,8 @@ from magicdistill.platform.run_directory import is_submitted
 IMPORT_ROOT = Path(magicdistill.__file__).parents[1]
 GRACE_S = 10
 """How long Ray's processes may take to end once they are killed."""
+STARTED_AT_ONCE = max(4, os.cpu_count() or 1)
+"""Processes that a local Ray starts together; beyond four times as many it warns of too many."""
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 """On a processor glibc hands freed tensors back to the kernel and faults them in at each step."""
 
@@ -55,6 +57,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
             "num_cpus": config.logical_cpus,
             "include_dashboard": config.dashboard,
             "dashboard_host": "127.0.0.1",
+            "_system_config": {"worker_maximum_startup_concurrency": STARTED_AT_ONCE},
         }
     try:
         context = ray.init(

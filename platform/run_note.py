@@ -20,6 +20,7 @@ The step is the cycle of training; *System metrics* are those of this machine ov
   clipping
 - `validation/…`: held-out clips in training. The proxy Fréchet distance is better where it is less;
   motion and flicker are over those of the real clips, so that 1 is best
+- `supply/…`: noise-data pairs, or read samples, made and used per second, and waiting to be used
 - `health/…`: the samples over those of the teacher, so that 1 is alike; `drift` is how far all of
   these are from 1
 - `seconds_per_cycle`, `seconds/…`: where the time of a cycle went

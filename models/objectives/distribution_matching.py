@@ -171,6 +171,7 @@ class DistributionMatching:
         loss, fake_x0 = self._distribution_matching(turn, x_hat, at, dmd_weight)
         if pairs is not None:
             loss = loss + pair_loss(x_hat, turn.batch, pair_weight, pairs.huber_c)
+            loss.terms["dmd_weight"] = torch.tensor(dmd_weight)
         if (weight := self.adversarial.adversarial_weight) > 0:
             logits = self._critic(turn, "logits")(at.x_sigma, at.sigma, turn.conditions)
             term = adversarial.generator_loss(logits)

@@ -40,7 +40,8 @@ def undisturbed(root) -> list[dict[str, float]]:
     assert job.process.returncode == 0, output
     rows = list(job.run.metrics())
     assert all(row["supply/made_per_second"] > 0 for row in rows)
-    assert [row["generator/pair_weight"] for row in rows][:: len(rows) - 1] == [1.0, 0.25]
+    for name, ends in {"pair_weight": [1.0, 0.25], "dmd_weight": [0.25, 1.0]}.items():
+        assert [row[f"generator/{name}"] for row in rows][:: len(rows) - 1] == ends
     return losses(job.run)
 
 

@@ -17,7 +17,7 @@ from magicdistill.models.networks.int8 import predict_bytes, weight_bytes
 from magicdistill.models.networks.offload import is_offloaded
 from magicdistill.platform.batch_sampling import read_orders
 from magicdistill.platform.logs import ExplainedError
-from magicdistill.platform.pretrained import ASSETS, find_pretrained
+from magicdistill.platform.pretrained import ASSETS, find_pretrained, find_student, shipped_for
 from magicdistill.platform.recipe import load_recipe
 from magicdistill.platform.run_directory import RunDirectory
 from magicdistill.platform.sampling import (
@@ -157,6 +157,20 @@ def test_models_are_found_by_name_folder_and_run(tmp_path):
         found = find_pretrained(location, runs=str(tmp_path))
         assert found.transformer == run.path.resolve() / "model"
         assert (found.vae, found.buckets) == (student.vae, student.buckets)
+
+
+def test_the_shipped_model_is_the_one_for_as_many_steps(tmp_path):
+    names = {steps: shipped_for(steps) for steps in (None, 1, 2, 4, 28)}
+    assert names == dict.fromkeys((None, 2, 4), "student-4step") | {
+        1: "student-1step",
+        28: "teacher",
+    }
+    one, four = (find_pretrained(name) for name in ("student-1step", "student-4step"))
+    assert one.sampler.num_steps == 1
+    assert (find_student(four, 1), find_student(one, 4)) == (one, four)
+    shutil.copytree(four.transformer, tmp_path / "own")
+    own = find_pretrained(str(tmp_path / "own"), vae=str(four.vae))
+    assert find_student(own, 1) == own.changed(num_steps=1)
 
 
 def test_a_folder_without_a_recipe_needs_a_vae_and_takes_one_beside_it(tmp_path):
