@@ -94,7 +94,7 @@ class Exams:
     def _score(self, path: Path, cycle: int) -> None:
         write_text(self.run.examined_path, f"{cycle}\n")  # from here on pruning spares it
         try:
-            scores = ray.get(self.examiner.score.remote(path))
+            scores: dict[str, float] = ray.get(self.examiner.score.remote(path))
             self.run.append_exam(cycle, scores)
             self._mark_best()
             values = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())

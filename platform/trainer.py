@@ -63,7 +63,7 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
     resources = {"CPU": 1.0} | ({"GPU": cluster.gpus_per_worker} if asks_for_gpus else {})
     run.verdict_path.unlink(missing_ok=True)
     is_examined = held_out is not None and has_room(recipe, run.say)
-    exams = examined(run, held_out) if is_examined else nullcontext()
+    exams = examined(run, held_out) if held_out is not None and is_examined else nullcontext()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={

@@ -49,7 +49,9 @@ def main() -> None:
     run, cache = RunDirectory.create(folder, recipe_to(STOPS[-1])), write_cache(folder / "data")
     with ray_cluster(ClusterConfig(dashboard=False)):
         assert has_room(run.recipe(), print)
-        greedy = run.recipe().evaluation.model_copy(update={"actor_gpus": 1.0})
+        evaluation = run.recipe().evaluation
+        assert evaluation is not None
+        greedy = evaluation.model_copy(update={"actor_gpus": 1.0})
         has_gpu = has_room(run.recipe().model_copy(update={"evaluation": greedy}), print)
         with examined(run, cache):
             for stop in STOPS:
