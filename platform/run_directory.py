@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, count
@@ -166,7 +167,11 @@ class RunDirectory:
 
     def spared(self) -> set[int]:
         """Return the cycles whose checkpoints must stay: the best, and what is being measured."""
-        return {int(p.read_text()) for p in (self.best_path, self.examined_path) if p.exists()}
+        cycles = set()
+        for path in (self.best_path, self.examined_path):
+            with suppress(FileNotFoundError):  # another process may end its measuring just now
+                cycles.add(int(path.read_text()))
+        return cycles
 
     def say(self, message: str) -> None:
         """Add a progress line, from any worker; `logs.follow` shows it on the driver."""

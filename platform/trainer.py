@@ -21,7 +21,7 @@ from magicdistill.platform import logs, ranks
 from magicdistill.platform.batches import StreamedBatches, deal, open_batches
 from magicdistill.platform.checkpoints import Checkpoints, checkpoint_name
 from magicdistill.platform.engine import Ema, build_engine, gathered
-from magicdistill.platform.exams import examined, has_room
+from magicdistill.platform.exams import GENERATOR, examined, has_room
 from magicdistill.platform.failures import explained_failure, recorded_failure
 from magicdistill.platform.health import UnhealthyError, Watch
 from magicdistill.platform.loop import Callback, Loop, Metrics, mean_over_ranks, num_windows
@@ -39,8 +39,6 @@ from magicdistill.platform.run_directory import RunDirectory, write_text
 from magicdistill.platform.topology import describe_nodes, nodes_of_ranks
 from magicdistill.platform.validation import Validation, num_scored
 from magicdistill.platform.weights import placement
-
-GENERATOR = "generator"
 
 
 def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
