@@ -63,11 +63,12 @@ def test_decord_agrees_with_pyav_or_says_that_it_cannot(width: int, tmp_path: Pa
     frames = np.random.default_rng(0).integers(0, 255, (5, 32, width, 3), dtype=np.uint8)
     write_mp4(tmp_path / "clip.mp4", frames, 24)
     expected = np.stack(list(decode(tmp_path / "clip.mp4", PYAV)))
-    if width in (32, 48, 96):
-        with pytest.raises(VideoError, match=f"misreads rows of {width}"):
-            next(decode(tmp_path / "clip.mp4"))
+    try:
+        found = np.stack(list(decode(tmp_path / "clip.mp4")))
+    except VideoError as error:  # which rows are padded depends on the processor
+        assert f"misreads rows of {width}" in str(error)
     else:
-        assert np.array_equal(np.stack(list(decode(tmp_path / "clip.mp4"))), expected)
+        assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 50])
