@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,7 @@ import ray
 import magicdistill
 from magicdistill.platform import logs
 from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.forkserver import fork_server
 from magicdistill.platform.run_directory import is_submitted
 
 IMPORT_ROOT = Path(magicdistill.__file__).parents[1]
@@ -57,11 +58,20 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
             "num_cpus": config.logical_cpus,
             "include_dashboard": config.dashboard,
             "dashboard_host": "127.0.0.1",
-            "_system_config": {"worker_maximum_startup_concurrency": STARTED_AT_ONCE},
+            "_system_config": {
+                "worker_maximum_startup_concurrency": STARTED_AT_ONCE,
+                "enable_worker_prestart": False,  # without the job's environment they are no use
+                "prestart_worker_first_driver": False,
+            },
         }
+    stack = ExitStack()
+    environment = _runtime_env(config, joined=bool(address))
+    if not address:
+        server = fork_server(environment["env_vars"])
+        environment["py_executable"] = stack.enter_context(server)
     try:
         context = ray.init(
-            runtime_env=_runtime_env(config, joined=bool(address)),
+            runtime_env=environment,
             log_to_driver=logs.is_verbose(),
             logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
             **options,
@@ -83,6 +93,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(started, timeout=GRACE_S)
+        stack.close()
 
 
 def joined_address(config: ClusterConfig) -> str | None:

@@ -67,6 +67,7 @@ class Exams:
         self.checkpoints = Checkpoints.of(run)
         self.is_over = False
         self._failed: set[int] = set()
+        run.examined_path.unlink(missing_ok=True)  # left by a driver that was killed
         actor: Any = Examiner.options(num_gpus=recipe.evaluation.actor_gpus or None)
         self.examiner = actor.remote(run, str(held_out))
         self._ready = self.examiner.__ray_ready__.remote()

@@ -177,8 +177,21 @@ def _names(cls: type[Config], values: Values, prefix: str = "") -> Iterator[str]
 
 
 def _registry() -> ConstructorRegistry:
-    """Let booleans be written as in YAML."""
+    """Let booleans and null be written as in YAML."""
     registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
+        if info.type is not type(None):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="null",
+            instance_from_str=lambda words: None,
+            choices=("null", "None"),
+            is_instance=lambda value: value is None,
+            str_from_instance=lambda value: ["null"],
+        )
 
     @registry.primitive_rule
     def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:

@@ -165,13 +165,13 @@ class RunDirectory:
         """Name the cycle of the best checkpoint, for whoever looks for it."""
         write_text(self.best_path, f"{cycle}\n")
 
-    def spared(self) -> set[int]:
-        """Return the cycles whose checkpoints must stay: the best, and what is being measured."""
-        cycles = set()
-        for path in (self.best_path, self.examined_path):
-            with suppress(FileNotFoundError):  # another process may end its measuring just now
-                cycles.add(int(path.read_text()))
-        return cycles
+    def best(self) -> int | None:
+        """Return the cycle of the best checkpoint, if one is marked."""
+        return _read_cycle(self.best_path)
+
+    def examined(self) -> int | None:
+        """Return the cycle whose checkpoint is being measured, if one is."""
+        return _read_cycle(self.examined_path)
 
     def say(self, message: str) -> None:
         """Add a progress line, from any worker; `logs.follow` shows it on the driver."""
@@ -195,7 +195,7 @@ class RunDirectory:
         for path in (self.metrics_path, self.exams_path):
             kept = (json.dumps(row) + "\n" for row in list(_rows(path)) if row["step"] <= step)
             write_text(path, "".join(kept))
-        if self.best_path.exists() and int(self.best_path.read_text()) > step:
+        if (self.best() or 0) > step:
             self.best_path.unlink()
 
 
@@ -225,6 +225,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         with path.open() as rows:
             yield from (json.loads(row) for row in rows if row.endswith("\n"))
+
+
+def _read_cycle(path: Path) -> int | None:
+    with suppress(FileNotFoundError):  # another process may remove it just now
+        return int(path.read_text())
 
 
 def _new_folder(root: Path, name: str) -> Path:

@@ -16,6 +16,7 @@ from magicdistill.data_pipeline import images
 from magicdistill.data_pipeline.clips import digest
 from magicdistill.data_pipeline.config import Bucket, nearest_bucket
 from magicdistill.data_pipeline.progress import Bars
+from magicdistill.data_pipeline.stages.embed import encoder_fingerprint
 from magicdistill.data_pipeline.video import (
     PYAV,
     VideoError,
@@ -258,9 +259,17 @@ def describe(model: Pretrained, order: Order) -> str:
         model.buckets,
         model.dtype,
         hash_content(order.image),
+        _encoders_of(model) if order.prompt is not None else None,
         replace(order, image=Path(), out=Path()),
     )
     return f"magicdistill {digest(*parts)}"
+
+
+def _encoders_of(model: Pretrained) -> str | None:
+    try:
+        return model.encoders and encoder_fingerprint(model.encoders)
+    except FileNotFoundError as error:
+        raise ExplainedError(str(error)) from None
 
 
 def is_made(model: Pretrained, order: Order) -> bool:

@@ -269,7 +269,9 @@ class Worker:
 
     def _save(self, cycle: int) -> None:
         is_best = self.watch.keeps(cycle)
-        self.checkpoints.spared = {cycle} if is_best else ranks.of_first(self.run.spared())
+        best, examined = ranks.of_first((self.run.best(), self.run.examined()))
+        wanted = (cycle if is_best else best, examined)
+        self.checkpoints.spared = {number for number in wanted if number is not None}
         self.checkpoints.save(cycle, self.engines, self.ema)
         if is_best and self.rank == 0:
             self.run.mark_best(cycle)

@@ -62,7 +62,7 @@ def main() -> None:
     facts = {
         "rows": list(run.exams()),
         "own": scores,
-        "best": int(run.best_path.read_text()),
+        "best": run.best(),
         "kept": sorted(int(p.name.rpartition("-")[2]) for p in run.checkpoints.glob("cycle-*")),
         "has_gpu": has_gpu,
         "held": run.examined_path.exists(),

@@ -149,3 +149,23 @@ def test_a_value_that_is_no_number_stops_the_run_and_names_role_and_rank(
     with pytest.raises(UnhealthyError, match=rf"{cause} of the decoder.*rank\(s\) 0"):
         loop.run(0, 5, [lambda cycle, metrics: seen.append(cycle)])
     assert len(seen) == int(cause[6]) - 1
+
+
+def test_what_is_being_measured_stays_beside_a_new_best(tmp_path):
+    values = bench_recipe("torch", batch_size=2).model_dump()
+    values["schedule"] |= {"keep_checkpoints": 1}
+    values["health"] |= {"best_by": "drift"}
+    run = RunDirectory.create(tmp_path, Recipe.model_validate(values))
+    worker = Worker(run, write_cache(tmp_path / "data"), None, rank=0, world_size=1)
+
+    def kept_after(cycle: int, drift: float) -> list[int]:
+        worker.watch.see(cycle, {"drift": drift})
+        worker._save(cycle)
+        return sorted(cycle_of(path) for path in run.checkpoints.glob("cycle-*"))
+
+    assert kept_after(1, 0.3) == [1]
+    write_text(run.examined_path, "1\n")
+    assert kept_after(2, 0.2) == [1, 2]
+    assert run.best() == 2
+    run.examined_path.unlink()
+    assert kept_after(3, 0.1) == [3]

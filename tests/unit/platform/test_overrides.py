@@ -18,7 +18,7 @@ from magicdistill.platform.overrides import (
 class Optimizer(Config):
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
-    clip: float | None = None
+    clip: float | None = 1.0
 
 
 class Magic(Config):
@@ -68,6 +68,7 @@ def toy(*flags: str) -> Toy:
         (["--method.alpha-weak", "1"], ["method", "alpha_weak"], 1.0),
         (["--optimizers.critic.betas", "0", "0.5"], ["optimizers", "critic", "betas"], [0.0, 0.5]),
         (["--optimizers.critic.clip", "2"], ["optimizers", "critic", "clip"], 2.0),
+        (["--optimizers.critic.clip", "null"], ["optimizers", "critic", "clip"], None),
         (["--sources.0.path", "there"], ["sources", 0, "path"], "there"),
     ],
 )

@@ -24,6 +24,7 @@ from magicdistill.platform.sampling import (
     Order,
     Sampler,
     difference_db,
+    describe,
     is_made,
     plan_windows,
     read_image,
@@ -99,6 +100,18 @@ def test_a_video_is_made_again_where_anything_about_it_changed(sampler, tmp_path
     order.out.write_bytes(whole)
     Image.new("RGB", (64, 64)).save(image)
     assert not is_made(sampler.model, order)
+
+
+def test_other_encoders_make_another_video_of_a_prompt_only(sampler, tmp_path):
+    one, other = (tmp_path / name for name in ("one", "other"))
+    tiny_encoder(64).save(one)
+    tiny_encoder(64).save(other)
+    shutil.copy(other / "tokenizer" / "tokenizer.json", other / "tokenizer" / "more.json")
+    null, prompted = Order(FACE, tmp_path / "v.mp4"), Order(FACE, tmp_path / "v.mp4", prompt="a face")
+    names = [describe(replace(sampler.model, encoders=e), null) for e in (one, other)]
+    assert names[0] == names[1]
+    names = [describe(replace(sampler.model, encoders=e), prompted) for e in (one, other)]
+    assert names[0] != names[1]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
