@@ -51,7 +51,9 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
     others = _processes()
     started: set[psutil.Process] = set()
     address = joined_address(config)
+    environment = _runtime_env(config, joined=bool(address))
     options: dict[str, Any] = {"address": address}
+    stack = ExitStack()
     if not address:
         options = {
             "address": "local",
@@ -60,15 +62,12 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
             "dashboard_host": "127.0.0.1",
             "_system_config": {
                 "worker_maximum_startup_concurrency": STARTED_AT_ONCE,
-                "enable_worker_prestart": False,  # without the job's environment they are no use
+                "enable_worker_prestart": False,  # they would not have the workers' environment
                 "prestart_worker_first_driver": False,
             },
         }
-    stack = ExitStack()
-    environment = _runtime_env(config, joined=bool(address))
-    if not address:
-        server = fork_server(environment["env_vars"])
-        environment["py_executable"] = stack.enter_context(server)
+        if python := stack.enter_context(fork_server(environment["env_vars"])):
+            environment["py_executable"] = python
     try:
         context = ray.init(
             runtime_env=environment,
@@ -92,8 +91,8 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
         for process in started:  # all that is worth keeping is written
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(started, timeout=GRACE_S)
         stack.close()
+        psutil.wait_procs(started, timeout=GRACE_S)
 
 
 def joined_address(config: ClusterConfig) -> str | None:

@@ -1,7 +1,7 @@
 """Stands in for `python` where a local Ray starts a worker: has it forked, or becomes python.
 
-Run as a script, so that it imports nothing of the project: `fork_worker.py SOCKET SCRIPT ARG ...`.
-The process stays for as long as its worker does, and passes on the end of either.
+Run as a script, `fork_worker.py SOCKET SCRIPT ARGUMENT ...`, so that it imports nothing of the
+project. The process stays for as long as its worker does.
 """
 
 import json
@@ -9,21 +9,25 @@ import os
 import socket
 import sys
 
-STANDARD_STREAMS = (0, 1, 2)
+STREAMS = (0, 1, 2)
 
 
 def main() -> None:
     """Ask the fork server for the worker; without one, run the script in this process."""
     address, *command = sys.argv[1:]
-    request = {"arguments": command, "environment": dict(os.environ), "folder": os.getcwd()}
-    request["niceness"] = os.nice(0)
+    request = {
+        "arguments": command,
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+    }
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(address)
-            socket.send_fds(connection, [b"!"], STANDARD_STREAMS)
+            socket.send_fds(connection, [b"?"], STREAMS)
             connection.sendall(json.dumps(request).encode() + b"\n")
-            if connection.recv(1) == b"!":  # forked
-                connection.recv(1)  # until it ends
+            if connection.recv(1):  # it is forked
+                connection.recv(1)  # and has ended
                 return
     except OSError:
         pass

@@ -1,11 +1,12 @@
-"""Worker processes of a local Ray, forked from one that has imported the packages.
+"""Workers of a local Ray, forked from one process that has imported the packages.
 
-PyTorch, diffusers and their kin take seconds of a processor to import, in every worker anew. A
-local cluster's processes are forked instead from one that has done so, which also lets them share
-the memory of it. Ray starts each worker by `fork_worker.py`, which has it forked here; where that
-is not possible the worker starts as on any cluster.
+PyTorch, diffusers and their kin take a processor several seconds to import, in every worker anew.
+A local cluster on processors forks its workers from a process that has done so once, and they
+share that memory. Ray starts each by `fork_worker.py`, which has it forked here; where that cannot
+be, the worker starts as on any other cluster.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -17,111 +18,131 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
 
 WORKER = Path(__file__).with_name("fork_worker.py")
 MODULES = (
-    *("pandas", "pyarrow.dataset", "torch", "scipy.stats", "peft", "av", "cv2", "deepspeed"),
-    *("diffusers.models.transformers", "diffusers.models.autoencoders"),
+    *("pandas", "pyarrow.dataset", "av", "cv2", "torch", "scipy.stats", "peft"),
+    *("diffusers.models.transformers", "diffusers.models.autoencoders", "deepspeed"),
 )
-"""In the order of import; a worker is forked with those that are done when it is asked for."""
+"""In the order of import. Ray is not among them: what it reads of the environment is a worker's."""
+NVIDIA = Path("/dev/nvidiactl")
+"""There where CUDA is, which must not be touched before a fork."""
+PATIENCE_S = 10.0
+"""For a request that has begun."""
 
 
 @contextmanager
-def fork_server(environment: Mapping[str, str]) -> Iterator[str]:
-    """Serve while the body runs; yields what to give Ray as `py_executable`.
+def fork_server(environment: Mapping[str, str]) -> Iterator[str | None]:
+    """Serve while the body runs; yields what Ray takes as `py_executable`, None beside GPUs.
 
-    `environment` is that of the workers, as libraries read some of it when they are loaded.
+    `environment` is what the workers have more than this process: libraries read some of it when
+    they are loaded.
     """
-    with tempfile.TemporaryDirectory(prefix="fork-") as folder:
+    if NVIDIA.exists():
+        yield None
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="fork-") as folder,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
         address = f"{folder}/socket"
-        listener = socket.socket(socket.AF_UNIX)
         listener.bind(address)
         listener.listen(128)
-        command = [sys.executable, "-m", __spec__.name, str(listener.fileno())]
-        server = subprocess.Popen(
+        command = [sys.executable, "-m", __name__, str(listener.fileno())]
+        with subprocess.Popen(
             command,
             env={**os.environ, **environment},
-            stdin=subprocess.PIPE,  # its end is this process's
+            stdin=subprocess.PIPE,  # its end is the end of this process
             stdout=subprocess.DEVNULL,
-            pass_fds=(listener.fileno(),),
-            start_new_session=True,
-        )
-        listener.close()
-        try:
-            yield shlex.join([sys.executable, "-S", "-E", str(WORKER), address])
-        finally:
-            server.kill()
-            server.wait()
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # Ctrl-C is for this process
+        ) as server:
+            listener.close()
+            try:
+                yield shlex.join([sys.executable, "-SE", str(WORKER), address])
+            finally:
+                server.kill()
 
 
 def serve(listener: socket.socket) -> None:
-    """Import and fork, until the process that started this one ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
-    os.set_blocking(0, False)
+    """Import, and fork whenever a worker is asked for, until the starting process ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
+    os.set_blocking(sys.stdin.fileno(), False)
+    gc.disable()
+    listener.settimeout(0)
     for name in MODULES:
         import_module(name)
-        listener.settimeout(0)
-        while _fork_next(listener):
-            pass
-    listener.settimeout(1.0)
+        while request := _next(listener):
+            _fork(request, listener)
+    listener.settimeout(1)
     while _is_wanted():
-        _fork_next(listener)
+        if request := _next(listener):
+            _fork(request, listener)
 
 
 def _is_wanted() -> bool:
-    try:
-        return os.read(0, 1) != b""
-    except BlockingIOError:
-        return True
-
-
-def _fork_next(listener: socket.socket) -> bool:
-    """Fork a worker for the next that asks; False where none does."""
-    try:
-        connection, _ = listener.accept()
-    except (BlockingIOError, TimeoutError):
-        return False
-    with connection:
-        connection.settimeout(10)
-        _, streams, _, _ = socket.recv_fds(connection, 1, 3)
-        with connection.makefile("rb") as file:
-            request = json.loads(file.readline())
-        if threading.active_count() == 1 and os.fork() == 0:
-            listener.close()
-            connection.settimeout(None)
-            connection.sendall(b"!")
-            _become(request, streams, keep=connection)
-        for stream in streams:
-            os.close(stream)
+    with suppress(BlockingIOError):
+        return bool(os.read(sys.stdin.fileno(), 1))
     return True
 
 
-def _become(request: dict[str, Any], streams: list[int], keep: socket.socket) -> None:
-    """Run a script as `python` would; the connection ends with this process."""
+@dataclass(frozen=True)
+class Request:
+    """A worker that is asked for."""
+
+    connection: socket.socket
+    """Its end tells the end of the worker."""
+    streams: list[int]
+    words: dict[str, Any]
+
+
+def _next(listener: socket.socket) -> Request | None:
+    """Return the next request, if there is one."""
+    with suppress(OSError, ValueError):
+        connection, _ = listener.accept()
+        connection.settimeout(PATIENCE_S)
+        _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+        with connection.makefile("rb") as file:
+            return Request(connection, streams, json.loads(file.readline()))
+    return None
+
+
+def _fork(request: Request, listener: socket.socket) -> None:
+    if threading.active_count() == 1 and os.fork() == 0:  # a thread could hold a lock for ever
+        listener.close()
+        _become(request)
+    request.connection.close()
+    for stream in request.streams:
+        os.close(stream)
+
+
+def _become(request: Request) -> NoReturn:
+    """Run a script as `python` would."""
+    request.connection.sendall(b"!")
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setpgid(0, 0)  # Ray may end a worker's group
-    for number, stream in enumerate(streams):
+    gc.freeze()  # what is shared stays so
+    gc.enable()
+    np.random.seed()  # the only generator that no fork seeds anew
+    words = request.words
+    os.setpgid(0, 0)  # Ray ends whole groups
+    os.setpriority(os.PRIO_PROCESS, 0, words["niceness"])
+    for number, stream in enumerate(request.streams):
         os.dup2(stream, number)
         os.close(stream)
-    os.nice(request["niceness"])
+    os.chdir(words["folder"])
     os.environ.clear()
-    os.environ.update(request["environment"])
-    os.chdir(request["folder"])
-    sys.argv = request["arguments"]
+    os.environ.update(words["environment"])
+    sys.argv = words["arguments"]
     sys.path[0] = str(Path(sys.argv[0]).parent)
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as error:
-        code = error.code
-        os._exit(code if isinstance(code, int) else 1)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-    os._exit(0)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit()
 
 
 if __name__ == "__main__":

@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.step import bench_recipe, write_cache
 from magicdistill.models.metrics.vitals import compare_signs, vital_signs
 from magicdistill.models.objectives.types import Batch, Loss, OneRole
+from magicdistill.platform.checkpoints import cycle_of
 from magicdistill.platform.config import HealthConfig, Limits
 from magicdistill.platform.health import UnhealthyError, Watch
 from magicdistill.platform.loop import Loop
+from magicdistill.platform.recipe import Recipe
+from magicdistill.platform.run_directory import RunDirectory, write_text
+from magicdistill.platform.trainer import Worker
 
 SHARE = "generator/gap_share"
 

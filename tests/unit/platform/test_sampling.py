@@ -23,8 +23,8 @@ from magicdistill.platform.run_directory import RunDirectory
 from magicdistill.platform.sampling import (
     Order,
     Sampler,
-    difference_db,
     describe,
+    difference_db,
     is_made,
     plan_windows,
     read_image,
@@ -107,7 +107,10 @@ def test_other_encoders_make_another_video_of_a_prompt_only(sampler, tmp_path):
     tiny_encoder(64).save(one)
     tiny_encoder(64).save(other)
     shutil.copy(other / "tokenizer" / "tokenizer.json", other / "tokenizer" / "more.json")
-    null, prompted = Order(FACE, tmp_path / "v.mp4"), Order(FACE, tmp_path / "v.mp4", prompt="a face")
+    null, prompted = (
+        Order(FACE, tmp_path / "v.mp4"),
+        Order(FACE, tmp_path / "v.mp4", prompt="a face"),
+    )
     names = [describe(replace(sampler.model, encoders=e), null) for e in (one, other)]
     assert names[0] == names[1]
     names = [describe(replace(sampler.model, encoders=e), prompted) for e in (one, other)]
