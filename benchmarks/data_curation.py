@@ -29,8 +29,8 @@ from magicdistill.data_pipeline.policy import decide
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import Score
+from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.vae import VideoVae
-from magicdistill.models.networks.weights import find_weights
 from magicdistill.platform.cluster import ray_cluster
 from magicdistill.platform.config import ClusterConfig
 from magicdistill.platform.recipe import load_recipe

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 import yaml
 
 from magicdistill.data_pipeline.storage import AnyPath
-from magicdistill.models.networks.weights import digest_weights, find_weights
+from magicdistill.models.checksums import digest_weights
+from magicdistill.models.locations import find_weights
 from magicdistill.platform import logs
 from magicdistill.platform.comparison_recipe import (
     ComparisonRecipe,
@@ -20,12 +21,12 @@ from magicdistill.platform.evaluation import Judges, own_variant
 from magicdistill.platform.experiment import (
     MODEL,
     initial_weights,
-    prepare_latents,
     report,
     tell_lineage,
     train,
 )
 from magicdistill.platform.job import announced_cluster, followed, resume_hint
+from magicdistill.platform.preparation import prepare_latents
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, resolve_root, write_text
 from magicdistill.platform.run_note import describe

@@ -14,14 +14,13 @@ from magicdistill.data_pipeline.curation import CurationResult, Selection
 from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.progress import Bars
 from magicdistill.data_pipeline.publishing import NothingAcceptedError
-from magicdistill.data_pipeline.reconstruction import reconstruct
 from magicdistill.data_pipeline.report import write_report
 from magicdistill.data_pipeline.storage import AnyPath, local_folder
-from magicdistill.models.networks.weights import find_weights
+from magicdistill.models.locations import find_weights
 from magicdistill.platform import logs
-from magicdistill.platform.experiment import data_configs, data_root, lineage, tell
 from magicdistill.platform.job import announced_cluster, resume_hint
 from magicdistill.platform.overrides import RecipeError
+from magicdistill.platform.preparation import data_configs, data_root, lineage, tell
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.tracking import Tracker
@@ -184,6 +183,8 @@ def _tell_channels(found: ChannelStatistics) -> None:
 
 def _tell_reconstructions(recipe: Recipe, root: AnyPath) -> None:
     """Decode a sample, where there is a VAE to decode with."""
+    from magicdistill.data_pipeline.reconstruction import reconstruct  # its packages take seconds
+
     try:
         vae = find_weights(recipe.model.vae or "null", "model.vae")
     except FileNotFoundError as error:  # the files are sound, whether they can be looked at or not

@@ -17,11 +17,11 @@ from torch import Tensor
 from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.diffusion.guidance import forwards_per_step
+from magicdistill.models.locations import find_weights
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
-from magicdistill.models.networks.weights import find_weights
 from magicdistill.models.objectives.build import vae
 from magicdistill.models.objectives.config import FinetuneMethod, SamplerConfig
 from magicdistill.platform.generation import generate, held_out

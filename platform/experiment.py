@@ -1,26 +1,17 @@
-"""The steps of a job: data, training, evaluation."""
+"""The steps of a job once its data are there: training, evaluation, publication."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
-from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.curation import CurationResult, Selection
-from magicdistill.data_pipeline.pipeline import curate_together, select_clips
-from magicdistill.data_pipeline.sources.stores import is_remote
-from magicdistill.data_pipeline.storage import AnyPath, place
-from magicdistill.data_pipeline.windows import read_windows
-from magicdistill.models.networks.config import ModelConfig
-from magicdistill.models.networks.patch_code import set_patch_code
-from magicdistill.models.networks.patch_decoder import PatchDecoder
-from magicdistill.models.networks.state_dicts import CONFIG, public
-from magicdistill.models.networks.vae import VideoVae, build_autoencoder
-from magicdistill.models.networks.weights import find_weights, save_transformer
+from magicdistill.data_pipeline.pipeline import curate_together
+from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.models.locations import CONFIG, find_weights
+from magicdistill.models.networks.state_dicts import public
+from magicdistill.models.networks.weights import save_transformer
 from magicdistill.models.objectives.build import teacher
 from magicdistill.models.objectives.config import EulerMethod, VaeMethod
 from magicdistill.platform import logs, pairs
@@ -32,26 +23,24 @@ from magicdistill.platform.evaluation import (
     format_table,
     variants,
 )
-from magicdistill.platform.logs import ExplainedError
 from magicdistill.platform.model_card import model_card
+from magicdistill.platform.preparation import Prepared, data_root, tell
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.run_note import describe
 from magicdistill.platform.tracking import Tracker
 from magicdistill.platform.trainer import fit
 
-CODE_CLIPS = 400
 MODEL = "model"
 """The folder of a run with its finished network."""
 
 
-def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker) -> None:
-    """Prepare the data, train and evaluate; every step that is already done is skipped."""
+def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker, prepared: Prepared) -> None:
+    """Train on prepared data and evaluate; every step that is already done is skipped."""
     judges = Judges(recipe)
     if recipe.evaluation is not None:
         judges.warm_up(recipe.evaluation.num_clips)
-    prepare = prepare_pixels if isinstance(recipe.method, VaeMethod) else prepare_latents
-    data, held_out = prepare(recipe, run)
+    data, held_out = prepared
     tell_lineage(run, tracker)
     train(run, data, held_out)
     if held_out is not None:
@@ -104,33 +93,6 @@ def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
     logs.say(f"model  {run.path / 'model'}")
 
 
-def data_root(recipe: Recipe, runs: Path) -> AnyPath:
-    """Return the place of clips, ledger and latents, which all runs in the folder `runs` share.
-
-    A relative one starts where `runs` does, see `resolve_root`.
-    """
-    root = recipe.data_root
-    if root is None:
-        return runs / "data"
-    return place(root) if is_remote(root) else resolve_root(root)
-
-
-def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[AnyPath, AnyPath | None]:
-    """Curate the training clips and the held-out ones; return their latent caches."""
-    assert recipe.model.vae is not None, "model.vae: latents need a VAE"
-    vae = find_weights(recipe.model.vae, "model.vae")
-    configs = data_configs(recipe)
-    logs.say(f"curating {' and '.join(configs)} clips")
-    results = curate_together(list(configs.values()), vae, data_root(recipe, run.path.parent))
-    found = dict(zip(configs, results, strict=True))
-    for title, result in found.items():
-        tell(title, result)
-    _demand_the_same(run, found)
-    run.store_data(lineage(found))
-    held_out = found.get("held-out")
-    return found["training"].cache_path, held_out and held_out.cache_path
-
-
 def store_pairs(recipe: Recipe, root: AnyPath) -> AnyPath:
     """Make and store the pairs of a recipe's training; return the version to read them from."""
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
@@ -140,82 +102,6 @@ def store_pairs(recipe: Recipe, root: AnyPath) -> AnyPath:
     tell("training", result)
     logs.say("making pairs")
     return pairs.store_pairs(recipe, result.cache_path, root)
-
-
-def data_configs(recipe: Recipe) -> dict[str, DataConfig]:
-    """Return what a recipe curates, by purpose."""
-    configs = {"training": recipe.data}
-    if recipe.evaluation is not None:
-        configs["held-out"] = recipe.evaluation.data
-    return configs
-
-
-def _demand_the_same(run: RunDirectory, results: Mapping[str, CurationResult]) -> None:
-    """Refuse to resume on other clips: the order in which they are drawn would change."""
-    before = {title: facts["latents"] for title, facts in run.data().items()}
-    now = {title: result.version for title, result in results.items()}
-    if before not in ({}, now):
-        raise ExplainedError(
-            f"the clips changed since the run began: {before} became {now}. Restore them, or "
-            f"delete {run.data_path} to go on with others"
-        )
-
-
-def lineage(results: Mapping[str, CurationResult]) -> dict[str, dict[str, str]]:
-    """Return what names the data of a run by purpose: latents, policy and mixture of clips."""
-    return {
-        title: {
-            "latents": result.version,
-            "policy": result.config.policy.version,
-            "mixture": ", ".join(f"{name} {count}" for name, count in result.mixture.items()),
-        }
-        for title, result in results.items()
-    }
-
-
-def tell(title: str, selection: Selection) -> None:
-    """Say what became of the clips, and why the first of those left out are."""
-    counts = "  ".join(f"{name} {count}" for name, count in selection.counts.items())
-    logs.say(f"{title} clips: {counts}")
-    if selection.config.other_buckets:
-        shapes = "  ".join(f"{shape} {count}" for shape, count in selection.buckets.items())
-        logs.say(f"  accepted by bucket: {shapes}")
-    for decision in [*selection.rejected, *selection.failed][:8]:
-        logs.say(f"  {decision.status} {decision.clip.source_id}: {', '.join(decision.reasons)}")
-
-
-def prepare_pixels(recipe: Recipe, run: RunDirectory) -> tuple[Path, None]:
-    """Decode the accepted clips' windows into one file and set the VAE's closed-form half."""
-    path = run.path / "windows.npy"
-    if not path.exists():
-        clips = select_clips(recipe.data, data_root(recipe, run.path.parent))
-        logs.say(f"decoding {len(clips)} clips")
-        windows = read_windows(clips, recipe.data.bucket, recipe.data.windows_per_clip)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, np.concatenate(list(windows)))
-        partial.replace(path)
-    if recipe.model.vae is None:
-        folder = run.path / "initial"
-        torch.manual_seed(recipe.seed)
-        initial_vae(recipe.model, np.load(path, mmap_mode="r")).save(folder)
-        model = recipe.model.model_copy(update={"vae": str(folder)})
-        run.store(recipe.model_copy(update={"model": model}))
-    return path, None
-
-
-def initial_vae(model: ModelConfig, windows: np.ndarray) -> VideoVae:
-    """Build a VAE with the patch code of `windows`, uint8 (n t y x 3), and its linear inverse."""
-    chosen = windows[:: max(1, len(windows) // CODE_CLIPS)][:CODE_CLIPS]
-    pixels = torch.from_numpy(chosen).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    autoencoder = build_autoencoder(model.shapes.vae)
-    set_patch_code(autoencoder, pixels)
-    decoder = None
-    if model.shapes.patch_decoder is not None:
-        decoder = PatchDecoder(model.shapes.patch_decoder)
-        with torch.no_grad():
-            latents = torch.cat([VideoVae(autoencoder).encode(part) for part in pixels.split(8)])
-        decoder.set_linear_inverse(latents, pixels)
-    return VideoVae(autoencoder, patch_decoder=decoder)
 
 
 def report(

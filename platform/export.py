@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.encoders import PromptEncoder
@@ -17,7 +18,7 @@ from magicdistill.models.networks.lora import write_lora
 from magicdistill.models.networks.state_dicts import WRAPPER
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.vae import VideoVae
-from magicdistill.models.networks.weights import MAX_FILE_BYTES, find_weights, write_transformer
+from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
 from magicdistill.models.objectives.build import build_method
 from magicdistill.platform.checkpoints import COMMITTED, EMA, Checkpoints, cycle_of, find_damage
 from magicdistill.platform.model_card import lora_card, model_card

@@ -21,13 +21,14 @@ from magicdistill.data_pipeline.cache import (
 from magicdistill.data_pipeline.clips import digest
 from magicdistill.data_pipeline.progress import Bars
 from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided
 from magicdistill.models.diffusion.samplers import sample
+from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.transformer import VelocityModel
-from magicdistill.models.networks.weights import digest_weights, find_weights
 from magicdistill.models.objectives.build import trained
 from magicdistill.models.objectives.types import Batch, Pair
 from magicdistill.platform.batches import LatentBatches, deal, open_workshop

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from magicdistill.models.checksums import sha256_of
-from magicdistill.models.networks.weights import find_weights
+from magicdistill.models.locations import find_weights
 from magicdistill.platform.evaluation import Variant
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, resolve_root

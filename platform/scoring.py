@@ -24,21 +24,22 @@ from magicdistill.data_pipeline.publishing import NothingAcceptedError
 from magicdistill.data_pipeline.sources.config import VbenchI2v
 from magicdistill.data_pipeline.sources.vbench_i2v import pairs
 from magicdistill.data_pipeline.windows import read_windows
+from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.guidance import forwards_per_step
+from magicdistill.models.locations import find_weights
 from magicdistill.models.metrics.frechet import reference_path
 from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.metrics.results import AbsentMetric, Metric
 from magicdistill.models.metrics.suite import Measured, MetricSuite, reference, summarise
 from magicdistill.models.metrics.weight_files import absent_metrics, digest_networks
 from magicdistill.models.networks.state_dicts import checkpoint_config
-from magicdistill.models.networks.weights import digest_weights, find_weights
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform import logs
 from magicdistill.platform.config import EvaluationConfig
 from magicdistill.platform.evaluation import REAL, ClipMaker, Variant, chunks, variants
-from magicdistill.platform.experiment import data_root, tell
 from magicdistill.platform.job import announced_cluster, resume_hint
 from magicdistill.platform.logs import ExplainedError
+from magicdistill.platform.preparation import data_root, tell
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import resolve_root
 from magicdistill.platform.score_plots import plot_scores

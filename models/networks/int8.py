@@ -14,7 +14,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel, TorchAoConfig
 from torch import Tensor, nn
 
-from magicdistill.models.networks.state_dicts import CONFIG
+from magicdistill.models.locations import CONFIG
 
 SCHEME = {
     "quant_method": "torchao",

@@ -11,13 +11,13 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.config import TransformerConfig
 from magicdistill.models.networks.placement import WHOLE, Placement
 
 Part = dict[str, Tensor]
 """Tensors by name; they are mapped from disk, so that only what is copied takes memory."""
 
-CONFIG = "config.json"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 PATCH_EMBEDDING = "x_embedder.proj.weight"
 ORIGINAL_PATCH_EMBEDDING = "img_in.proj.weight"

@@ -1,4 +1,4 @@
-"""Finding and writing networks as diffusers folders."""
+"""Writing networks as diffusers folders."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,31 +10,11 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 
-import magicdistill
-from magicdistill.models.checksums import digest_weights as digest_weights
+from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.placement import WHOLE, Placement
-from magicdistill.models.networks.state_dicts import CONFIG, INDEX, public
+from magicdistill.models.networks.state_dicts import INDEX, public
 
-PROJECT = Path(magicdistill.__file__).resolve().parents[1]
 MAX_FILE_BYTES = 5 * 2**30
-
-
-def find_weights(location: str, field: str) -> Path:
-    """Return a folder of weights, or a checkpoint file.
-
-    A relative path starts here or at the project's root. Of a whole diffusers pipeline the part
-    is taken that `field` asks for: `transformer` or `vae`. Raises FileNotFoundError naming the
-    recipe's field.
-    """
-    path = Path(location).expanduser()
-    part = "vae" if field.endswith("vae") else "transformer"
-    for root in (path, PROJECT / path):
-        for candidate in (root, root / part):
-            if candidate.is_file() or (candidate / CONFIG).is_file():
-                return candidate.absolute()
-    raise FileNotFoundError(
-        f"{field}: no weights (a folder with {CONFIG}, or a file) in {path}, here or in {PROJECT}"
-    )
 
 
 def save_transformer(

@@ -15,8 +15,8 @@ from magicdistill.data_pipeline.sources.portrait_world import render_clip
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.verification import verify
 from magicdistill.data_pipeline.video import write_mp4
-from magicdistill.models.networks.weights import find_weights
-from magicdistill.platform.experiment import data_configs, data_root
+from magicdistill.models.locations import find_weights
+from magicdistill.platform.preparation import data_configs, data_root
 from magicdistill.platform.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:

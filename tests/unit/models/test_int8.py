@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from magicdistill.models.locations import PROJECT
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.int8 import (
     is_int8,
@@ -16,7 +17,6 @@ from magicdistill.models.networks.int8 import (
     write_int8,
 )
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
-from magicdistill.models.networks.weights import PROJECT
 
 STUDENT = PROJECT / "assets" / "portrait-tiny" / "student-4step"
 

@@ -6,6 +6,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
+from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.config import PRESETS
 from magicdistill.models.networks.state_dicts import (
@@ -18,7 +19,7 @@ from magicdistill.models.networks.transformer import (
     copy_transformer,
     load_transformer,
 )
-from magicdistill.models.networks.weights import find_weights, save_transformer
+from magicdistill.models.networks.weights import save_transformer
 from tests.tiny import tiny_shapes
 
 SHAPES = tiny_shapes()

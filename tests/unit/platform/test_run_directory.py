@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform.experiment import data_root
+from magicdistill.platform.preparation import data_root
 from magicdistill.platform.recipe import Recipe, load_recipe
 from magicdistill.platform.run_directory import RunDirectory, resolve_root
 
