@@ -42,14 +42,15 @@ PATIENCE_S = 10.0
 def fork_server(environment: Mapping[str, str]) -> Iterator[str | None]:
     """Serve while the body runs; yields what Ray takes as `py_executable`, None beside GPUs.
 
-    `environment` is what the workers have more than this process: libraries read some of it when
+    Its socket lies in /tmp as Ray's do, since TMPDIR may be too long for one. `environment` is what
+    the workers have more than this process: libraries read some of it when
     they are loaded.
     """
     if NVIDIA.exists():
         yield None
         return
     with (
-        tempfile.TemporaryDirectory(prefix="fork-") as folder,
+        tempfile.TemporaryDirectory(prefix="fork-", dir="/tmp") as folder,
         socket.socket(socket.AF_UNIX) as listener,
     ):
         address = f"{folder}/socket"

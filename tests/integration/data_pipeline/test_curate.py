@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from einops import rearrange
 
@@ -25,15 +24,16 @@ from magicdistill.data_pipeline.video import write_mp4
 from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.networks.config import VaeConfig
 from magicdistill.models.networks.vae import VideoVae, build_autoencoder
+from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.config import ClusterConfig
 
 NUM_PORTRAITS = 5
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with ray_cluster(ClusterConfig(logical_cpus=4, dashboard=False)):
+        yield
 
 
 @pytest.fixture(scope="module")
