@@ -43,8 +43,7 @@ def fork_server(environment: Mapping[str, str]) -> Iterator[str | None]:
     """Serve while the body runs; yields what Ray takes as `py_executable`, None beside GPUs.
 
     Its socket lies in /tmp as Ray's do, since TMPDIR may be too long for one. `environment` is what
-    the workers have more than this process: libraries read some of it when
-    they are loaded.
+    the workers have more than this process: libraries read some of it when they are loaded.
     """
     if NVIDIA.exists():
         yield None
