@@ -18,6 +18,8 @@ from magicdistill.platform import operators
 
 ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
+PRESTARTS = ("RAY_enable_worker_prestart", "RAY_prestart_worker_first_driver")
+"""Ray starts a worker for each CPU before a job asks, and it has the wrong environment then."""
 
 
 @dataclass
@@ -62,6 +64,7 @@ def ray_head() -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a socket's path has no room for pytest's
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"HOME": str(folder), "RAY_AUTH_MODE": "token"}
+    environment |= dict.fromkeys(PRESTARTS, "0")
     environment |= {"TORCH_EXTENSIONS_DIR": str(operators.FOLDER.expanduser())}  # compiled before
     subprocess.run(
         [str(RAY), "get-auth-token", "--generate"],

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
-import ray
 import torch
 
 from magicdistill.data_pipeline.cache import LatentCache
@@ -16,6 +15,8 @@ from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.verification import verify
 from magicdistill.data_pipeline.video import write_mp4
 from magicdistill.models.locations import find_weights
+from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.config import ClusterConfig
 from magicdistill.platform.preparation import data_configs, data_root
 from magicdistill.platform.recipe import Recipe, load_recipe
 
@@ -48,9 +49,8 @@ def recipe(s3: "Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         write_mp4(tmp_path / "clip.mp4", frames, 24)
         boto3.client("s3").upload_file(f"{tmp_path}/clip.mp4", "bucket", f"clips/{name}.mp4")
     (tmp_path / "mine.yaml").write_text(RECIPE)
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield load_recipe(tmp_path / "mine.yaml")
-    ray.shutdown()
+    with ray_cluster(ClusterConfig(logical_cpus=4, dashboard=False)):
+        yield load_recipe(tmp_path / "mine.yaml")
 
 
 def curator(recipe: Recipe, **options: Any) -> Curator:

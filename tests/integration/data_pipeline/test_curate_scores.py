@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
 from magicdistill.data_pipeline.clips import ClipRow
 from magicdistill.data_pipeline.config import DataConfig, Measures, Policy
@@ -18,13 +17,14 @@ from magicdistill.data_pipeline.stages.scorers.aesthetics import Aesthetics
 from magicdistill.data_pipeline.stages.scorers.exposure import Exposure
 from magicdistill.data_pipeline.stages.scorers.phash import PHash
 from magicdistill.data_pipeline.video import write_mp4
+from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.config import ClusterConfig
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with ray_cluster(ClusterConfig(logical_cpus=4, dashboard=False)):
+        yield
 
 
 def make_config(folder: Path, *scorers: AnyScorer, min_motion_px: float = 0.05) -> DataConfig:

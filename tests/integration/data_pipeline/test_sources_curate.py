@@ -8,7 +8,6 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-import ray
 import torch
 from einops import rearrange
 
@@ -23,6 +22,8 @@ from magicdistill.data_pipeline.video import write_mp4
 from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.networks.config import VaeConfig
 from magicdistill.models.networks.vae import VideoVae, build_autoencoder
+from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.config import ClusterConfig
 
 if TYPE_CHECKING:
     from tests.s3_server import Server
@@ -58,9 +59,8 @@ def hdtf(s3: "Server", tmp_path_factory: pytest.TempPathFactory) -> Hdtf:
 def cluster(hdtf: Hdtf) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
+        with ray_cluster(ClusterConfig(logical_cpus=4, dashboard=False)):
+            yield
 
 
 @pytest.fixture(scope="module")

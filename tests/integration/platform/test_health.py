@@ -23,6 +23,8 @@ from magicdistill.data_pipeline.cache import (
 )
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.platform.cluster import ray_cluster
+from magicdistill.platform.config import ClusterConfig
 from magicdistill.platform.failures import TrainingError
 from magicdistill.platform.gauges import published
 from magicdistill.platform.recipe import Recipe, load_recipe
@@ -96,15 +98,10 @@ def test_a_run_that_only_keeps_the_best_goes_on_and_says_so(tmp_path: Path, cach
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={"metrics_report_interval_ms": 1000},
-    )
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        with ray_cluster(ClusterConfig(logical_cpus=4, dashboard=False)):
+            yield
 
 
 def exported() -> str:
