@@ -1,4 +1,4 @@
-"""The steps of a job once its data are there: training, evaluation, publication."""
+"""The steps of a job: data, training, evaluation."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from magicdistill.platform.evaluation import (
     variants,
 )
 from magicdistill.platform.model_card import model_card
-from magicdistill.platform.preparation import Prepared, data_root, tell
+from magicdistill.platform.preparation import data_root, prepare, tell
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.run_note import describe
@@ -35,12 +35,12 @@ MODEL = "model"
 """The folder of a run with its finished network."""
 
 
-def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker, prepared: Prepared) -> None:
-    """Train on prepared data and evaluate; every step that is already done is skipped."""
+def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker) -> None:
+    """Prepare the data, train and evaluate; every step that is already done is skipped."""
     judges = Judges(recipe)
     if recipe.evaluation is not None:
         judges.warm_up(recipe.evaluation.num_clips)
-    data, held_out = prepared
+    data, held_out = prepare(recipe, run)
     tell_lineage(run, tracker)
     train(run, data, held_out)
     if held_out is not None:

@@ -17,8 +17,8 @@ from magicdistill.data_pipeline.progress import Bars
 from magicdistill.data_pipeline.storage import write_whole
 from magicdistill.data_pipeline.video import hash_content
 from magicdistill.data_pipeline.windows import fit
+from magicdistill.models.checksums import digest_weights
 from magicdistill.models.networks.clip import ImageTextEncoder
-from magicdistill.models.networks.weights import digest_weights
 from magicdistill.platform.logs import ExplainedError, say
 from magicdistill.platform.pretrained import Pretrained
 from magicdistill.platform.prior_config import PriorConfig

@@ -15,7 +15,7 @@ from magicdistill.platform.run_directory import RunDirectory
 from magicdistill.platform.run_note import describe
 from magicdistill.platform.tracking import Tracker
 
-STEPS = ("magicdistill.platform.preparation", "magicdistill.platform.experiment")
+STEPS = "magicdistill.platform.experiment"
 
 
 def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
@@ -27,23 +27,20 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     with (
         resume_hint(f"--resume {run.path}"),
         Tracker.start(recipe.tracking, run) as tracker,
-        importing(*STEPS),
+        importing(STEPS),
         announced_cluster(recipe.cluster),
         followed(run, tracker, watch_machine=joined_address(recipe.cluster) is None),
     ):
-        from magicdistill.platform.preparation import prepare
-
-        tracker.note(describe(run))
-        prepared = prepare(recipe, run)
         from magicdistill.platform.experiment import perform
 
-        perform(recipe, run, tracker, prepared)
+        tracker.note(describe(run))
+        perform(recipe, run, tracker)
     return run
 
 
 def save_pairs(recipe: Recipe, folder: str) -> None:
     """Make the pairs that a recipe trains on, but for those made already, and store them."""
-    with resume_hint("the same command"), importing(*STEPS), announced_cluster(recipe.cluster):
+    with resume_hint("the same command"), importing(STEPS), announced_cluster(recipe.cluster):
         from magicdistill.platform.experiment import store_pairs
 
         version = store_pairs(recipe, place(folder))
@@ -51,14 +48,9 @@ def save_pairs(recipe: Recipe, folder: str) -> None:
 
 
 @contextmanager
-def importing(*modules: str) -> Iterator[None]:
-    """Import modules in the background: the networks' packages take as long as Ray's start."""
-
-    def run() -> None:
-        for module in modules:
-            import_module(module)
-
-    Thread(target=run, daemon=True).start()
+def importing(module: str) -> Iterator[None]:
+    """Import a module in the background: the networks' packages take as long as Ray's start."""
+    Thread(target=import_module, args=(module,), daemon=True).start()
     yield
 
 

@@ -27,6 +27,7 @@ from magicdistill.data_pipeline.video import (
     write_frames,
 )
 from magicdistill.data_pipeline.windows import fit
+from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.long_video import Windows, slide
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.metrics.seams import SeamMeter, Seams
@@ -36,7 +37,6 @@ from magicdistill.models.networks.int8 import is_int8, load_int8, weight_bytes
 from magicdistill.models.networks.offload import offload_layers
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.vae import VideoVae
-from magicdistill.models.networks.weights import digest_weights
 from magicdistill.platform.export import DTYPES
 from magicdistill.platform.generation import generate
 from magicdistill.platform.logs import ExplainedError, say
