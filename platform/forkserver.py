@@ -28,8 +28,9 @@ import numpy as np
 
 WORKER = Path(__file__).with_name("fork_worker.py")
 MODULES = (
-    *("pandas", "pyarrow.dataset", "av", "cv2", "torch", "scipy.stats", "peft"),
-    *("diffusers.models.transformers", "diffusers.models.autoencoders", "deepspeed"),
+    *("pandas", "pyarrow.dataset", "av", "cv2", "magicdistill.platform.recipe", "torch", "peft"),
+    *("magicdistill.models.objectives.build", "magicdistill.models.networks.vae"),
+    *("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),  # every engine imports Inductor
 )
 """In the order of import. Ray is not among them: what it reads of the environment is a worker's."""
 NVIDIA = Path("/dev/nvidiactl")
