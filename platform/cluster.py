@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -53,7 +53,6 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
     address = joined_address(config)
     environment = _runtime_env(config, joined=bool(address))
     options: dict[str, Any] = {"address": address}
-    stack = ExitStack()
     if not address:
         options = {
             "address": "local",
@@ -66,33 +65,34 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
                 "prestart_worker_first_driver": False,
             },
         }
-        if python := stack.enter_context(fork_server(environment["env_vars"])):
+    forks = not address and not config.uses_gpus
+    with fork_server(environment["env_vars"]) if forks else nullcontext() as python:
+        if python:
             environment["py_executable"] = python
-    try:
-        context = ray.init(
-            runtime_env=environment,
-            log_to_driver=logs.is_verbose(),
-            logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
-            **options,
-        )
-        started = _processes() - others
-        signal.signal(signal.SIGTERM, _leave)  # Ray's own handler dies on the spot
-        resources = ray.cluster_resources()
-        yield ClusterShape(
-            num_nodes=sum(node["Alive"] for node in ray.nodes()),
-            num_cpus=resources.get("CPU", 0),
-            num_gpus=resources.get("GPU", 0),
-            local=not address,
-            dashboard_url=context.dashboard_url or None,
-        )
-    finally:
-        started |= {child for process in started for child in _processes(process)}
-        ray.shutdown()
-        for process in started:  # all that is worth keeping is written
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        stack.close()
-        psutil.wait_procs(started, timeout=GRACE_S)
+        try:
+            context = ray.init(
+                runtime_env=environment,
+                log_to_driver=logs.is_verbose(),
+                logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
+                **options,
+            )
+            started = _processes() - others
+            signal.signal(signal.SIGTERM, _leave)  # Ray's own handler dies on the spot
+            resources = ray.cluster_resources()
+            yield ClusterShape(
+                num_nodes=sum(node["Alive"] for node in ray.nodes()),
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+                local=not address,
+                dashboard_url=context.dashboard_url or None,
+            )
+        finally:
+            started |= {child for process in started for child in _processes(process)}
+            ray.shutdown()
+            for process in started:  # all that is worth keeping is written
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(started, timeout=GRACE_S)
 
 
 def joined_address(config: ClusterConfig) -> str | None:

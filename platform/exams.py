@@ -93,7 +93,7 @@ class Exams:
         ray.kill(self.examiner)
 
     def _score(self, path: Path, cycle: int) -> None:
-        write_text(self.run.examined_path, f"{cycle}\n")  # from here on pruning spares it
+        write_text(self.run.examined_path, f"{cycle}\n")  # pruning that begins after this spares it
         try:
             scores: dict[str, float] = ray.get(self.examiner.score.remote(path))
             self.run.append_exam(cycle, scores)

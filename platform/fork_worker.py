@@ -6,22 +6,28 @@ project. The process stays for as long as its worker does.
 
 import json
 import os
+import resource
 import socket
 import sys
 
 STREAMS = (0, 1, 2)
+OOM_SCORE = "/proc/self/oom_score_adj"
+"""Ray sets it of the process that it starts, so that memory is taken from workers first."""
 
 
 def main() -> None:
     """Ask the fork server for the worker; without one, run the script in this process."""
     address, *command = sys.argv[1:]
-    request = {
-        "arguments": command,
-        "environment": dict(os.environ),
-        "folder": os.getcwd(),
-        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
-    }
     try:
+        with open(OOM_SCORE) as score:
+            request = {
+                "arguments": command,
+                "environment": dict(os.environ),
+                "folder": os.getcwd(),
+                "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+                "num_files": resource.getrlimit(resource.RLIMIT_NOFILE),
+                "oom_score": score.read(),
+            }
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(address)
             socket.send_fds(connection, [b"?"], STREAMS)

@@ -9,8 +9,10 @@ be, the worker starts as on any other cluster.
 import gc
 import json
 import os
+import resource
 import runpy
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +27,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+
+from magicdistill.platform.fork_worker import OOM_SCORE
 
 WORKER = Path(__file__).with_name("fork_worker.py")
 MODULES = (
@@ -50,13 +54,15 @@ def fork_server(environment: Mapping[str, str]) -> Iterator[str | None]:
         yield None
         return
     with (
-        tempfile.TemporaryDirectory(prefix="fork-", dir="/tmp") as folder,
+        tempfile.TemporaryDirectory(
+            prefix="fork-", dir="/tmp", ignore_cleanup_errors=True
+        ) as folder,
         socket.socket(socket.AF_UNIX) as listener,
     ):
         address = f"{folder}/socket"
         listener.bind(address)
         listener.listen(128)
-        command = [sys.executable, "-m", __name__, str(listener.fileno())]
+        command = [sys.executable, "-m", __name__, str(listener.fileno()), folder]
         with subprocess.Popen(
             command,
             env={**os.environ, **environment},
@@ -78,13 +84,13 @@ def serve(listener: socket.socket) -> None:
     os.set_blocking(sys.stdin.fileno(), False)
     gc.disable()
     listener.settimeout(0)
-    for name in MODULES:
-        import_module(name)
-        while request := _next(listener):
-            _fork(request, listener)
-    listener.settimeout(1)
+    modules = list(MODULES)
     while _is_wanted():
-        if request := _next(listener):
+        if modules:
+            import_module(modules.pop(0))
+        else:
+            listener.settimeout(1)
+        while request := _next(listener):
             _fork(request, listener)
 
 
@@ -106,22 +112,30 @@ class Request:
 
 def _next(listener: socket.socket) -> Request | None:
     """Return the next request, if there is one."""
-    with suppress(OSError, ValueError):
+    streams: list[int] = []
+    try:
         connection, _ = listener.accept()
         connection.settimeout(PATIENCE_S)
         _, streams, _, _ = socket.recv_fds(connection, 1, 3)
         with connection.makefile("rb") as file:
             return Request(connection, streams, json.loads(file.readline()))
-    return None
+    except (OSError, ValueError):
+        _close(streams)
+        return None
+
+
+def _close(streams: list[int]) -> None:
+    for stream in streams:
+        os.close(stream)
 
 
 def _fork(request: Request, listener: socket.socket) -> None:
-    if threading.active_count() == 1 and os.fork() == 0:  # a thread could hold a lock for ever
+    # another thread of Python's could hold a lock for ever; Arrow's own has handlers for a fork
+    if threading.active_count() == 1 and os.fork() == 0:
         listener.close()
         _become(request)
     request.connection.close()
-    for stream in request.streams:
-        os.close(stream)
+    _close(request.streams)
 
 
 def _become(request: Request) -> NoReturn:
@@ -134,9 +148,11 @@ def _become(request: Request) -> NoReturn:
     words = request.words
     os.setpgid(0, 0)  # Ray ends whole groups
     os.setpriority(os.PRIO_PROCESS, 0, words["niceness"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, words["num_files"])
+    Path(OOM_SCORE).write_text(words["oom_score"])
     for number, stream in enumerate(request.streams):
         os.dup2(stream, number)
-        os.close(stream)
+    _close(request.streams)
     os.chdir(words["folder"])
     os.environ.clear()
     os.environ.update(words["environment"])
@@ -148,3 +164,4 @@ def _become(request: Request) -> NoReturn:
 
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])))
+    shutil.rmtree(sys.argv[2], ignore_errors=True)

@@ -42,7 +42,7 @@ def data_root(recipe: Recipe, runs: Path) -> AnyPath:
     return place(root) if is_remote(root) else resolve_root(root)
 
 
-def prepare_latents(recipe: Recipe, run: RunDirectory) -> tuple[AnyPath, AnyPath | None]:
+def prepare_latents(recipe: Recipe, run: RunDirectory) -> Prepared:
     """Curate the training clips and the held-out ones; return their latent caches."""
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
     vae = find_weights(recipe.model.vae, "model.vae")

@@ -259,10 +259,10 @@ def describe(model: Pretrained, order: Order) -> str:
         model.buckets,
         model.dtype,
         hash_content(order.image),
-        _encoders_of(model) if order.prompt is not None else None,
         replace(order, image=Path(), out=Path()),
     )
-    return f"magicdistill {digest(*parts)}"
+    encoders = () if order.prompt is None else (_encoders_of(model),)
+    return f"magicdistill {digest(*parts, *encoders)}"
 
 
 def _encoders_of(model: Pretrained) -> str | None:

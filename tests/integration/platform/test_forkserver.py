@@ -11,11 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from magicdistill.platform.forkserver import NVIDIA, fork_server
+from magicdistill.platform.forkserver import MODULES, NVIDIA, fork_server
 
-LOOK = """
+LOOK = f"""
 import os, sys
-print(sys.argv, os.environ["GIVEN"], os.getcwd(), os.nice(0), __name__, "av" in sys.modules)
+is_forked = {MODULES[-1]!r} in sys.modules
+print(sys.argv, os.environ["GIVEN"], os.getcwd(), os.nice(0), __name__, is_forked)
 print(os.getpgid(0) == os.getpid(), "ray" in sys.modules, file=sys.stderr)
 sys.exit(3)
 """
@@ -47,7 +48,7 @@ def run(python: str, script: Path, folder: Path) -> subprocess.CompletedProcess[
 
 def expected(script: Path, folder: Path, *, is_forked: bool) -> str:
     arguments = [str(script), "a b", "c"]
-    return f"{arguments} something {folder} 5 __main__ {is_forked}\n"
+    return f"{arguments} something {folder} {os.nice(0) + 5} __main__ {is_forked}\n"
 
 
 def test_a_script_runs_as_python_would_run_it_but_with_the_packages(python, tmp_path):
@@ -89,8 +90,9 @@ def test_the_server_ends_with_the_process_that_started_it():
         assert owner.stdout is not None
         assert owner.stdout.readline() == "serving\n"
         (server,) = psutil.Process(owner.pid).children()
+        folder = Path(server.cmdline()[-1])
         owner.kill()
     end_s = time.monotonic() + 60
     while server.is_running() and time.monotonic() < end_s:
         time.sleep(0.1)
-    assert not server.is_running()
+    assert not server.is_running() and not folder.exists()
