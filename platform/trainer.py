@@ -269,8 +269,8 @@ class Worker:
 
     def _save(self, cycle: int) -> None:
         is_best = self.watch.keeps(cycle)
-        best, examined = ranks.of_first((self.run.best(), self.run.examined()))
-        wanted = (cycle if is_best else best, examined)
+        best, measured = ranks.of_first((self.run.best(), self.run.examined()))
+        wanted = (cycle if is_best else best, measured)
         self.checkpoints.spared = {number for number in wanted if number is not None}
         self.checkpoints.save(cycle, self.engines, self.ema)
         if is_best and self.rank == 0:
