@@ -56,7 +56,7 @@ def test_every_track_starts_in_motion_and_stays_in_range():
 
 
 def test_heads_turn_left_as_often_as_right():
-    motions = [draw_motion(np.random.default_rng(seed), 17) for seed in range(2000)]
+    motions = [draw_motion(np.random.default_rng(seed), 17) for seed in range(800)]
     for drift in (
         np.array([motion.yaw[-1] - motion.yaw[0] for motion in motions]),
         np.array([motion.shift[-1, 0] - motion.shift[0, 0] for motion in motions]),

@@ -1,13 +1,16 @@
-"""The command line of a job, each time in a process of its own."""
+"""The command line of a job, in a process of its own where it goes on to the job."""
 
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from magicdistill.platform.cli import parse_job
 from magicdistill.platform.recipe import load_recipe, to_yaml
 from magicdistill.platform.run_directory import RunDirectory
 
@@ -23,6 +26,16 @@ finally:
     assert not heavy & set(sys.modules), heavy & set(sys.modules)
 print(args.recipe.seed, args.resume and args.resume.path, args.verbose)
 """
+
+
+@dataclass(frozen=True)
+class End:
+    status: int
+    out: str
+    err: str
+
+
+Ending = Callable[..., End]
 
 
 class Job:
@@ -48,6 +61,19 @@ def job(tmp_path: Path, base: Path) -> Job:
     return Job(tmp_path, base)
 
 
+@pytest.fixture
+def ending(job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Ending:
+    """Parse a command line that does not get as far as the job."""
+
+    def parse(*arguments: str) -> End:
+        monkeypatch.chdir(job.folder)
+        with pytest.raises(SystemExit) as ended:
+            parse_job("toy", default_recipe=str(job.recipe), description="", arguments=arguments)
+        return End(ended.value.code, *capfd.readouterr())
+
+    return parse
+
+
 def test_a_dry_run_prints_the_resolved_recipe_without_heavy_imports(job: Job) -> None:
     flags = ["--method.alpha_weak", "0.125", "--engine.kind", "torch"]
     result = job("--dry-run", *flags)
@@ -55,19 +81,19 @@ def test_a_dry_run_prints_the_resolved_recipe_without_heavy_imports(job: Job) ->
     assert result.returncode == 0
 
 
-def test_a_dry_run_is_the_recipe_that_a_run_stores(job: Job) -> None:
+def test_a_dry_run_is_the_recipe_that_a_run_stores(job: Job, ending: Ending) -> None:
     flags = ["--seed", "8"]
     run = RunDirectory.create(job.folder / "runs", load_recipe(job.recipe, flags))
-    assert run.recipe_path.read_text() == job("--dry-run", *flags).stdout
+    assert ending("--dry-run", *flags) == End(0, run.recipe_path.read_text(), "")
 
 
-def test_pictures_are_no_clips_to_judge_a_training_by(job: Job) -> None:
+def test_pictures_are_no_clips_to_judge_a_training_by(job: Job, ending: Ending) -> None:
     path = job.folder / "pictures.yaml"
     pictures = "{num_frames: 17, data: {bucket: {num_frames: 1}}}"
     path.write_text(f"extends: portrait-tiny\nevaluation: {pictures}\n")
-    result = job("--dry-run", "--recipe", str(path))
-    assert result.returncode == 2
-    assert "--protocol" in result.stderr
+    end = ending("--dry-run", "--recipe", str(path))
+    assert end.status == 2
+    assert "--protocol" in end.err
 
 
 def test_help_is_fast_and_shows_present_values_and_alternatives(job: Job) -> None:
@@ -76,7 +102,7 @@ def test_help_is_fast_and_shows_present_values_and_alternatives(job: Job) -> Non
     for text in ("Do nothing.", "--dry-run", "--resume", "-v", "--method.alpha_weak FLOAT"):
         assert text in result.stdout
     assert "--engine.kind {deepspeed,torch}" in result.stdout
-    assert min(cpu_seconds(job, "--help") for _ in range(3)) < 2  # about 1; others take wall time
+    assert any(cpu_seconds(job, "--help") < 2 for _ in range(3))  # about 1; others take wall time
 
 
 def cpu_seconds(job: Job, *arguments: str) -> float:
@@ -100,40 +126,40 @@ def test_a_job_runs_from_anywhere_with_its_recipe_and_flags(job: Job) -> None:
     assert (result.stdout, result.stderr) == ("5 None True\n", "")
 
 
-def test_an_unknown_flag_is_refused_with_the_nearest_name(job: Job) -> None:
-    result = job("--method.alpha_weka", "0.5")
-    assert result.returncode == 2
-    assert "--method.alpha_weak" in result.stderr
+def test_an_unknown_flag_is_refused_with_the_nearest_name(ending: Ending) -> None:
+    end = ending("--method.alpha_weka", "0.5")
+    assert end.status == 2
+    assert "--method.alpha_weak" in end.err
 
 
 @pytest.mark.parametrize("arguments", [["--recipe", "none"], ["--resume", "none"]])
-def test_what_does_not_exist_is_refused_without_a_traceback(job: Job, arguments: list[str]) -> None:
-    result = job(*arguments)
-    assert result.returncode == 2
-    assert "'none'" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_what_does_not_exist_is_refused(ending: Ending, arguments: list[str]) -> None:
+    end = ending(*arguments)
+    assert end.status == 2
+    assert "'none'" in end.err
 
 
-def test_a_resumed_run_brings_its_recipe_and_takes_overrides(job: Job) -> None:
+def test_a_resumed_run_brings_its_recipe_and_takes_overrides(job: Job, ending: Ending) -> None:
     run = RunDirectory.create(job.folder / "runs", load_recipe(job.recipe, ["--seed", "21"]))
     assert job("--resume", "latest").stdout == f"21 {run.path} False\n"
     elsewhere = ("--cluster.num_workers", "1", "--engine.kind", "torch")
-    assert job("--resume", "latest", *elsewhere).stdout == f"21 {run.path} False\n"
+    assert ending("--resume", "latest", *elsewhere, "--dry-run").status == 0
     forced = ("--resume", run.path.name, "--seed", "22", "--force-changed", "seed")
     assert job(*forced).stdout == f"22 {run.path} False\n"
 
 
-def test_a_resumed_run_refuses_another_recipe_with_the_difference(job: Job) -> None:
+def test_a_resumed_run_refuses_another_recipe_with_the_difference(job: Job, ending: Ending) -> None:
     RunDirectory.create(job.folder / "runs", load_recipe(job.recipe, ["--seed", "21"]))
-    refused = job("--resume", "latest", "--seed", "22", "--method.alpha_weak", "0.1")
-    assert refused.returncode == 2
-    assert "seed: 21 -> 22" in refused.stderr
-    assert "--force-changed seed method.alpha_weak" in refused.stderr
-    assert job("--resume", "latest", "--schedule.num_cycles", "99").returncode == 0
+    end = ending("--resume", "latest", "--seed", "22", "--method.alpha_weak", "0.1")
+    assert end.status == 2
+    assert "seed: 21 -> 22" in end.err
+    assert "--force-changed seed method.alpha_weak" in end.err
+    longer = ("--resume", "latest", "--schedule.num_cycles", "99")
+    assert ending(*longer, "--dry-run").status == 0
 
 
-def test_a_resumed_run_takes_no_other_recipe(job: Job) -> None:
+def test_a_resumed_run_takes_no_other_recipe(job: Job, ending: Ending) -> None:
     RunDirectory.create(job.folder / "runs", load_recipe(job.recipe))
-    result = job("--resume", "latest", "--recipe", str(job.recipe))
-    assert result.returncode == 2
-    assert "leave --recipe out" in result.stderr
+    end = ending("--resume", "latest", "--recipe", str(job.recipe))
+    assert end.status == 2
+    assert "leave --recipe out" in end.err
