@@ -1,8 +1,6 @@
 """The command line that all jobs share."""
 
 import argparse
-import atexit
-import gc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +24,6 @@ from magicdistill.platform.recipe import (
     to_yaml,
 )
 from magicdistill.platform.run_directory import RunDirectory
-
-atexit.register(gc.freeze)  # or the interpreter searches all packages for garbage, for seconds
 
 FREE_TO_CHANGE = (
     "runs",

@@ -70,14 +70,17 @@ def build_engine(
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed, which takes seconds, without the operator that only its inference calls.
+    """Import DeepSpeed without two things that are used nowhere here and cost much.
 
-    On processors its first process group would compile that one for a minute, after it has asked
-    the compiler about all others.
+    On processors its first process group would compile an operator of its inference for a minute,
+    after it has asked the compiler about all others. To see that an optimiser is not Muon it
+    would import torch's compiler, for seconds, to wrap Muon's functions.
     """
     import deepspeed
+    from deepspeed.runtime import compiler
 
     vars(deepspeed.ops)["__compatible_ops__"] = {}
+    vars(compiler)["compile"] = lambda: compiler.dummy_decorator
     return deepspeed
 
 

@@ -34,7 +34,7 @@ WORKER = Path(__file__).with_name("fork_worker.py")
 MODULES = (
     *("pandas", "pyarrow.dataset", "av", "cv2", "magicdistill.platform.recipe", "torch", "peft"),
     *("magicdistill.models.objectives.build", "magicdistill.models.networks.vae"),
-    *("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),  # every engine imports Inductor
+    "deepspeed",
 )
 """In the order of import. Ray is not among them: what it reads of the environment is a worker's."""
 NVIDIA = Path("/dev/nvidiactl")

@@ -1,5 +1,7 @@
 """What a job prints: plain progress lines, without the frameworks' noise."""
 
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -43,6 +45,7 @@ NOISY = (
 )
 
 _started_s = time.monotonic()
+atexit.register(gc.freeze)  # or every end takes seconds: a search of all packages for garbage
 
 
 class ExplainedError(RuntimeError):
