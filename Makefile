@@ -16,7 +16,7 @@ EXTRAS := dev,real-clips
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup preflight demo test check fmt dashboard clean
+.PHONY: help setup preflight demo test test-int8 check fmt dashboard clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,16 +61,18 @@ $(INT8)/torchao: constraints.txt | $(STAMP)
 
 # The tests of int8 run on the core that pyright leaves free. A new environment has no bytecode:
 # their process collects all tests and so writes most of it.
-test: $(STAMP) $(INT8)/torchao  ## everything that CI runs: make check, then pytest
+test: setup  ## everything that CI runs: make check, then pytest
 ifeq ($(ARGS),)
-	PYTHONPATH=$(INT8) $(BIN)/python -m pytest tests -k int8 & \
+	@$(MAKE) --no-print-directory test-int8 & \
 	$(MAKE) --no-print-directory check; checked=$$?; wait $$! && exit $$checked
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 else
-	$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest $(ARGS)
 endif
+
+test-int8: $(INT8)/torchao
+	PYTHONPATH=$(INT8) $(BIN)/python -m pytest tests -k int8
 
 check: setup  ## ruff, format, pyright, import-linter
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from functools import partial
 
 from magicdistill.platform import logs
 from magicdistill.platform.cli import parse_job, refuse
+from magicdistill.platform.model_paths import find_model
 from magicdistill.platform.recipe import Recipe, with_protocol
 from magicdistill.platform.run_directory import RunDirectory
 
@@ -40,10 +41,11 @@ def main() -> None:
     if flags.model is None or args.resume is not None or args.recipe.evaluation is None:
         own.error("give --model, --protocol or a recipe that has `evaluation`, and no --resume")
 
-    from magicdistill.platform.scoring import evaluate_model
-
     try:
-        evaluate_model(args.recipe, flags.model)
+        student, folder = find_model(args.recipe, flags.model)
+        from magicdistill.platform.scoring import evaluate_model
+
+        evaluate_model(args.recipe, student, folder)
     except FileNotFoundError as error:
         refuse("evaluate", error)
 

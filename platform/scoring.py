@@ -49,7 +49,6 @@ from magicdistill.platform.scores_tracking import track_scores
 FORMAT = 2
 """Of parts: raised where equal keys no longer mean equal measures."""
 COLLAPSED = AbsentMetric("the generator gave pixels that are no numbers")
-MODEL, RECIPE = "model", "recipe.yaml"
 TRUTH = Variant(REAL, None, SamplerConfig())
 
 
@@ -104,14 +103,13 @@ class Scorer:
         return rearrange(pixels, "b t y x c -> b c t y x")
 
 
-def evaluate_model(recipe: Recipe, model: str) -> Path:
-    """Score a model beside its teacher by the recipe's protocol; return the JSON file.
+def evaluate_model(recipe: Recipe, student: Path, folder: Path) -> Path:
+    """Score weights beside their teacher by the recipe's protocol; return the JSON file.
 
-    `model` is a run, or weights. Parts are kept by their content: a stopped evaluation goes on
-    where it was, and one that is finished is only read. Raises FileNotFoundError for no weights,
-    or where what the protocol takes is not there.
+    `folder` keeps the scores, and parts by their content: a stopped evaluation goes on where it
+    was, and one that is finished is only read. Raises FileNotFoundError for no teacher or VAE, or
+    where what the protocol takes is not there.
     """
-    student, folder = _find_model(recipe, model)
     assert recipe.evaluation is not None
     ways = variants(recipe, student)
     for way in ways:
@@ -320,13 +318,3 @@ def _spell(sampler: SamplerConfig) -> str:
 
 def _digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _find_model(recipe: Recipe, model: str) -> tuple[Path, Path]:
-    """Return the weights and the folder of their scores."""
-    runs = resolve_root(recipe.runs)
-    for run in (Path(model).expanduser(), runs / model):
-        if (run / RECIPE).is_file():
-            return find_weights(str(run.resolve() / MODEL), "--model"), run.resolve() / "evaluation"
-    weights = find_weights(model, "--model")
-    return weights, runs / "evaluations" / f"{recipe.name}-{digest_weights(weights)[:12]}"

@@ -1,4 +1,4 @@
-"""The longest files begin first, so that no process is left with one at the end."""
+"""The order of the tests."""
 
 import pytest
 
@@ -16,5 +16,11 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put them in front; the others stay in their order."""
-    items.sort(key=lambda i: LONGEST.index(i.path.name) if i.path.name in LONGEST else len(LONGEST))
+    """Put unit tests in front, then the longest files: no process is left with one at the end."""
+
+    def place(item: pytest.Item) -> int:
+        if "unit" in item.path.parts:
+            return -1
+        return LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)

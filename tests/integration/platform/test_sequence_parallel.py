@@ -95,7 +95,9 @@ def alone() -> tuple[list, list[Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_ranks", "size"), [(4, 2), (4, 4)])
+@pytest.mark.parametrize(
+    ("num_ranks", "size"), [(4, 2), pytest.param(4, 4, marks=pytest.mark.long)]
+)
 def test_cycles_on_sequence_groups_equal_those_of_one_worker(num_ranks, size, alone, tmp_path):
     multiprocessing.set_forkserver_preload([__name__])  # one process imports for all ranks
     multiprocessing.start_processes(

@@ -20,6 +20,9 @@ from magicdistill.data_pipeline.cache import (
 )
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.models.networks.config import PRESETS
+from magicdistill.models.networks.transformer import build_transformer
+from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.checkpoints import Checkpoints
 from magicdistill.platform.pieces import PieceReader
 from magicdistill.platform.recipe import Recipe, load_recipe
@@ -54,7 +57,7 @@ class Trial:
     """Loads the checkpoint and saves it as the next one."""
 
 
-def recipe_of(trial: Trial, num_ranks: int) -> Recipe:
+def recipe_of(trial: Trial, num_ranks: int, teacher: Path) -> Recipe:
     # Adam divides by the root of the second moment: a large eps keeps rounding errors small.
     optimizer = {"lr": 1e-2, "eps": 1e-2, "warmup_steps": 3, "decay_steps": 8}
     values = load_recipe("portrait-tiny-smoke").model_dump(exclude={"engine"})
@@ -70,6 +73,7 @@ def recipe_of(trial: Trial, num_ranks: int) -> Recipe:
     values["method"] |= {"num_fake_updates": 1, "warmup_cycles": 0}
     values["method"]["sampler"] |= {"num_steps": 2}
     values["cluster"]["num_workers"] = num_ranks
+    values["model"] = {"preset": "nano", "teacher": str(teacher)}
     return Recipe.model_validate(values | {"engine": trial.engine})
 
 
@@ -98,7 +102,9 @@ def run_rank(rank: int, folder: Path, num_ranks: int, trials: list[Trial]) -> No
 def run_trial(folder: Path, trial: Trial, rank: int = 0, num_ranks: int = 1) -> None:
     path = folder / "runs" / trial.name
     if rank == 0:
-        RunDirectory.create(folder / "runs", recipe_of(trial, num_ranks), trial.name)
+        RunDirectory.create(
+            folder / "runs", recipe_of(trial, num_ranks, folder / "teacher"), trial.name
+        )
         if trial.source:
             first = Path("checkpoints", f"cycle-{FIRST:07d}")
             shutil.copytree(folder / "runs" / trial.source / first, path / first)
@@ -134,6 +140,8 @@ ONE_RANK = [
 def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     write_cache(folder / "cache")
+    torch.manual_seed(0)
+    save_transformer(build_transformer(PRESETS["nano"].transformer), folder / "teacher")
     multiprocessing.set_forkserver_preload([__name__])  # one process imports for all ranks
     os.environ["DS_ACCELERATOR"] = "cpu"
     run_trial(folder, Trial("torch", TORCH))
