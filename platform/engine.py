@@ -79,8 +79,9 @@ def import_deepspeed() -> Any:
     import deepspeed
     from deepspeed.runtime import compiler
 
-    vars(deepspeed.ops)["__compatible_ops__"] = {}
-    vars(compiler)["compile"] = lambda: compiler.dummy_decorator
+    ops: Any = deepspeed.ops
+    ops.__compatible_ops__ = {}
+    compiler.compile = lambda: compiler.dummy_decorator
     return deepspeed
 
 

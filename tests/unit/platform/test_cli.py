@@ -30,7 +30,7 @@ print(args.recipe.seed, args.resume and args.resume.path, args.verbose)
 
 @dataclass(frozen=True)
 class End:
-    status: int
+    status: int | str | None
     out: str
     err: str
 
@@ -62,14 +62,15 @@ def job(tmp_path: Path, base: Path) -> Job:
 
 
 @pytest.fixture
-def ending(job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Ending:
+def ending(job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ending:
     """Parse a command line that does not get as far as the job."""
 
     def parse(*arguments: str) -> End:
         monkeypatch.chdir(job.folder)
         with pytest.raises(SystemExit) as ended:
             parse_job("toy", default_recipe=str(job.recipe), description="", arguments=arguments)
-        return End(ended.value.code, *capfd.readouterr())
+        out, err = capfd.readouterr()
+        return End(ended.value.code, out, err)
 
     return parse
 
