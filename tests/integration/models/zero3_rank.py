@@ -1,5 +1,7 @@
 """One rank of the ZeRO-3 checks: writes what it finds as JSON beside the weights."""
 
+import atexit
+import gc
 import json
 import os
 import sys
@@ -140,4 +142,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # or the end takes seconds
     main(Path(sys.argv[1]))

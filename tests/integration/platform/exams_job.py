@@ -21,6 +21,7 @@ CHANGES = {
     "evaluation": {"num_shown": 2, "num_scored": 4, "scored_by": "actor"},
     "health": {"best_by": "proxy_frechet_distance"},
     "cluster": {"gpus_per_worker": 0},
+    "model": {"preset": "nano"},
 }
 
 

@@ -174,6 +174,7 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert found.returncode == 2 and "--model: no weights" in found.stderr
 
 
+@pytest.mark.long
 def test_a_protocol_without_its_files_says_what_is_missing(tmp_path: Path) -> None:
     found = evaluate(tmp_path, "--model", str(MODEL), "--protocol", "i2v-vbench")
     assert found.returncode == 2 and "github.com/Vchitect/VBench" in found.stderr

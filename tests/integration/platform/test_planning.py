@@ -54,10 +54,14 @@ def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_prints_a_plan_and_tells_by_its_status_whether_it_fits() -> None:
+@pytest.mark.long
+def test_the_command_prints_a_plan() -> None:
     fitting = plan("--recipe", "magic141-4step-40xh100")
     assert fitting.returncode == 0, fitting.stderr
     assert "magic141-4step-40xh100 fits" in fitting.stdout
+
+
+def test_the_command_tells_by_its_status_what_does_not_fit() -> None:
     other = plan("--recipe", "magic141-4step-8xh100", "--json", "--engine.zero_stage", "1")
     assert other.returncode == 1
     assert json.loads(other.stdout)["remedies"]
