@@ -1,4 +1,4 @@
-"""What a job prints: plain progress lines, without the frameworks' noise."""
+"""What a job prints, plain progress lines without the frameworks' noise, and its quick end."""
 
 import atexit
 import gc

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("check", ["read alike", pytest.param("none lost", marks=pytest.mark.long)])
-def test_items_come_once_and_in_order_whoever_is_killed(check):
+def test_what_a_stream_hands_out(check):
     done = subprocess.run(
         [sys.executable, "-m", "tests.integration.platform.streams_job", check],
         capture_output=True,
