@@ -37,12 +37,11 @@ class Bucket(Config):
 def nearest_bucket(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
     """Return the bucket of the nearest aspect, whose crop keeps most of a picture; of equals the
     first."""
+    return max(buckets, key=lambda bucket: _kept(width * bucket.height, height * bucket.width))
 
-    def kept(bucket: Bucket) -> float:
-        sides = (width * bucket.height, height * bucket.width)
-        return min(sides) / max(*sides, 1)
 
-    return max(buckets, key=kept)
+def _kept(*sides: int) -> float:
+    return min(sides) / max(*sides, 1)
 
 
 class Measures(Config):

@@ -2,6 +2,7 @@
 
 import subprocess
 import uuid
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -28,9 +29,15 @@ class Provenance(Config):
         return cls(
             commit=commit.strip() if commit else None,
             diff=_git("diff", "HEAD", "--no-ext-diff") or "" if commit else "",
-            packages={d.metadata["Name"]: d.version for d in distributions()},
+            packages=_packages(),
             run_id=uuid.uuid4().hex[:8],
         )
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Return the version of each installed package."""
+    return {d.metadata["Name"]: d.version for d in distributions()}
 
 
 def _git(*arguments: str) -> str | None:

@@ -144,7 +144,7 @@ def _read(path: Path, extended_by: tuple[Path, ...], cls: type[Config]) -> dict[
     if path in extended_by:
         raise RecipeError(f"{path}: extends itself by way of {extended_by[-1]}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), yaml.CSafeLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):

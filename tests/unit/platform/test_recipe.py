@@ -7,7 +7,7 @@ import pytest
 from magicdistill.data_pipeline.stages.scorers.base import ABSENT
 from magicdistill.platform.config import DeepSpeedEngineConfig, TorchEngineConfig
 from magicdistill.platform.overrides import RecipeError
-from magicdistill.platform.recipe import load_recipe, recipe_names, to_yaml
+from magicdistill.platform.recipe import flatten, load_recipe, recipe_names, to_yaml
 
 
 def write(path: Path, text: str) -> Path:
@@ -98,3 +98,8 @@ def test_the_nightly_recipe_takes_every_score_that_it_limits_and_no_package_lack
     limited = {name.partition(".")[0] for name in data.policy.limits_of("portrait")}
     assert limited - taken == {"aesthetics", "koala", "motion"}
     assert not [s.version for s in data.measures.scorers if s.version.startswith(ABSENT)]
+
+
+def test_nested_values_flatten_to_dotted_names() -> None:
+    values = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": None}]}
+    assert flatten(values) == {"a.b": 1, "a.c": [1, 2], "d.0.e": None}
