@@ -44,7 +44,7 @@ from magicdistill.platform.measuring import Seconds, interleaved, median, timed,
 from magicdistill.platform.recipe import Recipe, load_recipe
 from magicdistill.platform.recorder import Recorder
 from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.trainer import Worker
+from magicdistill.platform.worker import Worker
 
 LATENTS = (16, 5, 8, 8)
 """17 frames of 64 x 64."""

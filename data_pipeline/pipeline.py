@@ -42,7 +42,7 @@ from magicdistill.data_pipeline.stages.embed import (
     encoder_fingerprint,
     prompts_of,
 )
-from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, load_vae
+from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, vae_fingerprint
 from magicdistill.data_pipeline.stages.run_scorers import (
     AddScores,
     gpus_for,
@@ -210,7 +210,7 @@ class Curator:
         Raises:
             NothingAcceptedError: if no clip of a config is accepted.
         """
-        fingerprint = load_vae(vae_directory).fingerprint
+        fingerprint = vae_fingerprint(vae_directory.absolute())
         cache = self._root / "latents"
         self._read()
         groups = agreeing(self._parts, AGREED_TO_ENCODE)

@@ -1,5 +1,6 @@
 """Where weights are."""
 
+import json
 from pathlib import Path
 
 import magicdistill
@@ -25,3 +26,9 @@ def find_weights(location: str, field: str) -> Path:
     raise FileNotFoundError(
         f"{field}: no weights (a folder with {CONFIG}, or a file) in {path}, here or in {PROJECT}"
     )
+
+
+def is_int8(folder: Path) -> bool:
+    """Tell whether a folder of diffusers holds quantised weights."""
+    config = folder / CONFIG
+    return config.is_file() and "quantization_config" in json.loads(config.read_text())

@@ -51,8 +51,6 @@ class Checkpoints:
     ) -> None:
         self.folder, self.keep, self.warn = folder, keep, warn
         self.mirror = Mirror(mirror, COMMITTED) if mirror else None
-        self.spared: Collection[int] = ()
-        """Cycles whose checkpoints are not pruned."""
 
     @classmethod
     def of(cls, run: RunDirectory) -> "Checkpoints":
@@ -71,10 +69,17 @@ class Checkpoints:
         mirrored = self.mirror.names() if self.mirror else set()
         return sorted(mirrored | {path.name for path in self.committed()})
 
-    def save(self, cycle: int, engines: Mapping[str, Engine], ema: Ema | None) -> None:
+    def save(
+        self,
+        cycle: int,
+        engines: Mapping[str, Engine],
+        ema: Ema | None,
+        spared: Callable[[], Collection[int]] = tuple,
+    ) -> None:
         """Write the state after `cycle` cycles; every rank calls it.
 
-        Raises DiskFullError where there is no room, after removing what it wrote.
+        `spared` tells the first rank, once all is written, which cycles' checkpoints stay beside
+        the newest. Raises DiskFullError where there is no room, after removing what it wrote.
         """
         path = self.folder / checkpoint_name(cycle)
         if ranks.rank() == 0:
@@ -91,17 +96,18 @@ class Checkpoints:
             if ranks.rank() == 0:
                 _commit(path, cycle, files)
         ranks.barrier()
+        names = {checkpoint_name(number) for number in spared()} if ranks.rank() == 0 else set()
         if self.mirror:
-            self._copy(path, self.mirror)
+            self._copy(path, self.mirror, names)
         if ranks.rank() == 0:
-            self._prune()
+            self._prune(names)
         ranks.barrier()
 
-    def _copy(self, path: Path, mirror: Mirror) -> None:
+    def _copy(self, path: Path, mirror: Mirror, spared: set[str]) -> None:
         """Copy to the mirror; training goes on where that fails: the next one may succeed."""
         try:
             mirror.put(path)
-            mirror.prune(self.keep, self._spared)
+            mirror.prune(self.keep, spared)
         except MirrorError as error:
             if ranks.rank() == 0:
                 self.warn(f"checkpoint {path.name} is not mirrored: {error}")
@@ -141,20 +147,16 @@ class Checkpoints:
         if ema is not None:
             ema.load(path / EMA)
 
-    def _prune(self) -> None:
+    def _prune(self, spared: set[str]) -> None:
         """Remove all but the newest and the spared; what a kill left half written goes too."""
         complete = self.committed()
-        kept = {path.name for path in complete[-self.keep :]} | self._spared
+        kept = {path.name for path in complete[-self.keep :]} | spared
         for path in set(self.folder.glob(f"{PREFIX}*")) - set(complete):
             shutil.rmtree(path, ignore_errors=True)
         for path in complete:
             if path.name not in kept:
                 (path / COMMITTED).unlink()
                 shutil.rmtree(path, ignore_errors=True)
-
-    @property
-    def _spared(self) -> set[str]:
-        return {checkpoint_name(cycle) for cycle in self.spared}
 
 
 def checkpoint_name(cycle: int) -> str:

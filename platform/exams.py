@@ -6,19 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
-from magicdistill.data_pipeline.storage import AnyPath, place
-from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.transformer import VelocityModel
-from magicdistill.models.objectives.build import teacher
-from magicdistill.platform.checkpoints import EMA, Checkpoints, checkpoint_name, cycle_of
+from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.platform.checkpoints import Checkpoints, checkpoint_name, cycle_of
 from magicdistill.platform.health import VALIDATION, cost
 from magicdistill.platform.polling import polling
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, write_text
-from magicdistill.platform.validation import Validation, num_scored
-from magicdistill.platform.weights import role_weights
 
 GENERATOR = "generator"
 START_S = 300.0
@@ -26,35 +20,17 @@ START_S = 300.0
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
-class Examiner:
-    """Generates the same held-out clips with one checkpoint after another, and measures them."""
+class ExaminerActor:
+    """An examiner in a process of its own, which alone imports the networks' packages."""
 
     def __init__(self, run: RunDirectory, held_out: str) -> None:
-        recipe = run.recipe()
-        torch.set_num_threads(recipe.cluster.threads_per_worker)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        alone = recipe.cluster.model_copy(update={"sequence_parallel": 1})
-        self.validation = Validation(
-            recipe.model_copy(update={"cluster": alone}),
-            place(held_out),
-            rank=0,
-            world_size=1,
-            device=device,
-            num_scored=num_scored(recipe),
-        )
-        network = VelocityModel(teacher(recipe.model))
-        set_kernels(network, recipe.kernels)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self.network = network.to(device, dtype).eval()
+        from magicdistill.platform.examiner import Examiner
 
-    @torch.no_grad()
+        self.examiner = Examiner(run, held_out)
+
     def score(self, checkpoint: Path) -> dict[str, float]:
-        """Return the metrics of a checkpoint's generator, of its averaged weights if it has any."""
-        averaged = checkpoint / EMA
-        weights = role_weights(averaged if averaged.is_dir() else checkpoint / GENERATOR)
-        for name, parameter in self.network.named_parameters():
-            parameter.copy_(weights[name]())
-        return self.validation.scores(self.network)
+        """Return the metrics of a checkpoint's generator."""
+        return self.examiner.score(checkpoint)
 
 
 class Exams:
@@ -68,7 +44,7 @@ class Exams:
         self.is_over = False
         self._failed: set[int] = set()
         run.examined_path.unlink(missing_ok=True)  # left by a driver that was killed
-        actor: Any = Examiner.options(num_gpus=recipe.evaluation.actor_gpus or None)
+        actor: Any = ExaminerActor.options(num_gpus=recipe.evaluation.actor_gpus or None)
         self.examiner = actor.remote(run, str(held_out))
         self._ready = self.examiner.__ray_ready__.remote()
 

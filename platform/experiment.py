@@ -1,20 +1,21 @@
-"""The steps of a job: data, training, evaluation."""
+"""The steps of a job: data, training, evaluation.
+
+Networks are in the workers, not here: their packages take seconds to import.
+"""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
-import torch
-from diffusers import HunyuanVideoTransformer3DModel
+from safetensors import safe_open
 
 from magicdistill.data_pipeline.pipeline import curate_together
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.locations import CONFIG, find_weights
-from magicdistill.models.networks.state_dicts import public
-from magicdistill.models.networks.weights import save_transformer
-from magicdistill.models.objectives.build import teacher
 from magicdistill.models.objectives.config import EulerMethod, VaeMethod
-from magicdistill.platform import logs, pairs
+from magicdistill.platform import logs
 from magicdistill.platform.evaluation import (
     MEASURES,
     Judges,
@@ -37,11 +38,11 @@ MODEL = "model"
 
 def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker) -> None:
     """Prepare the data, train and evaluate; every step that is already done is skipped."""
+    data, held_out = prepare(recipe, run)
+    tell_lineage(run, tracker)
     judges = Judges(recipe)
     if recipe.evaluation is not None:
         judges.warm_up(recipe.evaluation.num_clips)
-    data, held_out = prepare(recipe, run)
-    tell_lineage(run, tracker)
     train(run, data, held_out)
     if held_out is not None:
         report(run, tracker, held_out, variants(recipe, run.path / MODEL), judges)
@@ -74,18 +75,33 @@ def publish(run: RunDirectory, tracker: Tracker) -> None:
         tracker.artifact(folder, MODEL)
         return
     assert recipe.model.vae is not None
-    config = json.loads((folder / CONFIG).read_text())
-    with torch.device("meta"):
-        transformer = HunyuanVideoTransformer3DModel(**public(config))
-    averaged = recipe.schedule.ema_decay is not None
-    card = model_card(run, recipe.schedule.num_cycles, transformer, "fp16", averaged=averaged)
+    card = model_card(
+        run,
+        recipe.schedule.num_cycles,
+        count_parameters(folder),
+        "fp16",
+        layout=json.loads((folder / CONFIG).read_text())["image_condition_type"],
+        averaged=recipe.schedule.ema_decay is not None,
+    )
     tracker.model(recipe.name, folder, find_weights(recipe.model.vae, "model.vae"), card)
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the numbers in a network's files, from their headers alone."""
+    shapes: list[Sequence[int]] = []
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "numpy") as file:
+            shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    return sum(map(math.prod, shapes))
 
 
 def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
     """Train the model; that of `euler` is the teacher as it is."""
     recipe = run.recipe()
     if isinstance(recipe.method, EulerMethod):
+        from magicdistill.models.networks.weights import save_transformer
+        from magicdistill.models.objectives.build import teacher
+
         save_transformer(teacher(recipe.model), run.path / MODEL)
     else:
         logs.say("starting the training workers")
@@ -95,6 +111,8 @@ def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
 
 def store_pairs(recipe: Recipe, root: AnyPath) -> AnyPath:
     """Make and store the pairs of a recipe's training; return the version to read them from."""
+    from magicdistill.platform import pairs
+
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
     vae = find_weights(recipe.model.vae, "model.vae")
     place_of_data = data_root(recipe, resolve_root(recipe.runs))

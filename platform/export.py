@@ -84,7 +84,15 @@ def export(
         write_stock_parts(partial, module.transformer, sampler_of(recipe), vae, null)
         if encoders is not None:
             PromptEncoder.load(encoders, DTYPES[dtype], int8=dtype == "int8").save(partial)
-        card = model_card(run, cycle, module.transformer, dtype, vae, averaged=averaged)
+        card = model_card(
+            run,
+            cycle,
+            sum(parameter.numel() for parameter in module.transformer.parameters()),
+            dtype,
+            layout=module.transformer.config["image_condition_type"],
+            averaged=averaged,
+            patch_decoder=vae is not None and vae.patch_decoder is not None,
+        )
         (partial / "README.md").write_text(card)
         shutil.copy(run.recipe_path, partial)
     kind = "averaged" if averaged else "last"

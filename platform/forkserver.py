@@ -32,11 +32,11 @@ from magicdistill.platform.fork_worker import OOM_SCORE
 
 WORKER = Path(__file__).with_name("fork_worker.py")
 MODULES = (
-    *("pandas", "pyarrow.dataset", "av", "cv2", "magicdistill.platform.recipe", "torch", "peft"),
-    *("magicdistill.models.objectives.build", "magicdistill.models.networks.vae"),
+    *("pandas", "pyarrow.dataset", "av", "cv2", "magicdistill.platform.recipe", "torch"),
+    *("magicdistill.models.networks.vae", "magicdistill.models.objectives.build"),
     "deepspeed",
 )
-"""In the order of import. Ray is not among them: what it reads of the environment is a worker's."""
+"""In the order in which workers need them. Ray is not among them: what it reads of the environment is a worker's."""
 NVIDIA = Path("/dev/nvidiactl")
 """There where CUDA is, which must not be touched before a fork."""
 PATIENCE_S = 10.0

@@ -4,12 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from diffusers import HunyuanVideoTransformer3DModel
-
 from magicdistill.data_pipeline.sources import package_clips
 from magicdistill.data_pipeline.sources.config import PackageClips, PortraitWorld
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, sigma_grid
-from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.pretrained import sampler_of
 from magicdistill.platform.recipe import Recipe
@@ -75,8 +72,7 @@ not: its video is that of `latents=(noise - 0.001 * prior) / 0.999` in place of 
 """
 STOCK_DECODE = """latents = state["latents"] / pipeline.vae_scaling_factor
 video = pipeline.vae.decode(latents).sample"""
-PATCH_DECODE = """from magicdistill.models.networks.vae import VideoVae
-
+PATCH_DECODE = """
 video = VideoVae.load("{vae}").decode(state["latents"])
 # diffusers lacks this VAE's patch decoder, and the decoder in `vae` is not trained"""
 PROMPTS = """
@@ -99,8 +95,6 @@ On the frozen teacher `{teacher}` this branch is the *fake score* at strength {s
 ## Use
 
 ```python
-from diffusers import HunyuanVideoTransformer3DModel
-
 transformer = HunyuanVideoTransformer3DModel.from_pretrained("the teacher")
 transformer.load_lora_adapter(
     "this folder", weight_name="adapter_model.safetensors", prefix="base_model.model"
@@ -126,26 +120,31 @@ whose terms may forbid uses that the others allow."""
 def model_card(
     run: RunDirectory,
     cycle: int,
-    transformer: HunyuanVideoTransformer3DModel,
+    num_parameters: int,
     dtype: str,
-    vae: VideoVae | None = None,
     *,
+    layout: str | None,
     averaged: bool,
+    patch_decoder: bool = False,
 ) -> str:
-    """Return the Markdown text for the weights after `cycle` cycles of a run."""
+    """Return the Markdown text for the weights after `cycle` cycles of a run.
+
+    `layout` is the transformer's `image_condition_type`; `patch_decoder` tells that the VAE has
+    one, which diffusers lacks.
+    """
     recipe = run.recipe()
     decay = recipe.schedule.ema_decay
     facts = {
-        "parameters": f"{sum(p.numel() for p in transformer.parameters()):,} in {dtype}",
+        "parameters": f"{num_parameters:,} in {dtype}",
         "sampler": _sampler(sampler_of(recipe)),
         "weights": f"average, decay {decay}" if averaged else "the last ones, no average",
     }
     return CARD.format(
         name=run.path.name,
-        layout=transformer.config["image_condition_type"],
+        layout=layout,
         facts=_facts(run, cycle, facts),
         measured="\n".join(_measured(run, cycle)) or "Nothing.",
-        use=_use(recipe, vae).rstrip(),
+        use=_use(recipe, patch_decoder=patch_decoder).rstrip(),
         licence=_licence(recipe),
     )
 
@@ -182,10 +181,10 @@ def _facts(run: RunDirectory, cycle: int, own: dict[str, str]) -> str:
     return "\n".join(f"| {name} | {value or 'not recorded'} |" for name, value in facts.items())
 
 
-def _use(recipe: Recipe, vae: VideoVae | None) -> str:
+def _use(recipe: Recipe, *, patch_decoder: bool) -> str:
     bucket, sampler = recipe.data.bucket, sampler_of(recipe)
     decode = STOCK_DECODE
-    if vae is not None and vae.patch_decoder is not None:
+    if patch_decoder:
         decode = PATCH_DECODE.format(vae=recipe.model.vae)
     text = USE.format(
         width=bucket.width,

@@ -8,8 +8,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from magicdistill.data_pipeline.config import Bucket
-from magicdistill.models.locations import CONFIG, PROJECT, find_weights
-from magicdistill.models.networks.int8 import is_int8
+from magicdistill.models.locations import CONFIG, PROJECT, find_weights, is_int8
 from magicdistill.models.objectives.config import SamplerConfig, trained_sampler
 from magicdistill.platform.logs import ExplainedError
 from magicdistill.platform.recipe import RECIPES, Recipe, load_recipe

@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from magicdistill.data_pipeline.windows import fit
 from magicdistill.models.checksums import digest_weights
 from magicdistill.platform.pictures import to_uint8
 from magicdistill.platform.pretrained import find_pretrained
-from magicdistill.platform.sampling import Order, Sampler, plan_windows
 from magicdistill.platform.tracking_entries import (
     SHA256,
     Destination,
@@ -25,6 +24,9 @@ from magicdistill.platform.tracking_entries import (
     find_model,
     model_name,
 )
+
+if TYPE_CHECKING:
+    from magicdistill.platform.sampling import Sampler
 
 TRANSFORMER, VAE = "transformer", "vae"
 USE = """Load it where MagicDistill is installed, with this server as `MLFLOW_TRACKING_URI`:
@@ -108,7 +110,7 @@ def signature(bucket: Bucket) -> ModelSignature:
 class Generator:
     """A loaded model."""
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: "Sampler") -> None:
         self.sampler = sampler
 
     def predict(self, frames: Any, params: dict[str, Any] | None = None) -> np.ndarray:
@@ -118,6 +120,8 @@ class Generator:
         return np.stack([self._video(frame, seed) for frame in found])
 
     def _video(self, frame: np.ndarray, seed: int) -> np.ndarray:
+        from magicdistill.platform.sampling import Order, plan_windows
+
         bucket = nearest_bucket(frame.shape[1], frame.shape[0], self.sampler.model.buckets)
         order = Order(image=Path(), out=Path(), seed=seed)
         parts = self.sampler.parts(fit(frame, bucket), order, plan_windows(order, bucket))
@@ -126,5 +130,7 @@ class Generator:
 
 def _load_pyfunc(path: str) -> Generator:
     """Load what was uploaded; MLflow asks for this name."""
+    from magicdistill.platform.sampling import Sampler
+
     folder = Path(path)
     return Generator(Sampler(find_pretrained(str(folder / TRANSFORMER), vae=str(folder / VAE))))

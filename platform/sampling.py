@@ -29,11 +29,12 @@ from magicdistill.data_pipeline.video import (
 from magicdistill.data_pipeline.windows import fit
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.long_video import Windows, slide
+from magicdistill.models.locations import is_int8
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.metrics.seams import SeamMeter, Seams
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.encoders import PromptEncoder
-from magicdistill.models.networks.int8 import is_int8, load_int8, weight_bytes
+from magicdistill.models.networks.int8 import load_int8, weight_bytes
 from magicdistill.models.networks.offload import offload_layers
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.vae import VideoVae

@@ -35,8 +35,9 @@ from magicdistill.models.metrics.weight_files import absent_metrics, digest_netw
 from magicdistill.models.networks.state_dicts import checkpoint_config
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform import logs
+from magicdistill.platform.clip_maker import ClipMaker
 from magicdistill.platform.config import EvaluationConfig
-from magicdistill.platform.evaluation import REAL, ClipMaker, Variant, chunks, variants
+from magicdistill.platform.evaluation import REAL, Variant, chunks, variants
 from magicdistill.platform.job import announced_cluster, resume_hint
 from magicdistill.platform.logs import ExplainedError
 from magicdistill.platform.preparation import data_root, tell

@@ -28,8 +28,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from magicdistill.models.locations import is_int8
 from magicdistill.models.networks.conditions import NULL_PROMPT, Conditions
-from magicdistill.models.networks.int8 import encoder_arguments, is_int8
+from magicdistill.models.networks.int8 import encoder_arguments
 
 SKIPPED_LAYERS = 2
 """The transformer reads the hidden states before the language model's last layers."""

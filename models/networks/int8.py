@@ -4,7 +4,6 @@ Every linear keeps int8 weights and one scale for each output; all else stays bf
 it, an optional package, by way of diffusers and transformers, which read and write the folders.
 """
 
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel, TorchAoConfig
 from torch import Tensor, nn
 
-from magicdistill.models.locations import CONFIG
+from magicdistill.models.locations import is_int8
 
 SCHEME = {
     "quant_method": "torchao",
@@ -69,12 +68,6 @@ def encoder_arguments(folder: Path) -> dict[str, Any]:
     demand_torchao()
     scheme = {} if is_int8(folder) else {"quantization_config": EncoderConfig.from_dict(SCHEME)}
     return {"dtype": torch.bfloat16, **scheme}
-
-
-def is_int8(folder: Path) -> bool:
-    """Tell whether a folder of diffusers holds quantised weights."""
-    config = folder / CONFIG
-    return config.is_file() and "quantization_config" in json.loads(config.read_text())
 
 
 def load_int8(folder: Path) -> HunyuanVideoTransformer3DModel:

@@ -14,7 +14,7 @@ from benchmarks import gpu, step
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.platform.batches import open_batches
 from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.trainer import Worker
+from magicdistill.platform.worker import Worker
 
 ROOT = Path(__file__).parents[3]
 

@@ -12,8 +12,8 @@ from magicdistill.platform.config import ClusterConfig
 from magicdistill.platform.exams import examined, has_room
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.trainer import Worker
 from magicdistill.platform.validation import Validation
+from magicdistill.platform.worker import Worker
 
 STOPS = (1, 2, 3)
 CHANGES = {

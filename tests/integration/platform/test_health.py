@@ -29,7 +29,8 @@ from magicdistill.platform.failures import TrainingError
 from magicdistill.platform.gauges import published
 from magicdistill.platform.recipe import Recipe, load_recipe
 from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.trainer import Worker, fit
+from magicdistill.platform.trainer import fit
+from magicdistill.platform.worker import Worker
 
 ROOT = Path(__file__).parents[3]
 

@@ -27,7 +27,7 @@ from magicdistill.platform.checkpoints import Checkpoints
 from magicdistill.platform.pieces import PieceReader
 from magicdistill.platform.recipe import Recipe, load_recipe
 from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.trainer import Worker
+from magicdistill.platform.worker import Worker
 
 ROLES = ("generator", "critic", "ema")
 KINDS = ("weight", "exp_avg", "exp_avg_sq")

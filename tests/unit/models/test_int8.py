@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from magicdistill.models.locations import PROJECT
+from magicdistill.models.locations import PROJECT, is_int8
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.int8 import (
-    is_int8,
     load_int8,
     predict_bytes,
     weight_bytes,

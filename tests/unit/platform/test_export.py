@@ -11,9 +11,9 @@ from diffusers import HunyuanVideoTransformer3DModel
 from peft import PeftModel
 from torch import Tensor
 
+from magicdistill.models.locations import is_int8
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
-from magicdistill.models.networks.int8 import is_int8
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.state_dicts import INDEX
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer

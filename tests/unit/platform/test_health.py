@@ -17,7 +17,7 @@ from magicdistill.platform.health import UnhealthyError, Watch
 from magicdistill.platform.loop import Loop
 from magicdistill.platform.recipe import Recipe
 from magicdistill.platform.run_directory import RunDirectory, write_text
-from magicdistill.platform.trainer import Worker
+from magicdistill.platform.worker import Worker
 
 SHARE = "generator/gap_share"
 
