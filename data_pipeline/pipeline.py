@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from magicdistill.data_pipeline.cache import committed_rows, committed_texts
 from magicdistill.data_pipeline.clips import (
@@ -42,7 +43,7 @@ from magicdistill.data_pipeline.stages.embed import (
     encoder_fingerprint,
     prompts_of,
 )
-from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, vae_fingerprint
+from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, fingerprint_of
 from magicdistill.data_pipeline.stages.run_scorers import (
     AddScores,
     gpus_for,
@@ -210,7 +211,7 @@ class Curator:
         Raises:
             NothingAcceptedError: if no clip of a config is accepted.
         """
-        fingerprint = vae_fingerprint(vae_directory.absolute())
+        fingerprint = _fingerprint(vae_directory.absolute())
         cache = self._root / "latents"
         self._read()
         groups = agreeing(self._parts, AGREED_TO_ENCODE)
@@ -394,6 +395,18 @@ class Curator:
             yield from dataset.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             )
+
+
+def _fingerprint(vae_directory: Path) -> str:
+    """Return what identifies the VAE's latents; a worker on this node tells it where Ray runs.
+
+    The packages that load a VAE take seconds to import, and workers need them anyway.
+    """
+    if not ray.is_initialized():
+        return fingerprint_of(vae_directory)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    task = ray.remote(num_cpus=0, scheduling_strategy=here)(fingerprint_of)
+    return ray.get(task.remote(vae_directory))
 
 
 @contextmanager

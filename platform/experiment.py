@@ -1,6 +1,6 @@
 """The steps of a job: data, training, evaluation.
 
-Networks are in the workers, not here: their packages take seconds to import.
+Networks are for the workers, where they can be: their packages take seconds to import.
 """
 
 import json
@@ -78,7 +78,7 @@ def publish(run: RunDirectory, tracker: Tracker) -> None:
     card = model_card(
         run,
         recipe.schedule.num_cycles,
-        count_parameters(folder),
+        count_stored(folder),
         "fp16",
         layout=json.loads((folder / CONFIG).read_text())["image_condition_type"],
         averaged=recipe.schedule.ema_decay is not None,
@@ -86,7 +86,7 @@ def publish(run: RunDirectory, tracker: Tracker) -> None:
     tracker.model(recipe.name, folder, find_weights(recipe.model.vae, "model.vae"), card)
 
 
-def count_parameters(folder: Path) -> int:
+def count_stored(folder: Path) -> int:
     """Return the numbers in a network's files, from their headers alone."""
     shapes: list[Sequence[int]] = []
     for path in folder.glob("*.safetensors"):

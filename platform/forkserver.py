@@ -36,7 +36,8 @@ MODULES = (
     *("magicdistill.models.networks.vae", "magicdistill.models.objectives.build"),
     "deepspeed",
 )
-"""In the order in which workers need them. Ray is not among them: what it reads of the environment is a worker's."""
+"""In the order in which workers need them. Ray is not among them: what it reads of the environment
+is a worker's."""
 NVIDIA = Path("/dev/nvidiactl")
 """There where CUDA is, which must not be touched before a fork."""
 PATIENCE_S = 10.0

@@ -16,7 +16,7 @@ from magicdistill.platform.run_directory import RunDirectory
 from magicdistill.platform.run_note import describe
 from magicdistill.platform.tracking import Tracker
 
-STEPS = "magicdistill.platform.experiment"
+STEPS, PAIRS = "magicdistill.platform.experiment", "magicdistill.platform.pairs"
 
 
 def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
@@ -41,7 +41,7 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
 
 def save_pairs(recipe: Recipe, folder: str) -> None:
     """Make the pairs that a recipe trains on, but for those made already, and store them."""
-    with resume_hint("the same command"), importing(STEPS), announced_cluster(recipe.cluster):
+    with resume_hint("the same command"), importing(PAIRS), announced_cluster(recipe.cluster):
         from magicdistill.platform.experiment import store_pairs
 
         version = store_pairs(recipe, place(folder))
@@ -50,7 +50,7 @@ def save_pairs(recipe: Recipe, folder: str) -> None:
 
 @contextmanager
 def importing(module: str) -> Iterator[None]:
-    """Import a module in the background: the networks' packages take as long as Ray's start."""
+    """Import a module in the background: the packages take as long as Ray's start."""
     Thread(target=_import, args=(module,), daemon=True).start()
     yield
 

@@ -72,7 +72,8 @@ not: its video is that of `latents=(noise - 0.001 * prior) / 0.999` in place of 
 """
 STOCK_DECODE = """latents = state["latents"] / pipeline.vae_scaling_factor
 video = pipeline.vae.decode(latents).sample"""
-PATCH_DECODE = """
+PATCH_DECODE = """from magicdistill.models.networks.vae import VideoVae
+
 video = VideoVae.load("{vae}").decode(state["latents"])
 # diffusers lacks this VAE's patch decoder, and the decoder in `vae` is not trained"""
 PROMPTS = """
@@ -95,6 +96,8 @@ On the frozen teacher `{teacher}` this branch is the *fake score* at strength {s
 ## Use
 
 ```python
+from diffusers import HunyuanVideoTransformer3DModel
+
 transformer = HunyuanVideoTransformer3DModel.from_pretrained("the teacher")
 transformer.load_lora_adapter(
     "this folder", weight_name="adapter_model.safetensors", prefix="base_model.model"

@@ -1,6 +1,6 @@
 """The data of a job: curated and encoded, or decoded for the training of a VAE.
 
-Apart from the steps that follow, whose packages take seconds to import.
+Apart from the steps that follow, so that `jobs/curate.py` imports no more than it needs.
 """
 
 from collections.abc import Mapping

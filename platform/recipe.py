@@ -26,6 +26,8 @@ from magicdistill.platform.overrides import RecipeError, apply_overrides, merge,
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 PROTOCOLS = RECIPES / "protocols"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Libyaml's, where there is one: seven times as fast as Python's own."""
 MODEL_FIELDS = ("null_text", "prompts", "encoding", "decoder", "num_actors")
 """What `data` says of the model and the cluster; a protocol takes it from the recipe."""
 
@@ -144,7 +146,7 @@ def _read(path: Path, extended_by: tuple[Path, ...], cls: type[Config]) -> dict[
     if path in extended_by:
         raise RecipeError(f"{path}: extends itself by way of {extended_by[-1]}")
     try:
-        values = yaml.load(path.read_text(), yaml.CSafeLoader)
+        values = yaml.load(path.read_text(), LOADER)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):

@@ -69,8 +69,6 @@ def train_worker(config: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    from magicdistill.platform.worker import Worker
-
     watch_for_sigterm()
     run = RunDirectory(Path(config["run"]))
     cluster, context = run.recipe().cluster, ray.train.get_context()
@@ -80,6 +78,8 @@ def train_worker(config: dict[str, Any]) -> None:
             run.say(line)
     rank = context.get_world_rank()
     with recorded_failure(run, rank):
+        from magicdistill.platform.worker import Worker
+
         Worker(
             run,
             place(config["data"]),

@@ -186,7 +186,8 @@ class Worker:
         is_best = self.watch.keeps(cycle)
 
         def spared() -> set[int]:
-            wanted = (cycle if is_best else self.run.best(), self.run.examined())
+            examined = self.run.examined()  # first: at its end it may be the best
+            wanted = (examined, cycle if is_best else self.run.best())
             return {number for number in wanted if number is not None}
 
         self.checkpoints.save(cycle, self.engines, self.ema, spared)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -47,14 +46,8 @@ def load_vae(directory: Path) -> "VideoVae":
     return VideoVae.load(directory)
 
 
-def vae_fingerprint(directory: Path) -> str:
-    """Return what identifies a VAE's latents; where Ray runs, a worker loads it and tells."""
-    if not ray.is_initialized():
-        return _fingerprint(directory)
-    return ray.get(ray.remote(num_cpus=0)(_fingerprint).remote(directory))
-
-
-def _fingerprint(directory: Path) -> str:
+def fingerprint_of(directory: Path) -> str:
+    """Return what identifies a VAE's latents."""
     return load_vae(directory).fingerprint
 
 

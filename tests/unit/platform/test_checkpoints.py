@@ -182,8 +182,15 @@ def test_a_disk_that_fills_up_leaves_the_previous_intact(small_disk):
 def test_the_best_one_is_never_pruned(tmp_path):
     engine = make_engine()
     checkpoints = Checkpoints(tmp_path, keep=1)
+    newest = []
+
+    def spared() -> set[int]:
+        newest.append(checkpoints.names()[-1])
+        return {1}
+
     for cycle in (1, 2, 3):
-        checkpoints.save(cycle, {"net": engine}, None, spared=lambda: {1})
+        checkpoints.save(cycle, {"net": engine}, None, spared)
+    assert newest == ["cycle-0000001", "cycle-0000002", "cycle-0000003"]  # asked when it is written
     assert checkpoints.names() == ["cycle-0000001", "cycle-0000003"]
 
 
