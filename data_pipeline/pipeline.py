@@ -405,8 +405,8 @@ def _fingerprint(vae_directory: Path) -> str:
     if not ray.is_initialized():
         return fingerprint_of(vae_directory)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    task = ray.remote(num_cpus=0, scheduling_strategy=here)(fingerprint_of)
-    return ray.get(task.remote(vae_directory))
+    task: Any = ray.remote(fingerprint_of)
+    return ray.get(task.options(num_cpus=0, scheduling_strategy=here).remote(vae_directory))
 
 
 @contextmanager
