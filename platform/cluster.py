@@ -1,5 +1,6 @@
 """The Ray cluster of a job: joined, or started and taken down again."""
 
+import gc
 import logging
 import os
 import signal
@@ -88,11 +89,25 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
             )
         finally:
             started |= {child for process in started for child in _processes(process)}
-            ray.shutdown()
+            with _garbage_left():
+                ray.shutdown()
             for process in started:  # all that is worth keeping is written
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(started, timeout=GRACE_S)
+
+
+@contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Search for no garbage meanwhile: a thread that frees one of Ray's objects while Ray shuts
+    down ends the process."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def joined_address(config: ClusterConfig) -> str | None:

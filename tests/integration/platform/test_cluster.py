@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 JOB = """
-import os, signal, sys, time
+import gc, os, signal, sys, threading, time
 sys.path[0] = {root!r}
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from magicdistill.platform import logs
@@ -28,9 +28,20 @@ def look():
     assert "forkserver" in parent or os.path.exists("/dev/nvidiactl"), parent
     return magicdistill.__file__, os.environ["OMP_NUM_THREADS"], os.environ["DS_ACCELERATOR"]
 
+class Ring:
+    def __init__(self, ref):
+        self.ref, self.own = ref, self
+
+def litter():
+    while True:
+        Ring(refs.pop()) if refs else [[] for _ in range(10)]
+
 with ray_cluster(ClusterConfig(threads_per_worker=3, logical_cpus=5)) as shape:
     print(shape.local, shape.num_cpus, *ray.get(look.remote()), flush=True)
     time.sleep({wait_s})
+    refs = [ray.put(number) for number in range(20000)]
+    gc.set_threshold(50)
+    threading.Thread(target=litter, daemon=True).start()  # frees objects while Ray ends
 """
 
 
