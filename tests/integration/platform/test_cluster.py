@@ -35,12 +35,13 @@ class Ring:
 def litter():
     while True:
         Ring(refs.pop()) if refs else [[] for _ in range(10)]
+        time.sleep(0.0002)
 
 with ray_cluster(ClusterConfig(threads_per_worker=3, logical_cpus=5)) as shape:
     print(shape.local, shape.num_cpus, *ray.get(look.remote()), flush=True)
     time.sleep({wait_s})
-    refs = [ray.put(number) for number in range(20000)]
-    gc.set_threshold(50)
+    refs = [ray.put(number) for number in range(8000)]
+    gc.set_threshold(10)
     threading.Thread(target=litter, daemon=True).start()  # frees objects while Ray ends
 """
 
