@@ -1,9 +1,7 @@
 """One rank of the planner's checks: writes predicted and measured bytes as JSON."""
 
-import atexit
-import gc
 import json
-import sys
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from magicdistill.platform.memory import parts_of, state_rows, total
 from magicdistill.platform.passes import Pass
 from tests.tiny import tiny_shapes
 
+NUM_RANKS = 2
 SMALL = tiny_shapes(num_attention_heads=4, num_single_layers=2, num_text_tokens=4)
 WIDE = SMALL.model_copy(update={"num_attention_heads": 8, "num_layers": 3, "num_single_layers": 5})
 ENGINES = {
@@ -133,18 +132,18 @@ def check_sequence(*, recompute: bool) -> dict[str, Bytes]:
     }
 
 
-def main() -> None:
+def run_rank(rank: int, out: Path) -> None:
     """Check everything, and write it from rank 0."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    meeting = out.with_name("meeting")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=NUM_RANKS
+    )
     found = {name: check_engine(*setting) for name, setting in ENGINES.items()}
     found["sequence parallel 2, kept"] = check_sequence(recompute=False)
     found["sequence parallel 2, recomputed"] = check_sequence(recompute=True)
-    if dist.get_rank() == 0:
-        Path(sys.argv[1]).write_text(json.dumps(found))
+    if rank == 0:
+        out.write_text(json.dumps(found))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    atexit.register(gc.freeze)  # or the end takes seconds
-    main()

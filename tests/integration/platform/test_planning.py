@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import multiprocessing
+
+from tests.integration.platform.planning_rank import NUM_RANKS, run_rank
 
 ROOT = Path(__file__).parents[3]
 
@@ -14,24 +17,9 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, float]]]:
     out = tmp_path_factory.mktemp("planning") / "found.json"
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    rank = Path(__file__).with_name("planning_rank.py")
-    result = subprocess.run(
-        [*launch, str(rank), str(out)],
-        cwd=ROOT,
-        env=os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    multiprocessing.set_forkserver_preload([run_rank.__module__])  # one process imports for both
+    multiprocessing.start_processes(run_rank, (out,), nprocs=NUM_RANKS, start_method="forkserver")
     return json.loads(out.read_text())
 
 
