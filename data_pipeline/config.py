@@ -41,6 +41,7 @@ def nearest_bucket(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket
 
 
 def _kept(*sides: int) -> float:
+    """Return the share of a picture that a crop keeps; its sides are in a common measure."""
     return min(sides) / max(*sides, 1)
 
 

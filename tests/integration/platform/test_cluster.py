@@ -28,7 +28,7 @@ def look():
     assert "forkserver" in parent or os.path.exists("/dev/nvidiactl"), parent
     return magicdistill.__file__, os.environ["OMP_NUM_THREADS"], os.environ["DS_ACCELERATOR"]
 
-class Ring:
+class Ring:  # a search for garbage alone frees it
     def __init__(self, ref):
         self.ref, self.own = ref, self
 
