@@ -20,8 +20,7 @@ from data_curation import against_a_bare_loop, memory_as_clips_grow
 from data_peer import against_data_juicer
 from data_rows import a_long_manifest, against_one_row_group
 from data_shared import Row
-
-from magicdistill.platform.measuring import write_result
+from timing import write_result
 
 
 def main() -> None:

@@ -31,9 +31,9 @@ from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.vae import VideoVae
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
-from magicdistill.platform.recipe import load_recipe
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.config.sections import ClusterConfig
 
 GROWTH = 10
 SAMPLED_EVERY_S = 0.5

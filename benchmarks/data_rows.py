@@ -31,7 +31,7 @@ from magicdistill.data_pipeline.ledger import Ledger
 from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.portrait_world import write_clips
-from magicdistill.platform.recipe import load_recipe
+from magicdistill.platform.config.recipe import load_recipe
 
 LATENTS = (16, 33, 68, 120)
 """129 frames of 544 x 960."""

@@ -7,8 +7,8 @@ from data_shared import Row, be_part, quiet
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.pipeline import Curator
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.config.sections import ClusterConfig
 
 
 def score_and_decide(folder: Path) -> Row:

@@ -12,7 +12,7 @@ from typing import Any
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.sources.portrait_world import write_clips
-from magicdistill.platform.recipe import load_recipe
+from magicdistill.platform.config.recipe import load_recipe
 
 NUM_PROCESSES = 2
 CLIP_FRAMES, CLIP_SIZE = 51, 128

@@ -21,10 +21,14 @@ import torch
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.objectives.build import build_method
-from magicdistill.platform.config import DeepSpeedEngineConfig
-from magicdistill.platform.engine import build_optimizer, deepspeed_config, import_deepspeed
-from magicdistill.platform.recipe import load_recipe
-from magicdistill.platform.weights import placement
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.config.sections import DeepSpeedEngineConfig
+from magicdistill.platform.training.engine import (
+    build_optimizer,
+    deepspeed_config,
+    import_deepspeed,
+)
+from magicdistill.platform.training.zero3 import placement
 
 NUM_RANKS = 2
 REPEATS = 20

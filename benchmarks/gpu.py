@@ -21,6 +21,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoSingleTransformerBlock,
     HunyuanVideoTransformerBlock,
 )
+from timing import write_result
 from torch import Tensor, nn
 from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
 
@@ -29,11 +30,10 @@ from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.networks.config import PRESETS, AttentionKernel, KernelsConfig
 from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
-from magicdistill.platform.config import GpuName
-from magicdistill.platform.flops import PATCH_SIDE, Sample, operations
-from magicdistill.platform.measuring import write_result
-from magicdistill.platform.passes import Pass
-from magicdistill.platform.planning import GIB, GPUS
+from magicdistill.platform.config.sections import GpuName
+from magicdistill.platform.planning.flops import PATCH_SIDE, Sample, operations
+from magicdistill.platform.planning.forward_passes import Pass
+from magicdistill.platform.planning.plan import GIB, GPUS
 
 BLOCKS = {"double": HunyuanVideoTransformerBlock, "single": HunyuanVideoSingleTransformerBlock}
 KERNELS: tuple[AttentionKernel, ...] = get_args(AttentionKernel)

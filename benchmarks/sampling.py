@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import HunyuanVideoImageToVideoPipeline
 from PIL import Image
+from timing import Seconds, interleaved, timed, write_result
 from torch import Tensor
 
 from magicdistill.models.networks.attention import set_kernels
@@ -23,10 +24,13 @@ from magicdistill.models.networks.config import KernelsConfig
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.objectives.config import SamplerConfig
-from magicdistill.platform.generation import generate
-from magicdistill.platform.measuring import Seconds, interleaved, timed, write_result
-from magicdistill.platform.pretrained import Pretrained, find_pretrained
-from magicdistill.platform.stock_pipeline import ENCODERS, stock_autoencoder, stock_scheduler
+from magicdistill.platform.export.diffusers_pipeline import (
+    ENCODERS,
+    stock_autoencoder,
+    stock_scheduler,
+)
+from magicdistill.platform.export.pretrained_model import Pretrained, find_pretrained
+from magicdistill.platform.inference.held_out_sampling import generate
 
 GUIDANCE = 6.0
 """Its value does not change the time."""

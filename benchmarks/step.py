@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from timing import Seconds, interleaved, median, timed, write_result
 from torch import Tensor, multiprocessing, nn
 
 from magicdistill.data_pipeline.cache import (
@@ -39,12 +40,11 @@ from magicdistill.models.objectives.dmd import (
     real_and_fake_x0,
 )
 from magicdistill.models.objectives.types import Batch
-from magicdistill.platform.batches import open_batches
-from magicdistill.platform.measuring import Seconds, interleaved, median, timed, write_result
-from magicdistill.platform.recipe import Recipe, load_recipe
-from magicdistill.platform.recorder import Recorder
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.worker import Worker
+from magicdistill.platform.config.recipe import Recipe, load_recipe
+from magicdistill.platform.data.batches import open_batches
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.metrics_writer import Recorder
+from magicdistill.platform.training.worker import Worker
 
 LATENTS = (16, 5, 8, 8)
 """17 frames of 64 x 64."""

@@ -9,15 +9,15 @@ from typing import Annotated
 
 import tyro
 
-from magicdistill.platform import logs
-from magicdistill.platform.cli import refuse
-from magicdistill.platform.comparison_recipe import (
+from magicdistill.platform.comparison.comparison_recipe import (
     ComparisonRecipe,
     check_names,
     describe_plan,
     load_comparison,
 )
-from magicdistill.platform.overrides import RecipeError, parse
+from magicdistill.platform.config.overrides import RecipeError, parse
+from magicdistill.platform.launch.cli import refuse
+from magicdistill.platform.runs import logs
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def main() -> None:
         return
     logs.configure(verbose=args.verbose)
 
-    from magicdistill.platform.comparison import report_comparison, run_comparison
+    from magicdistill.platform.comparison.run_comparison import report_comparison, run_comparison
 
     if args.report:
         report_comparison(comparison)

@@ -13,7 +13,7 @@ statistics of the latents' channels and the PSNR of a decoded sample.
 import argparse
 import sys
 
-from magicdistill.platform.cli import parse_job, refuse
+from magicdistill.platform.launch.cli import parse_job, refuse
 
 
 def main() -> None:
@@ -34,8 +34,8 @@ def main() -> None:
     if args.resume:
         own.error("curation goes on by itself: give the command without --resume again")
 
-    from magicdistill.platform import curation
-    from magicdistill.platform.overrides import RecipeError
+    from magicdistill.platform.config.overrides import RecipeError
+    from magicdistill.platform.launch import curation_commands as curation
 
     try:
         if flags.takedown:

@@ -6,7 +6,7 @@ stores them in DIR, where `--pairs.stored` finds them, and trains nothing.
 
 import argparse
 
-from magicdistill.platform.cli import parse_job
+from magicdistill.platform.launch.cli import parse_job
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         "distill", default_recipe="portrait-tiny", description=__doc__ or "", arguments=rest
     )
 
-    from magicdistill.platform import job
+    from magicdistill.platform.launch import run_job as job
 
     if flags.save_pairs is None:
         job.run_job(args.recipe, args.resume)

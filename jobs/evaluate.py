@@ -13,11 +13,11 @@ checkpoint, videos and scores.
 import argparse
 from functools import partial
 
-from magicdistill.platform import logs
-from magicdistill.platform.cli import parse_job, refuse
-from magicdistill.platform.model_paths import find_model
-from magicdistill.platform.recipe import Recipe, with_protocol
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.config.recipe import Recipe, with_protocol
+from magicdistill.platform.launch.cli import parse_job, refuse
+from magicdistill.platform.runs import logs
+from magicdistill.platform.runs.find_model import find_model
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
 
     try:
         student, folder = find_model(args.recipe, flags.model)
-        from magicdistill.platform.scoring import evaluate_model
+        from magicdistill.platform.evaluation.evaluate_protocol import evaluate_model
 
         evaluate_model(args.recipe, student, folder)
     except FileNotFoundError as error:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _report(name: str, runs: str) -> None:
-    from magicdistill.platform.run_report import write_run_report
+    from magicdistill.platform.reports.run_report import write_run_report
 
     try:
         logs.say(f"report {write_run_report(RunDirectory.open(name, root=runs))}")

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from magicdistill.platform import logs
-from magicdistill.platform.cli import refuse
-from magicdistill.platform.overrides import parse
+from magicdistill.platform.config.overrides import parse
+from magicdistill.platform.launch.cli import refuse
+from magicdistill.platform.runs import logs
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def main() -> None:
         args = parse(Arguments, sys.argv[1:], prog="python jobs/export.py", description=__doc__)
     logs.configure(verbose=args.verbose)
 
-    from magicdistill.platform.export import ExportError, export, export_lora
+    from magicdistill.platform.export.export import ExportError, export, export_lora
 
     try:
         if args.lora_only:

@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from magicdistill.platform import logs
-from magicdistill.platform.cli import parse_job
+from magicdistill.platform.launch.cli import parse_job
+from magicdistill.platform.runs import logs
 
 
 def main() -> None:
@@ -28,10 +28,10 @@ def main() -> None:
         arguments=rest,
     )
 
-    from magicdistill.platform.overrides import RecipeError
-    from magicdistill.platform.plan_table import format_plan, to_json
-    from magicdistill.platform.planning import PAPER_MFU, plan
-    from magicdistill.platform.rates import measured_mfu
+    from magicdistill.platform.config.overrides import RecipeError
+    from magicdistill.platform.planning.gpu_rates import measured_mfu
+    from magicdistill.platform.planning.plan import PAPER_MFU, plan
+    from magicdistill.platform.planning.plan_table import format_plan, to_json
 
     try:
         mfu = PAPER_MFU if flags.mfu is None else flags.mfu

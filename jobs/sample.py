@@ -14,10 +14,10 @@ from typing import Annotated
 
 import tyro
 
-from magicdistill.platform import logs
-from magicdistill.platform.cli import refuse
-from magicdistill.platform.overrides import parse
-from magicdistill.platform.prior_config import PriorConfig
+from magicdistill.platform.config.first_frame_sections import PriorConfig
+from magicdistill.platform.config.overrides import parse
+from magicdistill.platform.launch.cli import refuse
+from magicdistill.platform.runs import logs
 
 NO_PRIOR = PriorConfig()
 
@@ -111,10 +111,10 @@ def main() -> None:
 
 def sample(args: Arguments) -> list[str]:
     """Do what the flags say; return a line about each video that could not be made."""
-    from magicdistill.platform.batch_sampling import read_orders, sample_all
-    from magicdistill.platform.image_prior import ImagePriors
-    from magicdistill.platform.pretrained import find_pretrained, shipped_for
-    from magicdistill.platform.sampling import Order, report_difference, sample_one
+    from magicdistill.platform.export.pretrained_model import find_pretrained, shipped_for
+    from magicdistill.platform.inference.first_frames import ImagePriors
+    from magicdistill.platform.inference.sample_many import read_orders, sample_all
+    from magicdistill.platform.inference.sample_video import Order, report_difference, sample_one
 
     name = args.model or shipped_for(args.steps)
     found = find_pretrained(name, runs=args.runs, vae=args.vae, encoders=args.encoders)
@@ -123,7 +123,7 @@ def sample(args: Arguments) -> list[str]:
         model = replace(model, dtype="int8")
     model = replace(model, offload=args.offload)
     if args.serve:
-        from magicdistill.platform.web import serve
+        from magicdistill.platform.inference.web_page import serve
 
         serve(model, args.port)
         return []

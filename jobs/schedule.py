@@ -14,9 +14,9 @@ from pathlib import Path
 
 import tyro
 
-from magicdistill.platform import logs
-from magicdistill.platform.cli import refuse
-from magicdistill.platform.overrides import parse
+from magicdistill.platform.config.overrides import parse
+from magicdistill.platform.launch.cli import refuse
+from magicdistill.platform.runs import logs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,7 +66,7 @@ def main() -> None:
         refuse("schedule", ValueError(mistake))
     logs.configure(verbose=False)
 
-    from magicdistill.platform import schedule
+    from magicdistill.platform.cluster.ray_cluster import cron_scheduler as schedule
 
     try:
         timetable = schedule.Timetable(args.cron, args.timezone) if args.cron else None
@@ -122,7 +122,7 @@ def _history_path(args: Arguments, entrypoint: list[str]) -> Path:
 
 
 def _show(args: Arguments, entrypoint: list[str]) -> None:
-    from magicdistill.platform import schedule
+    from magicdistill.platform.cluster.ray_cluster import cron_scheduler as schedule
 
     path = _history_path(args, entrypoint)
     if not path.exists():

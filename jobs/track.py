@@ -6,9 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from magicdistill.platform import logs
-from magicdistill.platform.cli import refuse
-from magicdistill.platform.overrides import parse
+from magicdistill.platform.config.overrides import parse
+from magicdistill.platform.launch.cli import refuse
+from magicdistill.platform.runs import logs
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ def main() -> None:
         args = parse(Arguments, sys.argv[1:], prog="python jobs/track.py", description=__doc__)
     logs.configure(verbose=args.verbose)
 
-    from magicdistill.platform.run_directory import RunDirectory
-    from magicdistill.platform.tracking import send_unsent
+    from magicdistill.platform.runs.run_directory import RunDirectory
+    from magicdistill.platform.tracking.tracker import send_unsent
 
     try:
         run = RunDirectory.open(args.run, root=args.runs)

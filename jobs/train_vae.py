@@ -1,13 +1,13 @@
 """Train the decoder of a video VAE."""
 
-from magicdistill.platform.cli import parse_job
+from magicdistill.platform.launch.cli import parse_job
 
 
 def main() -> None:
     """Parse the command line and run the job."""
     args = parse_job("train_vae", default_recipe="portrait-tiny-vae", description=__doc__ or "")
 
-    from magicdistill.platform.job import run_job
+    from magicdistill.platform.launch.run_job import run_job
 
     run_job(args.recipe, args.resume)
 

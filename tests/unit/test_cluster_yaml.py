@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from magicdistill.platform.recipe import load_recipe
+from magicdistill.platform.config.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 

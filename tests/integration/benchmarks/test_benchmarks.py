@@ -12,9 +12,9 @@ import torch
 
 from benchmarks import gpu, step
 from magicdistill.models.diffusion.draws import Draws
-from magicdistill.platform.batches import open_batches
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.worker import Worker
+from magicdistill.platform.data.batches import open_batches
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.worker import Worker
 
 ROOT = Path(__file__).parents[3]
 

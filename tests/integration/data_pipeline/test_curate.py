@@ -24,8 +24,8 @@ from magicdistill.data_pipeline.video import write_mp4
 from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.networks.config import VaeConfig
 from magicdistill.models.networks.vae import VideoVae, build_autoencoder
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.config.sections import ClusterConfig
 
 NUM_PORTRAITS = 5
 

@@ -15,10 +15,10 @@ from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.verification import verify
 from magicdistill.data_pipeline.video import write_mp4
 from magicdistill.models.locations import find_weights
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
-from magicdistill.platform.preparation import data_configs, data_root
-from magicdistill.platform.recipe import Recipe, load_recipe
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.config.recipe import Recipe, load_recipe
+from magicdistill.platform.config.sections import ClusterConfig
+from magicdistill.platform.data.prepare import data_configs, data_root
 
 if TYPE_CHECKING:
     from tests.s3_server import Server

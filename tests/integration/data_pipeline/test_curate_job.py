@@ -19,7 +19,7 @@ from magicdistill.data_pipeline.sources.portrait_world import render_clip
 from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.data_pipeline.verification import verify
 from magicdistill.data_pipeline.video import write_mp4
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[3]
 NUM_CLIPS = 6

@@ -17,8 +17,8 @@ from magicdistill.data_pipeline.stages.scorers.aesthetics import Aesthetics
 from magicdistill.data_pipeline.stages.scorers.exposure import Exposure
 from magicdistill.data_pipeline.stages.scorers.phash import PHash
 from magicdistill.data_pipeline.video import write_mp4
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.config.sections import ClusterConfig
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -25,9 +25,9 @@ from magicdistill.models.networks.transformer import (
     load_transformer,
 )
 from magicdistill.models.networks.weights import save_transformer
-from magicdistill.platform.config import DeepSpeedEngineConfig, OptimizerConfig
-from magicdistill.platform.engine import DeepSpeedEngine, import_deepspeed
-from magicdistill.platform.weights import placement
+from magicdistill.platform.config.sections import DeepSpeedEngineConfig, OptimizerConfig
+from magicdistill.platform.training.engine import DeepSpeedEngine, import_deepspeed
+from magicdistill.platform.training.zero3 import placement
 
 STRENGTHS = torch.tensor([0.25, 1.0])
 

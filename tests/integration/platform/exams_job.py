@@ -7,13 +7,13 @@ from pathlib import Path
 
 from benchmarks.step import bench_recipe, write_cache
 from magicdistill.data_pipeline.storage import AnyPath
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
-from magicdistill.platform.exams import examined, has_room
-from magicdistill.platform.recipe import Recipe
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.validation import Validation
-from magicdistill.platform.worker import Worker
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.config.sections import ClusterConfig
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.checkpoint_scoring import examined, has_room
+from magicdistill.platform.training.validation import Validation
+from magicdistill.platform.training.worker import Worker
 
 STOPS = (1, 2, 3)
 CHANGES = {

@@ -16,11 +16,11 @@ from magicdistill.models.networks.config import KernelsConfig, LoraConfig, Trans
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
-from magicdistill.platform.config import DeepSpeedEngineConfig, OptimizerConfig
-from magicdistill.platform.engine import DeepSpeedEngine, local_shard
-from magicdistill.platform.flops import Sample, saved_bytes
-from magicdistill.platform.memory import parts_of, state_rows, total
-from magicdistill.platform.passes import Pass
+from magicdistill.platform.config.sections import DeepSpeedEngineConfig, OptimizerConfig
+from magicdistill.platform.planning.flops import Sample, saved_bytes
+from magicdistill.platform.planning.forward_passes import Pass
+from magicdistill.platform.planning.memory import parts_of, state_rows, total
+from magicdistill.platform.training.engine import DeepSpeedEngine, local_shard
 from tests.tiny import tiny_shapes
 
 NUM_RANKS = 2

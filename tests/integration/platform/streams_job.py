@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.step import bench_recipe, write_cache
-from magicdistill.platform.batches import open_batches
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
-from magicdistill.platform.streams import Workshop, make_items
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.config.sections import ClusterConfig
+from magicdistill.platform.data.batches import open_batches
+from magicdistill.platform.data.ray_data_stream import Workshop, make_items
 
 ITEM_BYTES = 1 << 20
 

@@ -14,11 +14,11 @@ JOB = """
 import gc, os, signal, sys, threading, time
 sys.path[0] = {root!r}
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from magicdistill.platform import logs
+from magicdistill.platform.runs import logs
 logs.configure(verbose=False)
 import ray
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.config.sections import ClusterConfig
 
 @ray.remote
 def look():

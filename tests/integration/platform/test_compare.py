@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform.comparison import find_run
-from magicdistill.platform.comparison_recipe import load_comparison, plan
+from magicdistill.platform.comparison.comparison_recipe import load_comparison, plan
+from magicdistill.platform.comparison.run_comparison import find_run
 
 ROOT = Path(__file__).parents[3]
 RECIPE = """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.runs.run_directory import RunDirectory
 from tests.ray_head import ROOT, Head, ray_head
 
 pytestmark = pytest.mark.timeout(900)  # a first use compiles, on whatever there is

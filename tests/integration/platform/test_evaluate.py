@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from magicdistill.data_pipeline.video import write_mp4
-from magicdistill.platform.recipe import load_recipe
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "assets" / "portrait-tiny" / "student-4step"

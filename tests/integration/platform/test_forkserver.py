@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from magicdistill.platform.forkserver import MODULES, NVIDIA, fork_server
+from magicdistill.platform.cluster.forkserver import MODULES, NVIDIA, fork_server
 
 LOOK = f"""
 import os, sys
@@ -22,7 +22,7 @@ sys.exit(3)
 """
 OWN = """
 import time
-from magicdistill.platform.forkserver import fork_server
+from magicdistill.platform.cluster.forkserver import fork_server
 with fork_server({}):
     print("serving", flush=True)
     time.sleep(60)

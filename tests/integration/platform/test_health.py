@@ -23,14 +23,14 @@ from magicdistill.data_pipeline.cache import (
 )
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.storage import AnyPath
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
-from magicdistill.platform.failures import TrainingError
-from magicdistill.platform.gauges import published
-from magicdistill.platform.recipe import Recipe, load_recipe
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.trainer import fit
-from magicdistill.platform.worker import Worker
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.cluster.worker_failures import TrainingError
+from magicdistill.platform.config.recipe import Recipe, load_recipe
+from magicdistill.platform.config.sections import ClusterConfig
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.tracking.prometheus import published
+from magicdistill.platform.training.ray_trainer import fit
+from magicdistill.platform.training.worker import Worker
 
 ROOT = Path(__file__).parents[3]
 

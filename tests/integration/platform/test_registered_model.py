@@ -8,12 +8,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from magicdistill.platform.pretrained import find_pretrained
-from magicdistill.platform.recipe import load_recipe
-from magicdistill.platform.registered_model import Generator
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.sampling import Sampler
-from magicdistill.platform.tracking import Tracker
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.export.pretrained_model import find_pretrained
+from magicdistill.platform.inference.mlflow_model import Generator
+from magicdistill.platform.inference.sample_video import Sampler
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.tracking.tracker import Tracker
 
 ASSETS = Path(__file__).parents[3] / "assets" / "portrait-tiny"
 NAME = "portrait-tiny-smoke"

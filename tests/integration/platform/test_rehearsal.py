@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from magicdistill.platform.recipe import load_recipe
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[3]
 RAY = Path(sys.executable).with_name("ray")

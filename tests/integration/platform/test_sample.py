@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from magicdistill.data_pipeline.video import probe
-from magicdistill.platform.pretrained import ASSETS
+from magicdistill.platform.export.pretrained_model import ASSETS
 
 ROOT = Path(__file__).parents[3]
 FACE = ASSETS / "portrait-tiny" / "face.png"
@@ -24,8 +24,8 @@ def sample(*arguments: object) -> subprocess.CompletedProcess[str]:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from magicdistill.platform.pretrained import find_pretrained
-from magicdistill.platform.sampling import Order, Sampler
+from magicdistill.platform.export.pretrained_model import find_pretrained
+from magicdistill.platform.inference.sample_video import Order, Sampler
 image, out, seconds = sys.argv[1:]
 order = Order(Path(image), Path(out), seconds=float(seconds))
 Sampler(find_pretrained("student-4step")).make(order)

@@ -20,10 +20,10 @@ from magicdistill.models.networks.transformer import (
 from magicdistill.models.objectives.config import MagicGtMethod
 from magicdistill.models.objectives.distribution_matching import DistributionMatching
 from magicdistill.models.objectives.types import Batch
-from magicdistill.platform.batches import deal
-from magicdistill.platform.config import OptimizerConfig, ScheduleConfig, TorchEngineConfig
-from magicdistill.platform.engine import build_engine
-from magicdistill.platform.loop import Loop
+from magicdistill.platform.config.sections import OptimizerConfig, ScheduleConfig, TorchEngineConfig
+from magicdistill.platform.data.batches import deal
+from magicdistill.platform.training.engine import build_engine
+from magicdistill.platform.training.loop import Loop
 from tests.tiny import tiny_shapes
 
 SHAPES = tiny_shapes(num_attention_heads=4, num_text_tokens=5)

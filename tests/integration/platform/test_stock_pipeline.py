@@ -23,14 +23,18 @@ from magicdistill.models.networks.transformer import VelocityModel, load_transfo
 from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.config import SamplerConfig
-from magicdistill.platform.checkpoints import Checkpoints
-from magicdistill.platform.engine import build_engine
-from magicdistill.platform.export import export
-from magicdistill.platform.pretrained import ASSETS, find_pretrained
-from magicdistill.platform.recipe import load_recipe
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.sampling import Order, Sampler, plan_windows
-from magicdistill.platform.stock_pipeline import ENCODERS, stock_autoencoder, stock_scheduler
+from magicdistill.platform.checkpoints.checkpoints import Checkpoints
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.export.diffusers_pipeline import (
+    ENCODERS,
+    stock_autoencoder,
+    stock_scheduler,
+)
+from magicdistill.platform.export.export import export
+from magicdistill.platform.export.pretrained_model import ASSETS, find_pretrained
+from magicdistill.platform.inference.sample_video import Order, Sampler, plan_windows
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.engine import build_engine
 
 TINY = ASSETS / "portrait-tiny"
 SHAPE = (16, 5, 8, 8)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform.schedule import History
+from magicdistill.platform.cluster.cron_scheduler import History
 from tests.ray_head import ROOT, Head, ray_head
 
 LOOK = """
 import ray, magicdistill
-from magicdistill.platform.cluster import ray_cluster
-from magicdistill.platform.config import ClusterConfig
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.config.sections import ClusterConfig
 look = ray.remote(lambda: __import__("magicdistill").__file__)
 with ray_cluster(ClusterConfig()) as shape:
     print("SEEN", shape.local, magicdistill.__file__, ray.get(look.remote()))

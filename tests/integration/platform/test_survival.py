@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[3]
 RECIPE = """

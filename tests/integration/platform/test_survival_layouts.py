@@ -23,11 +23,11 @@ from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.networks.config import PRESETS
 from magicdistill.models.networks.transformer import build_transformer
 from magicdistill.models.networks.weights import save_transformer
-from magicdistill.platform.checkpoints import Checkpoints
-from magicdistill.platform.pieces import PieceReader
-from magicdistill.platform.recipe import Recipe, load_recipe
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.worker import Worker
+from magicdistill.platform.checkpoints.checkpoints import Checkpoints
+from magicdistill.platform.checkpoints.flat_shards import PieceReader
+from magicdistill.platform.config.recipe import Recipe, load_recipe
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.worker import Worker
 
 ROLES = ("generator", "critic", "ema")
 KINDS = ("weight", "exp_avg", "exp_avg_sq")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from magicdistill.platform.checkpoints import COMMITTED, Checkpoints, DamagedError
-from magicdistill.platform.config import OptimizerConfig, TorchEngineConfig
-from magicdistill.platform.engine import Ema, TorchEngine
+from magicdistill.platform.checkpoints.checkpoints import COMMITTED, Checkpoints, DamagedError
+from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
+from magicdistill.platform.training.engine import Ema, TorchEngine
 
 BUCKET, RUN = "checkpoints", "a-run"
 STATE = "net/rank-00000.safetensors"

@@ -9,14 +9,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from magicdistill.models.objectives.config import SamplerConfig
-from magicdistill.platform.delivery import PARENT
-from magicdistill.platform.evaluation import Variant
-from magicdistill.platform.outbox import Outbox
-from magicdistill.platform.recipe import Recipe, load_recipe
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.score_table import ScoreRow, ScoreTable
-from magicdistill.platform.scores_tracking import track_scores
-from magicdistill.platform.tracking import Tracker, send_unsent
+from magicdistill.platform.config.recipe import Recipe, load_recipe
+from magicdistill.platform.evaluation.evaluate_run import Variant
+from magicdistill.platform.evaluation.log_scores import track_scores
+from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.tracking.event_log import Outbox
+from magicdistill.platform.tracking.sender import PARENT
+from magicdistill.platform.tracking.tracker import Tracker, send_unsent
 
 
 @pytest.fixture(scope="module")

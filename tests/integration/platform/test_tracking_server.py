@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from magicdistill.platform.config import TrackingConfig
-from magicdistill.platform.outbox import Outbox
-from magicdistill.platform.recipe import load_recipe
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.tracking import Tracker
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.config.sections import TrackingConfig
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.tracking.event_log import Outbox
+from magicdistill.platform.tracking.tracker import Tracker
 from tests.mlflow_server import MlflowServer
 
 ROOT = Path(__file__).parents[3]

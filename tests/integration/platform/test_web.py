@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from magicdistill.data_pipeline.video import probe
-from magicdistill.platform.pretrained import ASSETS
+from magicdistill.platform.export.pretrained_model import ASSETS
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]

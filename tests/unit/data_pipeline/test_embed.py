@@ -28,7 +28,7 @@ from magicdistill.data_pipeline.stages.embed import (
     text_key,
 )
 from magicdistill.models.networks.encoders import TEXT_TEMPLATE, PromptEncoder
-from magicdistill.platform.batches import collate, is_dropped
+from magicdistill.platform.data.batches import collate, is_dropped
 from tests.unit.models.test_encoders import PROMPTS, fitted, word_tokenizer
 
 NUM_TOKENS, WIDTH, POOLED = 8, 16, 12

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform.recipe import Recipe, load_recipe
+from magicdistill.platform.config.recipe import Recipe, load_recipe
 
 BASE = """
 seed: 3

@@ -1,7 +1,7 @@
 import pytest
 
-from magicdistill.platform.batches import deal
-from magicdistill.platform.config import OptimizerConfig, ScheduleConfig
+from magicdistill.platform.config.sections import OptimizerConfig, ScheduleConfig
+from magicdistill.platform.data.batches import deal
 
 
 def schedule(batch_size: int, num_micro_batches: int = 1) -> ScheduleConfig:

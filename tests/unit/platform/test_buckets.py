@@ -23,14 +23,14 @@ from magicdistill.models.networks.transformer import (
 )
 from magicdistill.models.objectives.config import MagicGtMethod
 from magicdistill.models.objectives.distribution_matching import DistributionMatching
-from magicdistill.platform.batches import LatentBatches, deal
-from magicdistill.platform.config import OptimizerConfig, ScheduleConfig, TorchEngineConfig
-from magicdistill.platform.engine import build_engine
-from magicdistill.platform.loop import Loop
-from magicdistill.platform.overrides import RecipeError
-from magicdistill.platform.plan_table import format_plan
-from magicdistill.platform.planning import plan
-from magicdistill.platform.recipe import load_recipe
+from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.config.sections import OptimizerConfig, ScheduleConfig, TorchEngineConfig
+from magicdistill.platform.data.batches import LatentBatches, deal
+from magicdistill.platform.planning.plan import plan
+from magicdistill.platform.planning.plan_table import format_plan
+from magicdistill.platform.training.engine import build_engine
+from magicdistill.platform.training.loop import Loop
 from tests.tiny import tiny_shapes
 
 SHAPES = {"5x64x32@24": (16, 2, 8, 4), "9x32x48@24": (16, 3, 4, 6)}

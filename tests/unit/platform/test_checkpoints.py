@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from magicdistill.platform.checkpoints import (
+from magicdistill.platform.checkpoints.checkpoints import (
     COMMITTED,
     Checkpoints,
     DamagedError,
     DiskFullError,
 )
-from magicdistill.platform.config import OptimizerConfig, TorchEngineConfig
-from magicdistill.platform.engine import Ema, TorchEngine
+from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
+from magicdistill.platform.training.engine import Ema, TorchEngine
 
 STATE = "net/rank-00000.safetensors"
 

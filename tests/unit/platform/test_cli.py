@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform.cli import parse_job
-from magicdistill.platform.recipe import load_recipe, to_yaml
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.config.recipe import load_recipe, to_yaml
+from magicdistill.platform.launch.cli import parse_job
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[3]
 JOB = """
 import sys
 sys.path[0] = {root!r}
-from magicdistill.platform.cli import parse_job
+from magicdistill.platform.launch.cli import parse_job
 heavy = {{"torch", "ray", "mlflow", "cv2", "av"}}
 try:
     args = parse_job("toy", default_recipe={recipe!r}, description="Do nothing.")

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicdistill.platform.comparison import digest
-from magicdistill.platform.comparison_recipe import (
+from magicdistill.platform.comparison.comparison_recipe import (
     COMPARISONS,
     ComparisonRecipe,
     check_names,
@@ -18,7 +17,7 @@ from magicdistill.platform.comparison_recipe import (
     plan,
     tuning_plan,
 )
-from magicdistill.platform.comparison_report import (
+from magicdistill.platform.comparison.comparison_report import (
     Tuned,
     markdown,
     spread,
@@ -26,12 +25,13 @@ from magicdistill.platform.comparison_report import (
     tuning_table,
     write_report,
 )
-from magicdistill.platform.evaluation import Scores
-from magicdistill.platform.overrides import RecipeError
-from magicdistill.platform.pictures import save_clips
-from magicdistill.platform.recipe import Recipe, recipe_names
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.tracking import Tracker
+from magicdistill.platform.comparison.run_comparison import digest
+from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.config.recipe import Recipe, recipe_names
+from magicdistill.platform.evaluation.evaluate_run import Scores
+from magicdistill.platform.inference.contact_sheets import save_clips
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.tracking.tracker import Tracker
 
 TEXT = """
 base: {base}

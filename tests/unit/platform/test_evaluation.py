@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from magicdistill.platform.evaluation import variants
-from magicdistill.platform.recipe import load_recipe
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.evaluation.evaluate_run import variants
 
 STUDENT = Path("student")
 

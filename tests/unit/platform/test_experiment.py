@@ -5,7 +5,7 @@ from pathlib import Path
 from magicdistill.models.locations import PROJECT
 from magicdistill.models.networks.transformer import load_transformer
 from magicdistill.models.networks.weights import save_transformer
-from magicdistill.platform.experiment import count_stored
+from magicdistill.platform.launch.steps import count_stored
 
 STUDENT = PROJECT / "assets" / "portrait-tiny" / "student-4step"
 

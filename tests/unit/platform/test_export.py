@@ -20,12 +20,12 @@ from magicdistill.models.networks.transformer import VelocityModel, load_transfo
 from magicdistill.models.networks.weights import write_transformer
 from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.config import CfgDistillMethod
-from magicdistill.platform.checkpoints import COMMITTED, Checkpoints
-from magicdistill.platform.engine import Ema, build_engine
-from magicdistill.platform.export import ExportError, export, export_lora
-from magicdistill.platform.pretrained import find_pretrained
-from magicdistill.platform.recipe import load_recipe
-from magicdistill.platform.run_directory import RunDirectory
+from magicdistill.platform.checkpoints.checkpoints import COMMITTED, Checkpoints
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.export.export import ExportError, export, export_lora
+from magicdistill.platform.export.pretrained_model import find_pretrained
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.engine import Ema, build_engine
 from tests.tiny_encoders import tiny_encoder
 
 State = dict[str, Tensor]

@@ -11,13 +11,13 @@ import torch
 from benchmarks.step import bench_recipe, write_cache
 from magicdistill.models.metrics.vitals import compare_signs, vital_signs
 from magicdistill.models.objectives.types import Batch, Loss, OneRole
-from magicdistill.platform.checkpoints import cycle_of
-from magicdistill.platform.config import HealthConfig, Limits
-from magicdistill.platform.health import UnhealthyError, Watch
-from magicdistill.platform.loop import Loop
-from magicdistill.platform.recipe import Recipe
-from magicdistill.platform.run_directory import RunDirectory, write_text
-from magicdistill.platform.worker import Worker
+from magicdistill.platform.checkpoints.checkpoints import cycle_of
+from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.config.sections import HealthConfig, Limits
+from magicdistill.platform.runs.run_directory import RunDirectory, write_text
+from magicdistill.platform.training.health import UnhealthyError, Watch
+from magicdistill.platform.training.loop import Loop
+from magicdistill.platform.training.worker import Worker
 
 SHARE = "generator/gap_share"
 

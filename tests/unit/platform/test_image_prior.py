@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicdistill.platform.batch_sampling import read_orders
-from magicdistill.platform.image_prior import ImagePriors
-from magicdistill.platform.logs import ExplainedError
-from magicdistill.platform.pretrained import Pretrained, find_pretrained
-from magicdistill.platform.prior_config import PriorConfig
-from magicdistill.platform.sampling import Order, read_image
+from magicdistill.platform.config.first_frame_sections import PriorConfig
+from magicdistill.platform.export.pretrained_model import Pretrained, find_pretrained
+from magicdistill.platform.inference.first_frames import ImagePriors
+from magicdistill.platform.inference.sample_many import read_orders
+from magicdistill.platform.inference.sample_video import Order, read_image
+from magicdistill.platform.runs.logs import ExplainedError
 from tests.tiny_images import save_adapter, save_clip, save_pipeline
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform import logs
-from magicdistill.platform.polling import Tail, polling
+from magicdistill.platform.runs import logs
+from magicdistill.platform.runs.file_polling import Tail, polling
 
 
 def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from magicdistill.models.config import Config
-from magicdistill.platform.overrides import (
+from magicdistill.platform.config.overrides import (
     RecipeError,
     alternatives,
     apply_overrides,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from magicdistill.data_pipeline.video import probe
-from magicdistill.platform.pictures import SHOWN_PX, shrink, side_by_side
+from magicdistill.platform.inference.contact_sheets import SHOWN_PX, shrink, side_by_side
 
 
 def test_small_clips_stay_and_large_ones_get_even_sides_and_keep_their_mean() -> None:

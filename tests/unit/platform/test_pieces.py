@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicdistill.platform.pieces import Piece, PieceReader, write_pieces
+from magicdistill.platform.checkpoints.flat_shards import Piece, PieceReader, write_pieces
 
 VALUES = torch.arange(24.0)
 SHAPE = torch.Size([4, 6])

@@ -15,16 +15,16 @@ from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
-from magicdistill.platform.cli import parse_job
-from magicdistill.platform.config import OptimizerConfig, Precision, TorchEngineConfig
-from magicdistill.platform.engine import TorchEngine, lr_factor
-from magicdistill.platform.flops import Sample, operations, saved_bytes
-from magicdistill.platform.memory import parts_of, state_rows, total
-from magicdistill.platform.overrides import RecipeError
-from magicdistill.platform.passes import Pass
-from magicdistill.platform.plan_table import format_plan, to_json
-from magicdistill.platform.planning import Change, changed, plan
-from magicdistill.platform.recipe import load_recipe, recipe_names
+from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.config.recipe import load_recipe, recipe_names
+from magicdistill.platform.config.sections import OptimizerConfig, Precision, TorchEngineConfig
+from magicdistill.platform.launch.cli import parse_job
+from magicdistill.platform.planning.flops import Sample, operations, saved_bytes
+from magicdistill.platform.planning.forward_passes import Pass
+from magicdistill.platform.planning.memory import parts_of, state_rows, total
+from magicdistill.platform.planning.plan import Change, changed, plan
+from magicdistill.platform.planning.plan_table import format_plan, to_json
+from magicdistill.platform.training.engine import TorchEngine, lr_factor
 from tests.tiny import tiny_shapes
 
 SHAPES = tiny_shapes(num_attention_heads=8, num_layers=3, num_single_layers=5, num_text_tokens=4)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from magicdistill.models.metrics.names import DIMENSIONS
-from magicdistill.platform.overrides import RecipeError
-from magicdistill.platform.recipe import PROTOCOLS, load_recipe, recipe_names, with_protocol
+from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.config.recipe import PROTOCOLS, load_recipe, recipe_names, with_protocol
 
 ROOT = Path(__file__).parents[3]
 LARGE = load_recipe("magic141-4step-8xh100")

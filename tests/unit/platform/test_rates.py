@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform.overrides import RecipeError
-from magicdistill.platform.planning import GPUS, changed, plan
-from magicdistill.platform.rates import measured_mfu
-from magicdistill.platform.recipe import load_recipe
+from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.planning.gpu_rates import measured_mfu
+from magicdistill.platform.planning.plan import GPUS, changed, plan
 
 RECIPE = load_recipe("magic141-4step-8xh100", ["--kernels.attention", "flash"])
 

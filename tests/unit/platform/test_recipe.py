@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from magicdistill.data_pipeline.stages.scorers.base import ABSENT
-from magicdistill.platform.config import DeepSpeedEngineConfig, TorchEngineConfig
-from magicdistill.platform.overrides import RecipeError
-from magicdistill.platform.recipe import flatten, load_recipe, recipe_names, to_yaml
+from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.config.recipe import flatten, load_recipe, recipe_names, to_yaml
+from magicdistill.platform.config.sections import DeepSpeedEngineConfig, TorchEngineConfig
 
 
 def write(path: Path, text: str) -> Path:

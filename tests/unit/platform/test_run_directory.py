@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform.preparation import data_root
-from magicdistill.platform.recipe import Recipe, load_recipe
-from magicdistill.platform.run_directory import RunDirectory, resolve_root
+from magicdistill.platform.config.recipe import Recipe, load_recipe
+from magicdistill.platform.data.prepare import data_root
+from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
 
 
 def test_a_run_is_named_after_its_recipe_and_is_the_latest(tmp_path: Path, recipe: Recipe) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.platform.machine import LOOKS, MachineMonitor
-from magicdistill.platform.recipe import load_recipe
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.run_note import COLUMNS, describe, purpose_of
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.tracking.run_description import COLUMNS, describe, purpose_of
+from magicdistill.platform.tracking.system_metrics import LOOKS, MachineMonitor
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,15 @@ from PIL import Image
 from magicdistill.data_pipeline.video import PYAV, decode, probe
 from magicdistill.models.networks.int8 import predict_bytes, weight_bytes
 from magicdistill.models.networks.offload import is_offloaded
-from magicdistill.platform.batch_sampling import read_orders
-from magicdistill.platform.logs import ExplainedError
-from magicdistill.platform.pretrained import ASSETS, find_pretrained, find_student, shipped_for
-from magicdistill.platform.recipe import load_recipe
-from magicdistill.platform.run_directory import RunDirectory
-from magicdistill.platform.sampling import (
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.export.pretrained_model import (
+    ASSETS,
+    find_pretrained,
+    find_student,
+    shipped_for,
+)
+from magicdistill.platform.inference.sample_many import read_orders
+from magicdistill.platform.inference.sample_video import (
     Order,
     Sampler,
     describe,
@@ -29,6 +32,8 @@ from magicdistill.platform.sampling import (
     plan_windows,
     read_image,
 )
+from magicdistill.platform.runs.logs import ExplainedError
+from magicdistill.platform.runs.run_directory import RunDirectory
 from tests.tiny_encoders import PROMPTS, tiny_encoder
 
 ROOT = Path(__file__).parents[3]

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from magicdistill.platform import schedule
-from magicdistill.platform.schedule import (
+from magicdistill.platform.cluster.cron_scheduler import (
     History,
     Record,
     ScheduledJob,
@@ -21,6 +20,7 @@ from magicdistill.platform.schedule import (
     connect,
     format_history,
 )
+from magicdistill.platform.cluster.ray_cluster import cron_scheduler as schedule
 
 NIGHTLY = Timetable("0 3 * * *")
 DAY = timedelta(days=1)

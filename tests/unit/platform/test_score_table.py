@@ -7,9 +7,9 @@ from PIL import Image
 
 from magicdistill.models.metrics.names import DIMENSIONS, METRICS
 from magicdistill.models.metrics.results import AbsentMetric, Metric
-from magicdistill.platform.papers import PaperTable, paper_tables, tables_of
-from magicdistill.platform.score_plots import plot_scores
-from magicdistill.platform.score_table import OURS, ScoreRow, ScoreTable
+from magicdistill.platform.evaluation.paper_results import PaperTable, paper_tables, tables_of
+from magicdistill.platform.evaluation.score_plots import plot_scores
+from magicdistill.platform.evaluation.score_table import OURS, ScoreRow, ScoreTable
 
 MISSING = AbsentMetric("no folder of metric weights was given")
 COLLAPSED = AbsentMetric("no numbers")

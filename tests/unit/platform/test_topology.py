@@ -1,4 +1,4 @@
-from magicdistill.platform.topology import describe_nodes
+from magicdistill.platform.cluster.node_layout import describe_nodes
 
 
 def test_every_node_is_named_with_its_ranks():

@@ -1,0 +1,1 @@
+"""Checkpoints: how training state is written, committed, mirrored and read back."""

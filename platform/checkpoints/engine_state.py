@@ -1,0 +1,155 @@
+"""Where engines keep the state of a role, and how it is saved and restored in pieces."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from magicdistill.platform.checkpoints.flat_shards import WEIGHT, Piece, PieceReader, write_pieces
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where this rank keeps a stretch of a parameter for its optimiser.
+
+    The stretch from `start` lies in `owner`, a tensor that the optimiser updates, from `offset`.
+    """
+
+    name: str
+    start: int
+    owner: Tensor
+    offset: int
+    size: int
+
+    def piece(self, kind: str, like_owner: Tensor) -> Piece:
+        """Return the stretch in a tensor of the owner's shape."""
+        values = like_owner.detach().view(-1)[self.offset : self.offset + self.size]
+        return Piece(f"{kind}/{self.name}", self.start, values)
+
+
+def save_role(
+    directory: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: LambdaLR,
+    homes: Iterable[Home],
+    *,
+    replicated: bool,
+) -> None:
+    """Write what this rank holds, or its share where all ranks hold the same (`replicated`)."""
+    write_pieces(
+        directory,
+        optimizer_pieces(optimizer, homes),
+        {name: shape_of(p) for name, p in trainable(module).items()},
+        {"schedule_step": schedule.last_epoch},
+        replicated=replicated,
+    )
+
+
+def load_role(
+    directory: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: LambdaLR,
+    homes: Iterable[Home],
+) -> None:
+    """Fill the optimiser's own weights and the module's, which may be rounded copies of them."""
+    reader = PieceReader(directory)
+    restore_optimizer(optimizer, homes, reader)
+    for name, parameter in trainable(module).items():
+        reader.fill(local_piece(f"{WEIGHT}/{name}", parameter, local_shard(parameter)))
+    schedule.last_epoch = reader.facts["schedule_step"]
+
+
+def optimizer_pieces(optimizer: torch.optim.Optimizer, homes: Iterable[Home]) -> Iterator[Piece]:
+    """Yield the weights that an optimiser updates, its moments and its step counts."""
+    for home in homes:
+        yield home.piece(WEIGHT, home.owner)
+        for kind, value in optimizer.state.get(home.owner, {}).items():
+            if value.dim():
+                yield home.piece(kind, value)
+            else:
+                yield Piece(f"{kind}/{home.name}", 0, value.view(1))
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, homes: Iterable[Home], reader: PieceReader
+) -> None:
+    """Fill the tensors of an optimiser and its state for them with what is stored."""
+    homes = list(homes)
+    for home in homes:
+        if f"step/{home.name}" in reader and not optimizer.state.get(home.owner):
+            optimizer.state[home.owner] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(home.owner),
+                "exp_avg_sq": torch.zeros_like(home.owner),
+            }
+    for piece in optimizer_pieces(optimizer, homes):
+        if piece.name in reader or piece.name.startswith(WEIGHT):
+            reader.fill(piece)
+
+
+def zero_homes(engine: Any) -> list[Home]:
+    """Return where this rank of a DeepSpeed engine keeps the fp32 values that are updated."""
+    parameters: dict[str, Any] = trainable(engine.module)
+    optimizer = engine.optimizer
+    match engine.zero_optimization_stage():
+        case 0:
+            return [Home(n, 0, _master(optimizer, p), 0, p.numel()) for n, p in parameters.items()]
+        case 3:
+            return [_home_of_shard(optimizer, n, p) for n, p in parameters.items()]
+    return [_home_in_partition(optimizer, n, p) for n, p in parameters.items() if p._hp_mapping]
+
+
+def _master(optimizer: Any, parameter: nn.Parameter) -> Tensor:
+    """Return the fp32 copy of a bfloat16 parameter, or the parameter itself."""
+    for copied, copies in zip(
+        getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=True
+    ):
+        for original, copy in zip(copied, copies, strict=True):
+            if original is parameter:
+                return copy
+    return parameter
+
+
+def _home_in_partition(optimizer: Any, name: str, parameter: Any) -> Home:
+    """ZeRO 1 and 2 share out one flat tensor of all parameters."""
+    held = parameter._hp_mapping
+    owner = optimizer.single_partition_of_fp32_groups[held.param_group_index]
+    place = held.hp_fragment_address
+    return Home(name, held.lp_fragment_address.start, owner, place.start, place.numel)
+
+
+def _home_of_shard(optimizer: Any, name: str, parameter: nn.Parameter) -> Home:
+    """ZeRO 3 shares out each parameter, and keeps a rank's shards in flat tensors."""
+    group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    shard = local_piece(name, parameter, local_shard(parameter))
+    owner = optimizer.fp32_partitioned_groups_flat[group]
+    return Home(name, shard.start, owner, offset, shard.values.numel())
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that a role's engine trains, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def local_shard(parameter: nn.Parameter) -> Tensor:
+    """Return the part of a parameter that this rank stores: all of it below ZeRO-3."""
+    return getattr(parameter, "ds_tensor", parameter.data)
+
+
+def local_piece(name: str, parameter: nn.Parameter, shard: Tensor) -> Piece:
+    """Return what this rank holds of a parameter in `shard`, without ZeRO-3's padding."""
+    start = dist.get_rank() * shard.numel() if hasattr(parameter, "ds_id") else 0
+    size = max(0, min(shard.numel(), shape_of(parameter).numel() - start))
+    return Piece(name, start, shard.detach().view(-1)[:size])
+
+
+def shape_of(parameter: nn.Parameter) -> torch.Size:
+    """Return the shape of the whole parameter, also where it is sharded."""
+    return getattr(parameter, "ds_shape", parameter.shape)

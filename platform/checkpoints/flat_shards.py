@@ -1,0 +1,114 @@
+"""Training state in pieces that any number of ranks, under any sharding, can read back."""
+
+import json
+from bisect import insort
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from magicdistill.platform.cluster.ray_cluster import ranks
+
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a flattened tensor.
+
+    `values` (one axis) is a view of where a rank keeps it, so that filling it restores the state.
+    """
+
+    name: str
+    start: int
+    values: Tensor
+
+
+def write_pieces(
+    folder: Path,
+    pieces: Iterable[Piece],
+    shapes: Mapping[str, torch.Size],
+    facts: Mapping[str, Any],
+    *,
+    replicated: bool,
+) -> None:
+    """Write this rank's pieces to a file of its own; every rank calls it.
+
+    Where all ranks hold the same (`replicated`) each writes its share. `shapes` are those of the
+    whole parameters; rank 0 writes them with `facts`.
+    """
+    mine = [piece for piece in pieces if piece.values.numel()]
+    if replicated:
+        mine = mine[ranks.rank() :: ranks.world_size()]
+    folder.mkdir(parents=True, exist_ok=True)
+    # a flat optimiser has one step count for many parameters, and safetensors shares no memory
+    values = {
+        f"{piece.name}@{piece.start}": piece.values.clone()
+        if piece.values.numel() == 1
+        else piece.values
+        for piece in mine
+    }
+    save_file(values, folder / f"rank-{ranks.rank():05d}.safetensors")
+    if ranks.rank() == 0:
+        state = {"shapes": {name: list(shape) for name, shape in shapes.items()}, **facts}
+        (folder / "state.json").write_text(json.dumps(state))
+
+
+class PieceReader:
+    """Reads what all ranks have written to a folder; the files are mapped, not read whole.
+
+    Raises FileNotFoundError where nothing was written there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "state.json").is_file():
+            raise FileNotFoundError(f"no training state in {folder}")
+        self.folder = folder
+        self.facts = json.loads((folder / "state.json").read_text())
+        self._stretches: dict[str, list[tuple[int, int, int]]] = {}
+        self._files = [
+            safe_open(file, framework="pt") for file in sorted(folder.glob("rank-*.safetensors"))
+        ]
+        for number, file in enumerate(self._files):
+            for key in file.keys():  # noqa: SIM118 (a file is no mapping)
+                name, _, start = key.rpartition("@")
+                size = file.get_slice(key).get_shape()[0]
+                insort(self._stretches.setdefault(name, []), (int(start), size, number))
+
+    def names(self, kind: str = WEIGHT) -> list[str]:
+        """Return the parameters that have a value of this kind."""
+        prefix = f"{kind}/"
+        return [n.removeprefix(prefix) for n in self._stretches if n.startswith(prefix)]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stretches
+
+    def fill(self, piece: Piece) -> None:
+        """Copy the stored values into a piece; raises ValueError where some are missing."""
+        position, end = piece.start, piece.start + piece.values.numel()
+        for start, size, number in self._stretches.get(piece.name, ()):
+            stop = min(end, start + size)
+            if start <= position < stop:
+                stored = self._files[number].get_slice(f"{piece.name}@{start}")
+                target = piece.values[position - piece.start : stop - piece.start]
+                target.copy_(stored[position - start : stop - start])
+                position = stop
+        if position < end:
+            raise ValueError(
+                f"{self.folder} has no value {position} of {piece.name}: it was saved by another "
+                "model or method"
+            )
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """Return a parameter's values of one kind, in its shape."""
+        shape = torch.Size(self.facts["shapes"][name])
+        start, _, number = self._stretches[f"{kind}/{name}"][0]
+        dtype = self._files[number].get_slice(f"{kind}/{name}@{start}")[:1].dtype
+        piece = Piece(f"{kind}/{name}", 0, torch.empty(shape.numel(), dtype=dtype))
+        self.fill(piece)
+        return piece.values.view(shape)

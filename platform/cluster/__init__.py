@@ -1,0 +1,1 @@
+"""The Ray cluster, its nodes and ranks, and what happens when one is lost."""

@@ -1,0 +1,147 @@
+"""The Ray cluster of a job: joined, or started and taken down again."""
+
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+import ray
+
+import magicdistill
+from magicdistill.platform.cluster.forkserver import fork_server
+from magicdistill.platform.config.sections import ClusterConfig
+from magicdistill.platform.runs import logs
+from magicdistill.platform.runs.run_directory import is_submitted
+
+IMPORT_ROOT = Path(magicdistill.__file__).parents[1]
+GRACE_S = 10
+"""How long Ray's processes may take to end once they are killed."""
+STARTED_AT_ONCE = max(4, os.cpu_count() or 1)
+"""Processes that a local Ray starts together; beyond four times as many it warns of too many."""
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+"""On a processor glibc hands freed tensors back to the kernel and faults them in at each step."""
+
+
+@dataclass(frozen=True)
+class ClusterShape:
+    """What the job runs on."""
+
+    num_nodes: int
+    num_cpus: float
+    num_gpus: float
+    local: bool
+    dashboard_url: str | None
+
+
+@contextmanager
+def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
+    """Connect to Ray while the body runs; for the main thread of a job.
+
+    Joins the cluster of `config.address` or RAY_ADDRESS (set in a submitted job), else starts a
+    local one with token authentication, its dashboard on the loopback interface. Afterwards,
+    also after Ctrl-C or SIGTERM, disconnects and stops every process that it started.
+    """
+    others = _processes()
+    started: set[psutil.Process] = set()
+    address = joined_address(config)
+    environment = _runtime_env(config, joined=bool(address))
+    options: dict[str, Any] = {"address": address}
+    if not address:
+        options = {
+            "address": "local",
+            "num_cpus": config.logical_cpus,
+            "include_dashboard": config.dashboard,
+            "dashboard_host": "127.0.0.1",
+            "_system_config": {
+                "worker_maximum_startup_concurrency": STARTED_AT_ONCE,
+                "enable_worker_prestart": False,  # they would not have the workers' environment
+                "prestart_worker_first_driver": False,
+            },
+        }
+    forks = not address and not config.uses_gpus
+    with fork_server(environment["env_vars"]) if forks else nullcontext() as python:
+        if python:
+            environment["py_executable"] = python
+        try:
+            context = ray.init(
+                runtime_env=environment,
+                log_to_driver=logs.is_verbose(),
+                logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
+                **options,
+            )
+            started = _processes() - others
+            signal.signal(signal.SIGTERM, _leave)  # Ray's own handler dies on the spot
+            resources = ray.cluster_resources()
+            yield ClusterShape(
+                num_nodes=sum(node["Alive"] for node in ray.nodes()),
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+                local=not address,
+                dashboard_url=context.dashboard_url or None,
+            )
+        finally:
+            started |= {child for process in started for child in _processes(process)}
+            with _garbage_left():
+                ray.shutdown()
+            for process in started:  # all that is worth keeping is written
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(started, timeout=GRACE_S)
+
+
+@contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Search for no garbage meanwhile: a thread that frees one of Ray's objects while Ray shuts
+    down ends the process."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def joined_address(config: ClusterConfig) -> str | None:
+    """Return the address of the cluster that a job joins; None where it starts its own."""
+    return config.address or os.environ.get("RAY_ADDRESS")
+
+
+def _processes(root: psutil.Process | None = None) -> set[psutil.Process]:
+    """Return the descendants of a process, by default of this one."""
+    try:
+        return set((root or psutil.Process()).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + signum)
+
+
+def _runtime_env(config: ClusterConfig, *, joined: bool) -> dict[str, Any]:
+    """Return what the workers need to import the same code and to use their share of the cores.
+
+    A submitted job brings its working directory along; a local cluster imports this code in
+    place; a driver that joins by address uploads its source tree, or, where the package is
+    installed, relies on the nodes having it installed too.
+    """
+    variables = logs.environment(verbose=logs.is_verbose())
+    variables["OMP_NUM_THREADS"] = str(config.threads_per_worker)
+    if not config.uses_gpus:
+        variables |= {"DS_ACCELERATOR": "cpu", **KEEP_FREED_MEMORY}
+    environment: dict[str, Any] = {"env_vars": variables}
+    if not joined:
+        path = [str(IMPORT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        variables["PYTHONPATH"] = os.pathsep.join(path)
+    elif not is_submitted() and (IMPORT_ROOT / "pyproject.toml").is_file():
+        environment["working_dir"] = str(IMPORT_ROOT)
+    return environment

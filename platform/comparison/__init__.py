@@ -1,0 +1,1 @@
+"""Several methods from one teacher, trained and judged alike."""

@@ -1,0 +1,1 @@
+"""What a run is: recipes, their sections, and overrides from the command line."""

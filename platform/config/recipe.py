@@ -1,0 +1,184 @@
+"""A run in one file: YAML recipes, their inheritance, and overrides."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import model_validator
+
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.models.config import Config
+from magicdistill.models.networks.config import KernelsConfig, ModelConfig
+from magicdistill.models.objectives.config import MethodConfig, VaeMethod
+from magicdistill.platform.config.overrides import RecipeError, apply_overrides, merge, validate
+from magicdistill.platform.config.sections import (
+    ClusterConfig,
+    DeepSpeedEngineConfig,
+    EngineConfig,
+    EvaluationConfig,
+    HealthConfig,
+    PairsConfig,
+    ScheduleConfig,
+    TrackingConfig,
+)
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+PROTOCOLS = RECIPES / "protocols"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Libyaml's, where there is one: seven times as fast as Python's own."""
+MODEL_FIELDS = ("null_text", "prompts", "encoding", "decoder", "num_actors")
+"""What `data` says of the model and the cluster; a protocol takes it from the recipe."""
+
+
+class Recipe(Config):
+    """Everything that decides what a run does."""
+
+    name: str
+    """Names the run's folder; a recipe file without it is named after the file."""
+    seed: int = 0
+    runs: str = "runs"
+    """Folder that receives the run. A relative one starts at the current folder; in a submitted
+    job, whose current folder is a passing copy, at the home folder."""
+    mirror: str | None = None
+    """Address that receives a copy of every checkpoint, such as s3://bucket/prefix; a run finds
+    its own there again, by its name, where they are damaged or missing in its folder."""
+    data_root: str | None = None
+    """Folder or s3://bucket/prefix of the ledger and the latents, which runs share; null is `data`
+    beside the runs. A relative one starts where that of `runs` does."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    method: MethodConfig
+    pairs: PairsConfig | None = None
+    """Who makes the pairs of `method.pairs`."""
+    schedule: ScheduleConfig
+    evaluation: EvaluationConfig | None = None
+    """Held-out clips to judge a generator on; null skips the judging."""
+    health: HealthConfig = HealthConfig()
+    engine: EngineConfig = DeepSpeedEngineConfig()
+    kernels: KernelsConfig = KernelsConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _pairs_are_made_and_used(self) -> Self:
+        uses = getattr(self.method, "pairs", None) is not None
+        if uses != (self.pairs is not None):
+            raise ValueError("method.pairs uses pairs and `pairs` makes them: give both or none")
+        return self
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> Self:
+        if isinstance(self.method, VaeMethod) and self.data.other_buckets:
+            raise ValueError("data.other_buckets: a VAE trains on one shape; leave it empty")
+        return self
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe by its name in `jobs/recipes` or by the path of a YAML file.
+
+    `overrides` are command-line flags: `["--method.alpha_weak", "0.5"]`; a wrong one exits with
+    status 2 and says what is meant. Raises RecipeError for an unknown recipe, an unknown key or
+    a wrong value.
+    """
+    path = find_recipe(name_or_path)
+    recipe = validate(Recipe, read_values(path), str(path))
+    return apply_overrides(recipe, overrides, program=recipe.name) if overrides else recipe
+
+
+def with_protocol(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe with another evaluation.
+
+    `name` is that of a file in `jobs/recipes/protocols`, the path of a YAML file, or a recipe that
+    has an `evaluation`. The teacher's sampler, `MODEL_FIELDS` of the data and, where it names none,
+    the metrics' networks stay the recipe's.
+    Raises RecipeError as `load_recipe` does.
+    """
+    if name in recipe_names():
+        values = read_values(find_recipe(name)).get("evaluation")
+        if values is None:
+            raise RecipeError(f"--protocol {name}: the recipe {name} has no evaluation")
+        values = {"name": name} | values
+    else:
+        values = read_values(find_recipe(name, folder=PROTOCOLS), EvaluationConfig)
+    data = {field: recipe.model_dump()["data"][field] for field in MODEL_FIELDS}
+    values["data"] = data | values.get("data", {})
+    if recipe.evaluation is not None:
+        values["teacher"] = recipe.evaluation.teacher.model_dump()
+        values = {"networks": recipe.evaluation.networks} | values
+    return validate(Recipe, recipe.model_dump() | {"evaluation": values}, f"--protocol {name}")
+
+
+def recipe_names(folder: Path = RECIPES) -> list[str]:
+    """Return the names of the recipes that come with the project."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def find_recipe(
+    name_or_path: str | Path, beside: Path | None = None, folder: Path = RECIPES
+) -> Path:
+    """Return the file of a recipe; a relative path may also start in the folder `beside`."""
+    text = str(name_or_path)
+    if not text.endswith((".yaml", ".yml")):
+        path = folder / f"{text}.yaml"
+    elif beside is not None:
+        path = beside / text
+    else:
+        path = Path(text)
+    if path.is_file():
+        return path
+    names = recipe_names(folder)
+    near = get_close_matches(text, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise RecipeError(
+        f"no recipe {text!r}: {hint}There are {', '.join(names)}; "
+        "a file of your own is given by its path, ending in .yaml"
+    )
+
+
+def read_values(path: Path, cls: type[Config] = Recipe) -> dict[str, Any]:
+    """Read a recipe file over those that it extends; the outermost file names the recipe."""
+    return {"name": path.stem} | _read(path, (), cls)
+
+
+def _read(path: Path, extended_by: tuple[Path, ...], cls: type[Config]) -> dict[str, Any]:
+    if path in extended_by:
+        raise RecipeError(f"{path}: extends itself by way of {extended_by[-1]}")
+    try:
+        values = yaml.load(path.read_text(), LOADER)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    base = _read(find_recipe(parent, beside=path.parent), (*extended_by, path), cls)
+    base.pop("name", None)
+    return merge(cls, base, values)
+
+
+def differences(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted fields whose values differ, with both values; None where one is absent."""
+    first, second = (flatten(recipe.model_dump(mode="json")) for recipe in (before, after))
+    names = dict.fromkeys([*first, *second])
+    pairs = {name: (first.get(name), second.get(name)) for name in names}
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names, lists of plain values whole."""
+    if isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        values = dict(enumerate(values))
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML that `load_recipe` reads back equal."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

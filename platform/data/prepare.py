@@ -1,0 +1,100 @@
+"""The data of a job: curated and encoded, or decoded for the training of a VAE.
+
+Apart from the steps that follow, so that `jobs/curate.py` imports no more than it needs.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.curation import CurationResult, Selection
+from magicdistill.data_pipeline.pipeline import curate_together
+from magicdistill.data_pipeline.sources.stores import is_remote
+from magicdistill.data_pipeline.storage import AnyPath, place
+from magicdistill.models.locations import find_weights
+from magicdistill.models.objectives.config import VaeMethod
+from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.runs import logs
+from magicdistill.platform.runs.logs import ExplainedError
+from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
+
+Prepared = tuple[AnyPath, AnyPath | None]
+"""Where the data of the training are, and the latents of the held-out clips."""
+
+
+def prepare(recipe: Recipe, run: RunDirectory) -> Prepared:
+    """Make what a recipe trains on and is judged with, but for what is there already."""
+    if isinstance(recipe.method, VaeMethod):
+        from magicdistill.platform.data.vae_windows import prepare_pixels
+
+        return prepare_pixels(recipe, run), None
+    return prepare_latents(recipe, run)
+
+
+def data_root(recipe: Recipe, runs: Path) -> AnyPath:
+    """Return the place of clips, ledger and latents, which all runs in the folder `runs` share.
+
+    A relative one starts where `runs` does, see `resolve_root`.
+    """
+    root = recipe.data_root
+    if root is None:
+        return runs / "data"
+    return place(root) if is_remote(root) else resolve_root(root)
+
+
+def prepare_latents(recipe: Recipe, run: RunDirectory) -> Prepared:
+    """Curate the training clips and the held-out ones; return their latent caches."""
+    assert recipe.model.vae is not None, "model.vae: latents need a VAE"
+    vae = find_weights(recipe.model.vae, "model.vae")
+    configs = data_configs(recipe)
+    logs.say(f"curating {' and '.join(configs)} clips")
+    results = curate_together(list(configs.values()), vae, data_root(recipe, run.path.parent))
+    found = dict(zip(configs, results, strict=True))
+    for title, result in found.items():
+        tell(title, result)
+    _demand_the_same(run, found)
+    run.store_data(lineage(found))
+    held_out = found.get("held-out")
+    return found["training"].cache_path, held_out and held_out.cache_path
+
+
+def data_configs(recipe: Recipe) -> dict[str, DataConfig]:
+    """Return what a recipe curates, by purpose."""
+    configs = {"training": recipe.data}
+    if recipe.evaluation is not None:
+        configs["held-out"] = recipe.evaluation.data
+    return configs
+
+
+def _demand_the_same(run: RunDirectory, results: Mapping[str, CurationResult]) -> None:
+    """Refuse to resume on other clips: the order in which they are drawn would change."""
+    before = {title: facts["latents"] for title, facts in run.data().items()}
+    now = {title: result.version for title, result in results.items()}
+    if before not in ({}, now):
+        raise ExplainedError(
+            f"the clips changed since the run began: {before} became {now}. Restore them, or "
+            f"delete {run.data_path} to go on with others"
+        )
+
+
+def lineage(results: Mapping[str, CurationResult]) -> dict[str, dict[str, str]]:
+    """Return what names the data of a run by purpose: latents, policy and mixture of clips."""
+    return {
+        title: {
+            "latents": result.version,
+            "policy": result.config.policy.version,
+            "mixture": ", ".join(f"{name} {count}" for name, count in result.mixture.items()),
+        }
+        for title, result in results.items()
+    }
+
+
+def tell(title: str, selection: Selection) -> None:
+    """Say what became of the clips, and why the first of those left out are."""
+    counts = "  ".join(f"{name} {count}" for name, count in selection.counts.items())
+    logs.say(f"{title} clips: {counts}")
+    if selection.config.other_buckets:
+        shapes = "  ".join(f"{shape} {count}" for shape, count in selection.buckets.items())
+        logs.say(f"  accepted by bucket: {shapes}")
+    for decision in [*selection.rejected, *selection.failed][:8]:
+        logs.say(f"  {decision.status} {decision.clip.source_id}: {', '.join(decision.reasons)}")

@@ -1,0 +1,162 @@
+"""Items by index, made ahead of need by Ray Data's actors and handed to ranks in order.
+
+Ray Data starts, feeds, restarts and throttles the actors. Which rank gets which item is a function
+of its index: `streaming_split` would give it to whoever asks first.
+"""
+
+import pickle
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from magicdistill.platform.cluster.ray_cluster import ranks
+
+MAX_WAITING = 1000
+"""Requests that a dealer keeps waiting at once."""
+
+Maker = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Who makes the items, and how far ahead of those who take them."""
+
+    build: Callable[[], Maker]
+    """Called once in each actor; what it returns makes item after item, any of them again."""
+    num_actors: int = 1
+    gpus_per_actor: float = 0.0
+    buffer: int = 8
+    """Items that wait to be taken; as many again lie in Ray's object store."""
+    item_bytes: int = 1 << 20
+    """About the size of one, by which Ray Data holds the actors back."""
+
+
+@dataclass(frozen=True)
+class Supply:
+    """How a stream is doing."""
+
+    num_made: int
+    num_taken: int
+    seconds: float
+    """Since the first item was made."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Items that are made and not taken, those still in Ray's object store not counted."""
+        return self.num_made - self.num_taken
+
+
+class _Make:
+    def __init__(self, build: Callable[[], Maker], first: int) -> None:
+        self._make, self._first = build(), first
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        (offset,) = batch["id"]
+        item = pickle.dumps(self._make(self._first + int(offset)), protocol=5)
+        return {"index": [self._first + int(offset)], "item": np.array([item], dtype=object)}
+
+
+def make_items(workshop: Workshop, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the pickled items `first` .. `stop` - 1 in order, as Ray Data's actors make them."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # each item is a block: it goes on its way at once
+    options = context.execution_options
+    options.preserve_order = True
+    room = max(1, workshop.buffer) * workshop.item_bytes
+    options.resource_limits = options.resource_limits.copy(object_store_memory=float(room))
+    # one read of all numbers, cut up on the way: planning a read for each takes milliseconds apiece
+    indices = ray.data.range(stop - first, override_num_blocks=1)
+    dataset = indices.repartition(target_num_rows_per_block=1).map_batches(
+        _Make,
+        fn_constructor_args=(workshop.build, first),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(workshop.num_actors, stop - first)),
+        num_cpus=1,
+        num_gpus=workshop.gpus_per_actor or None,
+    )
+    for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+        yield from zip(batch["index"].tolist(), batch["item"], strict=True)
+
+
+@ray.remote(num_cpus=0)
+class Dealer:
+    """Keeps the items that are made until every rank that wants one has taken it."""
+
+    def __init__(self, workshop: Workshop, first: int, stop: int, num_takers: int) -> None:
+        self._buffer, self._num_takers = workshop.buffer, num_takers
+        self._kept: dict[int, list[bytes]] = {}
+        self._num_made = self._num_taken = 0
+        self._start_s = 0.0
+        self._error: Exception | None = None
+        self._changed = threading.Condition()
+        threading.Thread(target=self._pull, args=(workshop, first, stop), daemon=True).start()
+
+    def take(self, index: int) -> bytes:
+        """Return an item, waiting for it; raises what its maker raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: index in self._kept or self._error)
+            if index not in self._kept:
+                assert self._error is not None
+                raise self._error
+            copies = self._kept[index]
+            item = copies.pop()
+            if not copies:
+                del self._kept[index]
+                self._num_taken += 1
+                self._changed.notify_all()
+            return item
+
+    def supply(self) -> Supply:
+        """Return how the stream is doing."""
+        return Supply(self._num_made, self._num_taken, time.monotonic() - self._start_s)
+
+    def _pull(self, workshop: Workshop, first: int, stop: int) -> None:
+        try:
+            for index, item in make_items(workshop, first, stop):
+                with self._changed:
+                    self._start_s = self._start_s or time.monotonic()
+                    self._kept[index] = [item] * self._num_takers
+                    self._num_made += 1
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: len(self._kept) < self._buffer)
+        except Exception as error:
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+
+class Stream:
+    """A rank's end of a dealer that all ranks share; they open it together."""
+
+    def __init__(self, workshop: Workshop, first: int, stop: int, num_takers: int) -> None:
+        name = ranks.of_first(f"dealer-{uuid.uuid4().hex}")
+        arguments = (workshop, first, stop, num_takers)
+        own = None
+        if ranks.rank() == 0:
+            options = {"name": name, "max_concurrency": MAX_WAITING}
+            own = Dealer.options(**options).remote(*arguments)
+        ranks.barrier()
+        self._dealer: Any = own or ray.get_actor(name)  # it ends with rank 0's handle
+        self._asked: dict[int, ray.ObjectRef] = {}
+
+    def ask(self, index: int) -> None:
+        """Ask for an item ahead of need."""
+        self._asked[index] = self._dealer.take.remote(index)
+
+    def take(self, index: int) -> Any:
+        """Return an item, waiting for it where it is not made yet."""
+        if index not in self._asked:
+            self.ask(index)
+        return pickle.loads(ray.get(self._asked.pop(index)))
+
+    def supply(self) -> Supply:
+        """Return how the stream is doing."""
+        return ray.get(self._dealer.supply.remote())

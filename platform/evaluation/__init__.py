@@ -1,0 +1,1 @@
+"""Scores of finished models, by a run's own table or by a protocol."""

@@ -1,0 +1,225 @@
+"""Judging a generator on held-out clips, beside its teacher."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.util import ActorPool
+from torch import Tensor
+
+from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.models.metrics.frechet import frechet_distance
+from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
+from magicdistill.models.objectives.config import FinetuneMethod, SamplerConfig
+from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.inference.contact_sheets import contact_sheet, save_clips, side_by_side
+from magicdistill.platform.runs.run_directory import RunDirectory, write_text
+
+CHUNK = 16
+REAL = "real"
+MEASURES = ("proxy_frechet_distance", "dynamic_degree_proxy", "flicker_proxy")
+"""Fields of `Scores` that judge the clips."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to generate: weights and a sampler; no weights are the real clips themselves."""
+
+    name: str
+    weights: str | None
+    sampler: SamplerConfig
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One line of the table."""
+
+    variant: str
+    sampler: str
+    nfe: int
+    """Network evaluations for a clip."""
+    seconds_per_clip: float
+    """Network time on one worker."""
+    proxy_frechet_distance: float
+    """To the real clips, in random-network features of decoded pixels; infinite where a generator
+    gives no numbers any more."""
+    dynamic_degree_proxy: float
+    """Mean frame difference over that of the real clips."""
+    flicker_proxy: float
+    """Frame difference of the stiller half of the picture over that of the real clips."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What came of one chunk of clips."""
+
+    features: Tensor
+    motion: Tensor
+    flicker: Tensor
+    pixels: Tensor
+    seconds: float
+    nfe: int
+
+
+def variants(recipe: Recipe, student: Path) -> list[Variant]:
+    """Return teacher with many steps, teacher with few Euler steps, and the student.
+
+    Before a student of noise-data pairs comes the generator that makes them, also run like it.
+    """
+    assert recipe.evaluation is not None
+    many = recipe.evaluation.teacher
+    found = [Variant("teacher", recipe.model.teacher, many)]
+    few: SamplerConfig | None = getattr(recipe.method, "sampler", None)
+    if few is None:
+        name = "teacher" if isinstance(recipe.method, FinetuneMethod) else "student"
+        return [Variant(name, str(student), many)]
+    names = dict.fromkeys(("euler", few.name))
+    found += [
+        Variant(name, recipe.model.teacher, few.model_copy(update={"name": name})) for name in names
+    ]
+    if recipe.pairs is not None:
+        maker, steps = recipe.pairs.generator, recipe.pairs.sampler.num_steps
+        found.append(Variant(f"{steps}-step", maker, recipe.pairs.sampler))
+        found.append(Variant(f"{steps}-step cut", maker, few))
+    return [*found, Variant("student", str(student), few)]
+
+
+def chunks(count: int, size: int = CHUNK) -> list[range]:
+    """Return the rows that a worker measures at once."""
+    return [range(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def own_variant(recipe: Recipe, student: Path) -> Variant:
+    """Return the way of generating that the run itself is about."""
+    return variants(recipe, student)[-1]
+
+
+@ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
+class Evaluator:
+    """Generates, decodes and measures chunks of held-out clips."""
+
+    def __init__(self, model_json: str, threads: int) -> None:
+        from magicdistill.platform.inference.clip_generator import ClipMaker  # slow to import
+
+        torch.set_num_threads(threads)
+        self.maker = ClipMaker(model_json)
+        self.features = ProxyVideoFeatures().to(self.maker.device)
+
+    @torch.no_grad()
+    def run(self, variant: Variant, cache: AnyPath, rows: range, seed: int) -> Part:
+        """Measure one variant on rows of the cache."""
+        pixels, seconds, nfe = self.maker.make(variant, cache, rows, seed)
+        measures = (self.features(pixels), motion(pixels), flicker_proxy(pixels), pixels)
+        return Part(*(measure.cpu() for measure in measures), seconds=seconds, nfe=nfe)
+
+
+class Judges:
+    """Evaluators that serve one run after another; each set of real clips is measured once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.model, self.cluster = recipe.model, recipe.cluster
+        self._actors: list[Any] = []
+        self._real: dict[tuple[AnyPath, int], list[Part]] = {}
+
+    def warm_up(self, num_clips: int) -> None:
+        """Start the evaluators beside other work, where it is not GPUs they take from it."""
+        count = self._num_actors(num_clips)
+        free_cpus = ray.available_resources().get("CPU", 0)
+        if not self.cluster.uses_gpus and free_cpus >= self.cluster.num_workers + count:
+            self._actors = self._start(count)
+
+    def measure(
+        self, ways: Sequence[Variant], cache: AnyPath, num_clips: int, seed: int
+    ) -> dict[str, list[Part]]:
+        """Return the parts of the real clips and of each way to generate, by name."""
+        count = min(num_clips, len(LatentCache(cache)))
+        if (cache, count) not in self._real:
+            real = Variant(REAL, None, SamplerConfig())
+            self._real[cache, count] = self._run([real], cache, count, seed)[REAL]
+        found = {REAL: self._real[cache, count]} | self._run(ways, cache, count, seed)
+        if self.cluster.gpus_per_worker:
+            self._actors.clear()  # the next training wants these GPUs
+        return found
+
+    def _run(
+        self, ways: Sequence[Variant], cache: AnyPath, count: int, seed: int
+    ) -> dict[str, list[Part]]:
+        tasks = [(way, cache, rows, seed) for way in ways for rows in chunks(count)]
+        self._actors = self._actors or self._start(self._num_actors(count))
+        pool = ActorPool(self._actors)
+        results: list[Any] = list(pool.map(lambda worker, task: worker.run.remote(*task), tasks))
+        done = list(zip(tasks, results, strict=True))
+        return {way.name: [part for task, part in done if task[0] is way] for way in ways}
+
+    def _num_actors(self, num_clips: int) -> int:
+        return min(self.cluster.num_workers, math.ceil(num_clips / CHUNK))
+
+    def _start(self, count: int) -> list[Any]:
+        actor = Evaluator.options(num_gpus=self.cluster.gpus_per_worker)
+        arguments = (self.model.model_dump_json(), self.cluster.threads_per_worker)
+        return [actor.remote(*arguments) for _ in range(count)]
+
+
+def evaluate(
+    run: RunDirectory, cache: AnyPath, ways: Sequence[Variant], judges: Judges
+) -> list[Scores]:
+    """Score ways to generate; write table, contact sheet, video and clips; return the table."""
+    recipe = run.recipe()
+    assert recipe.evaluation is not None
+    parts = judges.measure(ways, cache, recipe.evaluation.num_clips, recipe.seed)
+    table = [_score(way, parts[way.name], parts[REAL]) for way in ways]
+    shown = {
+        name: torch.cat([p.pixels for p in found])[: recipe.evaluation.num_shown]
+        for name, found in parts.items()
+    }
+    contact_sheet(run.samples / "comparison.png", shown)
+    side_by_side(run.samples / "comparison.mp4", shown, fps=recipe.evaluation.data.bucket.fps)
+    save_clips(run.clips_path, shown)
+    write_text(run.scores_path, json.dumps([asdict(row) for row in table], indent=2))
+    return table
+
+
+def read_scores(run: RunDirectory) -> list[Scores]:
+    """Return the table of an evaluated run."""
+    return [Scores(**row) for row in json.loads(run.scores_path.read_text())]
+
+
+def _score(way: Variant, parts: list[Part], truth: list[Part]) -> Scores:
+    def both(measure: str) -> Iterator[Tensor]:
+        return (torch.cat([getattr(part, measure) for part in found]) for found in (parts, truth))
+
+    features, reference = (np.asarray(found) for found in both("features"))
+    moved, real_motion = (float(found.mean()) for found in both("motion"))
+    flickers, real_flicker = (float(found.mean()) for found in both("flicker"))
+    finite = bool(np.isfinite(features).all())
+    return Scores(
+        variant=way.name,
+        sampler=way.sampler.name,
+        nfe=parts[0].nfe,
+        seconds_per_clip=sum(part.seconds for part in parts) / len(features),
+        proxy_frechet_distance=frechet_distance(features, reference) if finite else math.inf,
+        dynamic_degree_proxy=moved / real_motion,
+        flicker_proxy=flickers / real_flicker,
+    )
+
+
+def format_table(table: list[Scores]) -> str:
+    """Return the table as text."""
+    head = (
+        f"{'':14}{'sampler':>13}{'NFE':>5}{'s/clip':>9}"
+        f"{'FD proxy':>10}{'motion/real':>13}{'flicker/real':>14}"
+    )
+    rows = [
+        f"{row.variant:14}{row.sampler:>13}{row.nfe:>5}{row.seconds_per_clip:>9.3f}"
+        f"{row.proxy_frechet_distance:>10.3f}{row.dynamic_degree_proxy:>13.2f}"
+        f"{row.flicker_proxy:>14.2f}"
+        for row in table
+    ]
+    return "\n".join([head, *rows])

@@ -1,0 +1,162 @@
+"""The table of an evaluation: ours beside the papers' rows, as text, Markdown and JSON."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from magicdistill.models.metrics.names import ARROWS, METRICS, title
+from magicdistill.models.metrics.results import AbsentMetric, Metric
+from magicdistill.platform.evaluation.paper_results import PaperTable, tables_of
+from magicdistill.platform.runs.run_directory import write_text
+
+OURS = "measured here"
+DIGITS = {"fid": 2, "fvd": 2}
+"""As the papers print them; other metrics have four."""
+Cells = dict[str, str]
+"""A row of the table by column."""
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One way of generating, or one method of a paper."""
+
+    method: str
+    nfe: int
+    """Network evaluations for a video; 0 for real clips."""
+    metrics: Mapping[str, Metric]
+    source: str = OURS
+    """`measured here`, or `paper: <paper>, <table>`."""
+    unit: str = ""
+    """What a paper counts where it prints no evaluations: steps."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was measured here."""
+        return self.source == OURS
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """What an evaluation found."""
+
+    protocol: str
+    columns: tuple[str, ...]
+    """Metrics that count; empty are all that some row has."""
+    rows: tuple[ScoreRow, ...]
+    """Ours."""
+    facts: Mapping[str, Any]
+    """What decided the numbers: recipe, seed, inputs, models."""
+
+    @property
+    def papers(self) -> list[ScoreRow]:
+        """The papers' rows of this protocol."""
+        return [row for table in tables_of(self.protocol) for row in _rows_of(table)]
+
+    @property
+    def shown(self) -> list[str]:
+        """The metrics of the table."""
+        found = {k for row in self.rows for k, v in row.metrics.items() if isinstance(v, float)}
+        return list(self.columns) or [name for name in METRICS if name in found]
+
+    def cells(self) -> list[Cells]:
+        """Return the papers' rows and then ours, with the same columns."""
+        return [self._cells(row) for row in (*self.papers, *self.rows)]
+
+    def text(self) -> str:
+        """Return the table for a terminal, with the reasons of what is absent."""
+        rows = self.cells()
+        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+        lines = [{name: name for name in widths}, *rows]
+        text = ["  ".join(line[name].ljust(widths[name]) for name in widths) for line in lines]
+        return "\n".join([*(line.rstrip() for line in text), *self.reasons()])
+
+    def markdown(self) -> str:
+        """Return the table and the reasons as a Markdown page."""
+        rows = self.cells()
+        lines = [list(rows[0]), ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
+        facts = "\n".join(f"- {name}: {value}" for name, value in self.facts.items())
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        reasons = "\n".join(f"- {reason}" for reason in self.reasons())
+        return "\n\n".join(filter(None, [f"# {self.protocol}", facts, table, reasons])) + "\n"
+
+    def reasons(self) -> list[str]:
+        """Return one line for each absent metric and reason, naming rows where some have it."""
+        lacking: dict[tuple[str, str], list[str]] = {}
+        for row in self.rows:
+            for name, metric in row.metrics.items():
+                if isinstance(metric, AbsentMetric) and name in (self.columns or METRICS):
+                    lacking.setdefault((name, metric.reason), []).append(row.method)
+        whole = len(self.rows)
+        notes = {k: f" ({', '.join(w)})" if len(w) < whole else "" for k, w in lacking.items()}
+        return [f"absent {name}{note}: {reason}" for (name, reason), note in notes.items()]
+
+    def save(self, folder: Path) -> Path:
+        """Write scores.json and scores.md; return the former."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "scores.json"
+        write_text(folder / "scores.md", self.markdown())
+        write_text(path, json.dumps(self._as_json(), indent=2, ensure_ascii=False))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> "ScoreTable":
+        """Read what `save` wrote."""
+        stored = json.loads(path.read_text())
+        rows = (
+            ScoreRow(
+                row["method"],
+                row["nfe"],
+                row["metrics"] | {k: AbsentMetric(why) for k, why in row["absent"].items()},
+            )
+            for row in stored["rows"]
+        )
+        return cls(stored["protocol"], tuple(stored["columns"]), tuple(rows), stored["facts"])
+
+    def _cells(self, row: ScoreRow) -> Cells:
+        steps = f"{row.nfe} {row.unit}".strip() if row.nfe else ""
+        head = {"method": row.method, "NFE ↓": steps}
+        values = {f"{title(m)} {ARROWS[m]}": _spell(m, row.metrics.get(m)) for m in self.shown}
+        return head | values | {"source": row.source}
+
+    def _as_json(self) -> dict[str, Any]:
+        return {
+            "protocol": self.protocol,
+            "columns": self.columns,
+            "facts": self.facts,
+            "rows": [_row_as_json(row) for row in self.rows],
+            "papers": [
+                {"source": row.source, "method": row.method, row.unit or "nfe": row.nfe}
+                | {"metrics": row.metrics}
+                for row in self.papers
+            ],
+        }
+
+
+def _rows_of(table: PaperTable) -> Iterator[ScoreRow]:
+    unit, *metrics = table.columns
+    for method, count, *values in table.rows:
+        yield ScoreRow(
+            str(method),
+            int(count),
+            dict(zip(metrics, map(float, values), strict=True)),
+            f"paper: {table.source}",
+            "" if unit == "nfe" else unit,
+        )
+
+
+def _row_as_json(row: ScoreRow) -> dict[str, Any]:
+    metrics = row.metrics.items()
+    return {
+        "method": row.method,
+        "nfe": row.nfe,
+        "metrics": {name: value for name, value in metrics if isinstance(value, float)},
+        "absent": {name: m.reason for name, m in metrics if isinstance(m, AbsentMetric)},
+    }
+
+
+def _spell(name: str, metric: Metric | None) -> str:
+    if metric is None:
+        return "-"
+    return f"{metric:.{DIGITS.get(name, 4)}f}" if isinstance(metric, float) else "absent"

@@ -1,0 +1,246 @@
+"""Exporting a run's generator from a checkpoint: a diffusers pipeline with a model card."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from magicdistill.models.locations import find_weights
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.critic import Critic
+from magicdistill.models.networks.encoders import PromptEncoder
+from magicdistill.models.networks.int8 import write_int8
+from magicdistill.models.networks.lora import write_lora
+from magicdistill.models.networks.state_dicts import WRAPPER
+from magicdistill.models.networks.transformer import VelocityModel
+from magicdistill.models.networks.vae import VideoVae
+from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
+from magicdistill.models.objectives.build import build_method
+from magicdistill.platform.checkpoints.checkpoints import (
+    COMMITTED,
+    EMA,
+    Checkpoints,
+    cycle_of,
+    find_damage,
+)
+from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.export.diffusers_pipeline import TRANSFORMER, write_stock_parts
+from magicdistill.platform.export.model_card import lora_card, model_card
+from magicdistill.platform.export.pretrained_model import sampler_of
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.zero3 import Weights, role_weights
+
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "int8": torch.bfloat16,  # of what is computed
+}
+LORA_WRAPPER = f"score.{WRAPPER}"
+"""Prefix of the names in a critic's checkpoint."""
+DtypeName = Literal["fp16", "bf16", "fp32", "int8"]
+
+
+class ExportError(Exception):
+    """Nothing was exported; the message says why and what to do."""
+
+
+def export(
+    source: str,
+    directory: Path,
+    *,
+    runs: str = "runs",
+    role: str = "generator",
+    ema: bool = True,
+    dtype: DtypeName = "fp16",
+    encoders: Path | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write a role's network from a run's newest intact checkpoint, or from a given one.
+
+    `source` is a run (path, name in `runs`, or `latest`) or the folder of a checkpoint. Without
+    an average in it (`schedule.ema_decay`) the last weights are written. One file of the output
+    is in memory at a time. The folder appears when it is complete. Of `encoders`, a folder of
+    diffusers, it gets the text encoders in the same numbers, which are in memory whole.
+
+    Raises ExportError where the folder is not empty, the checkpoint is damaged, or the role has
+    no network of its own; FileNotFoundError where there is no such run.
+    """
+    demand_new(directory)
+    run, checkpoint = find_checkpoint(source, runs, say)
+    recipe = run.recipe()
+    module = _network(recipe, role)
+    averaged = ema and (checkpoint / EMA).is_dir()
+    read = _reader(role_weights(checkpoint / (EMA if averaged else role)), module, DTYPES[dtype])
+    cycle = cycle_of(checkpoint)
+    with appearing(directory) as partial:
+        folder = partial / TRANSFORMER
+        write_transformer(
+            module.transformer, folder, read, DTYPES[dtype], max_file_bytes=max_file_bytes
+        )
+        if dtype == "int8":
+            _quantise(folder)
+        vae = _load_vae(recipe, say)
+        null = _null_prompt(recipe)
+        write_stock_parts(partial, module.transformer, sampler_of(recipe), vae, null)
+        if encoders is not None:
+            PromptEncoder.load(encoders, DTYPES[dtype], int8=dtype == "int8").save(partial)
+        card = model_card(
+            run,
+            cycle,
+            sum(parameter.numel() for parameter in module.transformer.parameters()),
+            dtype,
+            layout=module.transformer.config["image_condition_type"],
+            averaged=averaged,
+            patch_decoder=vae is not None and vae.patch_decoder is not None,
+        )
+        (partial / "README.md").write_text(card)
+        shutil.copy(run.recipe_path, partial)
+    kind = "averaged" if averaged else "last"
+    say(f"{run.path.name}, cycle {cycle}: the {kind} weights of the {role} are in {directory}")
+
+
+def export_lora(
+    source: str, directory: Path, *, runs: str = "runs", say: Callable[[str], None] = print
+) -> None:
+    """Write the weak-to-strong LoRA of a checkpoint alone, in float32 and the format of peft.
+
+    `PeftModel.from_pretrained` and diffusers' `load_lora_adapter` put it on the teacher. Raises as
+    `export` does, and ExportError where the method trains none.
+    """
+    demand_new(directory)
+    run, checkpoint = find_checkpoint(source, runs, say)
+    recipe = run.recipe()
+    critic = _modules(recipe).get("critic")
+    if not isinstance(critic, Critic):
+        raise ExportError(f"--lora_only: the method {recipe.method.name} trains no LoRA")
+    transformer, weights = critic.score.transformer, role_weights(checkpoint / "critic")
+    lora = {
+        name: weights[f"{LORA_WRAPPER}{name}"]().float()
+        for name, _ in transformer.named_parameters()
+        if "lora_" in name
+    }
+    with appearing(directory) as partial:
+        write_lora(transformer, lora, partial, base=recipe.model.teacher)
+        card = lora_card(run, cycle_of(checkpoint), sum(p.numel() for p in lora.values()))
+        (partial / "README.md").write_text(card)
+        shutil.copy(run.recipe_path, partial)
+    say(f"{run.path.name}, cycle {cycle_of(checkpoint)}: the LoRA is in {directory}")
+
+
+def demand_new(directory: Path) -> None:
+    """Raise ExportError where something is in a folder."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ExportError(f"--to {directory}: it is not empty; give a folder that is new")
+
+
+@contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """Give a folder to write to, which takes its name when it is complete."""
+    partial = directory.absolute().with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.replace(directory)
+
+
+def _load_vae(recipe: Recipe, say: Callable[[str], None]) -> VideoVae | None:
+    try:
+        return VideoVae.load(find_weights(recipe.model.vae or "(null)", "model.vae"))
+    except FileNotFoundError as error:
+        say(f"the pipeline is without a VAE: {error}")
+        return None
+
+
+def _null_prompt(recipe: Recipe) -> Conditions | None:
+    """Return the zero embedding; None where an encoder makes it."""
+    if recipe.data.prompts:
+        return None
+    shapes, text = recipe.model.shapes.transformer, recipe.data.null_text
+    return Conditions.null(
+        torch.zeros(1, shapes.latent_channels, 1, 1, 1),
+        num_tokens=text.num_tokens,
+        text_dim=text.token_dim,
+        pooled_dim=text.pooled_dim,
+    )
+
+
+def _quantise(folder: Path) -> None:
+    """Put int8 weights in the place of those in a folder."""
+    whole = folder.with_name(f"{folder.name}.bf16")
+    shutil.rmtree(whole, ignore_errors=True)
+    folder.replace(whole)
+    try:
+        write_int8(whole, folder)
+    except ModuleNotFoundError as error:
+        raise ExportError(str(error)) from None
+    finally:
+        shutil.rmtree(whole)
+
+
+def find_checkpoint(
+    source: str, runs: str, say: Callable[[str], None]
+) -> tuple[RunDirectory, Path]:
+    """Return an intact checkpoint and its run; what the run's mirror has it may give."""
+    path = Path(source).expanduser().resolve()
+    if path.parent.name == "checkpoints" and (path.parents[1] / "recipe.yaml").is_file():
+        if not (path / COMMITTED).is_file():
+            raise ExportError(f"{path} is no complete checkpoint: it has no {COMMITTED}")
+        if damaged := find_damage(path):
+            raise ExportError(
+                f"checkpoint {path.name} is damaged ({', '.join(damaged)}): give the run instead, "
+                "whose newest intact checkpoint is taken"
+            )
+        return RunDirectory(path.parents[1]), path
+    run = RunDirectory.open(source, root=runs)
+    checkpoints = Checkpoints.of(run)
+    names = checkpoints.names()
+    for name in reversed(names):
+        if not (damaged := checkpoints.bring(run.checkpoints / name)):
+            return run, run.checkpoints / name
+        say(f"checkpoint {name} is damaged ({', '.join(damaged)}): passed over")
+    raise ExportError(f"run {run.path.name} has no {'intact' if names else 'complete'} checkpoint")
+
+
+def _network(recipe: Recipe, role: str) -> VelocityModel:
+    """Build the role's network without storage."""
+    modules = _modules(recipe)
+    module = modules.get(role)
+    if not isinstance(module, VelocityModel):
+        whole = [name for name, other in modules.items() if isinstance(other, VelocityModel)]
+        raise ExportError(
+            f"--role {role}: the run trains {', '.join(modules)}, and of these "
+            f"{', '.join(whole) or 'none'} is a whole transformer"
+        )
+    return module
+
+
+def _modules(recipe: Recipe) -> Mapping[str, nn.Module]:
+    with torch.device("meta"):
+        return build_method(recipe.method, recipe.model).modules
+
+
+def _reader(weights: Weights, module: VelocityModel, dtype: torch.dtype) -> Callable[[str], Tensor]:
+    """Return what reads a parameter of the transformer; the checkpoint must be of that network."""
+    wanted = dict(module.transformer.named_parameters())
+    if missing := [name for name in wanted if f"{WRAPPER}{name}" not in weights]:
+        raise ExportError(
+            f"the checkpoint lacks {', '.join(missing)}: model.teacher of the run's recipe is not "
+            "the network that was trained"
+        )
+
+    def read(name: str) -> Tensor:
+        tensor = weights[f"{WRAPPER}{name}"]()
+        if tensor.shape != wanted[name].shape:
+            raise ExportError(
+                f"{name} has {tuple(tensor.shape)} in the checkpoint and "
+                f"{tuple(wanted[name].shape)} in the network of the run's recipe"
+            )
+        return tensor.to(dtype)
+
+    return read

@@ -1,0 +1,236 @@
+"""The model card of an exported network."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from magicdistill.data_pipeline.sources import package_clips
+from magicdistill.data_pipeline.sources.config import PackageClips, PortraitWorld
+from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, sigma_grid
+from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.export.pretrained_model import sampler_of
+from magicdistill.platform.runs.run_directory import RunDirectory
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: image-to-video
+---
+# {name}
+
+A pipeline of diffusers whose `HunyuanVideoTransformer3DModel` was trained with MagicDistill.
+
+| | |
+|---|---|
+{facts}
+
+## Measured
+
+{measured}
+
+## Use
+
+{use}
+
+The output of the transformer is the velocity eps - x0 of flow matching; the image enters by
+`{layout}`. `recipe.yaml` holds every constant of the training.
+
+## Licence
+
+{licence}
+"""
+
+USE = """```python
+import torch
+from diffusers import HunyuanVideoImageToVideoPipeline
+from diffusers.utils import load_image
+from safetensors.torch import load_file
+
+folder = "this folder"
+encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
+pipeline = HunyuanVideoImageToVideoPipeline.from_pretrained(folder, **dict.fromkeys(encoders))
+state = {{}}
+output = pipeline(
+    load_image("first frame").resize(({width}, {height})),
+    **load_file(f"{{folder}}/null_prompt.safetensors"),
+    num_frames={num_frames},
+    height={height},
+    width={width},
+    num_inference_steps={num_steps},
+    guidance_scale={guidance:g},
+    generator=torch.Generator().manual_seed(0),
+    callback_on_step_end=lambda pipeline, step, timestep, now: state.update(now) or now,
+    output_type="latent",
+)
+{decode}
+```
+
+With `latent_concat` the pipeline itself returns the frames from the fifth on, which is why its
+latents are kept and decoded. It starts with 0.1 % of the image in the noise. `jobs/sample.py` does
+not: its video is that of `latents=(noise - 0.001 * prior) / 0.999` in place of `generator`, where
+`prior` are the image's latents times the VAE's `scaling_factor`.
+"""
+STOCK_DECODE = """latents = state["latents"] / pipeline.vae_scaling_factor
+video = pipeline.vae.decode(latents).sample"""
+PATCH_DECODE = """from magicdistill.models.networks.vae import VideoVae
+
+video = VideoVae.load("{vae}").decode(state["latents"])
+# diffusers lacks this VAE's patch decoder, and the decoder in `vae` is not trained"""
+PROMPTS = """
+The prompt, and the empty one, are what `HunyuanVideoPipeline.encode_prompt` makes of them with the
+encoders of `{encoder}`; they take the place of `null_prompt.safetensors`.
+"""
+LORA_CARD = """---
+library_name: peft
+base_model: {teacher}
+---
+# {name}, weak-to-strong LoRA
+
+On the frozen teacher `{teacher}` this branch is the *fake score* at strength {strong:g}; at
+{weak:g} it is the *real score* of weak-to-strong distillation (MagicDistillation, Eq. 6).
+
+| | |
+|---|---|
+{facts}
+
+## Use
+
+```python
+from diffusers import HunyuanVideoTransformer3DModel
+
+transformer = HunyuanVideoTransformer3DModel.from_pretrained("the teacher")
+transformer.load_lora_adapter(
+    "this folder", weight_name="adapter_model.safetensors", prefix="base_model.model"
+)
+transformer.set_adapters("default_0", {weak:g})
+```
+
+or `peft.PeftModel.from_pretrained(transformer, "this folder")`, at strength 1. `recipe.yaml` holds
+every constant of the training.
+
+## Licence
+
+{licence}
+"""
+LICENCE = """The code is Apache-2.0. These weights start from the teacher `{teacher}` and
+stay under its licence; the VAE `{vae}` has its own. They were trained on
+
+{sources}
+
+whose terms may forbid uses that the others allow."""
+
+
+def model_card(
+    run: RunDirectory,
+    cycle: int,
+    num_parameters: int,
+    dtype: str,
+    *,
+    layout: str | None,
+    averaged: bool,
+    patch_decoder: bool = False,
+) -> str:
+    """Return the Markdown text for the weights after `cycle` cycles of a run.
+
+    `layout` is the transformer's `image_condition_type`; `patch_decoder` tells that the VAE has
+    one, which diffusers lacks.
+    """
+    recipe = run.recipe()
+    decay = recipe.schedule.ema_decay
+    facts = {
+        "parameters": f"{num_parameters:,} in {dtype}",
+        "sampler": _sampler(sampler_of(recipe)),
+        "weights": f"average, decay {decay}" if averaged else "the last ones, no average",
+    }
+    return CARD.format(
+        name=run.path.name,
+        layout=layout,
+        facts=_facts(run, cycle, facts),
+        measured="\n".join(_measured(run, cycle)) or "Nothing.",
+        use=_use(recipe, patch_decoder=patch_decoder).rstrip(),
+        licence=_licence(recipe),
+    )
+
+
+def lora_card(run: RunDirectory, cycle: int, num_parameters: int) -> str:
+    """Return the Markdown text of a weak-to-strong LoRA after `cycle` cycles of a run."""
+    recipe = run.recipe()
+    method = recipe.method
+    return LORA_CARD.format(
+        name=run.path.name,
+        teacher=recipe.model.teacher,
+        strong=getattr(method, "alpha_strong", 1.0),
+        weak=getattr(method, "alpha_weak", 0.0),
+        facts=_facts(run, cycle, {"parameters": f"{num_parameters:,}"}),
+        licence=_licence(recipe),
+    )
+
+
+def _facts(run: RunDirectory, cycle: int, own: dict[str, str]) -> str:
+    """Return the table of where weights are from, beginning with some facts of their own."""
+    recipe, provenance = run.recipe(), run.provenance()
+    facts = own | {
+        "recipe": recipe.name,
+        "method": recipe.method.name,
+        "cycles": f"{cycle} of {recipe.schedule.num_cycles}",
+        "teacher": recipe.model.teacher,
+        "VAE": recipe.model.vae,
+        "data version": ", ".join(
+            f"{name} {facts['latents']}" for name, facts in run.data().items()
+        ),
+        "seed": str(recipe.seed),
+        "code": f"{provenance.commit or 'unknown'}{', changed' if provenance.diff else ''}",
+    }
+    return "\n".join(f"| {name} | {value or 'not recorded'} |" for name, value in facts.items())
+
+
+def _use(recipe: Recipe, *, patch_decoder: bool) -> str:
+    bucket, sampler = recipe.data.bucket, sampler_of(recipe)
+    decode = STOCK_DECODE
+    if patch_decoder:
+        decode = PATCH_DECODE.format(vae=recipe.model.vae)
+    text = USE.format(
+        width=bucket.width,
+        height=bucket.height,
+        num_frames=bucket.num_frames,
+        num_steps=sampler.num_steps,
+        guidance=sampler.guidance,
+        decode=decode,
+    )
+    prompts = recipe.data.prompts
+    return text + PROMPTS.format(encoder=prompts.encoder) if prompts else text
+
+
+def _licence(recipe: Recipe) -> str:
+    terms = {PortraitWorld: "Apache-2.0", PackageClips: package_clips.LICENSE}
+    sources = (
+        f"- {source.kind}: {terms.get(type(source)) or getattr(source, 'license', 'line by line')}"
+        for source in recipe.data.sources
+    )
+    model = recipe.model
+    return LICENCE.format(teacher=model.teacher, vae=model.vae, sources="\n".join(sources))
+
+
+def _sampler(sampler: SamplerConfig) -> str:
+    timesteps = NUM_TRAIN_TIMESTEPS * sigma_grid(sampler.num_steps, sampler.shift)[:-1]
+    listed = ", ".join(f"{timestep:.1f}" for timestep in timesteps.tolist())
+    guidance = f", guidance {sampler.guidance:g} (Ho)" if sampler.guidance != 1 else ""
+    return f"{sampler.name}, {sampler.num_steps} steps at timesteps {listed}{guidance}"
+
+
+def _measured(run: RunDirectory, cycle: int) -> Iterator[str]:
+    """Yield a table of the cycle's metrics, and that of the evaluation of a finished run."""
+    row = next((row for row in run.history() if row["step"] == cycle), None)
+    if row is not None:
+        yield from _table([{"metric": name, "mean": value} for name, value in row.items()])
+    if run.scores_path.exists() and cycle == run.recipe().schedule.num_cycles:
+        yield "\nOn held-out clips:\n"
+        yield from _table(json.loads(run.scores_path.read_text()))
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| " + " | ".join(rows[0]) + " |"
+    yield "|---" * len(rows[0]) + "|"
+    for row in rows:
+        cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
+        yield "| " + " | ".join(cells) + " |"

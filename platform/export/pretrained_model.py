@@ -1,0 +1,209 @@
+"""A trained model as it is used: where its parts are, its shapes and its sampler."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from magicdistill.data_pipeline.config import Bucket
+from magicdistill.models.locations import CONFIG, PROJECT, find_weights, is_int8
+from magicdistill.models.objectives.config import SamplerConfig, trained_sampler
+from magicdistill.platform.config.recipe import RECIPES, Recipe, load_recipe
+from magicdistill.platform.runs.logs import ExplainedError
+from magicdistill.platform.runs.run_directory import resolve_root
+
+ASSETS = PROJECT / "assets"
+STUDENT_STEPS = (1, 4)
+"""Of the students that come with the project."""
+MODEL = "model"
+"""The folder of a run with its finished generator."""
+Dtype = Literal["fp32", "bf16", "int8"]
+LARGE = Bucket(num_frames=129, height=544, width=960)
+"""What a model without a recipe generates: the shape of Magic141."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Everything that videos are a function of, but their own inputs."""
+
+    transformer: Path
+    vae: Path
+    buckets: tuple[Bucket, ...]
+    """Shapes that the model was trained on."""
+    sampler: SamplerConfig
+    num_text_tokens: int
+    """Of the null prompt's zero embedding."""
+    encoders: Path | None
+    """Folder of the text encoders; without it there is the null prompt alone."""
+    dtype: Dtype | None = None
+    """Numbers of the transformer; null is bf16 on GPUs and fp32 on processors."""
+    offload: bool = False
+    """Keep the transformer in host memory, and its layers on the GPU only while they compute."""
+
+    def changed(
+        self, size: tuple[int, int, int] | None = None, **sampler: float | None
+    ) -> "Pretrained":
+        """Return the same with one shape (frames, height, width), or with another sampler.
+
+        Raises ExplainedError where a value cannot be.
+        """
+        given = {name: value for name, value in sampler.items() if value is not None}
+        buckets = self.buckets
+        try:
+            if size is not None:
+                shape = dict(zip(("num_frames", "height", "width"), size, strict=True))
+                buckets = (Bucket.model_validate(shape | {"fps": buckets[0].fps}),)
+            values = self.sampler.model_dump() | given
+            return replace(self, buckets=buckets, sampler=SamplerConfig.model_validate(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ExplainedError(f"{first['loc'][0]} {first['input']}: {first['msg']}") from None
+
+
+def find_pretrained(
+    location: str, *, runs: str = "runs", vae: str | None = None, encoders: str | None = None
+) -> Pretrained:
+    """Find a model and how it is sampled.
+
+    `location` is a run (a folder, or a name in `runs`), its `model` folder, an exported or any
+    other diffusers folder, a whole pipeline of diffusers, or a name under assets/ such as
+    `student-4step`. What it has no recipe for is taken from `vae` and `encoders`, or from beside
+    it. Raises ExplainedError where there is no such model, or no VAE for it.
+    """
+    transformer = _find_transformer(location, runs)
+    recipe = _recipe_of(transformer)
+    text = transformer.parent if (transformer.parent / "text_encoder").is_dir() else None
+    if text is None and recipe and recipe.data.prompts:
+        text = Path(recipe.data.prompts.encoder)
+    return Pretrained(
+        transformer,
+        _find_vae(transformer, recipe, vae),
+        recipe.data.buckets if recipe else (LARGE,),
+        _sampler(transformer, recipe),
+        recipe.data.null_text.num_tokens if recipe else 1,
+        Path(encoders) if encoders else text,
+        "int8" if is_int8(transformer) else None,
+    )
+
+
+def shipped_for(num_steps: int | None) -> str:
+    """Name the model of the project that was trained for a number of steps, by default four."""
+    if num_steps is None:
+        return "student-4step"
+    return next((f"student-{n}step" for n in STUDENT_STEPS if num_steps <= n), "teacher")
+
+
+def find_student(model: Pretrained, num_steps: int) -> Pretrained:
+    """Return the shipped student of as many steps beside a shipped model, else the model itself.
+
+    It takes as many steps either way, in the same numbers.
+    """
+    beside = model.transformer.with_name(f"student-{num_steps}step")
+    if model.transformer in _students() and (beside / CONFIG).is_file():
+        found = find_pretrained(str(beside))
+        model = replace(found, dtype=model.dtype, offload=model.offload)
+    return model.changed(num_steps=num_steps)
+
+
+def find_teacher(model: Pretrained) -> Pretrained:
+    """Return the many-step model that a student learned from, sampled as it is judged.
+
+    Raises ExplainedError where no recipe tells, or the teacher is not there.
+    """
+    recipe = _recipe_of(model.transformer)
+    if recipe is None or recipe.model.teacher is None:
+        raise ExplainedError(f"{model.transformer} has no recipe that names its teacher")
+    try:
+        teacher = find_weights(recipe.model.teacher, "model.teacher").resolve()
+    except FileNotFoundError as error:
+        raise ExplainedError(str(error)) from None
+    return replace(model, transformer=teacher, sampler=_sampler(teacher, recipe))
+
+
+def _find_transformer(location: str, runs: str) -> Path:
+    unfinished = None
+    for path in _candidates(location, runs):
+        for folder in (path, path / MODEL, path / "transformer"):
+            if (folder / CONFIG).is_file():
+                return folder.resolve()
+        if (path / "recipe.yaml").is_file():
+            unfinished = path
+    if unfinished:
+        raise ExplainedError(
+            f"--model {location}: the run {unfinished} has no finished model; write one from its "
+            f"last checkpoint with python jobs/export.py {unfinished} --to DIR and give DIR"
+        )
+    names = ", ".join(str(path.parent.relative_to(ASSETS)) for path in _shipped())
+    raise ExplainedError(
+        f"--model {location}: neither a run (in {resolve_root(runs)}) nor a folder of diffusers "
+        f"with a {CONFIG}, nor one of {names}"
+    )
+
+
+def _candidates(location: str, runs: str) -> Iterator[Path]:
+    path = Path(location).expanduser()
+    yield from (path, resolve_root(runs) / path, ASSETS / path)
+    if not path.is_absolute():
+        yield from sorted(ASSETS.glob(f"*/{location}"))
+
+
+def _shipped() -> list[Path]:
+    """Return the configurations of the transformers that come with the project."""
+    return [path for path in sorted(ASSETS.glob(f"*/*/{CONFIG}")) if path.parent.name != "vae"]
+
+
+def _students() -> list[Path]:
+    return [p.parent.resolve() for p in _shipped() if p.parent.name.startswith("student-")]
+
+
+def _recipe_of(transformer: Path) -> Recipe | None:
+    """Return the recipe of a run, an export or a shipped model."""
+    for folder in (transformer, transformer.parent):
+        if (folder / "recipe.yaml").is_file():
+            return load_recipe(folder / "recipe.yaml")
+    if transformer.parents[1] != ASSETS.resolve():
+        return None
+    name = transformer.parent.name
+    own = f"{name}-{transformer.name.removeprefix('student-')}"  # such as portrait-tiny-1step
+    names = [own, name] if transformer in _students() else [name]
+    return next((load_recipe(n) for n in names if (RECIPES / f"{n}.yaml").is_file()), None)
+
+
+def _find_vae(transformer: Path, recipe: Recipe | None, vae: str | None) -> Path:
+    beside = transformer.parent / "vae"
+    if vae is None and recipe is None and (beside / CONFIG).is_file():
+        return beside
+    location = vae or (recipe and recipe.model.vae)
+    if location is None:
+        raise ExplainedError(f"{transformer} has no VAE beside it: name its folder with --vae")
+    try:
+        return find_weights(location, "vae")
+    except FileNotFoundError as error:
+        raise ExplainedError(f"{error}; name the folder with --vae") from None
+
+
+def _sampler(transformer: Path, recipe: Recipe | None) -> SamplerConfig:
+    """Return what a generator was trained for, or what its teacher is judged with."""
+    if recipe is None:
+        return SamplerConfig()
+    return many_steps(recipe) if _is_teacher(transformer, recipe) else sampler_of(recipe)
+
+
+def sampler_of(recipe: Recipe) -> SamplerConfig:
+    """Return the sampler that a recipe's generator is trained for, by default many steps."""
+    return trained_sampler(recipe.method) or many_steps(recipe)
+
+
+def many_steps(recipe: Recipe) -> SamplerConfig:
+    """Return the sampler of a recipe's teacher."""
+    return recipe.evaluation.teacher if recipe.evaluation else SamplerConfig(num_steps=28)
+
+
+def _is_teacher(transformer: Path, recipe: Recipe) -> bool:
+    try:
+        teacher = find_weights(recipe.model.teacher or "", "model.teacher")
+    except FileNotFoundError:
+        return False
+    return teacher.resolve() == transformer

@@ -1,0 +1,68 @@
+"""Generating and decoding held-out clips."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.models.diffusion.guidance import forwards_per_step
+from magicdistill.models.locations import find_weights
+from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.transformer import VelocityModel, load_transformer
+from magicdistill.models.objectives.build import vae
+from magicdistill.platform.evaluation.evaluate_run import Variant
+from magicdistill.platform.inference.held_out_sampling import generate, held_out
+
+
+class ClipMaker:
+    """Generates and decodes held-out clips; the last network is kept, on a GPU in bf16."""
+
+    def __init__(self, model_json: str) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.vae = vae(ModelConfig.model_validate_json(model_json)).to(self.device)
+        self.loaded: tuple[str, VelocityModel] | None = None
+
+    def make(
+        self,
+        variant: Variant,
+        cache: AnyPath,
+        rows: range,
+        seed: int,
+        *,
+        sample_index: int = 0,
+        num_frames: int | None = None,
+    ) -> tuple[Tensor, float, int]:
+        """Return pixels (b 3 t y x), the network's seconds, and its evaluations for a clip.
+
+        Generated clips are as long as the real ones, or have `num_frames` frames.
+        """
+        batch = held_out(LatentCache(cache), rows, self.device)
+        if variant.weights is None:
+            return self.vae.decode(batch.x0), 0.0, 0
+        model = self._model(variant.weights)
+        assert batch.conditions is not None
+        channels, length, *sides = batch.x0.shape[1:]
+        length = length if num_frames is None else 1 + (num_frames - 1) // 4
+        start_s = time.monotonic()
+        latents = generate(
+            model,
+            variant.sampler,
+            batch.conditions,
+            (channels, length, *sides),
+            seed=seed,
+            positions=rows,
+            sample_index=sample_index,
+            null=batch.null,
+        )
+        seconds = time.monotonic() - start_s
+        forwards = forwards_per_step(variant.sampler.guidance, embeds=model.guidance_embeds)
+        return self.vae.decode(latents), seconds, variant.sampler.num_steps * forwards
+
+    def _model(self, weights: str) -> VelocityModel:
+        if self.loaded is None or self.loaded[0] != weights:
+            network = load_transformer(find_weights(weights, "model.teacher"))
+            dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+            self.loaded = (weights, VelocityModel(network).to(self.device, dtype).eval())
+        return self.loaded[1]

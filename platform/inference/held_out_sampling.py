@@ -1,0 +1,57 @@
+"""Generating held-out clips, the same in validation and in evaluation."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.diffusion.flow import sigma_grid
+from magicdistill.models.diffusion.guidance import guided
+from magicdistill.models.diffusion.long_video import continued
+from magicdistill.models.diffusion.samplers import Velocity, sample
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.transformer import VelocityModel
+from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.objectives.types import Batch
+from magicdistill.platform.data.batches import collate
+
+
+def held_out(cache: LatentCache, rows: Sequence[int], device: torch.device | str) -> Batch:
+    """Read clips of a held-out cache by row."""
+    return collate(cache, rows, positions=rows, device=device)
+
+
+def generate(
+    velocity: Velocity,
+    sampler: SamplerConfig,
+    conditions: Conditions,
+    shape: Sequence[int],
+    *,
+    seed: int,
+    positions: Sequence[int],
+    sample_index: int = 0,
+    null: Conditions | None = None,
+    known: Float[Tensor, "b c k h w"] | None = None,
+    window: int = 0,
+) -> Float[Tensor, "b c f h w"]:
+    """Sample latents of `shape` (c f h w); the noise is a function of seed, position and index.
+
+    `sample_index` counts the videos of one first frame.
+    `null` is what guidance compares with where the network has no guidance input. A later window
+    of a long video has noise of its own and goes on from the latent frames `known`.
+    """
+    device = conditions.text.device
+    draws = Draws(seed, -1 - sample_index, window - 1, positions, device)
+    embeds = isinstance(velocity, VelocityModel) and velocity.guidance_embeds
+    field = guided(velocity, sampler.guidance, null, embeds=embeds)
+    return sample(
+        field if known is None else continued(field, known),
+        draws.normal("noise", shape),
+        sigma_grid(sampler.num_steps, sampler.shift, device),
+        conditions,
+        sampler=sampler.name,
+        fresh_noise=lambda step: draws.normal(f"fresh-{step}", shape),
+    )

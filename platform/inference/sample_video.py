@@ -1,0 +1,302 @@
+"""From a first frame to a video file, by any model and of any length."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from magicdistill.data_pipeline import images
+from magicdistill.data_pipeline.clips import digest
+from magicdistill.data_pipeline.config import Bucket, nearest_bucket
+from magicdistill.data_pipeline.progress import Bars
+from magicdistill.data_pipeline.stages.embed import encoder_fingerprint
+from magicdistill.data_pipeline.video import (
+    PYAV,
+    VideoError,
+    hash_content,
+    probe,
+    read_comment,
+    read_frames,
+    write_frames,
+)
+from magicdistill.data_pipeline.windows import fit
+from magicdistill.models.checksums import digest_weights
+from magicdistill.models.diffusion.long_video import Windows, slide
+from magicdistill.models.locations import is_int8
+from magicdistill.models.metrics.fidelity import psnr_db
+from magicdistill.models.metrics.seams import SeamMeter, Seams
+from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.encoders import PromptEncoder
+from magicdistill.models.networks.int8 import load_int8, weight_bytes
+from magicdistill.models.networks.offload import offload_layers
+from magicdistill.models.networks.transformer import VelocityModel, load_transformer
+from magicdistill.models.networks.vae import VideoVae
+from magicdistill.platform.export.export import DTYPES
+from magicdistill.platform.export.pretrained_model import Dtype, Pretrained
+from magicdistill.platform.inference.contact_sheets import contact_sheet, to_uint8
+from magicdistill.platform.inference.held_out_sampling import generate
+from magicdistill.platform.runs.logs import ExplainedError, say
+
+NUM_SHOWN = 16
+"""Frames of a contact sheet."""
+SHOWN_PX = 160
+"""Longest side of a frame there."""
+FrameProgress = Callable[[int, int], None]
+"""Called with the frames that are written and their total."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One video to make."""
+
+    image: Path
+    out: Path
+    """The MP4; its contact sheet lies beside it."""
+    seed: int = 0
+    prompt: str | None = None
+    """None is the null prompt."""
+    seconds: float | None = None
+    """None is one window of the model."""
+    overlap: int = 5
+    """Frames that two windows of a long video share."""
+    pull: float = 0.2
+    """How far each window of a long video starts nearer to the first frame's coarse picture."""
+
+
+class Sampler:
+    """A model that is ready; one video at a time, so that its bits depend on its order alone."""
+
+    def __init__(self, model: Pretrained, device: str | None = None) -> None:
+        self.model = model
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.velocity = self._velocity().eval().requires_grad_(False)
+        if model.offload:
+            offload_layers(self.velocity.transformer, self.device)
+        else:
+            self.velocity.to(self.device)
+        self.vae = VideoVae.load(model.vae).to(self.device).requires_grad_(False)
+
+    def _velocity(self) -> VelocityModel:
+        if self.model.dtype == "int8":
+            try:
+                return VelocityModel(load_int8(self.model.transformer))
+            except ModuleNotFoundError as error:
+                raise ExplainedError(str(error)) from None
+        name = self.model.dtype or ("bf16" if self.device == "cuda" else "fp32")
+        return VelocityModel(load_transformer(self.model.transformer)).to(DTYPES[name])
+
+    @cached_property
+    def encoder(self) -> PromptEncoder | None:
+        """What embeds prompts, if the model came with it; on the processor under offload."""
+        if self.model.encoders is None:
+            return None
+        int8 = self.model.dtype == "int8"
+        try:
+            encoder = PromptEncoder.load(self.model.encoders, torch.float32, int8=int8)
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            raise ExplainedError(f"the text encoders: {error}") from None
+        return encoder.to("cpu" if self.model.offload else self.device)
+
+    def make(
+        self, order: Order, progress: FrameProgress = lambda done, total: None
+    ) -> Seams | None:
+        """Write an order's video and contact sheet; measure the seams of a long one."""
+        image = read_image(order.image)
+        bucket = nearest_bucket(image.shape[1], image.shape[0], self.model.buckets)
+        windows = plan_windows(order, bucket)
+        meter = SeamMeter(windows.seams(), windows.overlap, round(bucket.fps))
+        shown = np.linspace(0, windows.total - 1, min(NUM_SHOWN, windows.total)).round()
+        kept: list[np.ndarray] = []
+
+        def frames() -> Iterator[np.ndarray]:
+            done = 0
+            for part in self.parts(fit(image, bucket), order, windows):
+                meter.add(part)
+                for frame in rearrange(to_uint8(part[0]), "c t y x -> t y x c"):
+                    if done in shown:
+                        kept.append(_thumbnail(frame))
+                    yield frame
+                    done += 1
+                progress(done, windows.total)
+
+        order.out.parent.mkdir(parents=True, exist_ok=True)
+        write_frames(order.out, frames(), bucket.fps, comment=describe(self.model, order))
+        sheet = torch.from_numpy(np.stack(kept)).float() / 127.5 - 1
+        clip = rearrange(sheet, "t y x c -> 1 c t y x")
+        name = f"seed {order.seed}"
+        contact_sheet(order.out.with_suffix(".png"), {name: clip}, frame_stride=1, zoom=1)
+        return meter.result() if windows.count > 1 else None
+
+    def parts(self, image: np.ndarray, order: Order, windows: Windows) -> Iterator[Tensor]:
+        """Yield pixels (1 3 t y x) from a first frame (y x 3) of the model's size."""
+        first = torch.from_numpy(image).to(self.device).float() / 127.5 - 1
+        first = rearrange(first, "y x c -> 1 c 1 y x")
+        conditions = self._conditions(order.prompt)
+        window = partial(self._window, conditions, order.seed, windows.num_frames)
+        with torch.no_grad():
+            yield from slide(window, first, windows, pull=order.pull)
+
+    def _window(
+        self,
+        conditions: tuple[Conditions, Conditions],
+        seed: int,
+        num_frames: int,
+        start: Tensor,
+        index: int,
+    ) -> Tensor:
+        known = self.vae.encode(start)
+        prompt, null = (replace(one, image_prior=known[:, :, :1]) for one in conditions)
+        shape = (known.shape[1], 1 + (num_frames - 1) // 4, *known.shape[3:])
+        latents = generate(
+            self.velocity,
+            self.model.sampler,
+            prompt,
+            shape,
+            seed=seed,
+            positions=[0],
+            null=null,
+            known=known if index else None,
+            window=index,
+        )
+        return self.vae.decode(latents)
+
+    def _conditions(self, prompt: str | None) -> tuple[Conditions, Conditions]:
+        """Return the prompt's and the null prompt's conditions, still without an image prior."""
+        if self.encoder is None:
+            if prompt is not None:
+                raise ExplainedError(
+                    "--prompt: this model comes without text encoders; name a diffusers folder "
+                    "that has text_encoder and tokenizer with --encoders, or leave --prompt out"
+                )
+            config = self.velocity.transformer.config
+            null = Conditions.null(
+                torch.zeros(1, 1, 1, 1, 1, device=self.device),
+                num_tokens=self.model.num_text_tokens,
+                text_dim=config["text_embed_dim"],
+                pooled_dim=config["pooled_projection_dim"],
+            )
+            return null, null
+        null = self.encoder.null(1).to(self.device)
+        return (null if prompt is None else self.encoder([prompt]).to(self.device)), null
+
+
+def sample_one(model: Pretrained, order: Order) -> None:
+    """Make one video on this machine, and say what came of it."""
+    read_image(order.image)  # a wrong path shows before the networks are loaded
+    bars = Bars("frame")
+    sampler = Sampler(model)
+    start_s = time.monotonic()
+    seams = sampler.make(order, partial(bars, "sampling"))
+    say(f"made in {time.monotonic() - start_s:.1f} s on {sampler.device}, {steps(model)}")
+    if model.dtype == "int8":
+        say(f"int8: {weight_bytes(sampler.velocity) / 1e6:.2f} MB of weights")
+        if sampler.encoder is not None:
+            say(f"int8: {weight_bytes(sampler.encoder) / 1e6:.2f} MB of the encoders' weights")
+    if seams is not None:
+        print(format_seams(seams), flush=True)
+    say(f"video  {order.out}")
+    say(f"sheet  {order.out.with_suffix('.png')}")
+
+
+def steps(model: Pretrained) -> str:
+    """Return a model's sampler as text."""
+    sampler = model.sampler
+    guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1 else ""
+    return f"{sampler.name} in {sampler.num_steps} steps, shift {sampler.shift:g}{guidance}"
+
+
+def plan_windows(order: Order, bucket: Bucket) -> Windows:
+    """Return the windows of an order; raise ExplainedError where there are none."""
+    total = bucket.num_frames if order.seconds is None else round(order.seconds * bucket.fps)
+    try:
+        return Windows(total, bucket.num_frames, order.overlap)
+    except ValueError as error:
+        raise ExplainedError(
+            f"--seconds {order.seconds}, --overlap {order.overlap}: {error}"
+        ) from None
+
+
+def report_difference(model: Pretrained, order: Order) -> None:
+    """Say how near a window of a model is to the same one in bf16."""
+    name = model.dtype or "full precision"
+    say(f"PSNR of one window, {name} to bf16: {difference_db(model, order, model.dtype):.1f} dB")
+
+
+def difference_db(model: Pretrained, order: Order, dtype: Dtype | None) -> float:
+    """Return the PSNR of one window to the same one in bf16, whose weights must be there."""
+    if is_int8(model.transformer):
+        raise ExplainedError("--psnr: the weights are int8 already, and there is no bf16 of them")
+    image = read_image(order.image)
+    bucket = nearest_bucket(image.shape[1], image.shape[0], model.buckets)
+    windows = plan_windows(replace(order, seconds=None), bucket)
+    first, second = (
+        next(Sampler(replace(model, dtype=dtype)).parts(fit(image, bucket), order, windows)).cpu()
+        for dtype in (dtype, "bf16")
+    )
+    return float(psnr_db(first, second))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Return a picture as uint8 RGB (y x 3), upright; raise ExplainedError where it is none."""
+    try:
+        return images.read_image(path)
+    except images.ImageError as error:
+        raise ExplainedError(str(error)) from None
+
+
+def describe(model: Pretrained, order: Order) -> str:
+    """Return a name for a video's bits: a hash of all that they are a function of."""
+    parts = (
+        digest_weights(model.transformer),
+        digest_weights(model.vae),
+        model.sampler.model_dump_json(),
+        model.buckets,
+        model.dtype,
+        hash_content(order.image),
+        replace(order, image=Path(), out=Path()),
+    )
+    encoders = () if order.prompt is None else (_encoders_of(model),)
+    return f"magicdistill {digest(*parts, *encoders)}"
+
+
+def _encoders_of(model: Pretrained) -> str | None:
+    try:
+        return model.encoders and encoder_fingerprint(model.encoders)
+    except FileNotFoundError as error:
+        raise ExplainedError(str(error)) from None
+
+
+def is_made(model: Pretrained, order: Order) -> bool:
+    """Tell whether an order's video is there, made in the same way, and whole."""
+    if not order.out.is_file() or not order.out.with_suffix(".png").is_file():
+        return False
+    try:
+        last = probe(order.out).num_frames - 1
+        same = read_comment(order.out) == describe(model, order)
+        return same and len(list(read_frames(order.out, [last], PYAV))) == 1
+    except (VideoError, FileNotFoundError):
+        return False
+
+
+def format_seams(seams: Seams) -> str:
+    """Return the measures of a long video as text."""
+    return (
+        f"frame differences (levels of 255): seams {seams.seam:.2f}, largest "
+        f"{seams.seam_largest:.2f}; within windows {seams.within:.2f}, largest "
+        f"{seams.within_largest:.2f}; ratio {seams.seam / seams.within:.2f}\n"
+        f"drift from the first second to the last: colour means {seams.mean_drift:.1f}, standard "
+        f"deviations {seams.std_drift:.1f} levels; sharpness x {seams.sharpness:.2f}"
+    )
+
+
+def _thumbnail(frame: np.ndarray) -> np.ndarray:
+    scale = SHOWN_PX / max(frame.shape[:2])
+    size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

@@ -1,0 +1,1 @@
+"""What a recipe needs of its GPUs, computed before the run: memory, time, data."""

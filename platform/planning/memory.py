@@ -1,0 +1,200 @@
+"""Memory of one rank, by role and part: what the engines keep, and what a turn needs beside it.
+
+Parameters are counted exactly, on networks without storage; what the engines keep for them
+follows from the ZeRO stage; activations come from `flops`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import nn
+
+from magicdistill.models.networks.config import ModelConfig, NetworkPreset
+from magicdistill.models.networks.vae import build_autoencoder
+from magicdistill.models.objectives.build import build_method
+from magicdistill.models.objectives.config import MethodConfig
+from magicdistill.platform.config.sections import (
+    DeepSpeedEngineConfig,
+    EngineConfig,
+    EvaluationConfig,
+)
+from magicdistill.platform.planning.flops import Sample, saved_bytes, workspace_bytes
+from magicdistill.platform.planning.forward_passes import Turn
+
+LIVE_NUMEL = 1_050_000_000
+"""Gathered parameters that a ZeRO-3 engine keeps: DeepSpeed's live limit and one prefetch."""
+BUCKET_NUMEL = 500_000_000
+"""Gradients that DeepSpeed reduces at once."""
+UPDATE_BYTES = 12
+"""Of one trained parameter while it is updated: float32 gradient and AdamW's temporaries.
+Estimated, not measured."""
+
+DECODED_FRAMES = 17
+
+Place = Literal["gpu", "host"]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of one part of a role."""
+
+    role: str
+    part: str
+    total: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Memory of one rank that one thing takes."""
+
+    role: str
+    part: str
+    kind: str
+    bytes: float
+    place: Place = "gpu"
+
+
+def total(rows: Sequence[Row], place: Place = "gpu") -> float:
+    """Return the bytes of all rows in one place."""
+    return sum(row.bytes for row in rows if row.place == place)
+
+
+@cache
+def count_parameters(method: MethodConfig, model: ModelConfig) -> tuple[Parameters, ...]:
+    """Build the method's networks without storage, and count."""
+    weightless = model.model_copy(update={"teacher": None, "vae": None})
+    with torch.device("meta"):
+        modules = build_method(method, weightless).modules
+    return tuple(part for role, module in modules.items() for part in parts_of(role, module))
+
+
+def parts_of(role: str, module: nn.Module) -> list[Parameters]:
+    """Count a role's parameters by part."""
+    counts: dict[str, list[int]] = {}
+    for name, parameter in module.named_parameters():
+        count = counts.setdefault(_part(role, name), [0, 0])
+        count[0] += parameter.numel()
+        count[1] += parameter.numel() * parameter.requires_grad
+    return [Parameters(role, part, *count) for part, count in counts.items()]
+
+
+def _part(role: str, name: str) -> str:
+    if "lora_" in name:
+        return "LoRA"
+    if name.startswith("discriminator."):
+        return "discriminator"
+    if name.startswith("teacher."):
+        return "frozen teacher"
+    return "frozen base" if role == "critic" else "network"
+
+
+def state_rows(part: Parameters, engine: EngineConfig, num_workers: int) -> list[Row]:
+    """Return what an engine keeps for a part on one rank: parameters, gradients, optimiser."""
+    size = number_bytes(engine)
+    stage = engine.zero_stage if isinstance(engine, DeepSpeedEngineConfig) else 0
+    optimizer, gradients, parameters = (num_workers if stage >= n else 1 for n in (1, 2, 3))
+    # DeepSpeed keeps offloaded gradients in float32 too
+    of_gradient = size + 4 * (_place(engine, "gradients") == "host")
+    sizes = {
+        "parameters": size * part.total / parameters,
+        "gradients": of_gradient * part.trained / gradients,
+        "optimiser": _optimizer_bytes(engine) * part.trained / optimizer,
+    }
+    return [
+        Row(part.role, part.part, kind, count, _place(engine, kind))
+        for kind, count in sizes.items()
+        if count
+    ]
+
+
+def number_bytes(engine: EngineConfig) -> int:
+    """Return the size of a parameter and of an activation."""
+    return 2 if engine.precision == "bf16" else 4
+
+
+def _optimizer_bytes(engine: EngineConfig) -> int:
+    """Return the size of a parameter's Adam moments, and of its float32 copy where there is one."""
+    if not isinstance(engine, DeepSpeedEngineConfig):
+        return 2 * number_bytes(engine)
+    has_copy = engine.precision == "bf16" or engine.zero_stage > 0
+    return 12 if has_copy else 8
+
+
+def _place(engine: EngineConfig, kind: str) -> Place:
+    if not isinstance(engine, DeepSpeedEngineConfig):
+        return "gpu"
+    away = engine.offload_parameters if kind == "parameters" else engine.offload_optimizer
+    return "host" if away else "gpu"
+
+
+def engine_rows(parts: Sequence[Parameters], engine: EngineConfig, num_workers: int) -> list[Row]:
+    """Return all that the engines keep, their buffers included."""
+    rows = [row for part in parts for row in state_rows(part, engine, num_workers)]
+    if not isinstance(engine, DeepSpeedEngineConfig) or engine.zero_stage == 0:
+        return rows
+    size = number_bytes(engine)
+    for role in dict.fromkeys(part.role for part in parts):
+        if engine.zero_stage == 3:
+            numel = sum(part.total for part in parts if part.role == role)
+            rows.append(Row(role, "all parts", "gathered layers", size * min(numel, LIVE_NUMEL)))
+        rows.append(Row(role, "all parts", "reduction bucket", size * BUCKET_NUMEL))
+    return rows
+
+
+def ema_row(parts: Sequence[Parameters], engine: EngineConfig, num_workers: int) -> Row:
+    """Return the average of the first role's trained parameters, float32, a shard under ZeRO-3."""
+    role = parts[0].role
+    sharded = isinstance(engine, DeepSpeedEngineConfig) and engine.zero_stage == 3
+    trained = sum(part.trained for part in parts if part.role == role)
+    return Row(role, "network", "EMA", 4 * trained / (num_workers if sharded else 1))
+
+
+def turn_rows(turn: Turn, sample: Sample, num_samples: int, *, recompute: bool) -> tuple[Row, ...]:
+    """Return what a turn needs beside what is held: the saved activations of all its passes, and
+    the workspace of the hungriest."""
+    saved = [
+        Row(step.role, step.what, "saved activations", num_samples * count)
+        for step in turn.passes
+        if (count := saved_bytes(sample, step, recompute=recompute))
+    ]
+    worst = max(turn.passes, key=lambda step: workspace_bytes(sample, step, recompute=recompute))
+    space = num_samples * workspace_bytes(sample, worst, recompute=recompute)
+    return (*saved, Row(worst.role, worst.what, "inside a block", space))
+
+
+def update_row(parts: Sequence[Parameters], engine: EngineConfig, num_workers: int) -> Row:
+    """Return what the largest role's optimiser needs while it updates."""
+    sharded = isinstance(engine, DeepSpeedEngineConfig) and engine.zero_stage > 0
+    trained: dict[str, int] = {}
+    for part in parts:
+        trained[part.role] = trained.get(part.role, 0) + part.trained
+    role = max(trained, key=lambda name: trained[name])
+    count = UPDATE_BYTES * trained[role] / (num_workers if sharded else 1)
+    return Row(role, "update", "temporaries", count, _place(engine, "optimiser"))
+
+
+def vae_row(shapes: NetworkPreset) -> Row:
+    """Return the VAE that every rank holds for validation, in float32."""
+    with torch.device("meta"):
+        vae = build_autoencoder(shapes.vae)
+    return Row("VAE", "autoencoder", "parameters", 4 * sum(p.numel() for p in vae.parameters()))
+
+
+def validation_rows(
+    evaluation: EvaluationConfig, shapes: NetworkPreset, sample: Sample
+) -> tuple[Row, ...]:
+    """Return what it takes to decode all shown clips at once.
+
+    Estimated: three maps of the first width at full resolution, float32, over the frames that
+    the autoencoder takes in one run.
+    """
+    bucket = evaluation.data.bucket
+    frames = min(bucket.num_frames, DECODED_FRAMES)
+    maps = shapes.vae.block_out_channels[0] * frames * bucket.height * bucket.width
+    if shapes.patch_decoder is not None:
+        maps = shapes.patch_decoder.width * sample.frames * sample.height * sample.width
+    return (Row("VAE", "decoding", "feature maps", evaluation.num_shown * 3 * 4 * maps),)

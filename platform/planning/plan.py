@@ -1,0 +1,416 @@
+"""What a recipe will need of its GPUs: memory, time and data, told before the run."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, NamedTuple
+
+from magicdistill.models.diffusion.guidance import forwards_per_step
+from magicdistill.models.networks.config import demand_share
+from magicdistill.models.objectives.config import DistributionMatchingConfig, trained_sampler
+from magicdistill.platform.config.overrides import RecipeError, merge, validate
+from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.config.sections import GpuName, PairsConfig
+from magicdistill.platform.planning.flops import Sample, operations, workspace_bytes
+from magicdistill.platform.planning.forward_passes import Pass, Turn, samples_per_cycle, turns
+from magicdistill.platform.planning.memory import (
+    Parameters,
+    Row,
+    count_parameters,
+    ema_row,
+    engine_rows,
+    number_bytes,
+    total,
+    turn_rows,
+    update_row,
+    vae_row,
+    validation_rows,
+)
+
+GIB = 2**30
+PAPER_MFU = 0.4
+"""What 28 guided steps at 67,320 tokens in 10 minutes on one H100 (002 section 1) come to."""
+RESERVE_BYTES = 5 * GIB
+"""CUDA context, NCCL and fragmentation. Estimated, not measured."""
+
+
+Change = dict[str, Any]
+"""Recipe fields by dotted name."""
+
+
+class Gpu(NamedTuple):
+    """One kind of accelerator in a common server."""
+
+    memory_bytes: float
+    operations_per_s: float
+    """bf16 without sparsity."""
+    host_bytes: float
+    """The server's memory for each GPU."""
+
+
+GPUS: dict[GpuName, Gpu] = {
+    "a100": Gpu(79.2 * GIB, 312e12, 140 * GIB),
+    "h100": Gpu(79.6 * GIB, 989e12, 250 * GIB),
+    "h200": Gpu(140.4 * GIB, 989e12, 250 * GIB),
+    "b200": Gpu(178.3 * GIB, 2250e12, 250 * GIB),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one rank holds and does."""
+
+    recipe: Recipe
+    sample: Sample
+    num_samples: int
+    """Samples of one rank's micro-batch; its sequence group shares them."""
+    held: tuple[Row, ...]
+    """Memory all the time."""
+    peaks: Mapping[str, tuple[Row, ...]]
+    """Memory beside it, while a turn runs."""
+    operations_per_cycle: float
+    """Of one rank."""
+    samples_per_cycle: int
+    sample_bytes: float
+    pair_operations: float
+    """Of one cycle's noise-data pairs; 0 where none are made."""
+    pair_rows: tuple[Row, ...]
+    """Memory of an actor that makes them."""
+    video_operations: float
+    """Of the trained generator's network for one sample; 0 where the method has no sampler."""
+    mfu: float
+    remedies: tuple[str, ...] = ()
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """What the workers run on; None for CPUs, whose memory is counted and not judged."""
+        cluster = self.recipe.cluster
+        return GPUS[cluster.gpu] if cluster.gpus_per_worker else None
+
+    @property
+    def peak(self) -> str:
+        """The turn that needs most memory."""
+        return max(self.peaks, key=lambda name: total(self.peaks[name]))
+
+    @property
+    def gpu_bytes(self) -> float:
+        """What one GPU must have."""
+        return total(self.held) + total(self.peaks[self.peak]) + RESERVE_BYTES
+
+    @property
+    def host_bytes(self) -> float:
+        """What the host must have for each GPU."""
+        return total(self.held, "host") + total(self.peaks[self.peak], "host")
+
+    @property
+    def pair_bytes(self) -> float:
+        """What an actor that makes pairs needs of its GPU; 0 where none are made."""
+        return total(self.pair_rows) + RESERVE_BYTES if self.pair_rows else 0
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether GPU and host have enough, and the GPUs of the pairs; None on CPUs."""
+        if self.gpu is None:
+            return None
+        has_room = self.gpu_bytes <= self.gpu_limit and self.pair_bytes <= self.pair_limit
+        return has_room and self.host_bytes <= self.gpu.host_bytes
+
+    @property
+    def gpu_limit(self) -> float:
+        """What a worker has of its GPU; 0 on CPUs."""
+        return (
+            self.gpu.memory_bytes * min(1, self.recipe.cluster.gpus_per_worker) if self.gpu else 0
+        )
+
+    @property
+    def pair_limit(self) -> float:
+        """What an actor that makes pairs has of its GPU; 0 on CPUs and where there is none."""
+        pairs = self.recipe.pairs
+        return self.gpu.memory_bytes * min(1, pairs.gpus_per_actor) if self.gpu and pairs else 0
+
+    @property
+    def seconds_per_cycle(self) -> float | None:
+        """Computation alone, at the stated MFU; None on CPUs."""
+        gpu = self.gpu
+        return gpu and self.operations_per_cycle / (gpu.operations_per_s * self.mfu)
+
+    @property
+    def seconds_per_video_second(self) -> float | None:
+        """Computation of one GPU for each second of video that the generator makes.
+
+        By the network alone, at the stated MFU, in windows that share nothing; None on CPUs and
+        where the method has no sampler.
+        """
+        gpu, window = self.gpu, self.recipe.data.bucket
+        if gpu is None or not self.video_operations:
+            return None
+        seconds = self.video_operations / (gpu.operations_per_s * self.mfu)
+        return seconds / (self.sample.num_frames / window.fps)
+
+    @property
+    def num_pair_actors(self) -> int:
+        """Actors that make pairs as fast as the workers use them, each as fast as a worker."""
+        return math.ceil(self.pair_operations / self.operations_per_cycle)
+
+
+def plan(recipe: Recipe, *, mfu: float = PAPER_MFU) -> Plan:
+    """Plan a recipe; where it does not fit, name the settings that would make it fit.
+
+    `mfu` is the share of the GPUs' peak that computation reaches. Raises RecipeError where it is
+    no share, where the method trains no transformer, and where the batch does not divide.
+    """
+    if not 0 < mfu <= 1:
+        raise RecipeError(f"mfu {mfu}: it is a share of the peak, above 0 and up to 1")
+    updates = _updates(recipe)
+    if not updates:
+        raise RecipeError(f"method.name {recipe.method.name} trains no transformer to plan for")
+    parts = count_parameters(recipe.method, recipe.model)  # type: ignore[arg-type]  frozen: they hash
+    made = _plan(recipe, parts, updates, mfu)
+    if made.fits is not False:
+        return made
+    return replace(made, remedies=tuple(_remedies(recipe, parts, updates, mfu)))
+
+
+def demand_fit(recipe: Recipe) -> None:
+    """Raise RecipeError for a recipe that does not fit on its GPUs, with what to change."""
+    if recipe.cluster.gpus_per_worker and _updates(recipe):
+        made = plan(recipe)
+        if made.fits is False:
+            raise RecipeError(f"{recipe.name} {verdict(made)}")
+
+
+def verdict(made: Plan) -> str:
+    """Say whether the recipe fits, and what to change where it does not."""
+    if made.gpu is None:
+        return "runs on CPUs, whose memory is not judged"
+    of = f"{_size(made)} of {made.gpu_limit / GIB:.1f} GiB per {made.recipe.cluster.gpu}"
+    if made.host_bytes:
+        of += f", {made.host_bytes / GIB:.1f} of {made.gpu.host_bytes / GIB:.1f} GiB of its host"
+    if made.pair_bytes:
+        of += f", {made.pair_bytes / GIB:.1f} of {made.pair_limit / GIB:.1f} GiB per actor of pairs"
+    if made.fits:
+        return f"fits: {of}"
+    advice = "no setting helps; shorten the clips, make them smaller, or use other GPUs"
+    if made.remedies:
+        advice = "\n  ".join(["each of these makes it fit:", *made.remedies])
+    return f"does not fit: {of}\n{advice}"
+
+
+def _updates(recipe: Recipe) -> list[Turn]:
+    return turns(recipe.method, embeds=recipe.model.shapes.transformer.guidance_embeds)
+
+
+def _size(made: Plan) -> str:
+    return f"{made.gpu_bytes / GIB:.1f} GiB"
+
+
+def micro_batch(recipe: Recipe) -> int:
+    """Return the samples of one backward on one sequence group.
+
+    Raises RecipeError where the workers, the batch, the heads or the tokens do not divide.
+    """
+    cluster, schedule = recipe.cluster, recipe.schedule
+    shapes = recipe.model.shapes.transformer
+    try:
+        demand_share("attention heads", shapes.num_attention_heads, cluster.sequence_parallel)
+        for bucket in recipe.data.buckets:
+            tokens = Sample.of(bucket, shapes).video_tokens
+            demand_share(f"video tokens of {bucket}", tokens, cluster.sequence_parallel)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    groups, rest = divmod(cluster.num_workers, cluster.sequence_parallel)
+    if rest:
+        raise RecipeError(
+            f"cluster.num_workers {cluster.num_workers} does not divide into groups of "
+            f"cluster.sequence_parallel {cluster.sequence_parallel}"
+        )
+    count, rest = divmod(schedule.batch_size, groups * schedule.num_micro_batches)
+    if rest or not count:
+        raise RecipeError(
+            f"schedule.batch_size {schedule.batch_size} does not divide over {groups} groups x "
+            f"{schedule.num_micro_batches} micro-batches: choose a multiple of "
+            f"{groups * schedule.num_micro_batches}, or another cluster.sequence_parallel"
+        )
+    return count
+
+
+def _plan(recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Turn], mfu: float) -> Plan:
+    schedule, sample, num_samples = recipe.schedule, _sample(recipe), micro_batch(recipe)
+    recompute = recipe.kernels.recompute_blocks
+    per_sample = sum(
+        turn.times * operations(sample, step, recompute=recompute)
+        for turn in updates
+        for step in turn.passes
+    )
+    sharing = num_samples * schedule.num_micro_batches / sample.sequence_parallel
+    num_read = samples_per_cycle(recipe.method, schedule.batch_size, updates)
+    return Plan(
+        recipe=recipe,
+        sample=sample,
+        num_samples=num_samples,
+        held=tuple(_held(recipe, parts)),
+        peaks=_peaks(recipe, parts, updates, sample, num_samples),
+        operations_per_cycle=sharing * per_sample,
+        samples_per_cycle=num_read,
+        sample_bytes=_sample_bytes(sample),
+        pair_operations=num_read * _pair_operations(recipe.pairs, sample),
+        pair_rows=_pair_rows(recipe, parts, sample, num_samples),
+        video_operations=_video_operations(recipe, sample),
+        mfu=mfu,
+    )
+
+
+def _sample(recipe: Recipe) -> Sample:
+    """Return the largest sample."""
+    method = recipe.method
+    samples = (
+        Sample.of(
+            bucket,
+            recipe.model.shapes.transformer,
+            sequence_parallel=recipe.cluster.sequence_parallel,
+            activation_bytes=number_bytes(recipe.engine),
+            lora_rank=method.lora.rank if isinstance(method, DistributionMatchingConfig) else 0,
+        )
+        for bucket in recipe.data.buckets
+    )
+    return max(samples, key=lambda sample: sample.video_tokens)
+
+
+def _held(recipe: Recipe, parts: Sequence[Parameters]) -> Iterator[Row]:
+    engine, num_workers = recipe.engine, recipe.cluster.num_workers
+    yield from engine_rows(parts, engine, num_workers)
+    if recipe.schedule.ema_decay is not None:
+        yield ema_row(parts, engine, num_workers)
+    if recipe.evaluation is not None:
+        yield vae_row(recipe.model.shapes)
+
+
+def _peaks(
+    recipe: Recipe,
+    parts: Sequence[Parameters],
+    updates: Sequence[Turn],
+    sample: Sample,
+    num_samples: int,
+) -> dict[str, tuple[Row, ...]]:
+    recompute = recipe.kernels.recompute_blocks
+    peaks = {
+        turn.name: turn_rows(turn, sample, num_samples, recompute=recompute) for turn in updates
+    }
+    peaks["update"] = (update_row(parts, recipe.engine, recipe.cluster.num_workers),)
+    if recipe.evaluation is not None:
+        peaks["validation"] = validation_rows(recipe.evaluation, recipe.model.shapes, sample)
+    return peaks
+
+
+def _sample_bytes(sample: Sample) -> float:
+    """Return what a cache stores of a sample: latents and its own prompt, in bf16."""
+    shapes = sample.shapes
+    text = shapes.num_text_tokens * shapes.text_embed_dim + shapes.pooled_projection_dim
+    return 2.0 * (sample.latent_numel + text)
+
+
+def _pair_operations(pairs: PairsConfig | None, sample: Sample) -> float:
+    """Return the operations of one pair; 0 where none are made."""
+    if pairs is None or pairs.stored is not None:
+        return 0
+    return operations(sample, _pair_steps(pairs), recompute=False)
+
+
+def _pair_rows(
+    recipe: Recipe, parts: Sequence[Parameters], sample: Sample, num_samples: int
+) -> tuple[Row, ...]:
+    """Return what a pair actor holds: the whole generator, and the workspace of an item."""
+    pairs = recipe.pairs
+    if pairs is None or pairs.stored is not None:
+        return ()
+    size = number_bytes(recipe.engine)
+    numel = sum(part.total for part in parts if part.role == "generator")
+    alone = replace(sample, sequence_parallel=1)
+    space = num_samples * workspace_bytes(alone, _pair_steps(pairs), recompute=False)
+    return (
+        Row("pairs", "generator", "parameters", size * numel),
+        Row("pairs", "steps", "inside a block", space),
+    )
+
+
+def _pair_steps(pairs: PairsConfig) -> Pass:
+    return Pass("pairs", "steps", repeats=pairs.sampler.num_steps)
+
+
+def _video_operations(recipe: Recipe, sample: Sample) -> float:
+    """Return the operations of sampling once as the generator is trained for."""
+    sampler = trained_sampler(recipe.method)
+    if sampler is None:
+        return 0
+    embeds = recipe.model.shapes.transformer.guidance_embeds
+    forwards = forwards_per_step(sampler.guidance, embeds=embeds)
+    steps = Pass("generator", "sampling", samples=forwards, repeats=sampler.num_steps)
+    return operations(sample, steps, recompute=False)
+
+
+def _remedies(
+    recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Turn], mfu: float
+) -> Iterator[str]:
+    """Yield each setting that alone makes the recipe fit; where none does, the fewest together."""
+    changes = list(_changes(recipe))
+    together = [
+        {key: value for change in changes[:count] for key, value in change.items()}
+        for count in range(2, len(changes) + 1)
+    ]
+    for candidates, limit in ((changes, len(changes)), (together, 1)):
+        found = (
+            (change, made)
+            for change in candidates
+            if (made := _try(recipe, change, parts, updates, mfu)) and made.fits
+        )
+        lines = [_flags(change) + f"  ({_size(made)})" for change, made in islice(found, limit)]
+        if lines:
+            yield from lines
+            return
+
+
+def _changes(recipe: Recipe) -> Iterator[Change]:
+    """Yield what could make a recipe fit, the cheapest first."""
+    cluster, schedule = recipe.cluster, recipe.schedule
+    twice_split = {"cluster.sequence_parallel": 2 * cluster.sequence_parallel}
+    twice_accumulated = {"schedule.num_micro_batches": 2 * schedule.num_micro_batches}
+    yield {"kernels.recompute_blocks": True}
+    yield {"engine.kind": "deepspeed", "engine.zero_stage": 3}
+    yield twice_accumulated
+    yield twice_split | twice_accumulated
+    yield twice_split | {"cluster.num_workers": 2 * cluster.num_workers}
+    yield {"engine.kind": "deepspeed", "engine.offload_optimizer": True}
+    yield {
+        "engine.kind": "deepspeed",
+        "engine.zero_stage": 3,
+        "engine.offload_optimizer": True,
+        "engine.offload_parameters": True,
+    }
+
+
+def _try(
+    recipe: Recipe,
+    change: Change,
+    parts: Sequence[Parameters],
+    updates: Sequence[Turn],
+    mfu: float,
+) -> Plan | None:
+    """Plan the changed recipe; None where it is not a valid one."""
+    try:
+        return _plan(changed(recipe, change), parts, updates, mfu)
+    except RecipeError:
+        return None
+
+
+def changed(recipe: Recipe, change: Change) -> Recipe:
+    """Return the recipe with some fields set; raises RecipeError where that is not a valid one."""
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in change.items():
+        section, field = name.split(".")
+        nested.setdefault(section, {})[field] = value
+    return validate(Recipe, merge(Recipe, recipe.model_dump(), nested), _flags(change))
+
+
+def _flags(change: Change) -> str:
+    return " ".join(f"--{name} {str(value).lower()}" for name, value in change.items())

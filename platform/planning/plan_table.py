@@ -1,0 +1,143 @@
+"""A plan as a table for people and as JSON for machines."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from magicdistill.models.objectives.config import trained_sampler
+from magicdistill.platform.config.sections import DeepSpeedEngineConfig
+from magicdistill.platform.planning.memory import Row, total
+from magicdistill.platform.planning.plan import GIB, RESERVE_BYTES, Plan, verdict
+
+
+def format_plan(made: Plan) -> str:
+    """Return memory by role and part, time, demand and verdict."""
+    peaks = "  ".join(f"{name} {total(rows) / GIB:.1f}" for name, rows in made.peaks.items())
+    lines = [
+        *_setting(made),
+        "",
+        "GiB on each rank, all the time",
+        *_table(made.held),
+        f"at the peak, in the turn {made.peak!r}  (peaks: {peaks})",
+        *_table(made.peaks[made.peak]),
+        _line("reserve", "CUDA, NCCL, fragmentation", "estimated", RESERVE_BYTES),
+        _line("total", "", "", made.gpu_bytes),
+        "",
+        *_demand(made),
+        *_pairs(made),
+        *_scoring(made),
+        *_sampling(made),
+        "",
+        f"{made.recipe.name} {verdict(made)}",
+    ]
+    return "\n".join(lines)
+
+
+def to_json(made: Plan) -> str:
+    """Return the plan as JSON: bytes, operations and seconds."""
+    cluster = made.recipe.cluster
+    values = {
+        "recipe": made.recipe.name,
+        "gpu": cluster.gpu if made.gpu else None,
+        "num_workers": cluster.num_workers,
+        "fits": made.fits,
+        "gpu_bytes": made.gpu_bytes,
+        "host_bytes": made.host_bytes,
+        "held": [asdict(row) for row in made.held],
+        "peaks": {name: [asdict(row) for row in rows] for name, rows in made.peaks.items()},
+        "reserve_bytes": RESERVE_BYTES,
+        "operations_per_cycle": made.operations_per_cycle * cluster.num_workers,
+        "mfu": made.mfu,
+        "seconds_per_cycle": made.seconds_per_cycle,
+        "samples_per_cycle": made.samples_per_cycle,
+        "sample_bytes": made.sample_bytes,
+        "pair_actors": made.num_pair_actors,
+        "pair_bytes": made.pair_bytes,
+        "seconds_per_video_second": made.seconds_per_video_second,
+        "remedies": made.remedies,
+    }
+    return json.dumps(values, indent=2)
+
+
+def _setting(made: Plan) -> Iterator[str]:
+    recipe, sample = made.recipe, made.sample
+    engine, cluster = recipe.engine, recipe.cluster
+    sharding = f"ZeRO-{engine.zero_stage}" if isinstance(engine, DeepSpeedEngineConfig) else "torch"
+    device = f"{cluster.gpu} GPUs" if made.gpu else "CPU workers"
+    blocks = "recomputed" if recipe.kernels.recompute_blocks else "kept"
+    buckets = " and ".join(map(str, recipe.data.buckets))
+    yield (
+        f"{recipe.name}: {recipe.method.name} on {buckets}, "
+        f"{sample.video_tokens} video and up to {sample.shapes.num_text_tokens} text tokens"
+    )
+    yield (
+        f"{cluster.num_workers} {device}, {sharding}, {engine.precision}, sequence parallel "
+        f"{cluster.sequence_parallel}, blocks {blocks}; batch {recipe.schedule.batch_size} in "
+        f"{recipe.schedule.num_micro_batches} micro-batch(es) of {made.num_samples} per group"
+    )
+
+
+def _table(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        yield _line(row.role, row.part, row.kind, row.bytes, row.place)
+
+
+def _line(role: str, part: str, kind: str, count: float, place: str = "gpu") -> str:
+    note = "" if place == "gpu" else "  in host memory"
+    return f"  {role:<10} {part:<26} {kind:<18} {count / GIB:8.2f}{note}"
+
+
+def _demand(made: Plan) -> Iterator[str]:
+    cluster = made.recipe.cluster
+    operations = made.operations_per_cycle * cluster.num_workers
+    yield f"{operations / 1e15:.4g} PFLOP per cycle, recomputation included"
+    seconds = made.seconds_per_cycle
+    if not seconds:
+        yield f"{made.samples_per_cycle} samples of {made.sample_bytes / 1e6:.3g} MB per cycle"
+        return
+    rate = made.samples_per_cycle / seconds
+    hours = seconds * made.recipe.schedule.num_cycles / 3600
+    yield (
+        f"{seconds:.1f} s per cycle of computation at {made.mfu:.0%} MFU: "
+        f"{hours:.1f} h for {made.recipe.schedule.num_cycles} cycles"
+    )
+    yield f"data: {rate:.3g} samples/s, {rate * made.sample_bytes / 1e6:.3g} MB/s from the cache"
+
+
+def _pairs(made: Plan) -> Iterator[str]:
+    pairs, wanted = made.recipe.pairs, made.num_pair_actors
+    if pairs is None or not wanted:
+        return
+    verdict = "enough" if pairs.num_actors >= wanted else f"too few: give pairs.num_actors {wanted}"
+    yield (
+        f"pairs: {made.samples_per_cycle} of {pairs.sampler.num_steps} steps per cycle take "
+        f"{wanted} actor(s) as fast as a worker, and there are {pairs.num_actors}: {verdict}"
+    )
+    yield f"       GiB on each actor, with the reserve: {made.pair_bytes / GIB:.1f}"
+    yield from _table(made.pair_rows)
+    if pairs.gpus_per_actor:
+        gpus = pairs.num_actors * pairs.gpus_per_actor
+        yield f"       {gpus:g} GPU(s) beside the workers' {made.recipe.cluster.num_workers}"
+
+
+def _scoring(made: Plan) -> Iterator[str]:
+    evaluation = made.recipe.evaluation
+    if evaluation and evaluation.num_scored and evaluation.scored_by == "actor":
+        workers = made.recipe.cluster.num_workers
+        beside = f" on {evaluation.actor_gpus:g} GPU(s) beside the workers' {workers}"
+        yield (
+            f"scoring: {evaluation.num_scored} clips of every checkpoint by an actor"
+            f"{beside if evaluation.actor_gpus else ''}"
+        )
+
+
+def _sampling(made: Plan) -> Iterator[str]:
+    seconds, sampler = made.seconds_per_video_second, trained_sampler(made.recipe.method)
+    if seconds is None or sampler is None:
+        return
+    gpu, gpus = made.recipe.cluster.gpu, math.ceil(seconds)
+    yield (
+        f"sampling: {seconds:.3g} s of one {gpu} for a second of video, {sampler.num_steps} steps "
+        f"at {made.mfu:.0%} MFU, VAE left out; real time takes {gpus} GPU(s)"
+    )

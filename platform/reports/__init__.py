@@ -1,0 +1,1 @@
+"""Pages and curves about finished runs."""

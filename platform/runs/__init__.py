@@ -1,0 +1,1 @@
+"""The folder of a run, what it was made with, and what a job prints."""

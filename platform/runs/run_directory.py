@@ -1,0 +1,246 @@
+"""The folder of a run: recipe, provenance, metrics, progress, checkpoints, samples."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from magicdistill.platform.config.recipe import Recipe, load_recipe, to_yaml
+from magicdistill.platform.runs.provenance import Provenance
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk: everything that MLflow shows can be rebuilt from it.
+
+    Holds only its absolute path, so it travels to workers. One process writes metrics.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls, root: str | Path, recipe: Recipe, folder: str | None = None, *, latest: bool = True
+    ) -> "RunDirectory":
+        """Create a new run, named after its recipe and the time, and point `latest` to it.
+
+        A relative `root` starts at the current folder, in a submitted job at the home folder.
+        `folder` names the run otherwise; `latest` can stay where it is.
+        """
+        root = resolve_root(root)
+        root.mkdir(parents=True, exist_ok=True)
+        run = cls(_new_folder(root, folder or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"))
+        run.checkpoints.mkdir()
+        run.samples.mkdir()
+        write_text(run.provenance_path, Provenance.here().model_dump_json(indent=2))
+        run.store(recipe)
+        if latest:
+            _point(root / "latest", run.path)
+        return run
+
+    @classmethod
+    def open(cls, name_or_path: str | Path, *, root: str | Path = "runs") -> "RunDirectory":
+        """Return an existing run by path, or by its name in `root`; `latest` is a name.
+
+        Raises FileNotFoundError, naming the runs that exist.
+        """
+        root = resolve_root(root)
+        for path in (Path(name_or_path).expanduser(), root / name_or_path):
+            if (path / "recipe.yaml").is_file():
+                return cls(path.resolve())
+        there = sorted(p.parent.name for p in root.glob("*/recipe.yaml") if p.parent.is_dir())
+        names = [name for name in there if name != "latest"]
+        listing = f"it has {', '.join(names)}" if names else "which has no runs"
+        raise FileNotFoundError(f"no run {str(name_or_path)!r} here or in {root}: {listing}")
+
+    @property
+    def recipe_path(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def provenance_path(self) -> Path:
+        """Commit, changes and package versions."""
+        return self.path / "provenance.json"
+
+    @property
+    def data_path(self) -> Path:
+        """What names the training clips and the held-out ones."""
+        return self.path / "data.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def exams_path(self) -> Path:
+        """What was measured on checkpoints beside the training, one JSON object for each."""
+        return self.path / "exams.jsonl"
+
+    @property
+    def examined_path(self) -> Path:
+        """The cycle whose checkpoint is being measured and must stay; absent where none is."""
+        return self.path / "examined.txt"
+
+    @property
+    def best_path(self) -> Path:
+        """The cycle of the best checkpoint; absent before one is."""
+        return self.path / "best.txt"
+
+    @property
+    def scores_path(self) -> Path:
+        """The table of the evaluation; a run that has it is finished."""
+        return self.path / "scores.json"
+
+    @property
+    def clips_path(self) -> Path:
+        """The clips that the evaluation shows, by variant."""
+        return self.path / "clips.safetensors"
+
+    @property
+    def progress_path(self) -> Path:
+        """What the run said for people, line by line."""
+        return self.path / "progress.log"
+
+    @property
+    def verdict_path(self) -> Path:
+        """Why the run was stopped for its health; absent where it was not."""
+        return self.path / "unhealthy.txt"
+
+    @property
+    def errors_path(self) -> Path:
+        """The tracebacks of workers that failed."""
+        return self.path / "errors.log"
+
+    @property
+    def stop_path(self) -> Path:
+        """A file that asks a running training to save a checkpoint and end."""
+        return self.path / "stop"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of pictures and clips."""
+        return self.path / "samples"
+
+    def store(self, recipe: Recipe) -> None:
+        """Write the resolved recipe: at creation, and when a run resumes with other values."""
+        write_text(self.recipe_path, to_yaml(recipe))
+
+    def recipe(self) -> Recipe:
+        """Load the resolved recipe."""
+        return load_recipe(self.recipe_path)
+
+    def provenance(self) -> Provenance:
+        """Load what the run was made with."""
+        return Provenance.model_validate_json(self.provenance_path.read_text())
+
+    def store_data(self, lineage: Mapping[str, Mapping[str, str]]) -> None:
+        """Write what names the data: by purpose, versions of latents and policy, and mixture."""
+        write_text(self.data_path, json.dumps(lineage, indent=2))
+
+    def data(self) -> dict[str, dict[str, str]]:
+        """Return what `store_data` wrote; empty before."""
+        return json.loads(self.data_path.read_text()) if self.data_path.exists() else {}
+
+    def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a step; readers see whole lines only."""
+        _append_line(self.metrics_path, json.dumps({"step": step, **metrics}))
+
+    def append_exam(self, cycle: int, scores: Mapping[str, float]) -> None:
+        """Add what was measured on the checkpoint of a cycle."""
+        _append_line(self.exams_path, json.dumps({"step": cycle, **scores}))
+
+    def mark_best(self, cycle: int) -> None:
+        """Name the cycle of the best checkpoint, for whoever looks for it."""
+        write_text(self.best_path, f"{cycle}\n")
+
+    def best(self) -> int | None:
+        """Return the cycle of the best checkpoint, if one is marked."""
+        return _read_cycle(self.best_path)
+
+    def examined(self) -> int | None:
+        """Return the cycle whose checkpoint is being measured, if one is."""
+        return _read_cycle(self.examined_path)
+
+    def say(self, message: str) -> None:
+        """Add a progress line, from any worker; `logs.follow` shows it on the driver."""
+        _append_line(self.progress_path, message)
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows in the order of writing, each with its `step`; none that is cut short."""
+        yield from _rows(self.metrics_path)
+
+    def exams(self) -> Iterator[dict[str, Any]]:
+        """Yield what was measured on checkpoints, as `metrics` does."""
+        yield from _rows(self.exams_path)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the rows of `metrics`, each with what was measured on its checkpoint."""
+        exams = {row["step"]: row for row in self.exams()}
+        return [row | exams.get(row["step"], {}) for row in self.metrics()]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop what is known of cycles after `step`: a run that resumes there does them again."""
+        for path in (self.metrics_path, self.exams_path):
+            kept = (json.dumps(row) + "\n" for row in list(_rows(path)) if row["step"] <= step)
+            write_text(path, "".join(kept))
+        if (self.best() or 0) > step:
+            self.best_path.unlink()
+
+
+def is_submitted() -> bool:
+    """Tell whether this process is the driver of a `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def resolve_root(root: str | Path) -> Path:
+    """Return the absolute folder of the runs; see `Recipe.runs`."""
+    return (Path.home() if is_submitted() else Path.cwd()) / Path(root).expanduser()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _append_line(path: Path, line: str) -> None:
+    with path.open("ab") as file:
+        file.write(line.encode() + b"\n")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        with path.open() as rows:
+            yield from (json.loads(row) for row in rows if row.endswith("\n"))
+
+
+def _read_cycle(path: Path) -> int | None:
+    with suppress(FileNotFoundError):  # another process may remove it just now
+        return int(path.read_text())
+
+
+def _new_folder(root: Path, name: str) -> Path:
+    paths = chain([root / name], (root / f"{name}-{number}" for number in count(2)))
+    path = next(path for path in paths if not path.exists())
+    path.mkdir()
+    return path
+
+
+def _point(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)

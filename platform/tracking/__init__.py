@@ -1,0 +1,1 @@
+"""Runs in MLflow and metrics for Prometheus."""

@@ -1,0 +1,251 @@
+"""MLflow: what a run's owner reads."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from magicdistill.platform.config.recipe import flatten
+from magicdistill.platform.config.sections import TrackingConfig
+from magicdistill.platform.runs import logs
+from magicdistill.platform.runs.file_polling import Tail, polling
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.tracking.event_log import Outbox
+from magicdistill.platform.tracking.events import (
+    Begin,
+    Ending,
+    File,
+    FinalModel,
+    Key,
+    Latents,
+    Params,
+    Points,
+    Source,
+    Status,
+    Table,
+    Tags,
+    Text,
+    Weights,
+)
+from magicdistill.platform.tracking.run_description import purpose_of
+from magicdistill.platform.tracking.sender import NOTE, Postman
+from magicdistill.platform.tracking.system_metrics import MachineMonitor
+
+
+class Tracker:
+    """One MLflow run, beside the run directory from which it can be rebuilt.
+
+    Whatever it is told is on the disk when a method returns and goes to MLflow in the background;
+    what a server that is away does not get by the end is sent by the next job of the run, or by
+    `jobs/track.py`.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run: RunDirectory,
+        *,
+        purpose: str | None = None,
+        parent: RunDirectory | None = None,
+    ) -> None:
+        self.run = run
+        self.outbox = Outbox(run)
+        self.postman = Postman(run, config, self.outbox)
+        self._tails: dict[Source, Tail] = {
+            "cycle": Tail(run.metrics_path, from_start=True),
+            "exam": Tail(run.exams_path, from_start=True),
+        }
+        entries = [letter.entry for letter in self.outbox.letters()]
+        points = [entry for entry in entries if isinstance(entry, Points)]
+        self._told = {(point.source, point.step) for point in points}
+        self._num_looks = sum(point.source == "machine" for point in points)
+        self._samples = {(file.path, file.mtime_ns) for file in entries if isinstance(file, File)}
+        if not entries:
+            purpose = purpose or purpose_of(run.recipe())
+            own = Key(key=_key(run), name=f"{purpose}: {run.path.name}")
+            above = parent and Key(key=_key(parent), name=parent.path.name)
+            begin = {"time_ms": _now_ms(), "experiment": config.experiment}
+            self.outbox.add(Begin(own=own, parent=above, **begin))
+            self._describe(purpose)
+
+    @classmethod
+    def start(
+        cls,
+        config: TrackingConfig,
+        run: RunDirectory,
+        tags: Mapping[str, str] | None = None,
+        *,
+        purpose: str | None = None,
+        parent: RunDirectory | None = None,
+    ) -> "Tracker":
+        """Open the run's MLflow run, or continue it.
+
+        A new one receives the recipe as parameters, the code's commit as tags, and recipe,
+        changes and package versions as artifacts. It stands below `parent`, by default below the
+        experiment's own run; `purpose` is by default what its recipe is for.
+        """
+        tracker = cls(config, run, purpose=purpose, parent=parent)
+        tracker.params(flatten(run.recipe().model_dump(mode="json")))
+        tracker.tags(tags or {})
+        tracker.outbox.add(Ending(status="RUNNING", time_ms=_now_ms()))
+        tracker.artifact(run.recipe_path)
+        return tracker
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's name for the run; None before a server has it."""
+        return self.outbox.progress(self.postman.store).run_id
+
+    def metrics(self, metrics: Mapping[str, float], step: int, source: Source = "job") -> None:
+        """Add one point to each curve."""
+        values = {name: float(value) for name, value in metrics.items()}
+        self.outbox.add(Points(source=source, time_ms=_now_ms(), step=step, values=values))
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Name what the run was made with.
+
+        MLflow's parameters never change: where a resumed run has another value than before, that
+        becomes the tag `changed.<name>`.
+        """
+        self.outbox.add(Params(values={name: str(value) for name, value in values.items()}))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        self.outbox.add(Tags(values=dict(values)))
+
+    def note(self, markdown: str) -> None:
+        """Describe the run to whoever opens it."""
+        self.tags({NOTE: markdown})
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a file or a folder: pictures, clips, weights."""
+        self.outbox.add(File(path=self._inside(path), folder=folder))
+
+    def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Store rows with the same keys as the table `name`."""
+        columns = list(rows[0])
+        data = [[row[key] for key in columns] for row in rows]
+        self.outbox.add(Table(name=name, columns=columns, data=data))
+
+    def data(self, lineage: Mapping[str, Mapping[str, str]]) -> None:
+        """Name the latents that the run reads, by purpose, as inputs and parameters."""
+        self.params(flatten(lineage, "lineage"))
+        for purpose, facts in lineage.items():
+            self.outbox.add(Latents(purpose=purpose, facts=dict(facts)))
+
+    def weights(self, field: str, location: str, path: Path) -> None:
+        """Name weights that the run starts from, by the recipe's field and value, as an input."""
+        self.outbox.add(Weights(field=field, location=location, path=self._inside(path)))
+
+    def model(self, name: str, transformer: Path, vae: Path, card: str) -> None:
+        """Register the finished generator, with its VAE and its card."""
+        inside, vae_inside = self._inside(transformer), self._inside(vae)
+        entry = FinalModel(name=name, transformer=inside, vae=vae_inside, card=card)
+        self.outbox.add(entry)
+
+    @contextmanager
+    def mirror(self, every_s: float = 1.0, *, watch_machine: bool = False) -> Iterator[None]:
+        """Track, while the body runs, the metrics and samples that workers write to the run.
+
+        `watch_machine` also tracks the load of this machine.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(polling(self.collect, every_s))
+            if watch_machine:
+                monitor = MachineMonitor()
+                stack.enter_context(polling(lambda: self._watch(monitor), 1.0))
+            yield
+
+    def collect(self) -> None:
+        """Take over the metrics and samples that are new in the run's folder."""
+        for source, tail in self._tails.items():
+            for row in map(json.loads, tail.lines()):
+                if (source, step := row.pop("step")) not in self._told:
+                    self.metrics(row, step, source)
+                    self._told.add((source, step))
+        for path in sorted(self.run.samples.glob("[!.]*")):
+            self._collect_sample(path)
+
+    def end(self, status: Status = "FINISHED") -> None:
+        """Close the MLflow run, and say what could not be sent."""
+        self.outbox.add(Ending(status=status, time_ms=_now_ms()))
+        self.send_rest()
+
+    def send_rest(self) -> bool:
+        """Send all there is; say where it is, or how to send later what could not be sent."""
+        if self.postman.finish():
+            if page := self.postman.page():
+                logs.say(f"MLflow {page}")
+            return True
+        count = self.outbox.num_unsent(self.postman.store)
+        logs.say(f"{count} entries for MLflow are not sent: {self.postman.explain()}")
+        logs.say(f"nothing is lost; send them with python jobs/track.py {self.run.path}")
+        return False
+
+    def __enter__(self) -> "Tracker":
+        self.postman.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End as finished, as failed where an exception passes, as killed where the user stops."""
+        failed: Status = "FAILED" if kind and issubclass(kind, Exception) else "KILLED"
+        self.end(failed if kind else "FINISHED")
+
+    def _collect_sample(self, path: Path) -> None:
+        """Take over a sample that is new or was made again."""
+        inside, mtime_ns = self._inside(path), path.stat().st_mtime_ns
+        if (inside, mtime_ns) in self._samples:
+            return
+        self._samples.add((inside, mtime_ns))
+        self.outbox.add(File(path=inside, folder="samples", mtime_ns=mtime_ns))
+
+    def _watch(self, monitor: MachineMonitor) -> None:
+        if load := monitor.look():
+            self.metrics(load, self._num_looks, "machine")
+            self._num_looks += 1
+
+    def _inside(self, path: Path) -> str:
+        """Return a path from the run's folder on, where it is in there: that may move."""
+        path = path.absolute()
+        return str(path.relative_to(self.run.path) if path.is_relative_to(self.run.path) else path)
+
+    def _describe(self, purpose: str) -> None:
+        provenance = self.run.provenance()
+        self.tags(
+            {
+                "purpose": purpose,
+                "mlflow.source.name": "/".join(Path(sys.argv[0]).parts[-2:]),
+                "mlflow.source.type": "LOCAL",
+                "mlflow.source.git.commit": provenance.commit or "unknown",
+                "code.changed": str(bool(provenance.diff)).lower(),
+                "run.path": str(self.run.path),
+            }
+        )
+        packages = json.dumps(provenance.packages, indent=2)
+        self.outbox.add(Text(name="code/packages.json", text=packages))
+        self.outbox.add(Text(name="code/changes.diff", text=provenance.diff))
+
+
+def send_unsent(config: TrackingConfig, run: RunDirectory) -> bool:
+    """Send what a run's jobs could not, or all to a store that has nothing of it yet."""
+    tracker = Tracker(config, run)
+    tracker.collect()
+    tracker.postman.start()
+    return tracker.send_rest()
+
+
+def _key(run: RunDirectory) -> str:
+    return f"{run.path.name}-{run.provenance().run_id}"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,46 @@
+"""Scoring one checkpoint after another."""
+
+from pathlib import Path
+
+import torch
+
+from magicdistill.data_pipeline.storage import place
+from magicdistill.models.networks.attention import set_kernels
+from magicdistill.models.networks.transformer import VelocityModel
+from magicdistill.models.objectives.build import teacher
+from magicdistill.platform.checkpoints.checkpoints import EMA
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.checkpoint_scoring import GENERATOR
+from magicdistill.platform.training.validation import Validation, num_scored
+from magicdistill.platform.training.zero3 import role_weights
+
+
+class Examiner:
+    """Generates the same held-out clips with one checkpoint after another, and measures them."""
+
+    def __init__(self, run: RunDirectory, held_out: str) -> None:
+        recipe = run.recipe()
+        torch.set_num_threads(recipe.cluster.threads_per_worker)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        alone = recipe.cluster.model_copy(update={"sequence_parallel": 1})
+        self.validation = Validation(
+            recipe.model_copy(update={"cluster": alone}),
+            place(held_out),
+            rank=0,
+            world_size=1,
+            device=device,
+            num_scored=num_scored(recipe),
+        )
+        network = VelocityModel(teacher(recipe.model))
+        set_kernels(network, recipe.kernels)
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.network = network.to(device, dtype).eval()
+
+    @torch.no_grad()
+    def score(self, checkpoint: Path) -> dict[str, float]:
+        """Return the metrics of a checkpoint's generator, of its averaged weights if it has any."""
+        averaged = checkpoint / EMA
+        weights = role_weights(averaged if averaged.is_dir() else checkpoint / GENERATOR)
+        for name, parameter in self.network.named_parameters():
+            parameter.copy_(weights[name]())
+        return self.validation.scores(self.network)

@@ -1,0 +1,125 @@
+"""The training loop: cycles, turns and accumulation windows. It sees no formula."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.objectives.types import Batch, Method
+from magicdistill.models.spans import Stopwatch, span
+from magicdistill.platform.cluster.ray_cluster import ranks
+from magicdistill.platform.training.engine import Ema, Engine
+from magicdistill.platform.training.health import UnhealthyError
+
+Metrics = dict[str, float]
+Callback = Callable[[int, Metrics], None]
+"""Called on every rank with the number of finished cycles and the cycle's mean metrics."""
+
+
+class Batches(Protocol):
+    """Where training samples come from."""
+
+    def __call__(self, window: int, micro: int) -> Batch:
+        """Return this rank's micro-batch of an accumulation window, the same at every call."""
+        ...
+
+
+class Loop:
+    """Runs cycles of a method; every rank runs the same turns."""
+
+    def __init__(
+        self,
+        method: Method,
+        engines: Mapping[str, Engine],
+        batches: Batches,
+        *,
+        seed: int,
+        num_micro_batches: int,
+        ema: Ema | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.method, self.engines, self.batches = method, engines, batches
+        self.seed, self.num_micro_batches = seed, num_micro_batches
+        self.ema, self.device = ema, device
+        self.stopwatch = Stopwatch(device)
+
+    def run(self, start: int, stop: int, callbacks: Iterable[Callback]) -> None:
+        """Run cycles start .. stop - 1; raises UnhealthyError as `cycle` does."""
+        callbacks = tuple(callbacks)
+        # rank 0 alone records where the time goes
+        with self.stopwatch.running() if ranks.rank() == 0 else nullcontext():
+            for cycle in range(start, stop):
+                metrics = self.cycle(cycle)
+                for callback in callbacks:
+                    callback(cycle + 1, metrics)
+
+    def cycle(self, cycle: int) -> Metrics:
+        """Give each role its turns; return every loss term's mean over turns and ranks.
+
+        Raises UnhealthyError on all ranks where a term or a gradient is no finite number on one.
+        """
+        sums: dict[str, list[torch.Tensor]] = {}
+        roles = self.method.turns(cycle)
+        for turn, role in enumerate(roles):
+            window = cycle if self.method.shares_batch else cycle * len(roles) + turn
+            norm = self._turn(cycle, turn, role, window, sums)
+            sums.setdefault(f"{role}/grad_norm", []).append(torch.tensor(norm))
+            if self.ema is not None and role == self.ema.role:
+                self.ema.update()
+        means = {name: torch.stack(values).mean() for name, values in sums.items()}
+        with span("other ranks"):
+            metrics = mean_over_ranks(means, self.device)
+        _demand_finite(cycle, means, metrics)
+        return metrics
+
+    def _turn(
+        self, cycle: int, turn: int, role: str, window: int, sums: dict[str, list[torch.Tensor]]
+    ) -> float:
+        engine = self.engines[role]
+        networks = {name: other.module for name, other in self.engines.items()} | {role: engine}
+        with self.method.turn(role):
+            for micro in range(self.num_micro_batches):
+                with span("data"):
+                    batch = self.batches(window, micro)
+                with span("forward"):
+                    draws = Draws(self.seed, cycle, turn, batch.positions, self.device)
+                    loss = self.method.loss(role, networks, batch, draws)
+                with span("backward"):
+                    engine.backward(loss.total, last=micro + 1 == self.num_micro_batches)
+                for name, value in loss.terms.items():
+                    sums.setdefault(f"{role}/{name}", []).append(value.detach().float().cpu())
+        with span("update"):
+            return engine.step()
+
+
+def num_windows(method: Method, num_cycles: int) -> int:
+    """Return a bound on the accumulation windows that some cycles read."""
+    return num_cycles * (1 if method.shares_batch else len(method.turns(num_cycles)))
+
+
+def mean_over_ranks(values: dict[str, torch.Tensor], device: torch.device | str) -> Metrics:
+    """Average scalars that every rank holds under the same names."""
+    names = sorted(values)
+    stacked = torch.stack([values[name] for name in names]).to(device)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(stacked)
+        stacked /= dist.get_world_size()
+    return dict(zip(names, stacked.tolist(), strict=True))
+
+
+def _demand_finite(cycle: int, mine: Mapping[str, torch.Tensor], means: Metrics) -> None:
+    """Raise where a value is no number; `mine` has this rank's in the order of the turns."""
+    if all(map(math.isfinite, means.values())):
+        return
+    on_ranks = ranks.of_all([name for name, value in mine.items() if not value.isfinite()])
+    first = next(name for name in mine if not math.isfinite(means[name]))
+    found = [str(rank) for rank, names in enumerate(on_ranks) if first in names]
+    role, _, term = first.partition("/")
+    raise UnhealthyError(
+        f"unhealthy at cycle {cycle + 1}: {term} of the {role} is {means[first]} "
+        f"on rank(s) {', '.join(found)}"
+    )

@@ -1,0 +1,71 @@
+"""What rank 0 writes down of every cycle: metrics, where the time went, lines for people."""
+
+import time
+
+from magicdistill.models.spans import Stopwatch, span
+from magicdistill.platform.config.sections import ScheduleConfig
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.loop import Metrics
+
+STARVING = 0.05
+"""Share of the time that workers may wait for data."""
+RELIEF = "jobs/plan.py says how many pairs.num_actors or data.num_readers it takes"
+
+
+class Recorder:
+    """Writes metrics of every cycle, and now and then a line for people."""
+
+    def __init__(self, run: RunDirectory, schedule: ScheduleConfig, stopwatch: Stopwatch) -> None:
+        self.run, self.schedule, self.stopwatch = run, schedule, stopwatch
+        self.line_every = max(1, schedule.num_cycles // 20)
+        self.first: tuple[int, float] | None = None
+        self.last_s = time.perf_counter()
+        self.spent: dict[str, float] = {}
+        self.waited_s = self.counted_s = 0.0
+
+    @span("logging")
+    def __call__(self, cycle: int, metrics: Metrics) -> None:
+        """Record a finished cycle."""
+        now_s = time.perf_counter()
+        seconds, self.last_s = now_s - self.last_s, now_s
+        self.run.append_metrics(
+            cycle, metrics | {"seconds_per_cycle": seconds} | self._parts(seconds)
+        )
+        self.first = self.first or (cycle, now_s)
+        if cycle % self.line_every == 0 or cycle == self.schedule.num_cycles:
+            self.run.say(self._line(cycle, metrics, now_s))
+        if cycle == self.schedule.num_cycles:
+            self.run.say(self._breakdown())
+            if self.waited_s > STARVING * self.counted_s:
+                share = self.waited_s / self.counted_s
+                self.run.say(
+                    f"starving: {share:.0%} of the time went to waiting for data; {RELIEF}"
+                )
+
+    def _parts(self, whole_s: float) -> Metrics:
+        """Return the seconds of a cycle's parts: what no span has seen is `other`."""
+        parts = self.stopwatch.take()
+        parts["other"] = whole_s - sum(parts.values())
+        for name, seconds in parts.items():
+            self.spent[name] = self.spent.get(name, 0.0) + seconds
+        if self.first is not None:  # in the first cycle all data has yet to start
+            self.waited_s += parts.get("data", 0.0)
+            self.counted_s += whole_s
+        return {f"seconds/{name}": seconds for name, seconds in parts.items()}
+
+    def _breakdown(self) -> str:
+        whole = sum(self.spent.values())
+        parts = sorted(self.spent.items(), key=lambda part: -part[1])
+        return "time went to " + "  ".join(f"{name} {s / whole:.1%}" for name, s in parts)
+
+    def _line(self, cycle: int, metrics: Metrics, now_s: float) -> str:
+        assert self.first is not None
+        pace_s = (now_s - self.first[1]) / max(1, cycle - self.first[0])
+        left_s = int(pace_s * (self.schedule.num_cycles - cycle))
+        losses = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in metrics.items()
+            if "grad_norm" not in name and (name == "health/drift" or "health/" not in name)
+        )
+        total = self.schedule.num_cycles
+        return f"cycle {cycle}/{total}  {pace_s:.2f} s each, {left_s} s left  {losses}"

@@ -1,0 +1,96 @@
+"""Training under Ray Train: how the group of workers is started, and ends.
+
+What a worker does is in `worker.py`, whose packages take seconds to import: only workers do.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from magicdistill.data_pipeline.storage import AnyPath, place
+from magicdistill.platform.cluster.node_layout import describe_nodes, nodes_of_ranks
+from magicdistill.platform.cluster.preemption import (
+    is_draining,
+    leaving_in_order,
+    watch_for_sigterm,
+)
+from magicdistill.platform.cluster.worker_failures import explained_failure, recorded_failure
+from magicdistill.platform.data.batches import deal
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.checkpoint_scoring import examined, has_room
+from magicdistill.platform.training.health import UnhealthyError
+
+
+def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
+    """Train the run's recipe on a group of Ray Train workers.
+
+    `data` is a latent cache, or a folder of pixel windows where a VAE is trained; `held_out`
+    gives the fixed validation samples. A lost worker restarts the group from the last
+    checkpoint. Raises TrainingError, naming ranks and causes, where that does not help, and
+    ValueError where the batch does not divide over the workers, and
+    UnhealthyError where the run was stopped for its health. Exits after SIGTERM, when the workers
+    have saved a checkpoint.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    recipe = run.recipe()
+    cluster = recipe.cluster
+    deal(recipe.schedule, cluster.sequence_parallel, rank=0, world_size=cluster.num_workers)
+    asks_for_gpus = cluster.gpus_per_worker > 0
+    resources = {"CPU": 1.0} | ({"GPU": cluster.gpus_per_worker} if asks_for_gpus else {})
+    run.verdict_path.unlink(missing_ok=True)
+    is_examined = held_out is not None and has_room(recipe, run.say)
+    exams = examined(run, held_out) if held_out is not None and is_examined else nullcontext()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "run": str(run.path),
+            "data": str(data),
+            "held_out": held_out and str(held_out),
+            "is_examined": is_examined,
+        },
+        torch_config=TorchConfig(backend="nccl" if cluster.uses_gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=asks_for_gpus,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(run.path),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+    with leaving_in_order(run.stop_path), explained_failure(run), exams:
+        trainer.fit()
+    if run.verdict_path.exists():
+        raise UnhealthyError(run.verdict_path.read_text())
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Run one worker of the group."""
+    import ray.train
+    import ray.train.torch
+
+    watch_for_sigterm()
+    run = RunDirectory(Path(config["run"]))
+    cluster, context = run.recipe().cluster, ray.train.get_context()
+    nodes = nodes_of_ranks()
+    if context.get_world_rank() == 0 and len(set(nodes)) > 1:
+        for line in describe_nodes(nodes, cluster.sequence_parallel):
+            run.say(line)
+    rank = context.get_world_rank()
+    with recorded_failure(run, rank):
+        from magicdistill.platform.training.worker import Worker
+
+        Worker(
+            run,
+            place(config["data"]),
+            config["held_out"] and place(config["held_out"]),
+            rank=rank,
+            world_size=context.get_world_size(),
+            device="cpu" if cluster.rehearsal else ray.train.torch.get_device(),
+            is_draining=is_draining,
+            is_examined=config["is_examined"],
+        ).run_all()

@@ -1,0 +1,55 @@
+"""ZeRO-3's side of weights: building sharded, and reading what the engines saved."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from magicdistill.models.networks.placement import WHOLE, Placement
+from magicdistill.platform.checkpoints.flat_shards import WEIGHT, PieceReader
+from magicdistill.platform.config.sections import (
+    DeepSpeedEngineConfig,
+    EngineConfig,
+    OptimizerConfig,
+)
+from magicdistill.platform.training.engine import deepspeed_config, import_deepspeed
+
+Weights = Mapping[str, Callable[[], Tensor]]
+"""Whole tensors by name, each made when it is called for: the files are mapped, not read."""
+
+
+def placement(config: EngineConfig) -> Placement:
+    """Return where an engine wants parameters to live: in shards under ZeRO-3."""
+    if isinstance(config, DeepSpeedEngineConfig) and config.zero_stage == 3:
+        return Zero3(config)
+    return WHOLE
+
+
+class Zero3:
+    """Every rank holds its shard; a parameter is whole only while it is gathered."""
+
+    def __init__(self, config: DeepSpeedEngineConfig) -> None:
+        self.config = deepspeed_config(config, OptimizerConfig(lr=1.0), num_micro_batches=1)
+
+    def building(self) -> AbstractContextManager[object]:
+        """Shard each module as soon as it is built."""
+        return import_deepspeed().zero.Init(config_dict_or_path=self.config)
+
+    @contextmanager
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
+        """Gather; rank 0 writes, and its values go to all."""
+        with import_deepspeed().zero.GatheredParameters(list(parameters), modifier_rank=0):
+            yield dist.get_rank() == 0
+
+
+def role_weights(role: Path) -> Weights:
+    """Return the trained weights of a role from its folder in a checkpoint, by module name.
+
+    Those of the optimiser: float32 where the network's own are rounded. Also for the averaged
+    weights, whose folder is `checkpoints.EMA`. Raises FileNotFoundError where nothing was saved.
+    """
+    reader = PieceReader(role)
+    return {name: partial(reader.whole, WEIGHT, name) for name in reader.names()}
