@@ -14,18 +14,18 @@ import ray
 import torch
 from data_shared import NUM_PROCESSES, Row, be_part, bench_config, make_clips, quiet, run_part
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.latents.cache import (
     committed_rows,
 )
-from magicdistill.data_pipeline.clips import (
+from magicdistill.data_pipeline.ledger.policy import decide
+from magicdistill.data_pipeline.pipeline import Curator
+from magicdistill.data_pipeline.rows import (
     clips_from_table,
     clips_to_table,
     videos_to_table,
 )
-from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.curation import accepted
-from magicdistill.data_pipeline.pipeline import Curator
-from magicdistill.data_pipeline.policy import decide
+from magicdistill.data_pipeline.selection.curation_result import accepted
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import Score

@@ -11,11 +11,11 @@ import numpy as np
 import yaml
 from data_shared import NUM_PROCESSES, Row, bench_config, make_clips, run_part
 
-from magicdistill.data_pipeline.clips import Array
 from magicdistill.data_pipeline.config import Bucket
+from magicdistill.data_pipeline.latents.windows import fit
+from magicdistill.data_pipeline.media.video import decode, write_frames
+from magicdistill.data_pipeline.rows import Array
 from magicdistill.data_pipeline.sources.package_clips import find_clips
-from magicdistill.data_pipeline.video import decode, write_frames
-from magicdistill.data_pipeline.windows import fit
 
 SCORING = str(Path(__file__).with_name("data_scoring.py"))
 FILM = Bucket(num_frames=121, height=720, width=1280, fps=24)

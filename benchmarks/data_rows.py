@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import torch
 from data_shared import Row, be_part, quiet, run_part
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.config import DataConfig, NullText
+from magicdistill.data_pipeline.latents.cache import (
     LatentCache,
     LatentRow,
     RowFacts,
@@ -21,16 +22,15 @@ from magicdistill.data_pipeline.cache import (
     publish,
     write_shard,
 )
-from magicdistill.data_pipeline.clips import (
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.pipeline import Curator
+from magicdistill.data_pipeline.rows import (
     ClipRow,
     Video,
     failed,
 )
-from magicdistill.data_pipeline.config import DataConfig, NullText
-from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.sources.listing import iter_videos
-from magicdistill.data_pipeline.sources.portrait_world import write_clips
+from magicdistill.data_pipeline.sources.portrait_world.world import write_clips
 from magicdistill.platform.config.recipe import load_recipe
 
 LATENTS = (16, 33, 68, 120)

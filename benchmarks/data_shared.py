@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.sources.portrait_world import write_clips
+from magicdistill.data_pipeline.sources.portrait_world.world import write_clips
 from magicdistill.platform.config.recipe import load_recipe
 
 NUM_PROCESSES = 2

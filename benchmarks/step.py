@@ -16,15 +16,15 @@ import torch.distributed as dist
 from timing import Seconds, interleaved, median, timed, write_result
 from torch import Tensor, multiprocessing, nn
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import (
     LatentRow,
     RowFacts,
     committed_rows,
     publish,
     write_shard,
 )
-from magicdistill.data_pipeline.config import NullText
-from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.diffusion.flow import add_noise, score_sigma, sigma_grid, x0_from_velocity
 from magicdistill.models.diffusion.samplers import rollout
 from magicdistill.models.networks.conditions import Conditions

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from magicdistill.data_pipeline.scorers import SCORES, AnyScorer
 from magicdistill.data_pipeline.sources.config import Folder, Inter4K, JsonLines, Mixture, Source
-from magicdistill.data_pipeline.stages.scorers import SCORES, AnyScorer
 from magicdistill.models.config import Config
 
 SCORES_VERSION = 2

@@ -12,8 +12,14 @@ import pyarrow as pa
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from magicdistill.data_pipeline.cache import committed_rows, committed_texts
-from magicdistill.data_pipeline.clips import (
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.io.storage import AnyPath, local_folder, place
+from magicdistill.data_pipeline.latents.cache import committed_rows, committed_texts
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.ledger.policy import count_absent, count_incomparable, is_hopeless
+from magicdistill.data_pipeline.ledger.takedowns import Takedowns
+from magicdistill.data_pipeline.progress import Bars, Progress
+from magicdistill.data_pipeline.rows import (
     ClipRow,
     clips_from_table,
     clips_to_table,
@@ -22,8 +28,7 @@ from magicdistill.data_pipeline.clips import (
     may_pass,
     videos_to_table,
 )
-from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.curation import (
+from magicdistill.data_pipeline.selection.curation_result import (
     CurationResult,
     Part,
     Pass,
@@ -31,10 +36,7 @@ from magicdistill.data_pipeline.curation import (
     accepted,
     agreeing,
 )
-from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.policy import count_absent, count_incomparable, is_hopeless
-from magicdistill.data_pipeline.progress import Bars, Progress
-from magicdistill.data_pipeline.publishing import publish_selection, wanted_keys
+from magicdistill.data_pipeline.selection.publishing import publish_selection, wanted_keys
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,
@@ -51,8 +53,6 @@ from magicdistill.data_pipeline.stages.run_scorers import (
     versions_of,
 )
 from magicdistill.data_pipeline.stages.score import Score
-from magicdistill.data_pipeline.storage import AnyPath, local_folder, place
-from magicdistill.data_pipeline.takedowns import Takedowns
 
 logger = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from magicdistill.data_pipeline.io.object_stores import read_json
 from magicdistill.data_pipeline.sources.config import CelebvHq
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
-from magicdistill.data_pipeline.sources.stores import read_json
 
 UNIT_FRAME = (1.0, 1.0)
 

@@ -10,10 +10,10 @@ from urllib.parse import parse_qsl, urlsplit
 import av
 import psutil
 
-from magicdistill.data_pipeline.clips import UNREACHABLE
-from magicdistill.data_pipeline.sources import portrait_world
-from magicdistill.data_pipeline.sources.stores import filesystem, is_remote
-from magicdistill.data_pipeline.video import VideoError, pack_pictures
+from magicdistill.data_pipeline.io.object_stores import filesystem, is_remote
+from magicdistill.data_pipeline.media.video import VideoError, pack_pictures
+from magicdistill.data_pipeline.rows import UNREACHABLE
+from magicdistill.data_pipeline.sources.portrait_world import world
 
 WORLD_SCHEME = "portrait-world"
 SCRATCH = f"magicdistill-scratch-{os.getuid()}"
@@ -74,7 +74,7 @@ class Scratch:
         if is_rendered(uri) and not Path(path).exists():
             address = urlsplit(uri)
             shape = {name: int(value) for name, value in parse_qsl(address.query)}
-            portrait_world.write_clips(Path(path).parent, [int(address.path)], **shape)
+            world.write_clips(Path(path).parent, [int(address.path)], **shape)
         if not Path(path).exists():
             raise VideoError(f"{UNREACHABLE}: missing file")
         if Path(path).is_dir():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from magicdistill.data_pipeline.io.object_stores import open_text
 from magicdistill.data_pipeline.sources.config import Hdtf
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
@@ -10,7 +11,6 @@ from magicdistill.data_pipeline.sources.entries import (
     checked_span,
     parse_time,
 )
-from magicdistill.data_pipeline.sources.stores import open_text
 
 Rows = dict[str, list[str]]
 

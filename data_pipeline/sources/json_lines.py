@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from magicdistill.data_pipeline.io.object_stores import read_json_lines
+from magicdistill.data_pipeline.scorers import SCORES
 from magicdistill.data_pipeline.sources.config import JsonLines, Mixture
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
@@ -13,8 +15,6 @@ from magicdistill.data_pipeline.sources.entries import (
     numbers,
     parse_time,
 )
-from magicdistill.data_pipeline.sources.stores import read_json_lines
-from magicdistill.data_pipeline.stages.scorers import SCORES
 
 UNIT_FRAME = (1.0, 1.0)
 REQUIRED = ("source_id", "dataset", "uri", "license")

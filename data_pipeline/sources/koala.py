@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from io import TextIOWrapper
 from typing import Any
 
+from magicdistill.data_pipeline.io.object_stores import open_text
 from magicdistill.data_pipeline.sources.config import Koala
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
@@ -14,7 +15,6 @@ from magicdistill.data_pipeline.sources.entries import (
     numbers,
     parse_time,
 )
-from magicdistill.data_pipeline.sources.stores import open_text
 
 SCORES = {
     "clarity": "clarity_score",

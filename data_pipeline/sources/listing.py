@@ -10,15 +10,15 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlencode
 
-from magicdistill.data_pipeline.clips import Video, digest
+from magicdistill.data_pipeline.io import object_stores
+from magicdistill.data_pipeline.media.video import VIDEO_SUFFIXES, X264_OPTIONS
+from magicdistill.data_pipeline.rows import Video, digest
 from magicdistill.data_pipeline.sources import (
     celebv_hq,
     hdtf,
     json_lines,
     koala,
     package_clips,
-    portrait_world,
-    stores,
     talkvid,
     vbench_i2v,
     vfhq,
@@ -40,11 +40,11 @@ from magicdistill.data_pipeline.sources.config import (
 )
 from magicdistill.data_pipeline.sources.entries import Entry
 from magicdistill.data_pipeline.sources.fetching import WORLD_SCHEME
-from magicdistill.data_pipeline.video import VIDEO_SUFFIXES, X264_OPTIONS
+from magicdistill.data_pipeline.sources.portrait_world import world
 
 logger = logging.getLogger(__name__)
 
-_BUCKET = re.compile(f"{stores.REMOTE}://[^/]")
+_BUCKET = re.compile(f"{object_stores.REMOTE}://[^/]")
 MISSING_FILE = "missing file"
 MISSING = "missing"
 """State of a file that is not there."""
@@ -141,7 +141,7 @@ def _list_world(source: PortraitWorld, clips_directory: Path) -> Iterator[Video]
 
 def _world_code() -> str:
     """Return a hash of the renderer, so that no clip of an older one is taken for its own."""
-    files = sorted(Path(portrait_world.__file__).parent.glob("portrait_*.py"))
+    files = sorted(Path(world.__file__).parent.glob("*.py"))
     code = b"".join(file.read_bytes() for file in files)
     return sha256(code + str(X264_OPTIONS).encode()).hexdigest()[:12]
 
@@ -154,7 +154,7 @@ def _list_package() -> Iterator[Video]:
             source_id=f"package-clips/{path.stem}",
             uri=uri,
             path=str(path),
-            fingerprint=stores.local_state(path) or MISSING,
+            fingerprint=object_stores.local_state(path) or MISSING,
             license=package_clips.LICENSE,
             mixture=mixture,
             split_shots=True,
@@ -162,7 +162,7 @@ def _list_package() -> Iterator[Video]:
 
 
 def _list_folder(source: Folder) -> Iterator[Video]:
-    folder = stores.Folder(source.path)
+    folder = object_stores.Folder(source.path)
     for name in folder.names():
         uri, state = folder.uri(name), folder.state(name)
         yield Video(
@@ -197,7 +197,7 @@ class _Terms:
 
 
 def _list_inter4k(source: Inter4K) -> Iterator[Video]:
-    folder = stores.Folder(source.path)
+    folder = object_stores.Folder(source.path)
     time_scale = INTER4K_TIME_SCALE if source.policy == "stride-2" else 1.0
     fault = INTER4K_REJECTED if source.policy == "reject" else ""
     terms = _Terms(source.kind, source.license, source.mixture, time_scale=time_scale)
@@ -207,7 +207,7 @@ def _list_inter4k(source: Inter4K) -> Iterator[Video]:
 
 
 def _list_manifest(source: Manifest, entries: Iterator[Entry]) -> Iterator[Video]:
-    folder, pattern = stores.Folder(source.store.path), source.store.file_pattern
+    folder, pattern = object_stores.Folder(source.store.path), source.store.file_pattern
     is_cut = source.store.holds == "clips"
     terms = _Terms(source.kind, source.license, source.mixture, is_cut)
     for entry in entries:
@@ -216,7 +216,7 @@ def _list_manifest(source: Manifest, entries: Iterator[Entry]) -> Iterator[Video
 
 
 def _list_lines(source: JsonLines) -> Iterator[Video]:
-    open_folder = cache(stores.Folder)
+    open_folder = cache(object_stores.Folder)
     for line in json_lines.lines(source):
         root = source.root or line.manifest.rpartition("/")[0] or "."
         location, name = _split(line.uri, root)
@@ -245,7 +245,7 @@ def _split(uri: str, root: str) -> tuple[str, str]:
     return ("/", uri.removeprefix("/")) if uri.startswith("/") else (root, uri)
 
 
-def _video(entry: Entry, folder: stores.Folder, name: str, terms: _Terms) -> Video:
+def _video(entry: Entry, folder: object_stores.Folder, name: str, terms: _Terms) -> Video:
     """Return the row of a manifest's entry, whose file is called `name` below the folder."""
     fault = entry.fault or ("" if terms.is_cut else entry.span_fault)
     part = Entry(entry.name, entry.video) if terms.is_cut or fault else entry

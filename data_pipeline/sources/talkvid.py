@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from magicdistill.data_pipeline.io.object_stores import read_json, read_json_lines
 from magicdistill.data_pipeline.sources.config import TalkVid
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_span, numbers
-from magicdistill.data_pipeline.sources.stores import read_json, read_json_lines
 
 
 def entries(source: TalkVid) -> Iterator[Entry]:

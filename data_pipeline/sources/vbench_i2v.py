@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from magicdistill.data_pipeline.io.object_stores import Folder, read_json
 from magicdistill.data_pipeline.sources.config import VbenchI2v
-from magicdistill.data_pipeline.sources.stores import Folder, read_json
 
 ORIGIN = (
     "vbench2_beta_i2v in VBench's repository, github.com/Vchitect/VBench, has the list "

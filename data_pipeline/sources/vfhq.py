@@ -4,9 +4,9 @@ import math
 import re
 from collections.abc import Iterator
 
+from magicdistill.data_pipeline.io.object_stores import Folder, open_text
 from magicdistill.data_pipeline.sources.config import Vfhq
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
-from magicdistill.data_pipeline.sources.stores import Folder, open_text
 
 _NAME = re.compile(r"Clip\+(?P<video>.+)\+P\d+\+C\d+\+F(?P<start>\d+)-(?P<stop>\d+)")
 

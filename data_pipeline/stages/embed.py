@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from magicdistill.data_pipeline.cache import TextRow, write_texts
-from magicdistill.data_pipeline.clips import ClipRow, digest
 from magicdistill.data_pipeline.config import Prompts
-from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import TextRow, write_texts
+from magicdistill.data_pipeline.rows import ClipRow, digest
 from magicdistill.models.networks.conditions import NULL_PROMPT
 
 FOLDERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")

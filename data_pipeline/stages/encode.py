@@ -13,13 +13,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from magicdistill.data_pipeline.cache import LatentRow, RowFacts, row_facts, write_shard
-from magicdistill.data_pipeline.child import Child
-from magicdistill.data_pipeline.clips import Array, ClipRow, clips_from_table
 from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import LatentRow, RowFacts, row_facts, write_shard
+from magicdistill.data_pipeline.latents.windows import fetch_windows, windows_of
+from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.rows import Array, ClipRow, clips_from_table
 from magicdistill.data_pipeline.sources.fetching import Scratch
-from magicdistill.data_pipeline.storage import AnyPath
-from magicdistill.data_pipeline.windows import fetch_windows, windows_of
 
 if TYPE_CHECKING:
     from magicdistill.models.networks.vae import VideoVae

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from magicdistill.data_pipeline.clips import Array
+from magicdistill.data_pipeline.rows import Array
 
 
 class MotionMeter:

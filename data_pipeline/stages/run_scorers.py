@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from magicdistill.data_pipeline.child import Child
-from magicdistill.data_pipeline.clips import ClipRow, clips_from_table, clips_to_table
 from magicdistill.data_pipeline.config import Decoder, Measures
+from magicdistill.data_pipeline.media.frame_ranges import cropped
+from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.video import VideoError, read_frames
+from magicdistill.data_pipeline.rows import ClipRow, clips_from_table, clips_to_table
+from magicdistill.data_pipeline.scorers.base import ABSENT, Frame, RateScorer, Scorer
 from magicdistill.data_pipeline.sources.fetching import Scratch
-from magicdistill.data_pipeline.stages.scorers.base import ABSENT, Frame, RateScorer, Scorer
-from magicdistill.data_pipeline.video import VideoError, read_frames
-from magicdistill.data_pipeline.views import cropped
 
 
 class Meter:

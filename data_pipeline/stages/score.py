@@ -6,22 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from magicdistill.data_pipeline.child import Child
-from magicdistill.data_pipeline.clips import (
-    ClipRow,
-    Video,
-    clips_to_table,
-    digest,
-    failed,
-    videos_from_table,
-)
 from magicdistill.data_pipeline.config import Decoder, Measures
-from magicdistill.data_pipeline.sources.fetching import Scratch
-from magicdistill.data_pipeline.stages.motion import MotionMeter
-from magicdistill.data_pipeline.stages.run_scorers import Meter
-from magicdistill.data_pipeline.stages.scorers.base import Frame, RateScorer
-from magicdistill.data_pipeline.stages.shots import ShotMeters, shot_meters, spans_between, trimmed
-from magicdistill.data_pipeline.video import (
+from magicdistill.data_pipeline.media.frame_ranges import View, cropped, view_of
+from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.video import (
     PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
     VideoError,
@@ -30,7 +18,19 @@ from magicdistill.data_pipeline.video import (
     hash_content,
     probe,
 )
-from magicdistill.data_pipeline.views import View, cropped, view_of
+from magicdistill.data_pipeline.rows import (
+    ClipRow,
+    Video,
+    clips_to_table,
+    digest,
+    failed,
+    videos_from_table,
+)
+from magicdistill.data_pipeline.scorers.base import Frame, RateScorer
+from magicdistill.data_pipeline.sources.fetching import Scratch
+from magicdistill.data_pipeline.stages.motion import MotionMeter
+from magicdistill.data_pipeline.stages.run_scorers import Meter
+from magicdistill.data_pipeline.stages.shots import ShotMeters, shot_meters, spans_between, trimmed
 
 
 class Score:

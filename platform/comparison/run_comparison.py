@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 
 import yaml
 
-from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.locations import find_weights
 from magicdistill.platform.comparison.comparison_recipe import (

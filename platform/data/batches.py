@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from magicdistill.data_pipeline.cache import NULL_TEXT, LatentCache, TextRow
 from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.sampler import Sampler, open_sampler
-from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import NULL_TEXT, LatentCache, TextRow
+from magicdistill.data_pipeline.latents.row_order import Sampler, open_sampler
 from magicdistill.models.networks.conditions import Conditions
 from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.models.objectives.types import Batch

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import (
     NULL_TEXT,
     LatentCache,
     LatentRow,
@@ -18,9 +19,8 @@ from magicdistill.data_pipeline.cache import (
     publish,
     write_shard,
 )
-from magicdistill.data_pipeline.clips import digest
 from magicdistill.data_pipeline.progress import Bars
-from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.data_pipeline.rows import digest
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import sigma_grid

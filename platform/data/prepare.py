@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.curation import CurationResult, Selection
+from magicdistill.data_pipeline.io.object_stores import is_remote
+from magicdistill.data_pipeline.io.storage import AnyPath, place
 from magicdistill.data_pipeline.pipeline import curate_together
-from magicdistill.data_pipeline.sources.stores import is_remote
-from magicdistill.data_pipeline.storage import AnyPath, place
+from magicdistill.data_pipeline.selection.curation_result import CurationResult, Selection
 from magicdistill.models.locations import find_weights
 from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.platform.config.recipe import Recipe

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from magicdistill.data_pipeline.latents.windows import read_windows
 from magicdistill.data_pipeline.pipeline import select_clips
-from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.patch_code import set_patch_code
 from magicdistill.models.networks.patch_decoder import PatchDecoder

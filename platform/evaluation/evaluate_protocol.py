@@ -16,14 +16,14 @@ from einops import rearrange
 from ray.util import ActorPool
 from torch import Tensor
 
-from magicdistill.data_pipeline.cache import LatentCache
-from magicdistill.data_pipeline.clips import ClipRow
-from magicdistill.data_pipeline.curation import CurationResult
+from magicdistill.data_pipeline.latents.cache import LatentCache
+from magicdistill.data_pipeline.latents.windows import read_windows
 from magicdistill.data_pipeline.pipeline import Curator
-from magicdistill.data_pipeline.publishing import NothingAcceptedError
+from magicdistill.data_pipeline.rows import ClipRow
+from magicdistill.data_pipeline.selection.curation_result import CurationResult
+from magicdistill.data_pipeline.selection.publishing import NothingAcceptedError
 from magicdistill.data_pipeline.sources.config import VbenchI2v
 from magicdistill.data_pipeline.sources.vbench_i2v import pairs
-from magicdistill.data_pipeline.windows import read_windows
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.locations import find_weights

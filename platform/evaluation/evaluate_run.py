@@ -13,8 +13,8 @@ import torch
 from ray.util import ActorPool
 from torch import Tensor
 
-from magicdistill.data_pipeline.cache import LatentCache
-from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
 from magicdistill.models.objectives.config import FinetuneMethod, SamplerConfig

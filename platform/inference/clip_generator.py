@@ -5,8 +5,8 @@ import time
 import torch
 from torch import Tensor
 
-from magicdistill.data_pipeline.cache import LatentCache
-from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.config import ModelConfig

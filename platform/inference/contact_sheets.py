@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from magicdistill.data_pipeline.video import write_mp4
+from magicdistill.data_pipeline.media.video import write_mp4
 
 Clips = Float[Tensor, "n 3 t y x"]
 LABEL_PX = 16

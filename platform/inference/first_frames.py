@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from magicdistill.data_pipeline.clips import digest
-from magicdistill.data_pipeline.image_index import ImageIndex, Match
+from magicdistill.data_pipeline.io.storage import write_whole
+from magicdistill.data_pipeline.latents.windows import fit
+from magicdistill.data_pipeline.media.video import hash_content
 from magicdistill.data_pipeline.progress import Bars
-from magicdistill.data_pipeline.storage import write_whole
-from magicdistill.data_pipeline.video import hash_content
-from magicdistill.data_pipeline.windows import fit
+from magicdistill.data_pipeline.rows import digest
+from magicdistill.data_pipeline.search.image_index import ImageIndex, Match
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.networks.clip import ImageTextEncoder
 from magicdistill.platform.config.first_frame_sections import PriorConfig

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided

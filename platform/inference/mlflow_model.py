@@ -13,7 +13,7 @@ from mlflow.pyfunc import add_to_model
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
 from magicdistill.data_pipeline.config import Bucket, nearest_bucket
-from magicdistill.data_pipeline.windows import fit
+from magicdistill.data_pipeline.latents.windows import fit
 from magicdistill.models.checksums import digest_weights
 from magicdistill.platform.export.pretrained_model import find_pretrained
 from magicdistill.platform.inference.contact_sheets import to_uint8

@@ -12,12 +12,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from magicdistill.data_pipeline import images
-from magicdistill.data_pipeline.clips import digest
 from magicdistill.data_pipeline.config import Bucket, nearest_bucket
-from magicdistill.data_pipeline.progress import Bars
-from magicdistill.data_pipeline.stages.embed import encoder_fingerprint
-from magicdistill.data_pipeline.video import (
+from magicdistill.data_pipeline.latents.windows import fit
+from magicdistill.data_pipeline.media import images
+from magicdistill.data_pipeline.media.video import (
     PYAV,
     VideoError,
     hash_content,
@@ -26,7 +24,9 @@ from magicdistill.data_pipeline.video import (
     read_frames,
     write_frames,
 )
-from magicdistill.data_pipeline.windows import fit
+from magicdistill.data_pipeline.progress import Bars
+from magicdistill.data_pipeline.rows import digest
+from magicdistill.data_pipeline.stages.embed import encoder_fingerprint
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.long_video import Windows, slide
 from magicdistill.models.locations import is_int8

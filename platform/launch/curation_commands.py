@@ -7,15 +7,15 @@ from functools import cache
 from statistics import fmean
 from typing import Literal
 
-from magicdistill.data_pipeline import removal, verification
-from magicdistill.data_pipeline.calibration import calibrate, format_gauges
-from magicdistill.data_pipeline.channels import ChannelStatistics
-from magicdistill.data_pipeline.curation import CurationResult, Selection
+from magicdistill.data_pipeline.io.storage import AnyPath, local_folder
+from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics
+from magicdistill.data_pipeline.ledger.calibration import calibrate, format_gauges
+from magicdistill.data_pipeline.maintenance import removal, verification
 from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.progress import Bars
-from magicdistill.data_pipeline.publishing import NothingAcceptedError
-from magicdistill.data_pipeline.report import write_report
-from magicdistill.data_pipeline.storage import AnyPath, local_folder
+from magicdistill.data_pipeline.reports.curation_report import write_report
+from magicdistill.data_pipeline.selection.curation_result import CurationResult, Selection
+from magicdistill.data_pipeline.selection.publishing import NothingAcceptedError
 from magicdistill.models.locations import find_weights
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import Recipe
@@ -183,7 +183,9 @@ def _tell_channels(found: ChannelStatistics) -> None:
 
 def _tell_reconstructions(recipe: Recipe, root: AnyPath) -> None:
     """Decode a sample, where there is a VAE to decode with."""
-    from magicdistill.data_pipeline.reconstruction import reconstruct  # its packages take seconds
+    from magicdistill.data_pipeline.maintenance.reconstruction import (
+        reconstruct,  # its packages take seconds
+    )
 
     try:
         vae = find_weights(recipe.model.vae or "null", "model.vae")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from threading import Thread
 
-from magicdistill.data_pipeline.storage import place
+from magicdistill.data_pipeline.io.storage import place
 from magicdistill.platform.cluster.ray_cluster import joined_address, ray_cluster
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import ClusterConfig

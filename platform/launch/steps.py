@@ -11,8 +11,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.pipeline import curate_together
-from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.locations import CONFIG, find_weights
 from magicdistill.models.objectives.config import EulerMethod, VaeMethod
 from magicdistill.platform.config.recipe import Recipe

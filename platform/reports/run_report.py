@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.pages import data_uri, write_page
+from magicdistill.data_pipeline.reports.pages import data_uri, write_page
 from magicdistill.models.metrics.names import ARROWS, title
 from magicdistill.platform.config.recipe import (
     Recipe,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from magicdistill.data_pipeline.storage import place
+from magicdistill.data_pipeline.io.storage import place
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.objectives.build import teacher

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints, checkpoint_name, cycle_of
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.runs.file_polling import polling

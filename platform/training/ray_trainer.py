@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from magicdistill.data_pipeline.storage import AnyPath, place
+from magicdistill.data_pipeline.io.storage import AnyPath, place
 from magicdistill.platform.cluster.node_layout import describe_nodes, nodes_of_ranks
 from magicdistill.platform.cluster.preemption import (
     is_draining,

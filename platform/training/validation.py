@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from magicdistill.data_pipeline.cache import LatentCache
-from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.metrics.suite import Measured, MetricSuite, summarise

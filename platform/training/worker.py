@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.placement import WHOLE

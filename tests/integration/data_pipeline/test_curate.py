@@ -8,7 +8,6 @@ import pytest
 import torch
 from einops import rearrange
 
-from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.data_pipeline.config import (
     Bucket,
     DataConfig,
@@ -17,11 +16,12 @@ from magicdistill.data_pipeline.config import (
     Measures,
     Policy,
 )
+from magicdistill.data_pipeline.latents.cache import LatentCache
+from magicdistill.data_pipeline.latents.windows import read_windows
+from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.pipeline import CurationResult, curate
 from magicdistill.data_pipeline.sources.config import Folder, PackageClips, PortraitWorld
-from magicdistill.data_pipeline.sources.portrait_world import render_clip
-from magicdistill.data_pipeline.video import write_mp4
-from magicdistill.data_pipeline.windows import read_windows
+from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.models.networks.config import VaeConfig
 from magicdistill.models.networks.vae import VideoVae, build_autoencoder
 from magicdistill.platform.cluster.ray_cluster import ray_cluster

@@ -8,12 +8,12 @@ import boto3
 import pytest
 import torch
 
-from magicdistill.data_pipeline.cache import LatentCache
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import LatentCache
+from magicdistill.data_pipeline.maintenance.verification import verify
+from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.pipeline import Curator
-from magicdistill.data_pipeline.sources.portrait_world import render_clip
-from magicdistill.data_pipeline.storage import AnyPath
-from magicdistill.data_pipeline.verification import verify
-from magicdistill.data_pipeline.video import write_mp4
+from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.models.locations import find_weights
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.recipe import Recipe, load_recipe

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from magicdistill.data_pipeline.cache import LatentCache, read_shard
-from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.sources.portrait_world import render_clip
-from magicdistill.data_pipeline.storage import AnyPath
-from magicdistill.data_pipeline.verification import verify
-from magicdistill.data_pipeline.video import write_mp4
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import LatentCache, read_shard
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.maintenance.verification import verify
+from magicdistill.data_pipeline.media.video import write_mp4
+from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.platform.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[3]

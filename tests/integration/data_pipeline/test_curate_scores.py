@@ -5,18 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magicdistill.data_pipeline.clips import ClipRow
 from magicdistill.data_pipeline.config import DataConfig, Measures, Policy
-from magicdistill.data_pipeline.ledger import Ledger
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.pipeline import select_clips
+from magicdistill.data_pipeline.rows import ClipRow
+from magicdistill.data_pipeline.scorers import AnyScorer
+from magicdistill.data_pipeline.scorers.aesthetics import Aesthetics
+from magicdistill.data_pipeline.scorers.exposure import Exposure
+from magicdistill.data_pipeline.scorers.phash import PHash
 from magicdistill.data_pipeline.sources.config import Folder
 from magicdistill.data_pipeline.sources.listing import list_videos
-from magicdistill.data_pipeline.sources.portrait_world import render_clip
-from magicdistill.data_pipeline.stages.scorers import AnyScorer
-from magicdistill.data_pipeline.stages.scorers.aesthetics import Aesthetics
-from magicdistill.data_pipeline.stages.scorers.exposure import Exposure
-from magicdistill.data_pipeline.stages.scorers.phash import PHash
-from magicdistill.data_pipeline.video import write_mp4
+from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
 

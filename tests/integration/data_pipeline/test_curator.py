@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from magicdistill.data_pipeline.clips import ClipRow, Video
 from magicdistill.data_pipeline.config import DataConfig, Measures, Policy
-from magicdistill.data_pipeline.curation import Selection
-from magicdistill.data_pipeline.ledger import Ledger
+from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.pipeline import Curator
+from magicdistill.data_pipeline.rows import ClipRow, Video
+from magicdistill.data_pipeline.scorers.phash import PHash
+from magicdistill.data_pipeline.selection.curation_result import Selection
 from magicdistill.data_pipeline.sources.config import Folder
 from magicdistill.data_pipeline.sources.listing import list_videos
-from magicdistill.data_pipeline.stages.scorers.phash import PHash
 
 MEASURES = Measures(scorers=(PHash(),))
 BITS = np.random.default_rng(0).integers(0, 2, (4, 512))

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from magicdistill.data_pipeline.clips import ClipRow, Video, clips_to_table
 from magicdistill.data_pipeline.config import DataConfig, Encoding
-from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.reconstruction import Reconstruction, reconstruct
+from magicdistill.data_pipeline.io.storage import AnyPath, place
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.maintenance.reconstruction import Reconstruction, reconstruct
+from magicdistill.data_pipeline.media.video import write_mp4
+from magicdistill.data_pipeline.rows import ClipRow, Video, clips_to_table
 from magicdistill.data_pipeline.sources.config import Folder
-from magicdistill.data_pipeline.sources.portrait_world import render_clip
+from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import score_video
-from magicdistill.data_pipeline.storage import AnyPath, place
-from magicdistill.data_pipeline.video import write_mp4
 from magicdistill.models.networks.vae import VideoVae
 
 if TYPE_CHECKING:

@@ -10,7 +10,9 @@ from uuid import uuid4
 import pytest
 import torch
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.io.storage import AnyPath, list_files, local_folder, place, remove
+from magicdistill.data_pipeline.latents.cache import (
     CacheError,
     LatentCache,
     LatentRow,
@@ -22,15 +24,13 @@ from magicdistill.data_pipeline.cache import (
     write_shard,
     write_texts,
 )
-from magicdistill.data_pipeline.channels import ChannelStatistics
-from magicdistill.data_pipeline.clips import ClipRow, Video, failed
-from magicdistill.data_pipeline.config import NullText
-from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.policy import Decision
-from magicdistill.data_pipeline.removal import take_down
-from magicdistill.data_pipeline.storage import AnyPath, list_files, local_folder, place, remove
-from magicdistill.data_pipeline.takedowns import Takedowns
-from magicdistill.data_pipeline.verification import drop, verify
+from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.ledger.policy import Decision
+from magicdistill.data_pipeline.ledger.takedowns import Takedowns
+from magicdistill.data_pipeline.maintenance.removal import take_down
+from magicdistill.data_pipeline.maintenance.verification import drop, verify
+from magicdistill.data_pipeline.rows import ClipRow, Video, failed
 
 if TYPE_CHECKING:
     from tests.s3_server import Server
@@ -138,7 +138,7 @@ def test_a_takedown_reaches_merged_parts_and_what_a_killed_merge_left(
 ):
     ledger = Ledger(root / "ledger")
     left = {part: part.read_bytes() for part in ledger.parts()[:num_left]}
-    monkeypatch.setattr("magicdistill.data_pipeline.ledger.MAX_SMALL_PARTS", 0)
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.MAX_SMALL_PARTS", 0)
     assert ledger.compact() == 3
     for part, content in left.items():
         part.write_bytes(content)
@@ -309,7 +309,7 @@ def test_a_bucket_that_fails_is_not_damage(part: str, s3: "Server", bucket: AnyP
 def test_a_disk_without_room_for_copies_is_not_damage(
     bucket: AnyPath, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("magicdistill.data_pipeline.storage.SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr("magicdistill.data_pipeline.io.storage.SPARE_BYTES", 1 << 60)
     with pytest.raises(OSError, match="no room") as caught:
         list(verify(bucket, silent))
     assert caught.value.errno == errno.ENOSPC

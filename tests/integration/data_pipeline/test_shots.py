@@ -5,12 +5,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from magicdistill.data_pipeline.child import Child
-from magicdistill.data_pipeline.clips import Video
 from magicdistill.data_pipeline.config import Measures
+from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.video import decode, write_mp4
+from magicdistill.data_pipeline.rows import Video
 from magicdistill.data_pipeline.sources.package_clips import find_clips
 from magicdistill.data_pipeline.stages.score import score_video
-from magicdistill.data_pipeline.video import decode, write_mp4
 
 REAL = {path.name: path for path, _ in find_clips()}
 

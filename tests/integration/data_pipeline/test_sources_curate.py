@@ -11,15 +11,15 @@ import pytest
 import torch
 from einops import rearrange
 
-from magicdistill.data_pipeline.cache import LatentCache
 from magicdistill.data_pipeline.config import DataConfig, Encoding, Measures, Policy
+from magicdistill.data_pipeline.io.object_stores import filesystem
+from magicdistill.data_pipeline.latents.cache import LatentCache
+from magicdistill.data_pipeline.latents.windows import read_windows
+from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.pipeline import curate
 from magicdistill.data_pipeline.sources.config import Hdtf, PortraitWorld, Store
 from magicdistill.data_pipeline.sources.fetching import SCRATCH
-from magicdistill.data_pipeline.sources.portrait_world import render_clip
-from magicdistill.data_pipeline.sources.stores import filesystem
-from magicdistill.data_pipeline.video import write_mp4
-from magicdistill.data_pipeline.windows import read_windows
+from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.models.networks.config import VaeConfig
 from magicdistill.models.networks.vae import VideoVae, build_autoencoder
 from magicdistill.platform.cluster.ray_cluster import ray_cluster

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import s3fs
 
-from magicdistill.data_pipeline.clips import may_pass
-from magicdistill.data_pipeline.sources import fetching, stores
+from magicdistill.data_pipeline.io import object_stores
+from magicdistill.data_pipeline.media.video import PYAV, VideoError, decode, probe
+from magicdistill.data_pipeline.rows import may_pass
+from magicdistill.data_pipeline.sources import fetching
 from magicdistill.data_pipeline.sources.config import Folder, JsonLines, Koala, Store
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.sources.listing import list_videos
-from magicdistill.data_pipeline.video import PYAV, VideoError, decode, probe
 
 if TYPE_CHECKING:
     from tests.s3_server import Server
@@ -32,7 +33,7 @@ BODY = bytes(range(256)) * 2000
 
 @pytest.fixture(scope="module", autouse=True)
 def bucket(s3: "Server") -> None:
-    files = stores.filesystem()
+    files = object_stores.filesystem()
     files.pipe(f"{ROOT}/-a b#1%.mp4", BODY)
     files.pipe(f"{ROOT}/sub/b.mp4", b"1")
     files.pipe(f"{ROOT}/sub/.hidden", b"1")
@@ -50,7 +51,7 @@ def copies(tmp_path: Path) -> list[Path]:
 
 
 def test_a_bucket_lists_like_a_folder_and_notices_a_change():
-    files = stores.filesystem()
+    files = object_stores.filesystem()
     files.pipe(f"{ROOT}/changing.mp4", b"1")
     folder = Folder(path=f"{ROOT}/", license="CC0", mixture="anime")
     before = {video.uri: video for video in list_videos([folder], Path())}
@@ -70,7 +71,7 @@ def test_a_manifest_and_its_store_may_both_be_remote():
     rows = "\n".join(
         f"{name},u,\"['00:01', '00:02']\",c,1,1,1,1" for name in ("-a b#1%_1", "gone_2")
     )
-    stores.filesystem().pipe("s3://bucket/koala.csv", f"\ufeff{HEADER}\n{rows}\n".encode())
+    object_stores.filesystem().pipe("s3://bucket/koala.csv", f"\ufeff{HEADER}\n{rows}\n".encode())
     store = Store(path=ROOT, holds="videos")
     videos = list_videos([Koala(manifests=("s3://bucket/koala.csv",), store=store)], Path())
     assert [(video.uri, video.fault) for video in videos] == [
@@ -78,7 +79,7 @@ def test_a_manifest_and_its_store_may_both_be_remote():
         (f"{ROOT}/gone.mp4", "missing file"),
     ]
     lines = f'{{"source_id": "a", "dataset": "d", "uri": "{ROOT}/sub/b.mp4", "license": "l"}}\n'
-    stores.filesystem().pipe("s3://bucket/clips.jsonl", lines.encode())
+    object_stores.filesystem().pipe("s3://bucket/clips.jsonl", lines.encode())
     source = JsonLines(manifests=("s3://bucket/clips.jsonl",), mixture="general")
     (video,) = list_videos([source], Path())
     assert (video.uri, video.fault) == (f"{ROOT}/sub/b.mp4", "")

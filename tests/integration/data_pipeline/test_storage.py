@@ -13,7 +13,9 @@ import boto3
 import pytest
 import torch
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.io.storage import AnyPath, list_files, local_copy, place, remove
+from magicdistill.data_pipeline.latents.cache import (
     CacheError,
     LatentCache,
     LatentRow,
@@ -22,10 +24,8 @@ from magicdistill.data_pipeline.cache import (
     publish,
     write_shard,
 )
-from magicdistill.data_pipeline.clips import Video, failed
-from magicdistill.data_pipeline.config import NullText
-from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.storage import AnyPath, list_files, local_copy, place, remove
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.rows import Video, failed
 
 if TYPE_CHECKING:
     from tests.s3_server import Server
@@ -37,8 +37,8 @@ ROW = (16, 4, 128, 128)
 """4 MiB; ten of them are a large shard."""
 WRITE_SHARD = """
 import sys, torch
-from magicdistill.data_pipeline.cache import LatentRow, RowFacts, write_shard
-from magicdistill.data_pipeline.storage import place
+from magicdistill.data_pipeline.latents.cache import LatentRow, RowFacts, write_shard
+from magicdistill.data_pipeline.io.storage import place
 facts = RowFacts("large", "c", "s", "l", "portrait", "17x64x64@24", 0, False)
 write_shard(place(sys.argv[1]), [LatentRow(facts, torch.zeros(10, 1, 1024, 1024))])
 """
@@ -77,7 +77,7 @@ def test_a_bucket_that_throttles_and_hangs_up_loses_nothing(s3: "Server", root: 
 def test_the_ledger_of_a_bucket_is_that_of_a_folder(
     s3: "Server", root: AnyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("magicdistill.data_pipeline.ledger.MAX_SMALL_PARTS", 1)
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.MAX_SMALL_PARTS", 1)
     video = Video("v", "source", "uri", "path", "fingerprint", "license", "portrait", False)
     clips = [failed(video, "measures", "no frames")]
     for ledger in (Ledger(root / "ledger"), Ledger(tmp_path / "ledger")):
@@ -209,7 +209,7 @@ def test_copies_make_room_for_others_and_come_back(
     second.write_text("two")
     copy = local_copy(first)
     with monkeypatch.context() as patch:
-        patch.setattr("magicdistill.data_pipeline.storage.SPARE_BYTES", 1 << 60)
+        patch.setattr("magicdistill.data_pipeline.io.storage.SPARE_BYTES", 1 << 60)
         assert local_copy(first) == copy
         with pytest.raises(OSError, match="no room"):
             local_copy(second)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from benchmarks.step import bench_recipe, write_cache
-from magicdistill.data_pipeline.storage import AnyPath
+from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import ClusterConfig

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicdistill.data_pipeline.video import write_mp4
+from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.runs.run_directory import RunDirectory
 

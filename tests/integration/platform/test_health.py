@@ -14,15 +14,15 @@ import ray
 import torch
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import (
     LatentRow,
     RowFacts,
     committed_rows,
     publish,
     write_shard,
 )
-from magicdistill.data_pipeline.config import NullText
-from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.cluster.worker_failures import TrainingError
 from magicdistill.platform.config.recipe import Recipe, load_recipe

@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import (
     LatentRow,
     RowFacts,
     committed_rows,
     publish,
     write_shard,
 )
-from magicdistill.data_pipeline.config import NullText
-from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.networks.config import PRESETS
 from magicdistill.models.networks.transformer import build_transformer
 from magicdistill.models.networks.weights import save_transformer

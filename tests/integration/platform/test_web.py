@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.data_pipeline.video import probe
+from magicdistill.data_pipeline.media.video import probe
 from magicdistill.platform.export.pretrained_model import ASSETS
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.config import Bucket, Encoding, NullText
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import (
     COMMIT,
     CacheError,
     LatentCache,
@@ -18,11 +20,9 @@ from magicdistill.data_pipeline.cache import (
     write_shard,
     write_texts,
 )
-from magicdistill.data_pipeline.clips import ClipRow
-from magicdistill.data_pipeline.config import Bucket, Encoding, NullText
+from magicdistill.data_pipeline.latents.windows import Window
+from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.stages.encode import finite_clips
-from magicdistill.data_pipeline.storage import AnyPath
-from magicdistill.data_pipeline.windows import Window
 
 TEXT = NullText(num_tokens=4, token_dim=8, pooled_dim=6)
 
@@ -161,7 +161,7 @@ def test_more_shards_than_may_stay_open_can_be_read(
     rows = make_rows(0, 8)
     for row in rows:
         write_shard(tmp_path, [row])
-    monkeypatch.setattr("magicdistill.data_pipeline.cache.MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr("magicdistill.data_pipeline.latents.cache.MAX_OPEN_SHARDS", 2)
     cache = LatentCache(publish_all(tmp_path))
     for position in (*range(8), *range(8)):
         assert torch.equal(cache.read(position).latents, rows[position].latents)

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicdistill.data_pipeline.calibration import calibrate, format_gauges
-from magicdistill.data_pipeline.clips import Video, failed
 from magicdistill.data_pipeline.config import Bucket, DataConfig, Decoder, Measures, Policy
-from magicdistill.data_pipeline.curation import Part, Pass, Selection
-from magicdistill.data_pipeline.report import write_report
+from magicdistill.data_pipeline.ledger.calibration import calibrate, format_gauges
+from magicdistill.data_pipeline.ledger.takedowns import Takedowns
+from magicdistill.data_pipeline.media.video import write_mp4
+from magicdistill.data_pipeline.reports.curation_report import write_report
+from magicdistill.data_pipeline.reports.thumbnails import thumbnails
+from magicdistill.data_pipeline.rows import Video, failed
+from magicdistill.data_pipeline.selection.curation_result import Part, Pass, Selection
 from magicdistill.data_pipeline.sources.config import Folder
 from magicdistill.data_pipeline.sources.listing import list_videos
-from magicdistill.data_pipeline.sources.portrait_world import render_clip
+from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.score import score_video
-from magicdistill.data_pipeline.takedowns import Takedowns
-from magicdistill.data_pipeline.thumbnails import thumbnails
-from magicdistill.data_pipeline.video import write_mp4
 
 POLICY = Policy(min_short_side=64, min_long_side=64, min_motion_px=0.05, max_motion_px=9.0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.data_pipeline.child import Child
+from magicdistill.data_pipeline.media.sandbox import Child
 
 
 def test_a_call_returns_the_value_and_the_process_is_kept():
@@ -52,7 +52,7 @@ def test_every_new_process_loads_first_and_has_its_own_time_for_it(
         assert child.call(os.getcwd).value == str(tmp_path)
     with pytest.raises(RuntimeError, match="cannot load what it needs: FileNotFoundError"):
         Child(30.0, load=partial(os.chdir, "/nowhere")).start()
-    monkeypatch.setattr("magicdistill.data_pipeline.child.LOADING_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("magicdistill.data_pipeline.media.sandbox.LOADING_TIMEOUT_S", 0.3)
     with pytest.raises(RuntimeError, match=r"cannot load .*timed out after 0\.3 s"):
         Child(30.0, load=partial(time.sleep, 60)).call(abs, -3)
 
@@ -66,7 +66,7 @@ def test_output_of_a_decoder_does_not_disturb_the_replies():
 def test_the_child_ends_with_a_parent_that_is_killed():
     script = (
         "import os, time\n"
-        "from magicdistill.data_pipeline.child import Child\n"
+        "from magicdistill.data_pipeline.media.sandbox import Child\n"
         "print(Child(60.0).call(os.getpid).value, flush=True)\n"
         "time.sleep(60)\n"
     )

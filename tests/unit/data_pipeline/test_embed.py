@@ -9,7 +9,8 @@ import torch
 from tokenizers import processors
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.config import NullText, Prompts
+from magicdistill.data_pipeline.latents.cache import (
     CacheError,
     LatentCache,
     LatentRow,
@@ -19,7 +20,6 @@ from magicdistill.data_pipeline.cache import (
     publish,
     write_shard,
 )
-from magicdistill.data_pipeline.config import NullText, Prompts
 from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,
     Embed,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicdistill.data_pipeline import image_index
-from magicdistill.data_pipeline.image_index import ImageIndex
+from magicdistill.data_pipeline.search import image_index
+from magicdistill.data_pipeline.search.image_index import ImageIndex
 
 COLOURS = {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from magicdistill.data_pipeline.clips import ClipRow, Video, clips_to_table, failed
 from magicdistill.data_pipeline.config import Bucket, Measures, Policy
-from magicdistill.data_pipeline.ledger import Ledger
-from magicdistill.data_pipeline.policy import decide
+from magicdistill.data_pipeline.io.storage import write_parquet
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.ledger.policy import decide
+from magicdistill.data_pipeline.rows import ClipRow, Video, clips_to_table, failed
+from magicdistill.data_pipeline.scorers.black import Black
+from magicdistill.data_pipeline.scorers.exposure import Exposure
 from magicdistill.data_pipeline.stages.run_scorers import versions_of
-from magicdistill.data_pipeline.stages.scorers.black import Black
-from magicdistill.data_pipeline.stages.scorers.exposure import Exposure
-from magicdistill.data_pipeline.storage import write_parquet
 
 VIDEO = Video("v", "s", "file:///v.mp4", "/v.mp4", "1-1", "l", "portrait", False)
 MEASURES = Measures().version
@@ -115,8 +115,8 @@ def many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     for row in contradicting():
         ledger.append([row])
     size = ledger.parts()[0].stat().st_size
-    monkeypatch.setattr("magicdistill.data_pipeline.ledger.MAX_SMALL_PARTS", 4)
-    monkeypatch.setattr("magicdistill.data_pipeline.ledger.MERGED_BYTES", size * 7 // 2)
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.MAX_SMALL_PARTS", 4)
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.MERGED_BYTES", size * 7 // 2)
     return ledger
 
 
@@ -133,7 +133,7 @@ def test_few_parts_and_large_ones_are_left_alone(
     many_parts: Ledger, monkeypatch: pytest.MonkeyPatch
 ):
     parts = many_parts.parts()
-    monkeypatch.setattr("magicdistill.data_pipeline.ledger.SMALL_PART_BYTES", 1)
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.SMALL_PART_BYTES", 1)
     assert many_parts.compact() == 0
     assert many_parts.parts() == parts
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from magicdistill.data_pipeline.clips import videos_from_table, videos_to_table
 from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.rows import videos_from_table, videos_to_table
 from magicdistill.data_pipeline.sources import package_clips
 from magicdistill.data_pipeline.sources.config import Folder, JsonLines, PackageClips, PortraitWorld
 from magicdistill.data_pipeline.sources.fetching import Scratch

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
+from magicdistill.data_pipeline.media.video import decode
 from magicdistill.data_pipeline.sources.package_clips import find_clips
-from magicdistill.data_pipeline.sources.portrait_world import render_clip
+from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.motion import MotionMeter
 from magicdistill.data_pipeline.stages.shots import ShotMeter, spans_between, trimmed
-from magicdistill.data_pipeline.video import decode
 
 
 def find_cuts(frames: np.ndarray) -> list[int]:

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from magicdistill.data_pipeline.config import Bucket, Measures
+from magicdistill.data_pipeline.latents.windows import decode_windows
+from magicdistill.data_pipeline.media.video import VideoError
 from magicdistill.data_pipeline.sources.config import Folder, Source, VbenchI2v
 from magicdistill.data_pipeline.sources.listing import list_videos
 from magicdistill.data_pipeline.sources.vbench_i2v import pairs
 from magicdistill.data_pipeline.stages.score import score_video
-from magicdistill.data_pipeline.video import VideoError
-from magicdistill.data_pipeline.windows import decode_windows
 
 SUBJECT = ["i2v_subject", "dynamic_degree", "temporal_flickering"]
 ROWS = [

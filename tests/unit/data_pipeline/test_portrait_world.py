@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from magicdistill.data_pipeline.sources.portrait_motion import Motion, draw_motion
-from magicdistill.data_pipeline.sources.portrait_world import render_clip, write_clips
-from magicdistill.data_pipeline.video import write_mp4
+from magicdistill.data_pipeline.media.video import write_mp4
+from magicdistill.data_pipeline.sources.portrait_world.motion import Motion, draw_motion
+from magicdistill.data_pipeline.sources.portrait_world.world import render_clip, write_clips
 
 
 def _frames(path: Path) -> tuple[np.ndarray, float]:

@@ -3,7 +3,7 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from magicdistill.data_pipeline.sampler import (
+from magicdistill.data_pipeline.latents.row_order import (
     CYCLE,
     BucketSampler,
     MixtureSampler,

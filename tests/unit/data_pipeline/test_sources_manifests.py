@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from magicdistill.data_pipeline.clips import Video, videos_from_table, videos_to_table
 from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.rows import Video, videos_from_table, videos_to_table
 from magicdistill.data_pipeline.sources.config import (
     CelebvHq,
     Hdtf,

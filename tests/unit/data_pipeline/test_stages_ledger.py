@@ -4,14 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from magicdistill.data_pipeline.clips import ClipRow, Video, failed
 from magicdistill.data_pipeline.config import Measures
-from magicdistill.data_pipeline.ledger import Ledger
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.rows import ClipRow, Video, failed
+from magicdistill.data_pipeline.scorers.aesthetics import Aesthetics
+from magicdistill.data_pipeline.scorers.base import Scorer
+from magicdistill.data_pipeline.scorers.black import Black
+from magicdistill.data_pipeline.scorers.exposure import Exposure
 from magicdistill.data_pipeline.stages.run_scorers import lacking, versions_of
-from magicdistill.data_pipeline.stages.scorers.aesthetics import Aesthetics
-from magicdistill.data_pipeline.stages.scorers.base import Scorer
-from magicdistill.data_pipeline.stages.scorers.black import Black
-from magicdistill.data_pipeline.stages.scorers.exposure import Exposure
 
 VIDEO = Video("v", "s", "file:///v.mp4", "/v.mp4", "1-1", "l", "portrait", False)
 MEASURES = Measures().version

@@ -5,16 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from magicdistill.data_pipeline.clips import ClipRow
 from magicdistill.data_pipeline.config import Bucket, DataConfig, Limit, Policy
-from magicdistill.data_pipeline.duplicates import BLOCK, find_copies
-from magicdistill.data_pipeline.policy import (
+from magicdistill.data_pipeline.ledger.duplicates import BLOCK, find_copies
+from magicdistill.data_pipeline.ledger.policy import (
     Decision,
     count_absent,
     count_incomparable,
     decide,
     is_hopeless,
 )
+from magicdistill.data_pipeline.rows import ClipRow
 
 BUCKET = Bucket()
 LENIENT = Policy(min_short_side=64, min_long_side=64)

@@ -13,9 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-from magicdistill.data_pipeline.child import Child
-from magicdistill.data_pipeline.clips import ClipRow, Video
 from magicdistill.data_pipeline.config import Decoder, Measures
+from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.video import decode, write_mp4
+from magicdistill.data_pipeline.rows import ClipRow, Video
+from magicdistill.data_pipeline.scorers.aesthetics import Aesthetics
+from magicdistill.data_pipeline.scorers.base import Frame, RateScorer, Scorer, Values
+from magicdistill.data_pipeline.scorers.black import Black
+from magicdistill.data_pipeline.scorers.blur import Blur
+from magicdistill.data_pipeline.scorers.embedding import Embedding
+from magicdistill.data_pipeline.scorers.exposure import Exposure
+from magicdistill.data_pipeline.scorers.faces import Faces
+from magicdistill.data_pipeline.scorers.frozen import Frozen
+from magicdistill.data_pipeline.scorers.letterbox import Letterbox
+from magicdistill.data_pipeline.scorers.phash import PHash
+from magicdistill.data_pipeline.scorers.safety import Safety
+from magicdistill.data_pipeline.scorers.text import Text
 from magicdistill.data_pipeline.sources.package_clips import find_clips
 from magicdistill.data_pipeline.stages.run_scorers import (
     AddScores,
@@ -25,19 +38,6 @@ from magicdistill.data_pipeline.stages.run_scorers import (
     try_out,
 )
 from magicdistill.data_pipeline.stages.score import score_video
-from magicdistill.data_pipeline.stages.scorers.aesthetics import Aesthetics
-from magicdistill.data_pipeline.stages.scorers.base import Frame, RateScorer, Scorer, Values
-from magicdistill.data_pipeline.stages.scorers.black import Black
-from magicdistill.data_pipeline.stages.scorers.blur import Blur
-from magicdistill.data_pipeline.stages.scorers.embedding import Embedding
-from magicdistill.data_pipeline.stages.scorers.exposure import Exposure
-from magicdistill.data_pipeline.stages.scorers.faces import Faces
-from magicdistill.data_pipeline.stages.scorers.frozen import Frozen
-from magicdistill.data_pipeline.stages.scorers.letterbox import Letterbox
-from magicdistill.data_pipeline.stages.scorers.phash import PHash
-from magicdistill.data_pipeline.stages.scorers.safety import Safety
-from magicdistill.data_pipeline.stages.scorers.text import Text
-from magicdistill.data_pipeline.video import decode, write_mp4
 
 CHEAP = (Black(), Blur(), Exposure(), Frozen(), Letterbox())
 REAL = {path.name: path for path, _ in find_clips()}

@@ -3,8 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magicdistill.data_pipeline.sources.portrait_world import render_clip
-from magicdistill.data_pipeline.video import (
+from magicdistill.data_pipeline.media.video import (
     DECODERS,
     PYAV,
     VideoError,
@@ -13,6 +12,7 @@ from magicdistill.data_pipeline.video import (
     read_frames,
     write_mp4,
 )
+from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magicdistill.data_pipeline.clips import ClipRow, Video
 from magicdistill.data_pipeline.config import Bucket, Measures
-from magicdistill.data_pipeline.stages.score import score_video
-from magicdistill.data_pipeline.video import (
+from magicdistill.data_pipeline.latents.windows import decode_windows, num_resampled
+from magicdistill.data_pipeline.media.frame_ranges import cropped, view_of
+from magicdistill.data_pipeline.media.video import (
     DECODERS,
     Header,
     VideoError,
@@ -16,8 +16,8 @@ from magicdistill.data_pipeline.video import (
     read_frames,
     write_mp4,
 )
-from magicdistill.data_pipeline.views import cropped, view_of
-from magicdistill.data_pipeline.windows import decode_windows, num_resampled
+from magicdistill.data_pipeline.rows import ClipRow, Video
+from magicdistill.data_pipeline.stages.score import score_video
 
 HEADER = Header(width=1920, height=1080, fps=25.0, num_frames=1000, codec="h264")
 

@@ -3,11 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from magicdistill.data_pipeline.clips import ClipRow, may_pass
 from magicdistill.data_pipeline.config import Bucket, DataConfig, Limit, Policy, nearest_bucket
-from magicdistill.data_pipeline.policy import decide
-from magicdistill.data_pipeline.video import VideoError, hash_content, write_mp4
-from magicdistill.data_pipeline.windows import (
+from magicdistill.data_pipeline.latents.windows import (
     decode_windows,
     fit,
     num_resampled,
@@ -15,6 +12,9 @@ from magicdistill.data_pipeline.windows import (
     window_starts,
     windows_of,
 )
+from magicdistill.data_pipeline.ledger.policy import decide
+from magicdistill.data_pipeline.media.video import VideoError, hash_content, write_mp4
+from magicdistill.data_pipeline.rows import ClipRow, may_pass
 
 BUCKET = Bucket()
 TALL, WIDE = Bucket(height=96, width=64), Bucket(num_frames=33, height=64, width=96)

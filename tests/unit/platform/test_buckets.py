@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicdistill.data_pipeline.cache import (
+from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.latents.cache import (
     LatentRow,
     RowFacts,
     committed_rows,
     publish,
     write_shard,
 )
-from magicdistill.data_pipeline.config import NullText
-from magicdistill.data_pipeline.storage import AnyPath
 from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.transformer import (

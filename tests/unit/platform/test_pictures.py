@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicdistill.data_pipeline.video import probe
+from magicdistill.data_pipeline.media.video import probe
 from magicdistill.platform.inference.contact_sheets import SHOWN_PX, shrink, side_by_side
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.data_pipeline.stages.scorers.base import ABSENT
+from magicdistill.data_pipeline.scorers.base import ABSENT
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import flatten, load_recipe, recipe_names, to_yaml
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig, TorchEngineConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicdistill.data_pipeline.video import write_mp4
+from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.metrics.results import AbsentMetric, Metric
 from magicdistill.platform.evaluation.score_plots import plot_scores

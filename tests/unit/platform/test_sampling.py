@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from magicdistill.data_pipeline.video import PYAV, decode, probe
+from magicdistill.data_pipeline.media.video import PYAV, decode, probe
 from magicdistill.models.networks.int8 import predict_bytes, weight_bytes
 from magicdistill.models.networks.offload import is_offloaded
 from magicdistill.platform.config.recipe import load_recipe

@@ -1,0 +1,1 @@
+"""Files, on the local disk or in an object store."""

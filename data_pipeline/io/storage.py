@@ -1,0 +1,234 @@
+"""Folders on the local disk or in an object store; their files appear whole or not at all.
+
+A local file is written under a temporary name and renamed. An object is one PUT, or an upload of
+several parts, and neither is visible before it is complete.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from filelock import FileLock
+from upath import UPath
+
+from magicdistill.data_pipeline.io.object_stores import is_remote, store_options
+
+AnyPath = Path | UPath
+COPIES = f"magicdistill-copies-{os.getuid()}"
+SPARE_BYTES = 1 << 30
+"""Disk space that copies have to leave free, or a tenth of the disk where that is more."""
+MAX_REQUESTS = 16
+"""Objects that one process asks for at once."""
+WHOLE_BYTES = 32 << 20
+"""Of an object beyond this size only the rows that are asked for are fetched."""
+PART_BYTES = 16 << 20
+"""An object from twice this size on is uploaded in parts."""
+
+
+def place(location: AnyPath | str) -> AnyPath:
+    """Return an absolute local path, or the object store's where `location` is s3://bucket/prefix."""
+    if isinstance(location, str) and is_remote(location):
+        return UPath(location, use_listings_cache=False, **store_options())
+    if isinstance(location, str | Path):
+        return Path(location).expanduser().absolute()
+    return location
+
+
+def local_folder(root: AnyPath) -> Path:
+    """Return a folder for what is made again at need: `root` itself, where that is local."""
+    return root if isinstance(root, Path) else _copy_of(root)
+
+
+def write_parquet(table: pa.Table, path: AnyPath, **options: Any) -> None:
+    """Write a table with checksums, whole or not at all."""
+    options["write_page_checksum"] = True
+    write_whole(path, lambda temporary: pq.write_table(table, temporary, **options))
+
+
+def write_text(path: AnyPath, text: str) -> None:
+    """Write a text, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def write_whole(path: AnyPath, write: Callable[[Path], object]) -> None:
+    """Let `write` make a local file, then put it in its place; folders are made at need."""
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        write(temporary)
+        os.replace(temporary, path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / path.name
+        write(temporary)
+        path.fs.put_file(str(temporary), path.path, chunksize=PART_BYTES)
+
+
+def remove(path: AnyPath) -> None:
+    """Remove a file; it need not be there."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+    else:
+        path.fs.rm_file(path.path)  # UPath.unlink asks for deletion in bulk and reads no answer
+
+
+def remove_copies(folder: AnyPath) -> None:
+    """Remove this machine's copies of the tables below a folder of an object store."""
+    if not isinstance(folder, Path):
+        for copy in _copy_of(folder).rglob("*.parquet"):
+            copy.unlink(missing_ok=True)
+
+
+def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
+    """Return the files below a folder whose path from there matches, sorted.
+
+    Raises:
+        OSError: if an object store cannot be listed; its globs would return nothing.
+    """
+    if isinstance(folder, Path):
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+    return [*_objects(folder, pattern)]
+
+
+def list_sizes(folder: AnyPath, pattern: str) -> dict[AnyPath, int]:
+    """Return the files that `list_files` does with their sizes in bytes."""
+    if isinstance(folder, Path):
+        return {path: path.stat().st_size for path in list_files(folder, pattern)}
+    return _objects(folder, pattern)
+
+
+def _objects(folder: UPath, pattern: str) -> dict[AnyPath, int]:
+    found: Any = folder.fs.find(folder.path, detail=True)
+    sizes = {path.removeprefix(folder.path).lstrip("/"): found[path]["size"] for path in found}
+    depth = pattern.count("/")
+    return {
+        folder / name: sizes[name]
+        for name in sorted(sizes)
+        if name.count("/") == depth and fnmatchcase(name, pattern)
+    }
+
+
+def read_tables(folder: AnyPath, pattern: str, schema: pa.Schema) -> pa.Table:
+    """Return the rows of all Parquet files of a folder, in the order of the files' names."""
+    return read_files(list_files(folder, pattern), schema)
+
+
+def read_files(paths: Sequence[AnyPath], schema: pa.Schema, *, checked: bool = False) -> pa.Table:
+    """Return the rows of a folder's Parquet files, in order.
+
+    Raises:
+        OSError: if `checked` and a file does not match its checksums.
+    """
+    objects = [path for path in paths if isinstance(path, UPath)]
+    if not objects:
+        options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=checked)
+        kind = pyarrow.dataset.ParquetFileFormat(default_fragment_scan_options=options)
+        return pyarrow.dataset.dataset(list(paths), schema=schema, format=kind).to_table()
+    names = [path.path for path in objects]
+    found: Any = objects[0].fs.cat(names, batch_size=MAX_REQUESTS)
+    tables = [
+        pq.read_table(
+            pa.BufferReader(found[name]), schema=schema, page_checksum_verification=checked
+        )
+        for name in names
+    ]
+    return pa.concat_tables(tables)
+
+
+def read_table(path: AnyPath, schema: pa.Schema) -> pa.Table:
+    """Return the rows of one Parquet file."""
+    return pq.read_table(local_copy(path), schema=schema)
+
+
+def open_parquet(path: AnyPath) -> pq.ParquetFile:
+    """Open a Parquet file for reading rows here and there.
+
+    Of a large object the footer is fetched now and each row group when it is read, in one request;
+    a small one, or one that this machine has a copy of, is read as a local file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if isinstance(path, Path):
+        return pq.ParquetFile(path)
+    facts = path.fs.info(path.path, refresh=True)
+    if facts["size"] <= WHOLE_BYTES or _copy_of_object(path, facts).exists():
+        return pq.ParquetFile(local_copy(path))
+    file = path.fs.open(path.path, cache_type="none")
+    return pq.ParquetFile(file, pre_buffer=True)  # or else one request for each column
+
+
+def local_copy(path: AnyPath) -> Path:
+    """Return a local file of the same content: the file itself, or a copy of the object.
+
+    Copies lie under the temporary folder (`TMPDIR`) and are shared by the processes of a machine;
+    when space runs out, those that were asked for longest ago go.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if isinstance(path, Path):
+        return path
+    facts = path.fs.info(path.path, refresh=True)
+    copy = _copy_of_object(path, facts)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(copy.with_name(f".{copy.name}.lock")):
+        if not _is_there(copy):
+            _make_room(facts["size"])
+            temporary = copy.with_name(f".{copy.name}.tmp")
+            path.fs.get_file(path.path, str(temporary))
+            num_bytes = temporary.stat().st_size
+            if num_bytes != facts["size"]:
+                raise OSError(errno.EIO, f"{num_bytes} of {facts['size']} bytes came", str(path))
+            os.replace(temporary, copy)
+    return copy
+
+
+def _is_there(copy: Path) -> bool:
+    """Tell whether a copy is there; if so, it was asked for last."""
+    try:
+        os.utime(copy)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _copy_of(path: UPath) -> Path:
+    return Path(tempfile.gettempdir()) / COPIES / path.path
+
+
+def _copy_of_object(path: UPath, facts: Mapping[str, Any]) -> Path:
+    state = facts["ETag"].strip('"')  # an object that was replaced is another file
+    return _copy_of(path.parent) / f"{state}-{path.name}"
+
+
+def _make_room(num_bytes: int) -> None:
+    """Remove copies until a file of that size fits."""
+    folder = Path(tempfile.gettempdir()) / COPIES
+    spare = max(SPARE_BYTES, shutil.disk_usage(folder).total // 10)
+    with FileLock(folder / ".lock"):
+        asked = {copy: _asked_at(copy) for copy in folder.rglob("[!.]*.parquet")}
+        for copy in sorted(asked, key=asked.__getitem__):
+            if shutil.disk_usage(folder).free >= num_bytes + spare:
+                return
+            if _asked_at(copy) == asked[copy]:
+                copy.unlink(missing_ok=True)
+        if shutil.disk_usage(folder).free < num_bytes + spare:
+            reason = f"no room for {num_bytes} bytes and {spare} to spare; set TMPDIR elsewhere"
+            raise OSError(errno.ENOSPC, reason, str(folder))
+
+
+def _asked_at(copy: Path) -> float:
+    """Return when a copy was last asked for; 0 where somebody removed it."""
+    try:
+        return copy.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

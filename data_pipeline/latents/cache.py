@@ -1,0 +1,444 @@
+"""The latent cache: content-addressed rows in committed Parquet shards, and versions over them.
+
+    <root>/shards/<name>.parquet         latents, uncompressed, one row per row group
+    <root>/shards/<name>.index.parquet   the same rows without latents; its presence commits them
+    <root>/texts/                        the same for embeddings of prompts, one per row group
+    <root>/versions/<version>/           index.parquet, text.parquet (the null prompt),
+                                         text_index.parquet where there are others; last, COMMIT
+
+A version lists rows of any committed shards, so a new policy re-uses what is encoded already.
+"""
+
+import json
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from magicdistill.data_pipeline.config import Bucket, NullText
+from magicdistill.data_pipeline.io.storage import (
+    AnyPath,
+    local_copy,
+    open_parquet,
+    place,
+    read_table,
+    read_tables,
+    write_parquet,
+    write_text,
+)
+from magicdistill.data_pipeline.latents.windows import Window
+from magicdistill.data_pipeline.rows import ClipRow, digest
+
+NULL_TEXT = "null"
+COMMIT = "COMMIT"
+SHARD_INDEX = ".index.parquet"
+"""Ends the name of the file that commits a shard."""
+TEXT_INDEX = "text_index.parquet"
+"""Lists a version's prompts."""
+MAX_OPEN_SHARDS = 64
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class CacheError(Exception):
+    """A cache is incomplete or damaged; the message says where."""
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What the index knows of a row."""
+
+    key: str
+    clip_id: str
+    source_id: str
+    license: str
+    mixture: str
+    bucket: str
+    window_start: int
+    flipped: bool
+    text_key: str = NULL_TEXT
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class LatentRow:
+    """One window of a clip, encoded."""
+
+    facts: RowFacts
+    latents: Float[Tensor, "c f h w"]
+
+    @property
+    def text_key(self) -> str:
+        """Names the row's prompt for `LatentCache.text`."""
+        return self.facts.text_key
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """The embedding of one prompt."""
+
+    tokens: Float[Tensor, "n d"]
+    mask: Bool[Tensor, " n"]
+    pooled: Float[Tensor, " p"]
+
+
+_ARROW_TYPES = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
+_FACTS_SCHEMA = pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in fields(RowFacts)])  # type: ignore[index]
+_BLOB_FIELDS = [
+    ("data", pa.large_binary()),
+    ("shape", pa.list_(pa.int64())),
+    ("dtype", pa.string()),
+    ("crc32", pa.int64()),
+]
+_SHARD_SCHEMA = pa.schema([*_FACTS_SCHEMA, *_BLOB_FIELDS])
+INDEX_SCHEMA = pa.schema([*_FACTS_SCHEMA, ("shard", pa.string()), ("row_group", pa.int64())])
+_TEXT_SCHEMA = pa.schema([("key", pa.string()), ("part", pa.string()), *_BLOB_FIELDS])
+TEXT_INDEX_SCHEMA = pa.schema(
+    [("key", pa.string()), ("shard", pa.string()), ("row_group", pa.int64())]
+)
+_TEXT_PARTS = 3
+"""Rows of a text: tokens, mask, pooled."""
+_BLOB_OPTIONS = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
+
+
+def row_facts(
+    clip: ClipRow, window: Window, bucket: Bucket, vae_fingerprint: str, dtypes: str
+) -> RowFacts:
+    """Return the index entry of a window; its key depends on everything that shapes the latents."""
+    transform = f"centre-crop area {bucket}"
+    if clip.crop:
+        transform += f" of {clip.crop}"
+    if clip.time_scale != 1:
+        transform += f" at time scale {clip.time_scale:g}"
+    key = digest(
+        clip.content_hash,
+        clip.start,
+        clip.stop,
+        window.start,
+        window.flipped,
+        transform,
+        vae_fingerprint,
+        dtypes,
+    )
+    return RowFacts(
+        key=key,
+        clip_id=clip.clip_id,
+        source_id=clip.source_id,
+        license=clip.license,
+        mixture=clip.mixture,
+        bucket=str(bucket),
+        window_start=window.start,
+        flipped=window.flipped,
+    )
+
+
+def write_shard(root: AnyPath, rows: Sequence[LatentRow]) -> str:
+    """Write and commit one shard, named by its keys; writing it again replaces it by its equal.
+
+    Raises:
+        CacheError: if a latent is not finite; nothing is written then.
+    """
+    for row in rows:
+        if not torch.isfinite(row.latents).all():
+            raise CacheError(f"latents of {row.facts.source_id} are not finite")
+    records = [vars(row.facts) | _to_blob(row.latents) for row in rows]
+    table = pa.Table.from_pylist(records, schema=_SHARD_SCHEMA)
+    return _commit_shard(root, [vars(row.facts) for row in rows], table)
+
+
+def _commit_shard(root: AnyPath, facts: Sequence[dict[str, object]], table: pa.Table) -> str:
+    name = digest(*(row["key"] for row in facts))
+    directory = root / "shards"
+    write_parquet(table, directory / f"{name}.parquet", row_group_size=1, **_BLOB_OPTIONS)
+    index = [row | {"shard": name, "row_group": number} for number, row in enumerate(facts)]
+    index_table = pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
+    write_parquet(index_table, directory / f"{name}{SHARD_INDEX}")
+    return name
+
+
+def rewrite_shard(root: AnyPath, name: str, without: Collection[str]) -> None:
+    """Write and commit a shard's rows but for some keys under a new name; the old one stays."""
+    with pq.ParquetFile(local_copy(root / "shards" / f"{name}.parquet")) as file:
+        facts = file.read(columns=_FACTS_SCHEMA.names).to_pylist()
+        kept = [position for position, row in enumerate(facts) if row["key"] not in without]
+        if kept:
+            _commit_shard(root, [facts[i] for i in kept], file.read_row_groups(kept))
+
+
+def read_index(root: AnyPath) -> pa.Table:
+    """Return the index entries of every committed shard; shards may have a key in common."""
+    return read_tables(root / "shards", f"*{SHARD_INDEX}", INDEX_SCHEMA)
+
+
+def read_index_of_texts(root: AnyPath) -> pa.Table:
+    """Return the index entries of every committed shard of texts."""
+    return read_tables(root / "texts", f"*{SHARD_INDEX}", TEXT_INDEX_SCHEMA)
+
+
+def committed_rows(root: AnyPath, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
+    """Return one index entry of every committed shard's rows by key, but for some shards."""
+    entries = read_index(root).to_pylist()
+    return {entry["key"]: entry for entry in entries if entry["shard"] not in without}
+
+
+def write_texts(root: AnyPath, texts: Mapping[str, TextRow]) -> str:
+    """Write and commit embeddings of prompts by key as one shard; padding is left out.
+
+    Raises:
+        CacheError: if an embedding has no valid token, which attention cannot take, or is not
+            finite; nothing is written then.
+    """
+    for key, text in texts.items():
+        if not text.mask.any() or not text.tokens[text.mask].isfinite().all():
+            raise CacheError(f"text {key!r} has no valid token or one that is not finite")
+    records = [record for key, text in texts.items() for record in _text_records(key, text)]
+    return _commit_texts(root, list(texts), pa.Table.from_pylist(records, schema=_TEXT_SCHEMA))
+
+
+def _commit_texts(root: AnyPath, keys: Sequence[str], table: pa.Table) -> str:
+    name, folder = digest(*keys), root / "texts"
+    write_parquet(table, folder / f"{name}.parquet", row_group_size=_TEXT_PARTS, **_BLOB_OPTIONS)
+    index = [{"key": key, "shard": name, "row_group": at} for at, key in enumerate(keys)]
+    index_table = pa.Table.from_pylist(index, schema=TEXT_INDEX_SCHEMA)
+    write_parquet(index_table, folder / f"{name}{SHARD_INDEX}")
+    return name
+
+
+def rewrite_texts(root: AnyPath, name: str, without: Collection[str]) -> None:
+    """Do for a shard of texts as `rewrite_shard` does for one of latents."""
+    with pq.ParquetFile(local_copy(root / "texts" / f"{name}.parquet")) as file:
+        keys = file.read(columns=["key"])["key"].to_pylist()[::_TEXT_PARTS]
+        kept = [position for position, key in enumerate(keys) if key not in without]
+        if kept:
+            _commit_texts(root, [keys[i] for i in kept], file.read_row_groups(kept))
+
+
+def committed_texts(root: AnyPath, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
+    """Return where every committed embedding of a prompt lies, by key, but for some shards."""
+    entries = read_index_of_texts(root).to_pylist()
+    return {entry["key"]: entry for entry in entries if entry["shard"] not in without}
+
+
+def publish(
+    root: AnyPath, entries: Sequence[dict[str, object]], text: NullText, null_key: str = NULL_TEXT
+) -> AnyPath:
+    """Publish a version over committed rows and return its folder; the same rows, the same one.
+
+    Args:
+        root: the cache.
+        entries: index entries from `committed_rows`, in the order that readers will see.
+        text: shape of the null prompt's embedding, where no encoder makes one.
+        null_key: of the committed text that is the null prompt; by default it is zero.
+    """
+    facts = [{name: entry[name] for name in _FACTS_SCHEMA.names} for entry in entries]
+    null_prompt = text.model_dump_json() if null_key == NULL_TEXT else ""
+    version = digest(null_prompt, null_key, json.dumps(facts, sort_keys=True))
+    directory = root / "versions" / version
+    if (directory / COMMIT).exists():
+        return directory
+    index = pa.Table.from_pylist(list(entries), schema=INDEX_SCHEMA)
+    write_parquet(index, directory / "index.parquet")
+    texts = sorted({str(entry["text_key"]) for entry in entries} - {NULL_TEXT})
+    found = committed_texts(root) if texts or null_key != NULL_TEXT else {}
+    null = _zero_text(text)
+    if null_key != NULL_TEXT:
+        with _text_file(root, found[null_key]) as file:
+            null = read_text(file, found[null_key])
+    null_table = pa.Table.from_pylist(_text_records(NULL_TEXT, null), schema=_TEXT_SCHEMA)
+    write_parquet(null_table, directory / "text.parquet")
+    if texts:
+        table = pa.Table.from_pylist([found[key] for key in texts], schema=TEXT_INDEX_SCHEMA)
+        write_parquet(table, directory / TEXT_INDEX)
+    promise = {"num_rows": len(entries), "num_texts": len(texts), "null_key": null_key}
+    write_text(directory / COMMIT, json.dumps(promise))
+    return directory
+
+
+def read_shard(path: AnyPath) -> Iterator[LatentRow]:
+    """Yield the rows of a shard's file, in order.
+
+    Raises:
+        CacheError: if a row does not match its checksum.
+    """
+    with pq.ParquetFile(local_copy(path)) as file:
+        for number in range(file.num_row_groups):
+            record = file.read_row_group(number).to_pylist()[0]
+            latents = _from_blob(record, f"row {number}")
+            facts = {name: record[name] for name in _FACTS_SCHEMA.names}
+            yield LatentRow(RowFacts(**facts), latents)
+
+
+def read_row(root: AnyPath, entry: Mapping[str, Any]) -> LatentRow:
+    """Return the row that an index entry names.
+
+    Raises:
+        CacheError: if the shard holds another one there, or it does not match its checksum.
+    """
+    with open_parquet(root / "shards" / f"{entry['shard']}.parquet") as file:
+        return _to_row(_read_record(file, entry), entry)
+
+
+def _read_record(file: pq.ParquetFile, entry: Mapping[str, Any]) -> dict[str, Any]:
+    return file.read_row_group(entry["row_group"]).to_pylist()[0]
+
+
+def _to_row(record: dict[str, Any], entry: Mapping[str, Any]) -> LatentRow:
+    where = f"row {entry['row_group']} of shard {entry['shard']}"
+    if record["key"] != entry["key"]:
+        raise CacheError(f"{where} is not the row that the index names")
+    facts = {name: entry[name] for name in _FACTS_SCHEMA.names}
+    return LatentRow(RowFacts(**facts), _from_blob(record, where))
+
+
+class LatentCache:
+    """Random access to one published version; safe to share between threads.
+
+    Of a version in an object store, rows are fetched by themselves, each time that they are read:
+    training reads rows of many shards in random order, each once in an epoch, and what a whole
+    shard would bring along is long gone from a disk that cannot hold all when its turn comes.
+    Small shards, and those that were copied already, are read from the local disk.
+    """
+
+    def __init__(self, directory: AnyPath | str) -> None:
+        """Open a folder returned by `publish`.
+
+        Raises:
+            CacheError: if the version was never committed or its index is incomplete.
+        """
+        self._directory = place(directory)
+        try:
+            promise = json.loads(local_copy(self._directory / COMMIT).read_text())
+            self.index = read_table(self._directory / "index.parquet", INDEX_SCHEMA)
+            self._null = self._read_null()
+            self.texts = self._read_text_index() if promise.get("num_texts") else {}
+        except FileNotFoundError as error:
+            raise CacheError(
+                f"{self._directory} holds no committed version of a latent cache: {error}"
+            ) from error
+        if len(self.index) != promise["num_rows"]:
+            raise CacheError(
+                f"{self._directory} lists {len(self.index)} of {promise['num_rows']} rows"
+            )
+        self.null_key: str = promise.get("null_key", NULL_TEXT)
+        """Of the committed text that is the null prompt; `null` where that is zero."""
+        self._shards: OrderedDict[AnyPath, pq.ParquetFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def version(self) -> str:
+        """The version's name."""
+        return self._directory.name
+
+    def read(self, position: int) -> LatentRow:
+        """Return a row by its position in the index, latents in the stored dtype.
+
+        Raises:
+            CacheError: if the shard is missing or the row does not match its checksum.
+            IndexError: if there is no such row.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {position} of a cache of {len(self)} rows")
+        entry = self.index.slice(position, 1).to_pylist()[0]
+        with self._lock:
+            record = _read_record(self._open("shards", entry["shard"]), entry)
+        return _to_row(record, entry)
+
+    def text(self, key: str = NULL_TEXT) -> TextRow:
+        """Return the embedding of a prompt.
+
+        Raises:
+            CacheError: if there is none by that key.
+        """
+        if key == NULL_TEXT:
+            return self._null
+        if key not in self.texts:
+            raise CacheError(f"no text embedding with key {key!r}")
+        entry = self.texts[key]
+        with self._lock:
+            return read_text(self._open("texts", str(entry["shard"])), entry)
+
+    def _read_null(self) -> TextRow:
+        with pq.ParquetFile(local_copy(self._directory / "text.parquet")) as file:
+            return read_text(file, {"key": NULL_TEXT, "row_group": 0})
+
+    def _read_text_index(self) -> dict[str, dict[str, object]]:
+        """Return where the prompts lie, by key."""
+        texts = read_table(self._directory / TEXT_INDEX, TEXT_INDEX_SCHEMA)
+        return {entry["key"]: entry for entry in texts.to_pylist()}
+
+    def _open(self, folder: str, shard: str) -> pq.ParquetFile:
+        shards = self._directory.parent.parent / folder
+        path = shards / f"{shard}.parquet"
+        if path in self._shards:
+            self._shards.move_to_end(path)
+            return self._shards[path]
+        if not (shards / f"{shard}{SHARD_INDEX}").exists():
+            raise CacheError(f"shard {path} was never committed")
+        try:
+            self._shards[path] = open_parquet(path)
+        except FileNotFoundError as error:
+            raise CacheError(f"shard {path} is missing") from error
+        if len(self._shards) > MAX_OPEN_SHARDS:
+            self._shards.popitem(last=False)[1].close()
+        return self._shards[path]
+
+
+def _zero_text(text: NullText) -> TextRow:
+    """Return the zero embedding as `Conditions.null` has it: one valid token, the others masked."""
+    return TextRow(
+        tokens=torch.zeros(text.num_tokens, text.token_dim),
+        mask=torch.arange(text.num_tokens) == 0,
+        pooled=torch.zeros(text.pooled_dim),
+    )
+
+
+def _text_records(key: str, text: TextRow) -> list[dict[str, object]]:
+    """Return the rows of a text, of whose tokens the valid ones come first."""
+    num_valid = int(text.mask.sum())
+    parts = {"tokens": text.tokens[:num_valid], "mask": text.mask.float(), "pooled": text.pooled}
+    return [{"key": key, "part": name} | _to_blob(part) for name, part in parts.items()]
+
+
+def _text_file(root: AnyPath, entry: dict[str, object]) -> pq.ParquetFile:
+    return open_parquet(root / "texts" / f"{entry['shard']}.parquet")
+
+
+def read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:
+    """Read the text that an entry of the index names, padded with zeros."""
+    parts: dict[str, Tensor] = {}
+    for record in file.read_row_group(entry["row_group"]).to_pylist():
+        where = f"{record['part']} of text {record['key']!r}"
+        if record["key"] != entry["key"]:
+            raise CacheError(f"{where} is not the text {entry['key']!r} that the index names")
+        parts[record["part"]] = _from_blob(record, where)
+    tokens, mask = parts["tokens"], parts["mask"].bool()
+    padded = torch.cat([tokens, tokens.new_zeros(len(mask) - len(tokens), tokens.shape[1])])
+    return TextRow(padded, mask, parts["pooled"])
+
+
+def _to_blob(tensor: Tensor) -> dict[str, object]:
+    data = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return {
+        "data": data,
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "crc32": zlib.crc32(data),
+    }
+
+
+def _from_blob(record: dict[str, object], where: str) -> Tensor:
+    data, shape, dtype = record["data"], record["shape"], record["dtype"]
+    assert isinstance(data, bytes) and isinstance(shape, list) and isinstance(dtype, str)
+    if zlib.crc32(data) != record["crc32"]:
+        raise CacheError(f"{where} does not match its checksum")
+    return torch.frombuffer(bytearray(data), dtype=_DTYPES[dtype]).view(shape)

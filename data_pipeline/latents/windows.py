@@ -1,0 +1,127 @@
+"""Cut clips into windows of the bucket's shape."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from magicdistill.data_pipeline.config import Bucket, Decoder
+from magicdistill.data_pipeline.media.frame_ranges import cropped
+from magicdistill.data_pipeline.media.sandbox import Child, Outcome
+from magicdistill.data_pipeline.media.video import VideoError, hash_content, read_frames
+from magicdistill.data_pipeline.rows import UNREACHABLE, Array, ClipRow
+from magicdistill.data_pipeline.sources.fetching import Scratch, is_rendered
+
+DEFAULT_DECODER = Decoder()
+
+
+@dataclass(frozen=True)
+class Window:
+    """A span of a clip in resampled frames, possibly mirrored."""
+
+    start: int
+    """First frame, counted from the clip's start at the bucket's frame rate."""
+    flipped: bool
+
+
+def num_resampled(clip: ClipRow, bucket: Bucket) -> int:
+    """Return the number of frames of a clip at the bucket's frame rate."""
+    return int((clip.stop - clip.start - 1) * bucket.fps / clip.fps + 1e-6) + 1
+
+
+def window_starts(clip: ClipRow, bucket: Bucket, windows_per_clip: int) -> list[int]:
+    """Return the distinct starts of evenly spaced windows, in resampled frames.
+
+    Raises:
+        ValueError: if the clip is shorter than the bucket.
+    """
+    room = num_resampled(clip, bucket) - bucket.num_frames
+    if room < 0:
+        raise ValueError(f"clip {clip.clip_id} is shorter than a window of {bucket}")
+    if windows_per_clip == 1:
+        return [room // 2]
+    return sorted({round(start) for start in np.linspace(0, room, windows_per_clip)})
+
+
+def windows_of(clip: ClipRow, bucket: Bucket, windows_per_clip: int, flip: bool) -> list[Window]:
+    """Return the windows of a clip, each followed by its mirror image if `flip`."""
+    mirrors = (False, True) if flip else (False,)
+    return [
+        Window(start, flipped)
+        for start in window_starts(clip, bucket, windows_per_clip)
+        for flipped in mirrors
+    ]
+
+
+def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: int) -> Array:
+    """Return the clip's windows, uint8 RGB (n, f, h, w, 3), not mirrored.
+
+    Frames are resampled by index, cropped about the centre to the bucket's aspect and resized.
+
+    Args:
+        clip: the clip; where it has a crop, only that is used.
+        path: its local file.
+        bucket: the shape of a window.
+        windows_per_clip: at most so many windows.
+
+    Raises:
+        VideoError: if a frame cannot be decoded, or the file is another than the scored one. A
+            clip that is rendered again is what it was, whatever the encoder of its bytes did.
+    """
+    if clip.content_hash and not is_rendered(clip.uri) and hash_content(path) != clip.content_hash:
+        raise VideoError(f"{UNREACHABLE}: the file was replaced since it was scored")
+    starts = window_starts(clip, bucket, windows_per_clip)
+    spans = np.array(starts)[:, None] + np.arange(bucket.num_frames)
+    wanted = np.unique(spans)
+    indices = clip.start + np.round(wanted * clip.fps / bucket.fps).astype(int)
+    indices = np.minimum(indices, clip.stop - 1)
+    frames = [
+        fit(cropped(frame, clip.crop), bucket)
+        for frame in read_frames(path, indices.tolist(), clip.decoder)
+    ]
+    return np.stack(frames)[np.searchsorted(wanted, spans)]
+
+
+def fetch_windows(
+    child: Child, scratch: Scratch, clip: ClipRow, bucket: Bucket, windows_per_clip: int
+) -> Outcome:
+    """Bring the clip's file here and decode its windows in a child process; never raise for it."""
+    try:
+        path = scratch.fetch(clip.uri, clip.path)
+    except VideoError as error:
+        return Outcome(failure=f"VideoError: {error}")
+    return child.call(decode_windows, clip, path, bucket, windows_per_clip)
+
+
+def read_windows(
+    clips: Sequence[ClipRow],
+    bucket: Bucket,
+    windows_per_clip: int,
+    decoder: Decoder = DEFAULT_DECODER,
+) -> Iterator[Array]:
+    """Yield each clip's windows, uint8 RGB (n, f, h, w, 3), decoded in a child process.
+
+    Raises:
+        VideoError: if a clip cannot be read, naming it.
+    """
+    with Child(decoder.timeout_s, decoder.num_attempts) as child, Scratch() as scratch:
+        for clip in clips:
+            outcome = fetch_windows(child, scratch, clip, bucket, windows_per_clip)
+            if outcome.failure:
+                raise VideoError(f"{clip.source_id}: {outcome.failure}")
+            yield outcome.value
+
+
+def fit(frame: Array, bucket: Bucket) -> Array:
+    """Crop a frame (h, w, 3) about its centre to the bucket's aspect and resize it."""
+    height, width = frame.shape[:2]
+    scale = min(height / bucket.height, width / bucket.width)
+    crop_h, crop_w = round(bucket.height * scale), round(bucket.width * scale)
+    top, left = (height - crop_h) // 2, (width - crop_w) // 2
+    cropped = frame[top : top + crop_h, left : left + crop_w]
+    if cropped.shape[:2] == (bucket.height, bucket.width):
+        return cropped
+    method = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
+    return cv2.resize(cropped, (bucket.width, bucket.height), interpolation=method)

@@ -1,0 +1,1 @@
+"""What is known about every clip, and what a policy decides from it."""

@@ -1,0 +1,115 @@
+"""How scores are spread, and what each threshold does: for choosing thresholds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from magicdistill.data_pipeline.config import Bucket, Limit, Policy, nearest_bucket
+from magicdistill.data_pipeline.latents.windows import num_resampled
+from magicdistill.data_pipeline.ledger.policy import breach
+from magicdistill.data_pipeline.rows import Array, ClipRow
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+COLUMNS = ("least", "5%", "25%", "median", "75%", "95%", "most")
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """One score over the clips of one mixture, beside its limits."""
+
+    mixture: str
+    score: str
+    values: Array
+    """Float64 (n,), sorted; clips without the score are left out."""
+    limit: Limit
+    num_rejected: int
+    """Clips that this limit rejects, whatever else does."""
+    num_rejected_alone: int
+    """Clips that no other limit of this table rejects."""
+
+    @property
+    def quantiles(self) -> list[float]:
+        """The values at `QUANTILES`."""
+        return np.quantile(self.values, QUANTILES).tolist()
+
+
+def calibrate(clips: Sequence[ClipRow], policy: Policy, *buckets: Bucket) -> list[Gauge]:
+    """Return every score of every mixture; clips that failed have none."""
+    gauges: list[Gauge] = []
+    readable = [clip for clip in clips if not clip.failure]
+    for mixture in sorted({clip.mixture for clip in readable}):
+        limits = _structural_limits(policy, buckets) | policy.limits_of(mixture)
+        numbers = [_numbers(clip, buckets) for clip in readable if clip.mixture == mixture]
+        breached = [
+            {name for name, value in row.items() if breach(value, limits.get(name, Limit()))}
+            for row in numbers
+        ]
+        for name in dict.fromkeys(name for row in numbers for name in row):
+            values = np.sort([row[name] for row in numbers if name in row])
+            rejected = [names for names in breached if name in names]
+            alone = sum(len(names) == 1 for names in rejected)
+            limit = limits.get(name, Limit())
+            gauges.append(Gauge(mixture, name, values, limit, len(rejected), alone))
+    return gauges
+
+
+def spell(limit: Limit) -> str:
+    """Return a limit for people; empty where there is none."""
+    ends = ((limit.min, "≥"), (limit.max, "≤"))
+    return " ".join(f"{sign} {end:g}" for end, sign in ends if end is not None)
+
+
+def format_gauges(gauges: Sequence[Gauge]) -> str:
+    """Return a table for the terminal."""
+    head = ["mixture", "score", "clips", *COLUMNS, "limit", "rejects", "alone"]
+    rows = [
+        [
+            gauge.mixture,
+            gauge.score,
+            str(len(gauge.values)),
+            *(f"{value:.4g}" for value in gauge.quantiles),
+            spell(gauge.limit) or "-",
+            str(gauge.num_rejected),
+            str(gauge.num_rejected_alone),
+        ]
+        for gauge in gauges
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows))
+    return "\n".join(lines)
+
+
+def _numbers(clip: ClipRow, buckets: Sequence[Bucket]) -> dict[str, float]:
+    """Return everything that a limit can be set on and that was measured."""
+    bucket = nearest_bucket(clip.width, clip.height, buckets)
+    found = {
+        "short side": min(clip.width, clip.height),
+        "long side": max(clip.width, clip.height),
+        _frames(bucket, buckets): num_resampled(clip, bucket),
+        "decoded ratio": clip.num_frames_decoded / clip.num_frames_header,
+        "cuts": clip.num_cuts,
+        "motion.px": clip.motion_px,
+        **clip.imported_scores,
+        **clip.scores,
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _structural_limits(policy: Policy, buckets: Sequence[Bucket]) -> dict[str, Limit]:
+    lengths = {
+        _frames(bucket, buckets): Limit(min=max(policy.min_frames or 0, bucket.num_frames))
+        for bucket in buckets
+    }
+    return lengths | {
+        "short side": Limit(min=policy.min_short_side),
+        "long side": Limit(min=policy.min_long_side),
+        "decoded ratio": Limit(min=policy.min_decoded_ratio),
+        "cuts": Limit(max=policy.max_cuts),
+    }
+
+
+def _frames(bucket: Bucket, buckets: Sequence[Bucket]) -> str:
+    """Name the length of a bucket's clips; another one than the first bucket's stands apart."""
+    same = bucket.num_frames == buckets[0].num_frames
+    return "frames" if same else f"frames for {bucket.num_frames}"

@@ -1,0 +1,257 @@
+"""What is known about every clip that was ever scored: the source of truth for resuming."""
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from magicdistill.data_pipeline.io.storage import (
+    AnyPath,
+    list_files,
+    list_sizes,
+    read_files,
+    remove,
+    write_parquet,
+    write_text,
+)
+from magicdistill.data_pipeline.ledger.policy import Decision
+from magicdistill.data_pipeline.rows import (
+    CLIP_SCHEMA,
+    ClipRow,
+    Video,
+    clips_from_table,
+    clips_to_table,
+    digest,
+)
+from magicdistill.data_pipeline.scorers.base import ABSENT, Scorer
+
+MAX_SMALL_PARTS = 64
+"""More of them are merged."""
+SMALL_PART_BYTES = 16 << 20
+MERGED_BYTES = 32 << 20
+"""Size of the small parts that become one."""
+
+
+class Ledger:
+    """Scores and failures as Parquet parts that appear whole or not at all.
+
+    What is read depends neither on the parts' order nor on how often a row is there.
+    """
+
+    def __init__(self, directory: AnyPath) -> None:
+        self._scores = directory / "scores"
+        self._decisions = directory / "decisions"
+        self._scorers = directory / "scorers"
+
+    def append(self, clips: Sequence[ClipRow]) -> None:
+        """Commit rows as one part; all clips that a video is found to have belong into one."""
+        if not clips:
+            return
+        name = digest(
+            *(f"{c.clip_id} {c.fingerprint} {c.measures} {c.scorers} {c.failure}" for c in clips)
+        )
+        write_parquet(clips_to_table(clips), self._scores / f"{name}.parquet")
+
+    def scored(
+        self, videos: Iterable[Video], measures: str, scorers: Sequence[Scorer] = ()
+    ) -> dict[str, list[ClipRow]]:
+        """Return the clips of those videos that were scored in their present state.
+
+        Args:
+            videos: what the sources list now.
+            measures: version of the settings under which clips must have been found.
+            scorers: those whose results are wanted, if they are of the present version.
+
+        Returns:
+            Clips by video id, with what the present listing says of them. Whatever rows hold of a
+            clip is brought together; the scores of an absent scorer are null.
+        """
+        present = {video.video_id: video for video in videos}
+        versions = {scorer.kind: scorer.version for scorer in scorers}
+        clips: dict[str, ClipRow] = {}
+        results: dict[str, _Results] = {}
+        for clip in self._read():
+            video = present.get(clip.video_id)
+            if not video or clip.fingerprint != video.fingerprint:
+                continue
+            if clip.scorers:
+                results.setdefault(clip.clip_id, _Results()).add(clip, versions)
+            if clip.measures != measures or _is_stale(clip, versions):
+                continue
+            known = clips.get(clip.clip_id)
+            clips[clip.clip_id] = _stronger(clip, known) if known else clip
+        absent = _absent(scorers, versions)
+        by_video: dict[str, list[ClipRow]] = {}
+        for clip in clips.values():
+            video, found = present[clip.video_id], results.get(clip.clip_id, absent)
+            row = replace(
+                clip,
+                uri=video.uri,
+                path=video.path,
+                license=video.license,
+                mixture=video.mixture,
+                entry=video.entry,
+                caption=video.caption,
+                imported_scores=video.imported_scores,
+                scores=absent.scores | found.scores,
+                scorers=absent.scorers | found.scorers,
+                blobs=found.blobs,
+            )
+            by_video.setdefault(clip.video_id, []).append(row)
+        return {
+            video_id: sorted(found, key=attrgetter("start", "clip_id"))
+            for video_id, found in by_video.items()
+        }
+
+    def describe(self, scorers: Sequence[Scorer]) -> None:
+        """Store model, version and preprocessing of scorers beside the scores that name them."""
+        for scorer in scorers:
+            path = self._scorers / f"{scorer.kind}-{scorer.version}.json"
+            if scorer.version.startswith(ABSENT) or path.exists():
+                continue
+            write_text(path, json.dumps(scorer.describe(), indent=1))
+
+    def write_decisions(self, name: str, decisions: Sequence[Decision]) -> AnyPath:
+        """Store what a policy made of the scores and return the file."""
+        rows = [
+            {
+                "clip_id": decision.clip.clip_id,
+                "source_id": decision.clip.source_id,
+                "status": decision.status,
+                "reasons": list(decision.reasons),
+            }
+            for decision in decisions
+        ]
+        path = self._decisions / f"{name}.parquet"
+        write_parquet(pa.Table.from_pylist(rows, schema=_DECISION_SCHEMA), path)
+        return path
+
+    def find(self, clip_ids: Collection[str]) -> list[ClipRow]:
+        """Return whatever rows there are of some clips, as they were recorded."""
+        wanted = pc.field("clip_id").isin(pa.array(list(clip_ids), pa.string()))
+        return clips_from_table(self._table().filter(wanted))
+
+    def parts(self) -> list[AnyPath]:
+        """Return the committed files of scores and failures."""
+        return list_files(self._scores, "*.parquet")
+
+    def decision_files(self) -> list[AnyPath]:
+        """Return the files of decisions, one for each config that was decided on."""
+        return list_files(self._decisions, "*.parquet")
+
+    def compact(self) -> int:
+        """Merge small parts, where there are many, and return how many were merged.
+
+        A merged part appears before those go whose rows it has: killed at any point, nothing is
+        lost, and rows that are there twice say no more than once.
+
+        Raises:
+            OSError: if a part cannot be had or is damaged, which merging would hide.
+        """
+        sizes = list_sizes(self._scores, "*.parquet")
+        small = {part: size for part, size in sizes.items() if size < SMALL_PART_BYTES}
+        if len(small) <= MAX_SMALL_PARTS:
+            return 0
+        for parts in _batches(small):
+            name = digest(*(part.name for part in parts))
+            table = read_files(parts, CLIP_SCHEMA, checked=True)
+            write_parquet(table, self._scores / f"{name}.parquet")
+            for part in parts:
+                remove(part)
+        return len(small)
+
+    def _read(self) -> list[ClipRow]:
+        return clips_from_table(self._table())
+
+    def _table(self) -> pa.Table:
+        parts = self.parts()
+        try:
+            return read_files(parts, CLIP_SCHEMA)
+        except FileNotFoundError:
+            if self.parts() == parts:
+                raise
+            return self._table()  # another process merged parts meanwhile
+
+
+def _batches(sizes: Mapping[AnyPath, int]) -> Iterator[list[AnyPath]]:
+    """Yield parts that become one, with as many bytes as that may be made of."""
+    batch: list[AnyPath] = []
+    num_bytes = 0
+    for part, size in sizes.items():
+        if num_bytes + size > MERGED_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(part)
+        num_bytes += size
+    yield batch
+
+
+_OF_OTHERS = {
+    *("uri", "path", "license", "mixture", "entry", "caption", "imported_scores"),
+    *("scores", "scorers", "blobs"),
+}
+"""Fields of a row that the present listing fills in, or that are brought together."""
+_findings = attrgetter(*(f.name for f in fields(ClipRow) if f.name not in _OF_OTHERS))
+
+
+def _stronger(one: ClipRow, other: ClipRow) -> ClipRow:
+    """Return which of two rows of a clip counts: a failure, once recorded, stays."""
+    if _findings(one) == _findings(other):
+        return one
+    return max(one, other, key=lambda clip: (bool(clip.failure), repr(_findings(clip))))
+
+
+@dataclass
+class _Results:
+    """What scorers made of one clip, from as many rows as there are."""
+
+    scores: dict[str, float | None] = field(default_factory=dict)
+    scorers: dict[str, str] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, clip: ClipRow, versions: Mapping[str, str]) -> None:
+        """Take what a row holds of the wanted versions."""
+        if clip.failure:
+            return
+        wanted = {
+            kind
+            for kind, version in clip.scorers.items()
+            if versions.get(kind) == version
+            and (kind not in self.scorers or _rank(clip, kind) > _rank(self, kind))
+        }
+        self.scorers |= {kind: versions[kind] for kind in wanted}
+        self.scores |= {
+            name: value for name, value in clip.scores.items() if name.partition(".")[0] in wanted
+        }
+        self.blobs |= {kind: blob for kind, blob in clip.blobs.items() if kind in wanted}
+
+
+def _rank(row: ClipRow | _Results, kind: str) -> str:
+    """Return what decides between two results of the same version of a scorer."""
+    scores = sorted(item for item in row.scores.items() if item[0].partition(".")[0] == kind)
+    return repr((scores, row.blobs.get(kind)))
+
+
+def _is_stale(clip: ClipRow, versions: Mapping[str, str]) -> bool:
+    """Tell whether a clip failed under scorers that are no longer the wanted ones."""
+    return bool(clip.failure) and any(versions.get(k) != v for k, v in clip.scorers.items())
+
+
+def _absent(scorers: Sequence[Scorer], versions: Mapping[str, str]) -> _Results:
+    """Return what all clips have of scorers without weights: nulls, and the reason."""
+    reasons = {kind: v for kind, v in versions.items() if v.startswith(ABSENT)}
+    names = [f"{s.kind}.{name}" for s in scorers if s.kind in reasons for name in s.SCORES]
+    return _Results(dict.fromkeys(names), reasons)
+
+
+_DECISION_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("source_id", pa.string()),
+        ("status", pa.string()),
+        ("reasons", pa.list_(pa.string())),
+    ]
+)

@@ -1,0 +1,213 @@
+"""Decide from stored scores which clips are kept, and say why not."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Literal
+
+from magicdistill.data_pipeline.config import Bucket, Limit, Policy, nearest_bucket
+from magicdistill.data_pipeline.latents.windows import num_resampled
+from magicdistill.data_pipeline.ledger.duplicates import COMPARED, find_copies
+from magicdistill.data_pipeline.rows import ClipRow, digest
+from magicdistill.data_pipeline.scorers.base import ABSENT
+from magicdistill.data_pipeline.stages.run_scorers import lacking
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one clip."""
+
+    clip: ClipRow
+    status: Literal["accepted", "rejected", "failed"]
+    reasons: tuple[str, ...]
+    """Each opens with the name of its check and a colon."""
+
+
+def decide(
+    clips: Sequence[ClipRow],
+    policy: Policy,
+    *buckets: Bucket,
+    versions: Mapping[str, str] | None = None,
+    held_out: Sequence[ClipRow] = (),
+) -> list[Decision]:
+    """Return one decision per clip, in order; a failed clip keeps its recorded reason.
+
+    Clips are judged one by one; of those that pass, the ones go that scorers have not seen, then
+    copies, and then what a source has too many of. A score that is absent for want of weights
+    objects to nothing: see `count_absent`.
+
+    Args:
+        clips: what to judge.
+        policy: thresholds.
+        buckets: shapes, of which each clip has to fill the one of the nearest aspect.
+        versions: of the scorers that must have seen a clip.
+        held_out: clips of which no copy may be accepted.
+    """
+    versions = versions or {}
+    decisions = [_decide(clip, policy, buckets) for clip in clips]
+    decisions = [_seen(decision, versions) for decision in decisions]
+    comparable = [_comparable(clip, versions) for clip in held_out]
+    decisions = _without_copies(decisions, policy, comparable)
+    return _with_a_cap(decisions, policy)
+
+
+def is_hopeless(clip: ClipRow, policy: Policy, *buckets: Bucket) -> bool:
+    """Tell whether what is known of a clip already rejects it, so that nothing more is measured."""
+    return _decide(clip, policy, buckets).status != "accepted"
+
+
+def count_absent(clips: Sequence[ClipRow]) -> Counter[str]:
+    """Return how many clips lack a score that the recipe asks for, by reason."""
+    return Counter(
+        version
+        for clip in clips
+        if not clip.failure
+        for version in clip.scorers.values()
+        if version.startswith(ABSENT)
+    )
+
+
+def count_incomparable(held_out: Sequence[ClipRow], versions: Mapping[str, str]) -> Counter[str]:
+    """Return how many held-out clips have no hash or embedding of these versions, by scorer."""
+    compared = {kind: version for kind, version in versions.items() if kind in COMPARED}
+    return Counter(kind for clip in held_out for kind in lacking(clip, compared))
+
+
+def _decide(clip: ClipRow, policy: Policy, buckets: Sequence[Bucket]) -> Decision:
+    if clip.failure:
+        return Decision(clip, "failed", (clip.failure,))
+    clip, limits = framed(clip, policy), policy.limits_of(clip.mixture)
+    if policy.crop_bars:
+        limits.pop("letterbox.share", None)
+    bucket = nearest_bucket(clip.width, clip.height, buckets)
+    reasons = (*_structural(clip, policy, bucket), *_measured(clip, limits))
+    return Decision(clip, "rejected" if reasons else "accepted", reasons)
+
+
+def _structural(clip: ClipRow, policy: Policy, bucket: Bucket) -> Iterator[str]:
+    short, long = sorted((clip.width, clip.height))
+    upscale = max(bucket.height / clip.height, bucket.width / clip.width)
+    if upscale > policy.max_upscale:
+        yield f"resolution: {clip.height}x{clip.width} is smaller than the bucket {bucket}"
+    if short < policy.min_short_side:
+        yield f"resolution: short side {short} < {policy.min_short_side}"
+    if long < policy.min_long_side:
+        yield f"resolution: long side {long} < {policy.min_long_side}"
+    ratio = clip.num_frames_decoded / clip.num_frames_header
+    if ratio < policy.min_decoded_ratio:
+        yield (
+            f"damaged: {clip.num_frames_decoded} of {clip.num_frames_header} frames can be decoded"
+        )
+    min_frames = max(policy.min_frames or 0, bucket.num_frames)
+    num_frames = num_resampled(clip, bucket)
+    if num_frames < min_frames:
+        yield f"frames: {num_frames} at {bucket.fps:g} fps < {min_frames}"
+    if clip.num_cuts > policy.max_cuts:
+        yield f"shot cut: {clip.num_cuts} > {policy.max_cuts}"
+
+
+def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
+    """Yield what the limits have against the scores that were taken."""
+    motion = limits.pop("motion.px")
+    if clip.motion_px is None:
+        if motion != Limit():  # a picture has none
+            yield "motion: too short to be measured"
+    elif breach(clip.motion_px, motion):
+        yield f"motion: {clip.motion_px:.2f} px outside {_range(motion)}"
+    scores = clip.imported_scores | clip.scores
+    for name, limit in limits.items():
+        if name not in scores or limit == Limit():
+            continue
+        value = scores[name]
+        if value is not None:
+            if fault := breach(value, limit):
+                yield f"{name}: {fault}"
+        elif not clip.scorers[name.partition(".")[0]].startswith(ABSENT):
+            yield f"{name}: could not be measured"
+
+
+def framed(clip: ClipRow, policy: Policy) -> ClipRow:
+    """Return a clip as it is encoded: without black bars, where the policy crops them."""
+    limit = policy.limits_of(clip.mixture).get("letterbox.share", Limit())
+    share = clip.scores.get("letterbox.share") or 0.0
+    return _without_bars(clip) if policy.crop_bars and breach(share, limit) else clip
+
+
+def breach(value: float, limit: Limit) -> str:
+    """Return what a value has against a limit; empty where it keeps it."""
+    if limit.min is not None and value < limit.min:
+        return f"{value:.3g} < {limit.min:g}"
+    if limit.max is not None and value > limit.max:
+        return f"{value:.3g} > {limit.max:g}"
+    return ""
+
+
+def _range(limit: Limit) -> str:
+    ends = ("" if end is None else f"{end:g}" for end in (limit.min, limit.max))
+    return "-".join(ends)
+
+
+def _without_bars(clip: ClipRow) -> ClipRow:
+    """Return the clip with a crop that leaves its black bars out, at even pixels."""
+    left, top, right, bottom = clip.crop or (0, 0, clip.width, clip.height)
+    left += _even(clip.scores["letterbox.left"], clip.width)
+    top += _even(clip.scores["letterbox.top"], clip.height)
+    right -= _even(clip.scores["letterbox.right"], clip.width)
+    bottom -= _even(clip.scores["letterbox.bottom"], clip.height)
+    box = (left, top, max(left, right), max(top, bottom))
+    return replace(clip, crop=box, width=box[2] - box[0], height=box[3] - box[1])
+
+
+def _even(share: float | None, length: int) -> int:
+    """Return the width of a bar in pixels, rounded up to an even number."""
+    return 2 * ceil((share or 0.0) * length / 2)
+
+
+def _seen(decision: Decision, versions: Mapping[str, str]) -> Decision:
+    """Reject what would pass, but was spared some scorers under a stricter policy."""
+    if decision.status == "accepted" and (kinds := lacking(decision.clip, versions)):
+        return _rejected(decision, f"not scored yet: {', '.join(kinds)}")
+    return decision
+
+
+def _comparable(clip: ClipRow, versions: Mapping[str, str]) -> ClipRow:
+    """Return the clip with those hashes and embeddings that scorers of these versions made."""
+    blobs = {k: blob for k, blob in clip.blobs.items() if clip.scorers.get(k) == versions.get(k)}
+    return replace(clip, blobs=blobs)
+
+
+def _without_copies(
+    decisions: Sequence[Decision], policy: Policy, held_out: Sequence[ClipRow]
+) -> list[Decision]:
+    candidates = [decision.clip for decision in decisions if decision.status == "accepted"]
+    copies = find_copies(candidates, policy.max_hash_bits, policy.min_cosine, held_out)
+    return [
+        _rejected(decision, f"duplicate: {copy}")
+        if (copy := copies.get(decision.clip.clip_id)) and decision.status == "accepted"
+        else decision
+        for decision in decisions
+    ]
+
+
+def _with_a_cap(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:
+    """Keep so many clips of each source, drawn by a hash: not the first ones, and always the same.
+
+    What is drawn does not depend on the rest of the listing.
+    """
+    by_source: dict[str, list[str]] = defaultdict(list)
+    for decision in decisions:
+        if decision.status == "accepted":
+            by_source[decision.clip.source_id].append(decision.clip.clip_id)
+    most = policy.max_clips_per_source
+    surplus = {clip_id for ids in by_source.values() for clip_id in sorted(ids, key=digest)[most:]}
+    return [
+        _rejected(decision, f"cap: {decision.clip.source_id} has more than {most} clips")
+        if decision.clip.clip_id in surplus
+        else decision
+        for decision in decisions
+    ]
+
+
+def _rejected(decision: Decision, reason: str) -> Decision:
+    return replace(decision, status="rejected", reasons=(*decision.reasons, reason))

@@ -1,0 +1,1 @@
+"""Verify what is stored, reconstruct samples of it, and remove films."""

@@ -1,0 +1,209 @@
+"""Read everything that is committed, name what is damaged, and drop it on request."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magicdistill.data_pipeline.io.storage import (
+    AnyPath,
+    list_files,
+    local_copy,
+    read_table,
+    remove,
+)
+from magicdistill.data_pipeline.latents.cache import (
+    COMMIT,
+    INDEX_SCHEMA,
+    SHARD_INDEX,
+    TEXT_INDEX_SCHEMA,
+    CacheError,
+    LatentCache,
+    read_shard,
+    read_text,
+)
+from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics, moments_of
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.progress import Progress
+from magicdistill.data_pipeline.rows import CLIP_SCHEMA
+
+ERRORS = (OSError, pa.ArrowException, CacheError, KeyError, ValueError)
+"""What damaged files make their readers raise."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A committed file that cannot be trusted."""
+
+    path: AnyPath
+    """The file whose presence commits it: a part of the ledger, a shard's index or a marker."""
+    reason: str
+
+
+@dataclass
+class _Found:
+    """What the sound shards hold, by their names."""
+
+    rows: dict[str, list[str]] = field(default_factory=dict)
+    """Keys in the order of the rows."""
+    moments: dict[str, list[Float[Tensor, "3 c"]]] = field(default_factory=dict)
+    """Of the same rows' channels."""
+    texts: dict[str, list[str]] = field(default_factory=dict)
+
+
+def verify(
+    root: AnyPath,
+    progress: Progress,
+    tell: Callable[[ChannelStatistics], object] = lambda _: None,
+) -> Iterator[Damage]:
+    """Yield what is damaged in a folder of ledger and latents, having read all of it.
+
+    Checksums, keys, shapes and finiteness of every latent; checksums and keys of every text;
+    checksums and columns of the ledger; that versions list committed rows and texts.
+
+    Args:
+        root: the folder, local or in an object store.
+        progress: called as files are read.
+        tell: called with the statistics of each version that is sound.
+
+    Raises:
+        OSError: if a file cannot be had, which says nothing about what it holds.
+    """
+    cache, found = root / "latents", _Found()
+    markers = list_files(cache / "versions", f"*/{COMMIT}")  # later ones list later shards
+    yield from _verify_ledger(Ledger(root / "ledger"), progress)
+    yield from _verify_latents(cache, found, progress)
+    yield from _verify_texts(cache, found)
+    for marker in markers:
+        try:
+            version = LatentCache(marker.parent)
+        except ERRORS as error:
+            yield Damage(marker, _fault(error))
+            continue
+        if reason := _fault_of_version(version, found):
+            yield Damage(marker, reason)
+        elif len(version):
+            entries = version.index.to_pylist()
+            moments = [found.moments[entry["shard"]][entry["row_group"]] for entry in entries]
+            tell(ChannelStatistics.of(version.version, moments))
+
+
+def drop(damage: Damage) -> None:
+    """Take a damaged file out of use: the next curation makes it anew."""
+    remove(damage.path)
+
+
+def _verify_ledger(ledger: Ledger, progress: Progress) -> Iterator[Damage]:
+    parts = ledger.parts()
+    for number, part in enumerate(parts, start=1):
+        if reason := _fault_of_part(part):
+            yield Damage(part, reason)
+        progress("verify ledger", number, len(parts))
+
+
+def _verify_latents(cache: AnyPath, found: _Found, progress: Progress) -> Iterator[Damage]:
+    shards = list_files(cache / "shards", f"*{SHARD_INDEX}")
+    shapes: dict[str, torch.Size] = {}
+    for number, index in enumerate(shards, start=1):
+        try:
+            keys, moments = _checked_rows(index, shapes)
+            found.rows[_name(index)], found.moments[_name(index)] = keys, moments
+        except ERRORS as error:
+            yield Damage(index, _fault(error))
+        progress("verify latents", number, len(shards))
+
+
+def _verify_texts(cache: AnyPath, found: _Found) -> Iterator[Damage]:
+    for index in list_files(cache / "texts", f"*{SHARD_INDEX}"):
+        try:
+            found.texts[_name(index)] = _checked_texts(index)
+        except ERRORS as error:
+            yield Damage(index, _fault(error))
+
+
+def _fault_of_part(part: AnyPath) -> str:
+    try:
+        with pq.ParquetFile(local_copy(part), page_checksum_verification=True) as file:
+            table = file.read()
+        unknown = set(table.column_names) - set(CLIP_SCHEMA.names)
+        if unknown or table["clip_id"].null_count:
+            return f"not a part of the ledger: {', '.join(unknown) or 'rows without clip_id'}"
+    except FileNotFoundError:
+        return ""  # merged meanwhile, which damaged parts are not
+    except ERRORS as error:
+        return _fault(error)
+    return ""
+
+
+def _checked_rows(
+    index: AnyPath, shapes: dict[str, torch.Size]
+) -> tuple[list[str], list[Float[Tensor, "3 c"]]]:
+    """Return keys and moments of a shard's rows, in order.
+
+    `shapes` has the latents' shape by bucket, and learns the ones that it has not.
+    """
+    entries, moments = read_table(index, INDEX_SCHEMA).to_pylist(), []
+    for entry, row in zip(entries, read_shard(_data(index)), strict=True):
+        where = f"row {entry['row_group']}"
+        if row.facts.key != entry["key"]:
+            raise CacheError(f"{where} is not the row that the index names")
+        if not torch.isfinite(row.latents).all():
+            raise CacheError(f"{where} is not finite")
+        expected = shapes.setdefault(row.facts.bucket, row.latents.shape)
+        if row.latents.shape != expected:
+            raise CacheError(f"{where} is {tuple(row.latents.shape)}, not {tuple(expected)}")
+        moments.append(moments_of(row.latents))
+    return [entry["key"] for entry in entries], moments
+
+
+def _checked_texts(index: AnyPath) -> list[str]:
+    """Return the keys of a shard's texts, in order."""
+    entries = read_table(index, TEXT_INDEX_SCHEMA).to_pylist()
+    with pq.ParquetFile(local_copy(_data(index))) as file:
+        for entry in entries:
+            if not read_text(file, entry).tokens.isfinite().all():
+                raise CacheError(f"text {entry['key']!r} is not finite")
+    return [entry["key"] for entry in entries]
+
+
+def _fault_of_version(version: LatentCache, found: _Found) -> str:
+    for entry in version.index.to_pylist():
+        if not _is_in(found.rows, entry):
+            return f"lists a row that shard {entry['shard']} does not hold"
+    for entry in version.texts.values():
+        if not _is_in(found.texts, entry):
+            return f"lists a text that shard {entry['shard']} does not hold"
+    return ""
+
+
+def _is_in(keys: Mapping[str, list[str]], entry: Mapping[str, Any]) -> bool:
+    found = keys.get(entry["shard"], [])
+    return entry["row_group"] < len(found) and found[entry["row_group"]] == entry["key"]
+
+
+def _name(index: AnyPath) -> str:
+    return index.name.removesuffix(SHARD_INDEX)
+
+
+def _data(index: AnyPath) -> AnyPath:
+    """Return a shard's file, without which its index is damage."""
+    path = index.with_name(f"{_name(index)}.parquet")
+    if not path.exists():
+        raise CacheError(f"{path.name} is missing")
+    return path
+
+
+def _fault(error: Exception) -> str:
+    """Return what is wrong with a file; raise again what is wrong with the disk or the store.
+
+    Where a file makes no sense, readers of Parquet raise an OSError that has no number.
+    """
+    if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+        raise error
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

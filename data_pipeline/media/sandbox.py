@@ -1,0 +1,169 @@
+"""A child process for work on untrusted files: a crash or a hang costs one file, not the run."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import magicdistill
+
+IMPORT_ROOT = Path(str(magicdistill.__file__)).parent.parent
+LOADING_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The value of a call, or the reason why there is none."""
+
+    value: Any = None
+    failure: str = ""
+
+
+class Child:
+    """Calls functions in a persistent child process that is replaced when it dies.
+
+    The child ends itself by a timer of the kernel, so that a hang inside a decoder's C code, even
+    one that holds the interpreter's lock, cannot outlive its limit or its parent by long.
+    """
+
+    def __init__(
+        self, timeout_s: float, num_attempts: int = 2, load: Callable[[], Any] | None = None
+    ) -> None:
+        """Set limits.
+
+        Args:
+            timeout_s: of one call.
+            num_attempts: how often a call may crash or time out.
+            load: called in every new process before anything else, for what takes long once.
+        """
+        self.timeout_s = timeout_s
+        self.num_attempts = num_attempts
+        self._load = load
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stderr: BinaryIO | None = None
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Outcome:
+        """Return what a module-level function returns, or why it could not; never raises for it.
+
+        An exception counts at once; a crash or a time-out after `num_attempts` tries.
+
+        Raises:
+            RuntimeError: as `start`.
+        """
+        outcome = Outcome()
+        for _ in range(self.num_attempts):
+            self.start()
+            outcome = self._ask(function, args, self.timeout_s)
+            if self._process:
+                return outcome
+        return Outcome(failure=f"{outcome.failure} ({self.num_attempts} attempts)")
+
+    def start(self) -> None:
+        """Start the process unless it runs, and let it load.
+
+        Raises:
+            RuntimeError: if it cannot load.
+        """
+        if self._process:
+            return
+        self._open()
+        if self._load:
+            outcome = self._ask(self._load, (), LOADING_TIMEOUT_S)
+            if outcome.failure:
+                self.close()
+                raise RuntimeError(f"a new process cannot load what it needs: {outcome.failure}")
+
+    def close(self) -> None:
+        """End the child process; a later call starts a new one."""
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+        if self._stderr:
+            self._stderr.close()
+            self._stderr = None
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        search = [str(IMPORT_ROOT), os.environ.get("PYTHONPATH", "")]
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search))},
+        )
+
+    def _ask(
+        self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float
+    ) -> Outcome:
+        """Return the answer of the process, or what it died of; then there is none any more."""
+        process = self._process
+        assert process and process.stdin and process.stdout
+        try:
+            process.stdin.write(pickle.dumps((function, args, timeout_s), protocol=5))
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            failure = self._cause_of_death(process, timeout_s)
+            self.close()
+            return Outcome(failure=failure)
+
+    def _cause_of_death(self, process: "subprocess.Popen[bytes]", timeout_s: float) -> str:
+        code = process.wait()
+        if code == -signal.SIGALRM:
+            return f"timed out after {timeout_s:g} s"
+        if code < 0:
+            return f"crashed with {signal.Signals(-code).name}"
+        assert self._stderr
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return f"exited with code {code}: {lines[-1] if lines else 'no message'}"
+
+
+def serve() -> None:
+    """Answer pickled calls on standard input until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # decoders print to standard output
+    while True:
+        try:
+            function, args, timeout_s = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+        outcome = _attempt(function, args)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            pickle.dump(outcome, replies, protocol=5)
+            replies.flush()
+        except BrokenPipeError:  # the parent is gone
+            os._exit(0)
+
+
+def _attempt(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+    try:
+        return Outcome(value=function(*args))
+    except Exception as error:  # whatever a damaged file provokes becomes a recorded reason
+        message = str(error).strip().splitlines()
+        return Outcome(failure=f"{type(error).__name__}: {message[0] if message else ''}")
+
+
+if __name__ == "__main__":
+    # Run under the importable name: replies are unpickled by the parent, who knows it by that.
+    from magicdistill.data_pipeline.media.sandbox import serve as serve_importable
+
+    serve_importable()

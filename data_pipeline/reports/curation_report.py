@@ -1,0 +1,135 @@
+"""One self-contained HTML page about a curation."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from magicdistill.data_pipeline.ledger.calibration import COLUMNS, Gauge, calibrate, spell
+from magicdistill.data_pipeline.ledger.policy import Decision
+from magicdistill.data_pipeline.reports.histograms import COLOURS, histogram
+from magicdistill.data_pipeline.reports.pages import data_uri, write_page
+from magicdistill.data_pipeline.reports.thumbnails import choose, thumbnails
+from magicdistill.data_pipeline.selection.curation_result import CurationResult, Pass, Selection
+
+MAX_KEPT = 16
+MAX_REJECTED = 24
+MAX_FAILED = 100
+"""Failed clips that are listed by name; all of them are counted."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the funnel."""
+
+    name: str
+    left: int
+    lost: Mapping[str, int]
+    """Rows that went, by the first reason of each."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one config."""
+
+    title: str
+    selection: Selection
+    version: str
+    """Of the latents; empty where none were published."""
+    steps: Sequence[Step]
+    reasons: Mapping[str, int]
+    """Clips by reason; a clip has as many as object to it."""
+    gauges: Sequence[Gauge]
+    histograms: Mapping[str, str]
+    """Addresses of pictures by score."""
+    kept: Sequence[tuple[Decision, str]]
+    rejected: Sequence[tuple[Decision, str]]
+    failed: Sequence[Decision]
+
+
+def write_report(
+    path: Path,
+    selections: Mapping[str, Selection],
+    root: Path,
+    facts: Mapping[str, str],
+    passes: Sequence[Pass],
+) -> None:
+    """Write the page.
+
+    Args:
+        path: the HTML file.
+        selections: by title; published ones name the version of their latents.
+        root: the folder of clips, ledger and latents, for pictures of clips.
+        facts: what stands at the top.
+        passes: what was done in this run.
+    """
+    write_page(
+        path,
+        Path(__file__).with_name("report.html.jinja"),
+        facts=facts,
+        passes=passes,
+        sections=[_section(title, selection, root) for title, selection in selections.items()],
+        columns=COLUMNS,
+        colours=COLOURS,
+        spell=spell,
+    )
+
+
+def _section(title: str, selection: Selection, root: Path) -> Section:
+    config, decisions = selection.config, selection.decisions
+    gauges = calibrate([d.clip for d in decisions], config.policy, *config.buckets)
+    by_score: dict[str, list[Gauge]] = defaultdict(list)
+    for gauge in gauges:
+        by_score[gauge.score].append(gauge)
+    reasons = Counter(name for d in decisions for name in {_name(r) for r in d.reasons})
+    kept = choose([d for d in decisions if d.status == "accepted"], MAX_KEPT)
+    rejected = choose(selection.rejected, MAX_REJECTED)
+    pictures = thumbnails([d.clip for d in (*kept, *rejected)], root, config.decoder)
+    shown = [
+        (d, data_uri("image/jpeg", p)) for d, p in zip((*kept, *rejected), pictures, strict=True)
+    ]
+    return Section(
+        title=title,
+        selection=selection,
+        version=selection.version if isinstance(selection, CurationResult) else "",
+        steps=_funnel(selection),
+        reasons=dict(reasons.most_common()),
+        gauges=gauges,
+        histograms={
+            score: data_uri("image/svg+xml", histogram(found)) for score, found in by_score.items()
+        },
+        kept=shown[: len(kept)],
+        rejected=shown[len(kept) :],
+        failed=selection.failed[:MAX_FAILED],
+    )
+
+
+def _funnel(selection: Selection) -> list[Step]:
+    """Return how many are left after each stage, and why the others went."""
+    faults: Counter[str] = Counter()
+    for found in selection.faults.values():
+        faults.update(found)
+    usable = selection.num_videos - faults.total()
+    encoding = Counter(_name(d.reasons[0]) for d in selection.failed if _is_late(d))
+    opening = Counter(_name(d.reasons[0]) for d in selection.failed if not _is_late(d))
+    opening -= faults
+    found = len(selection.decisions) - len(selection.failed) + encoding.total()
+    policy = Counter(_name(d.reasons[0]) for d in selection.rejected)
+    steps = [
+        Step("rows of the sources", selection.num_videos, {}),
+        Step("ingest: videos to read", usable, faults),
+        Step("score: clips found in them", found, opening),
+        Step("decide: clips that the policy keeps", found - policy.total(), policy),
+        Step("encode: clips in the cache", selection.counts["accepted"], encoding),
+    ]
+    if selection.num_unscored:
+        steps[1] = Step(steps[1].name, usable, faults | {"not scored yet": selection.num_unscored})
+    return steps if isinstance(selection, CurationResult) else steps[:-1]
+
+
+def _is_late(decision: Decision) -> bool:
+    return decision.reasons[0].startswith("encode:")
+
+
+def _name(reason: str) -> str:
+    return reason.partition(":")[0]

@@ -1,0 +1,50 @@
+"""Histograms of scores with their thresholds, as SVG."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from magicdistill.data_pipeline.ledger.calibration import Gauge
+
+COLOURS = {"portrait": "#3367a8", "general": "#c8792b", "anime": "#5b9a5e"}
+NUM_BINS = 24
+
+
+def histogram(gauges: Sequence[Gauge]) -> bytes:
+    """Draw one score, a colour for each mixture, and a dashed line for each limit.
+
+    Args:
+        gauges: the same score of different mixtures.
+
+    Returns:
+        An SVG file.
+    """
+    values = np.concatenate([gauge.values for gauge in gauges])
+    bounds = [end for g in gauges for end in (g.limit.min, g.limit.max) if end is not None]
+    least, most = values.min(), values.max()
+    # A limit far beyond all values would squeeze them into one bar.
+    near = [end for end in bounds if abs(end - np.clip(end, least, most)) <= 2 * (most - least)]
+    edges = np.linspace(min([least, *near]), max([most, *near]), NUM_BINS + 1)
+    if edges[0] == edges[-1]:
+        edges = np.linspace(least - 1, least + 1, NUM_BINS + 2)
+    with rc_context({"svg.fonttype": "none", "font.size": 8, "font.family": "sans-serif"}):
+        figure = Figure(figsize=(3.1, 1.7), layout="constrained")
+        axes = figure.subplots()
+        axes.hist(
+            [gauge.values for gauge in gauges],
+            bins=list(edges),
+            stacked=True,
+            color=[COLOURS[gauge.mixture] for gauge in gauges],
+        )
+        for gauge in gauges:
+            for end in (gauge.limit.min, gauge.limit.max):
+                if end in near:
+                    axes.axvline(end, color=COLOURS[gauge.mixture], linestyle="--", linewidth=1.2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.locator_params(nbins=4)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()

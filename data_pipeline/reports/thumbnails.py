@@ -1,0 +1,73 @@
+"""Small pictures of clips: decoded once, in a child process, and kept."""
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from PIL import Image
+
+from magicdistill.data_pipeline.config import Decoder
+from magicdistill.data_pipeline.io.storage import write_whole
+from magicdistill.data_pipeline.ledger.policy import Decision
+from magicdistill.data_pipeline.media.frame_ranges import cropped
+from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.video import VideoError, read_frames
+from magicdistill.data_pipeline.rows import ClipRow, digest
+from magicdistill.data_pipeline.sources.fetching import Scratch
+
+FOLDER = "thumbnails"
+HEIGHT_PX = 96
+MAX_WIDTH_PX = 2 * HEIGHT_PX
+
+
+def choose(decisions: Sequence[Decision], most: int) -> list[Decision]:
+    """Return at most so many, in turn from every reason, or mixture where there is none.
+
+    They are drawn by a hash: the same ones at every run.
+    """
+    groups: dict[str, list[Decision]] = defaultdict(list)
+    for decision in sorted(decisions, key=lambda decision: digest(decision.clip.clip_id)):
+        reason = decision.reasons[0].partition(":")[0] if decision.reasons else ""
+        groups[reason or decision.clip.mixture].append(decision)
+    turns = chain.from_iterable(zip_longest(*groups.values()))
+    return [decision for decision in turns if decision is not None][:most]
+
+
+def thumbnails(clips: Sequence[ClipRow], root: Path, decoder: Decoder) -> list[bytes]:
+    """Return the middle frame of each clip as JPEG; empty where it cannot be had.
+
+    Args:
+        clips: what to show.
+        root: the folder of clips, ledger and latents; pictures are kept there in `thumbnails`.
+        decoder: limits of the child process.
+    """
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{clip.clip_id}-{digest(clip.fingerprint, clip.crop)}.jpg" for clip in clips]
+    if not all(path.exists() for path in paths):
+        with Child(decoder.timeout_s, decoder.num_attempts) as child, Scratch() as scratch:
+            for clip, path in zip(clips, paths, strict=True):
+                if not path.exists():
+                    _make(clip, path, child, scratch)
+    return [path.read_bytes() if path.exists() else b"" for path in paths]
+
+
+def _make(clip: ClipRow, target: Path, child: Child, scratch: Scratch) -> None:
+    """Write a clip's picture; an empty file where its frame cannot be decoded."""
+    try:
+        path = scratch.fetch(clip.uri, clip.path)
+    except VideoError:  # the file may come back
+        return
+    picture = child.call(_picture, clip, path).value or b""
+    write_whole(target, lambda temporary: temporary.write_bytes(picture))
+
+
+def _picture(clip: ClipRow, path: Path) -> bytes:
+    (frame,) = read_frames(path, [(clip.start + clip.stop) // 2], clip.decoder)
+    image = Image.fromarray(cropped(frame, clip.crop))
+    image.thumbnail((MAX_WIDTH_PX, HEIGHT_PX))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82)
+    return file.getvalue()

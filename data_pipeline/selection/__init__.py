@@ -1,0 +1,1 @@
+"""The clips that a curation accepted, and their version of the cache."""

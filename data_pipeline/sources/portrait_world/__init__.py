@@ -1,0 +1,1 @@
+"""Procedural talking portraits: endless training video, one clip per seed."""
