@@ -30,7 +30,7 @@ from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.models.locations import find_weights
-from magicdistill.models.networks.vae import VideoVae
+from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.config.sections import ClusterConfig

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.objectives.build import build_method
 from magicdistill.platform.config.recipe import load_recipe

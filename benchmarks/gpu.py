@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
 
 from magicdistill.models.networks.attention import JointAttention, activate_flash3, set_kernels
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import PRESETS, AttentionKernel, KernelsConfig
 from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer

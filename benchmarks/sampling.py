@@ -19,10 +19,10 @@ from timing import Seconds, interleaved, timed, write_result
 from torch import Tensor
 
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.autoencoder.vae import VideoVae
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
-from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.export.diffusers_pipeline import (
     ENCODERS,

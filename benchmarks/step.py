@@ -27,7 +27,7 @@ from magicdistill.data_pipeline.latents.cache import (
 )
 from magicdistill.models.diffusion.flow import add_noise, score_sigma, sigma_grid, x0_from_velocity
 from magicdistill.models.diffusion.samplers import rollout
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.objectives import adversarial

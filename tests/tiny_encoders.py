@@ -12,7 +12,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from magicdistill.models.networks.encoders import IMAGE_TEMPLATE, TEXT_TEMPLATE, PromptEncoder
+from magicdistill.models.networks.conditioning.prompt_encoder import (
+    IMAGE_TEMPLATE,
+    TEXT_TEMPLATE,
+    PromptEncoder,
+)
 
 HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>"]
 PROMPTS = ["A man talks.", "The camera moves around a woman with short hair"]

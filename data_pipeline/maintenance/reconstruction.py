@@ -19,7 +19,7 @@ from magicdistill.data_pipeline.rows import Array, ClipRow
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.stages.encode import facts_of, frames_of, to_pixels
 from magicdistill.models.metrics.fidelity import psnr_db
-from magicdistill.models.networks.vae import VideoVae
+from magicdistill.models.networks.autoencoder.vae import VideoVae
 
 SAMPLE_SIZE = 8
 NUM_CANDIDATES = 1000

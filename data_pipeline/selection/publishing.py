@@ -11,7 +11,7 @@ from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.selection.curation_result import CurationResult, Selection
 from magicdistill.data_pipeline.stages.embed import encoder_fingerprint, text_key
 from magicdistill.data_pipeline.stages.encode import facts_of
-from magicdistill.models.networks.conditions import NULL_PROMPT
+from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT
 
 logger = logging.getLogger(__name__)
 

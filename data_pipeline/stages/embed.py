@@ -12,7 +12,7 @@ from magicdistill.data_pipeline.config import Prompts
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import TextRow, write_texts
 from magicdistill.data_pipeline.rows import ClipRow, digest
-from magicdistill.models.networks.conditions import NULL_PROMPT
+from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT
 
 FOLDERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 HASHED_BYTES = 1 << 20
@@ -67,7 +67,9 @@ class Embed:
     """Writes one shard for each table of prompts and returns their keys."""
 
     def __init__(self, job: EmbedJob) -> None:
-        from magicdistill.models.networks.encoders import PromptEncoder  # imports language models
+        from magicdistill.models.networks.conditioning.prompt_encoder import (
+            PromptEncoder,  # imports language models
+        )
 
         config = self._config = job.config
         self._root = job.cache_root

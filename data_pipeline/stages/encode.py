@@ -22,7 +22,7 @@ from magicdistill.data_pipeline.rows import Array, ClipRow, clips_from_table
 from magicdistill.data_pipeline.sources.fetching import Scratch
 
 if TYPE_CHECKING:
-    from magicdistill.models.networks.vae import VideoVae
+    from magicdistill.models.networks.autoencoder.vae import VideoVae
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ REPORT_SCHEMA = pa.schema([("clip_id", pa.string()), ("failure", pa.string())])
 
 def load_vae(directory: Path) -> "VideoVae":
     """Load a VAE. Its packages take seconds to import, and scoring alone needs none of them."""
-    from magicdistill.models.networks.vae import VideoVae
+    from magicdistill.models.networks.autoencoder.vae import VideoVae
 
     return VideoVae.load(directory)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from magicdistill.models.diffusion.flow import per_sample
 from magicdistill.models.diffusion.samplers import Velocity
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 
 Scale = float | Float[Tensor, " b"]
 """One Ho scale for all samples, or one each."""

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from magicdistill.models.diffusion.flow import per_sample
 from magicdistill.models.diffusion.samplers import Velocity
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 
 Pixels = Float[Tensor, "b 3 t y x"]
 Frame = Float[Tensor, "b 3 1 y x"]

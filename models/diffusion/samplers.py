@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicdistill.models.diffusion.flow import add_noise, x0_from_velocity
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 
 SamplerName = Literal["euler", "consistency"]
 FreshNoise = Callable[[int], Tensor]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from magicdistill.models.networks.backbone import double_stream_features
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.discriminator import Discriminator
 from magicdistill.models.networks.lora import add_lora, lora_strength

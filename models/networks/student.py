@@ -8,7 +8,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from jaxtyping import Float
 from torch import Tensor
 
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.transformer import VelocityModel
 

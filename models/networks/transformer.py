@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, per_sample
 from magicdistill.models.networks.backbone import predict
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import TransformerConfig
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.state_dicts import (

@@ -3,6 +3,7 @@
 from diffusers import HunyuanVideoTransformer3DModel
 
 from magicdistill.models.locations import find_weights
+from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.placement import WHOLE, Placement
@@ -13,7 +14,6 @@ from magicdistill.models.networks.transformer import (
     copy_transformer,
     load_transformer,
 )
-from magicdistill.models.networks.vae import VideoVae, build_autoencoder
 from magicdistill.models.objectives.cfg_distillation import CfgDistill
 from magicdistill.models.objectives.config import (
     AdversarialPart,

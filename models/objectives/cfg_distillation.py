@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import Noised, noised, shift_sigma, velocity
 from magicdistill.models.diffusion.guidance import guided
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import Velocity
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.student import Student
 from magicdistill.models.objectives.config import CfgDistillation, CfgDistillMethod, GuidanceRange
 from magicdistill.models.objectives.types import Batch, Loss, Networks, OneRole

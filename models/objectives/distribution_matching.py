@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import Noised, noised, score_sigma, x0_from_velocity
 from magicdistill.models.diffusion.guidance import Scale, demand_null, embedded, is_unguided, scales
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import Velocity
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.transformer import VelocityModel
@@ -39,7 +39,7 @@ from magicdistill.models.objectives.ground_truth import ground_truth_loss
 from magicdistill.models.objectives.pairs import pair_loss
 from magicdistill.models.objectives.rollouts import Rollouts, Visit
 from magicdistill.models.objectives.types import Batch, Loss, Networks
-from magicdistill.models.spans import span
+from magicdistill.models.profiling import span
 
 
 @dataclass(frozen=True)

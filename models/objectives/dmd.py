@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from magicdistill.models.diffusion.flow import velocity, x0_from_velocity
 from magicdistill.models.diffusion.guidance import Scale, guide
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.lora import lora_strength
 
 Latents = Float[Tensor, "b c f h w"]

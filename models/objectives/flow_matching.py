@@ -3,8 +3,8 @@
 import torch
 from torch.nn import functional
 
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import logit_normal_sigma, noised, velocity
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.objectives.config import FinetuneMethod
 from magicdistill.models.objectives.types import Batch, Loss, Networks, OneRole

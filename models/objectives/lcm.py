@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import noised, per_sample, sigma_grid, x0_from_velocity
 from magicdistill.models.diffusion.guidance import embedded, guided
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import Velocity, euler_step
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.student import Student
 from magicdistill.models.objectives.config import LcmMethod
 from magicdistill.models.objectives.dmd import Latents

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import sigma_grid
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import Velocity, rollout
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.types import Batch
-from magicdistill.models.spans import span
+from magicdistill.models.profiling import span
 
 
 class Visit(NamedTuple):

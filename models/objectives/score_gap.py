@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import add_noise, score_sigma
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.config import ScoreSigmaConfig
 from magicdistill.models.objectives.dmd import real_and_fake_x0
 

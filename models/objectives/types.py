@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from magicdistill.models.diffusion.draws import Draws
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.networks.conditioning.conditions import Conditions
 
 Networks = Mapping[str, Callable]
 """One callable per role: the engine of the role in turn, the plain modules of the others."""

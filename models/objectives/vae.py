@@ -6,9 +6,9 @@ may use everything that a patch's neighbourhood tells. Our own recipe for small 
 
 import torch
 
-from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.metrics.fidelity import psnr_db
-from magicdistill.models.networks.vae import VideoVae
+from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.models.objectives.types import Batch, Loss, Networks, OneRole
 

@@ -11,7 +11,7 @@ from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import NULL_TEXT, LatentCache, TextRow
 from magicdistill.data_pipeline.latents.row_order import Sampler, open_sampler
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.recipe import Recipe

@@ -22,9 +22,9 @@ from magicdistill.data_pipeline.latents.cache import (
 from magicdistill.data_pipeline.progress import Bars
 from magicdistill.data_pipeline.rows import digest
 from magicdistill.models.checksums import digest_weights
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import sample
 from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.attention import set_kernels

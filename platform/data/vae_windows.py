@@ -7,10 +7,10 @@ import torch
 
 from magicdistill.data_pipeline.latents.windows import read_windows
 from magicdistill.data_pipeline.pipeline import select_clips
+from magicdistill.models.networks.autoencoder.patch_code import set_patch_code
+from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
+from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.config import ModelConfig
-from magicdistill.models.networks.patch_code import set_patch_code
-from magicdistill.models.networks.patch_decoder import PatchDecoder
-from magicdistill.models.networks.vae import VideoVae, build_autoencoder
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.prepare import data_root
 from magicdistill.platform.runs import logs

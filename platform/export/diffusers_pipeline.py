@@ -13,8 +13,8 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 
-from magicdistill.models.networks.conditions import Conditions
-from magicdistill.models.networks.vae import VideoVae, forget_origin
+from magicdistill.models.networks.autoencoder.vae import VideoVae, forget_origin
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.config import SamplerConfig
 
 NULL_PROMPT_FILE = "null_prompt.safetensors"

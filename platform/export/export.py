@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from magicdistill.models.locations import find_weights
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.autoencoder.vae import VideoVae
+from magicdistill.models.networks.conditioning.conditions import Conditions
+from magicdistill.models.networks.conditioning.prompt_encoder import PromptEncoder
 from magicdistill.models.networks.critic import Critic
-from magicdistill.models.networks.encoders import PromptEncoder
 from magicdistill.models.networks.int8 import write_int8
 from magicdistill.models.networks.lora import write_lora
 from magicdistill.models.networks.state_dicts import WRAPPER
 from magicdistill.models.networks.transformer import VelocityModel
-from magicdistill.models.networks.vae import VideoVae
 from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
 from magicdistill.models.objectives.build import build_method
 from magicdistill.platform.checkpoints.checkpoints import (

@@ -72,7 +72,7 @@ not: its video is that of `latents=(noise - 0.001 * prior) / 0.999` in place of 
 """
 STOCK_DECODE = """latents = state["latents"] / pipeline.vae_scaling_factor
 video = pipeline.vae.decode(latents).sample"""
-PATCH_DECODE = """from magicdistill.models.networks.vae import VideoVae
+PATCH_DECODE = """from magicdistill.models.networks.autoencoder.vae import VideoVae
 
 video = VideoVae.load("{vae}").decode(state["latents"])
 # diffusers lacks this VAE's patch decoder, and the decoder in `vae` is not trained"""

@@ -18,7 +18,7 @@ from magicdistill.data_pipeline.progress import Bars
 from magicdistill.data_pipeline.rows import digest
 from magicdistill.data_pipeline.search.image_index import ImageIndex, Match
 from magicdistill.models.checksums import digest_weights
-from magicdistill.models.networks.clip import ImageTextEncoder
+from magicdistill.models.networks.conditioning.clip import ImageTextEncoder
 from magicdistill.platform.config.first_frame_sections import PriorConfig
 from magicdistill.platform.export.pretrained_model import Pretrained
 from magicdistill.platform.inference.sample_video import Order, read_image

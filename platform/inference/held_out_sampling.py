@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicdistill.data_pipeline.latents.cache import LatentCache
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided
 from magicdistill.models.diffusion.long_video import continued
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import Velocity, sample
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.types import Batch

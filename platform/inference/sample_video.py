@@ -32,12 +32,12 @@ from magicdistill.models.diffusion.long_video import Windows, slide
 from magicdistill.models.locations import is_int8
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.metrics.seams import SeamMeter, Seams
-from magicdistill.models.networks.conditions import Conditions
-from magicdistill.models.networks.encoders import PromptEncoder
+from magicdistill.models.networks.autoencoder.vae import VideoVae
+from magicdistill.models.networks.conditioning.conditions import Conditions
+from magicdistill.models.networks.conditioning.prompt_encoder import PromptEncoder
 from magicdistill.models.networks.int8 import load_int8, weight_bytes
 from magicdistill.models.networks.offload import offload_layers
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
-from magicdistill.models.networks.vae import VideoVae
 from magicdistill.platform.export.export import DTYPES
 from magicdistill.platform.export.pretrained_model import Dtype, Pretrained
 from magicdistill.platform.inference.contact_sheets import contact_sheet, to_uint8

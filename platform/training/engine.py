@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from magicdistill.models.spans import span
+from magicdistill.models.profiling import span
 from magicdistill.platform.checkpoints.engine_state import (
     Home,
     load_role,

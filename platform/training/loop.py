@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.objectives.types import Batch, Method
-from magicdistill.models.spans import Stopwatch, span
+from magicdistill.models.profiling import Stopwatch, span
 from magicdistill.platform.cluster.ray_cluster import ranks
 from magicdistill.platform.training.engine import Ema, Engine
 from magicdistill.platform.training.health import UnhealthyError

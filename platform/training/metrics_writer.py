@@ -2,7 +2,7 @@
 
 import time
 
-from magicdistill.models.spans import Stopwatch, span
+from magicdistill.models.profiling import Stopwatch, span
 from magicdistill.platform.config.sections import ScheduleConfig
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.loop import Metrics

@@ -14,7 +14,7 @@ from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.vae import VaeTraining
-from magicdistill.models.spans import span
+from magicdistill.models.profiling import span
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints, checkpoint_name
 from magicdistill.platform.cluster.preemption import LeavingError, Notice, Notices, PreemptedError
 from magicdistill.platform.cluster.ray_cluster import ranks

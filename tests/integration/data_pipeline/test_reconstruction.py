@@ -15,7 +15,7 @@ from magicdistill.data_pipeline.sources.config import Folder
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import score_video
-from magicdistill.models.networks.vae import VideoVae
+from magicdistill.models.networks.autoencoder.vae import VideoVae
 
 if TYPE_CHECKING:
     from tests.s3_server import Server

@@ -20,8 +20,8 @@ from magicdistill.data_pipeline.pipeline import curate
 from magicdistill.data_pipeline.sources.config import Hdtf, PortraitWorld, Store
 from magicdistill.data_pipeline.sources.fetching import SCRATCH
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
+from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.config import VaeConfig
-from magicdistill.models.networks.vae import VideoVae, build_autoencoder
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
 

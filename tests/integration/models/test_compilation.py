@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength

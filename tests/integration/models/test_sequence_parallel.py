@@ -11,7 +11,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor, multiprocessing, nn
 
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import checkpoint_blocks, lora_strength

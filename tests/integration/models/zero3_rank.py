@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import checkpoint_blocks, lora_strength

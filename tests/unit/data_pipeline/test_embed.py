@@ -27,7 +27,7 @@ from magicdistill.data_pipeline.stages.embed import (
     encoder_fingerprint,
     text_key,
 )
-from magicdistill.models.networks.encoders import TEXT_TEMPLATE, PromptEncoder
+from magicdistill.models.networks.conditioning.prompt_encoder import TEXT_TEMPLATE, PromptEncoder
 from magicdistill.platform.data.batches import collate, is_dropped
 from tests.unit.models.test_encoders import PROMPTS, fitted, word_tokenizer
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer

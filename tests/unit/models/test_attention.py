@@ -8,7 +8,7 @@ from torch import Tensor
 
 from magicdistill.models.networks.attention import JointAttention, attend, set_kernels
 from magicdistill.models.networks.backbone import double_stream_features, predict, without_padding
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
 from magicdistill.models.networks.transformer import build_transformer, network_inputs
 from tests.tiny import tiny_shapes

@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import (
     add_noise,
     score_sigma,
@@ -11,8 +10,9 @@ from magicdistill.models.diffusion.flow import (
     velocity,
     x0_from_velocity,
 )
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import rollout, sample
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 
 
 def null(latents: torch.Tensor) -> Conditions:

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from magicdistill.models.networks.encoders import (
+from magicdistill.models.networks.conditioning.prompt_encoder import (
     IMAGE_TEMPLATE,
     TEXT_TEMPLATE,
     PromptEncoder,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from magicdistill.models.diffusion.image_prior import TextToImage
-from magicdistill.models.networks.clip import ImageTextEncoder
+from magicdistill.models.networks.conditioning.clip import ImageTextEncoder
 from tests.tiny_images import save_adapter, save_clip, save_pipeline
 
 SIZE = (32, 48)

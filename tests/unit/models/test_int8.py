@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from magicdistill.models.locations import PROJECT, is_int8
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.int8 import (
     load_int8,
     predict_bytes,

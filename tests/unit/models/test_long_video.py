@@ -16,7 +16,7 @@ from magicdistill.models.diffusion.long_video import (
 )
 from magicdistill.models.diffusion.samplers import sample
 from magicdistill.models.metrics.seams import SeamMeter
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 
 FIRST = torch.linspace(-0.5, 0.5, 3 * 32 * 32).view(1, 3, 1, 32, 32)
 

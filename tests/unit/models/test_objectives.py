@@ -5,8 +5,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import sigma_grid
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import sample
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, motion

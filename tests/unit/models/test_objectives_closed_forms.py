@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from magicdistill.models.diffusion.draws import Draws
 from magicdistill.models.diffusion.flow import noised, sigma_grid
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import Velocity
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.adversarial import finite_difference_r1
 from magicdistill.models.objectives.cfg_distillation import cfg_distillation_loss, draw_guidance
 from magicdistill.models.objectives.config import CfgDistillation, GuidanceRange

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.objectives.config import MagicMethod, PairSupervision, SamplerConfig
 from magicdistill.models.objectives.distribution_matching import DistributionMatching
 from magicdistill.models.objectives.types import Pair

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from magicdistill.models.diffusion.draws import Draws
+from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.objectives.config import ScoreSigmaConfig
 from magicdistill.models.objectives.score_gap import weak_to_strong_gap

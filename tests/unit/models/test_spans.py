@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from magicdistill.models.spans import Stopwatch, span
+from magicdistill.models.profiling import Stopwatch, span
 
 
 def test_a_span_counts_without_those_inside() -> None:

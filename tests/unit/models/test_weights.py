@@ -7,7 +7,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magicdistill.models.locations import find_weights
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import PRESETS
 from magicdistill.models.networks.state_dicts import (
     in_diffusers_names,

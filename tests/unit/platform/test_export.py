@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from magicdistill.models.locations import is_int8
-from magicdistill.models.networks.conditions import Conditions
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.state_dicts import INDEX

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.step import bench_recipe, write_cache
-from magicdistill.models.metrics.vitals import compare_signs, vital_signs
+from magicdistill.models.metrics.collapse_signs import compare_signs, vital_signs
 from magicdistill.models.objectives.types import Batch, Loss, OneRole
 from magicdistill.platform.checkpoints.checkpoints import cycle_of
 from magicdistill.platform.config.recipe import Recipe

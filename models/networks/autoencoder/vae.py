@@ -11,8 +11,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
 from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
-from magicdistill.models.networks.patch_decoder import PatchDecoder
 
 STATISTICS = "latent_statistics.safetensors"
 PATCH_DECODER = "patch_decoder"

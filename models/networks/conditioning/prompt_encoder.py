@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from magicdistill.models.locations import is_int8
-from magicdistill.models.networks.conditions import NULL_PROMPT, Conditions
+from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT, Conditions
 from magicdistill.models.networks.int8 import encoder_arguments
 
 SKIPPED_LAYERS = 2

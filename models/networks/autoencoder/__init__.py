@@ -1,0 +1,1 @@
+"""The video VAE and its closed-form halves."""
