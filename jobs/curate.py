@@ -35,16 +35,16 @@ def main() -> None:
         own.error("curation goes on by itself: give the command without --resume again")
 
     from magicdistill.platform.config.overrides import RecipeError
-    from magicdistill.platform.launch import curation_commands as curation
+    from magicdistill.platform.launch import curation_commands
 
     try:
         if flags.takedown:
-            curation.take_down(args.recipe, flags.takedown)
+            curation_commands.take_down(args.recipe, flags.takedown)
         elif flags.verify:
-            sys.exit(not curation.verify(args.recipe, repair=flags.repair))
+            sys.exit(not curation_commands.verify(args.recipe, repair=flags.repair))
         else:
             stage = flags.stage or ("decide" if flags.calibrate or flags.report else "all")
-            curation.curate(args.recipe, stage, show=flags.calibrate, report=flags.report)
+            curation_commands.curate(args.recipe, stage, show=flags.calibrate, report=flags.report)
     except (RecipeError, FileNotFoundError) as error:
         refuse("curate", error)
 

@@ -18,14 +18,14 @@ def main() -> None:
         "distill", default_recipe="portrait-tiny", description=__doc__ or "", arguments=rest
     )
 
-    from magicdistill.platform.launch import run_job as job
+    from magicdistill.platform.launch import run_job
 
     if flags.save_pairs is None:
-        job.run_job(args.recipe, args.resume)
+        run_job.run_job(args.recipe, args.resume)
     elif args.recipe.pairs is None or args.resume:
         own.error("--save_pairs goes with a recipe that has `pairs`, and without --resume")
     else:
-        job.save_pairs(args.recipe, flags.save_pairs)
+        run_job.save_pairs(args.recipe, flags.save_pairs)
 
 
 if __name__ == "__main__":

@@ -66,17 +66,18 @@ def main() -> None:
         refuse("schedule", ValueError(mistake))
     logs.configure(verbose=False)
 
-    from magicdistill.platform.cluster.ray_cluster import cron_scheduler as schedule
+    from magicdistill.platform.cluster import cron_scheduler
 
     try:
-        timetable = schedule.Timetable(args.cron, args.timezone) if args.cron else None
-        client = schedule.connect(args.address)
-    except schedule.ScheduleError as error:
+        timetable = cron_scheduler.Timetable(args.cron, args.timezone) if args.cron else None
+        client = cron_scheduler.connect(args.address)
+    except cron_scheduler.ScheduleError as error:
         refuse("schedule", error)
     variables = dict(pair.split("=", 1) for pair in args.env)
-    job = schedule.ScheduledJob(_name(args, entrypoint), entrypoint, args.working_dir, variables)
-    history = schedule.History(_history_path(args, entrypoint))
-    scheduler = schedule.Scheduler(
+    name = _name(args, entrypoint)
+    job = cron_scheduler.ScheduledJob(name, entrypoint, args.working_dir, variables)
+    history = cron_scheduler.History(_history_path(args, entrypoint))
+    scheduler = cron_scheduler.Scheduler(
         job, history, client, timetable, catch_up=args.catch_up, max_runs=args.max_runs
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -122,12 +123,12 @@ def _history_path(args: Arguments, entrypoint: list[str]) -> Path:
 
 
 def _show(args: Arguments, entrypoint: list[str]) -> None:
-    from magicdistill.platform.cluster.ray_cluster import cron_scheduler as schedule
+    from magicdistill.platform.cluster import cron_scheduler
 
     path = _history_path(args, entrypoint)
     if not path.exists():
         refuse("schedule", FileNotFoundError(f"no history {path}; name it with --history"))
-    print(schedule.format_history(schedule.History(path).records()))
+    print(cron_scheduler.format_history(cron_scheduler.History(path).records()))
 
 
 if __name__ == "__main__":

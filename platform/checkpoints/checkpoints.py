@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from magicdistill.platform.checkpoints.s3_mirror import Mirror, MirrorError
-from magicdistill.platform.cluster.ray_cluster import ranks
+from magicdistill.platform.cluster import ranks
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.engine import Ema, Engine
 

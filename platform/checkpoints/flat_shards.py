@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magicdistill.platform.cluster.ray_cluster import ranks
+from magicdistill.platform.cluster import ranks
 
 WEIGHT = "weight"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from magicdistill.platform.cluster.ray_cluster import ranks
+from magicdistill.platform.cluster import ranks
 
 T = TypeVar("T")
 

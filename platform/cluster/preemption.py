@@ -12,7 +12,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from magicdistill.platform.cluster.ray_cluster import ranks
+from magicdistill.platform.cluster import ranks
 from magicdistill.platform.runs import logs
 
 _terminated = threading.Event()

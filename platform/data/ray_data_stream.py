@@ -16,7 +16,7 @@ import numpy as np
 import ray
 import ray.data
 
-from magicdistill.platform.cluster.ray_cluster import ranks
+from magicdistill.platform.cluster import ranks
 
 MAX_WAITING = 1000
 """Requests that a dealer keeps waiting at once."""

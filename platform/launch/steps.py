@@ -111,7 +111,7 @@ def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
 
 def store_pairs(recipe: Recipe, root: AnyPath) -> AnyPath:
     """Make and store the pairs of a recipe's training; return the version to read them from."""
-    from magicdistill.platform.data import noise_data_pairs as pairs
+    from magicdistill.platform.data import noise_data_pairs
 
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
     vae = find_weights(recipe.model.vae, "model.vae")
@@ -119,7 +119,7 @@ def store_pairs(recipe: Recipe, root: AnyPath) -> AnyPath:
     (result,) = curate_together([recipe.data], vae, place_of_data)
     tell("training", result)
     logs.say("making pairs")
-    return pairs.store_pairs(recipe, result.cache_path, root)
+    return noise_data_pairs.store_pairs(recipe, result.cache_path, root)
 
 
 def report(

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.objectives.types import Batch, Method
 from magicdistill.models.profiling import Stopwatch, span
-from magicdistill.platform.cluster.ray_cluster import ranks
+from magicdistill.platform.cluster import ranks
 from magicdistill.platform.training.engine import Ema, Engine
 from magicdistill.platform.training.health import UnhealthyError
 

@@ -22,7 +22,7 @@ from magicdistill.models.objectives.config import (
 )
 from magicdistill.models.objectives.score_gap import weak_to_strong_gap
 from magicdistill.models.objectives.types import Batch
-from magicdistill.platform.cluster.ray_cluster import ranks
+from magicdistill.platform.cluster import ranks
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.inference.contact_sheets import (
     SHOWN_PX,

@@ -16,8 +16,8 @@ from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.vae import VaeTraining
 from magicdistill.models.profiling import span
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints, checkpoint_name
+from magicdistill.platform.cluster import ranks
 from magicdistill.platform.cluster.preemption import LeavingError, Notice, Notices, PreemptedError
-from magicdistill.platform.cluster.ray_cluster import ranks
 from magicdistill.platform.data.batches import StreamedBatches, open_batches
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory, write_text

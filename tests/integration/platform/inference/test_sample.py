@@ -1,0 +1,74 @@
+"""Many videos by the job, over a local Ray."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from magicdistill.data_pipeline.media.video import probe
+from magicdistill.platform.export.pretrained_model import ASSETS
+
+ROOT = Path(__file__).parents[4]
+FACE = ASSETS / "portrait-tiny" / "face.png"
+
+
+def sample(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "sample.py"), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from magicdistill.platform.export.pretrained_model import find_pretrained
+from magicdistill.platform.inference.sample_video import Order, Sampler
+image, out, seconds = sys.argv[1:]
+order = Order(Path(image), Path(out), seconds=float(seconds))
+Sampler(find_pretrained("student-4step")).make(order)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    short, long = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", MEASURE, str(FACE), str(tmp_path / "v.mp4"), str(seconds)],
+                capture_output=True,
+                text=True,
+                check=True,
+                env=environment,
+            ).stdout
+        )
+        for seconds in (10, 60)
+    )
+    assert long < 1.05 * short
+
+
+@pytest.mark.long
+def test_a_list_gives_the_same_videos_over_any_number_of_actors(tmp_path: Path) -> None:
+    """And what is there is kept, what is missing made, and what cannot be made is named."""
+    lines = [{"image": str(FACE)}, {"image": str(FACE), "seconds": 1}, {"image": "none.png"}]
+    inputs = tmp_path / "list.jsonl"
+    inputs.write_text("\n".join(map(json.dumps, lines)))
+    two = sample("--inputs", inputs, "--out", tmp_path / "two", "--actors", 2)
+    assert two.returncode == 1
+    assert two.stderr.splitlines()[-1].startswith("0002-none.mp4: no image")
+    made = sorted((tmp_path / "two").glob("*.mp4"))
+    assert [probe(path).num_frames for path in made] == [17, 24]
+    contents = [path.read_bytes() for path in made]
+    times = made[0].stat().st_mtime_ns
+
+    made[1].unlink()
+    inputs.write_text("\n".join(map(json.dumps, lines[:2])))
+    again = sample("--inputs", inputs, "--out", tmp_path / "two", "--actors", 1)
+    assert again.returncode == 0, again.stderr
+    assert "2 videos, 1 of them made already" in again.stdout
+    assert made[0].stat().st_mtime_ns == times
+    assert [path.read_bytes() for path in made] == contents
