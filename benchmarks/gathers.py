@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from magicdistill.models.methods.build import build_method
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.lora import lora_strength
-from magicdistill.models.objectives.build import build_method
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig
 from magicdistill.platform.training.engine import (

@@ -27,11 +27,11 @@ from magicdistill.data_pipeline.latents.cache import (
 )
 from magicdistill.models.diffusion.flow import add_noise, score_sigma, sigma_grid, x0_from_velocity
 from magicdistill.models.diffusion.samplers import rollout
+from magicdistill.models.methods.build import build_method
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.objectives import adversarial
-from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.config import MagicGtMethod
 from magicdistill.models.objectives.dmd import (
     descend,
@@ -41,7 +41,7 @@ from magicdistill.models.objectives.dmd import (
 )
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.recipe import Recipe, load_recipe
-from magicdistill.platform.data.batches import open_batches
+from magicdistill.platform.data.stream_source import open_batches
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.metrics_writer import Recorder
 from magicdistill.platform.training.worker import Worker

@@ -31,6 +31,7 @@ def main() -> None:
         args = parse(Arguments, sys.argv[1:], prog="python jobs/track.py", description=__doc__)
     logs.configure(verbose=args.verbose)
 
+    from magicdistill.platform.launch.run_job import register_model
     from magicdistill.platform.runs.run_directory import RunDirectory
     from magicdistill.platform.tracking.tracker import send_unsent
 
@@ -41,7 +42,7 @@ def main() -> None:
     config = run.recipe().tracking
     if args.uri:
         config = config.model_copy(update={"uri": args.uri})
-    if not send_unsent(config, run):
+    if not send_unsent(config, run, register_model):
         sys.exit(1)
     logs.say(f"MLflow has been told all of {run.path.name}")
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -16,13 +16,26 @@ from safetensors import SafetensorError
 from magicdistill.platform.checkpoints.s3_mirror import Mirror, MirrorError
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.training.engine import Ema, Engine
 
 PREFIX = "cycle-"
 COMMITTED = "COMMITTED"
+GENERATOR = "generator"
+"""The role whose network is exported, scored and sampled."""
 EMA = "ema"
 """The folder of the averaged weights beside those of the roles."""
 CHUNK_BYTES = 1 << 24
+
+
+class Saved(Protocol):
+    """Training state that every rank writes to a folder and reads back: an engine, an average."""
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's share."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Restore what any number of ranks wrote."""
+        ...
 
 
 class DiskFullError(OSError):
@@ -72,8 +85,8 @@ class Checkpoints:
     def save(
         self,
         cycle: int,
-        engines: Mapping[str, Engine],
-        ema: Ema | None,
+        engines: Mapping[str, Saved],
+        ema: Saved | None,
         spared: Callable[[], Collection[int]] = tuple,
     ) -> None:
         """Write the state after `cycle` cycles; every rank calls it.
@@ -112,7 +125,7 @@ class Checkpoints:
             if ranks.rank() == 0:
                 self.warn(f"checkpoint {path.name} is not mirrored: {error}")
 
-    def load_latest(self, engines: Mapping[str, Engine], ema: Ema | None) -> int:
+    def load_latest(self, engines: Mapping[str, Saved], ema: Saved | None) -> int:
         """Restore the newest intact checkpoint; return its cycle, 0 where none was ever saved.
 
         A damaged one loses its marker here, so that pruning keeps the intact ones. Raises
@@ -141,7 +154,7 @@ class Checkpoints:
             damaged = find_damage(path)
         return damaged
 
-    def _load(self, path: Path, engines: Mapping[str, Engine], ema: Ema | None) -> None:
+    def _load(self, path: Path, engines: Mapping[str, Saved], ema: Saved | None) -> None:
         for role, engine in engines.items():
             engine.load(path / role)
         if ema is not None:

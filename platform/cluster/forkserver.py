@@ -33,7 +33,7 @@ from magicdistill.platform.cluster.fork_worker import OOM_SCORE
 WORKER = Path(__file__).with_name("fork_worker.py")
 MODULES = (
     *("pandas", "pyarrow.dataset", "av", "cv2", "magicdistill.platform.config.recipe", "torch"),
-    *("magicdistill.models.networks.autoencoder.vae", "magicdistill.models.objectives.build"),
+    *("magicdistill.models.networks.autoencoder.vae", "magicdistill.models.methods.build"),
     "deepspeed",
 )
 """In the order in which workers need them. Ray is not among them: what it reads of the environment

@@ -98,6 +98,16 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
 
 
 @contextmanager
+def announced_cluster(config: ClusterConfig) -> Iterator[None]:
+    """Say what the Ray cluster is, and keep it while the body runs."""
+    logs.say("starting Ray")
+    with ray_cluster(config) as shape:
+        pages = f", dashboard http://{shape.dashboard_url}" if shape.dashboard_url else ""
+        logs.say(f"Ray has {shape.num_nodes} node(s), {shape.num_cpus:g} logical CPUs{pages}")
+        yield
+
+
+@contextmanager
 def _garbage_left() -> Iterator[None]:
     """Search for no garbage meanwhile: a thread that frees one of Ray's objects while Ray shuts
     down ends the process."""

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from statistics import mean, median, stdev
 
 from magicdistill.platform.comparison.comparison_recipe import ComparisonRecipe, base_recipe
-from magicdistill.platform.evaluation.evaluate_run import REAL, read_scores
+from magicdistill.platform.evaluation.evaluate_run import read_scores
 from magicdistill.platform.inference.contact_sheets import (
     Clips,
     contact_sheet,
     load_clips,
     side_by_side,
 )
+from magicdistill.platform.inference.variants import REAL
 from magicdistill.platform.reports.comparison_curves import DISTANCE, curve, plot_curves
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory, write_text

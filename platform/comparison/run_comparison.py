@@ -8,6 +8,7 @@ import yaml
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.locations import find_weights
+from magicdistill.platform.cluster.ray_cluster import announced_cluster
 from magicdistill.platform.comparison.comparison_recipe import (
     ComparisonRecipe,
     PlannedRun,
@@ -18,8 +19,9 @@ from magicdistill.platform.comparison.comparison_recipe import (
 from magicdistill.platform.comparison.comparison_report import Tuned, write_report
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.prepare import prepare_latents
-from magicdistill.platform.evaluation.evaluate_run import Judges, own_variant
-from magicdistill.platform.launch.run_job import announced_cluster, followed, resume_hint
+from magicdistill.platform.evaluation.evaluate_run import Judges
+from magicdistill.platform.inference.variants import own_variant
+from magicdistill.platform.launch.run_job import followed
 from magicdistill.platform.launch.steps import (
     MODEL,
     initial_weights,
@@ -28,6 +30,7 @@ from magicdistill.platform.launch.steps import (
     train,
 )
 from magicdistill.platform.runs import logs
+from magicdistill.platform.runs.logs import resume_hint
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root, write_text
 from magicdistill.platform.tracking.run_description import describe
 from magicdistill.platform.tracking.tracker import Tracker

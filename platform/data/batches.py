@@ -1,8 +1,7 @@
 """Training samples by position: rank, window and micro-batch decide, nothing else."""
 
-import pickle
 from collections.abc import Sequence
-from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,69 +11,16 @@ from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import NULL_TEXT, LatentCache, TextRow
 from magicdistill.data_pipeline.latents.row_order import Sampler, open_sampler
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.models.objectives.types import Batch
-from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import ScheduleConfig
-from magicdistill.platform.data.ray_data_stream import Maker, Stream, Workshop
-from magicdistill.platform.training.loop import Batches
-
-READ_AHEAD = 4
-"""Micro-batches for each group of workers that readers have ready."""
 
 
-def open_batches(
-    recipe: Recipe,
-    data: AnyPath,
-    *,
-    num_windows: int = 1,
-    rank: int,
-    world_size: int,
-    device: torch.device | str,
-) -> Batches:
-    """Open a rank's samples: a latent cache, or pixel windows where a VAE is trained.
+class Batches(Protocol):
+    """Where training samples come from."""
 
-    Other processes read them, through Ray Data, where the recipe has readers or makers of pairs;
-    all ranks then call alike, for at most `num_windows` windows.
-    """
-    positions = deal(
-        recipe.schedule, recipe.cluster.sequence_parallel, rank=rank, world_size=world_size
-    )
-    if isinstance(recipe.method, VaeMethod):
-        return PixelBatches(data, positions, recipe.seed, device)
-    if recipe.data.num_readers or recipe.pairs is not None:
-        workshop = open_workshop(recipe, data, positions)
-        takers = recipe.cluster.sequence_parallel
-        return StreamedBatches(workshop, positions, num_windows, takers, device)
-    return LatentBatches(data, positions, recipe.seed, device, recipe.data)
-
-
-def open_workshop(recipe: Recipe, data: AnyPath, positions: "Positions") -> Workshop:
-    """Return who reads a recipe's micro-batches and makes their pairs, by their index."""
-    pairs = recipe.pairs
-    example = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data).at(0)
-    num_bytes = len(pickle.dumps(example)) + 2 * example.x0.nbytes * bool(pairs)
-    return Workshop(
-        partial(build_maker, recipe, data, positions),
-        num_actors=pairs.num_actors if pairs else recipe.data.num_readers,
-        gpus_per_actor=pairs.gpus_per_actor if pairs else 0.0,
-        buffer=pairs.buffer if pairs else READ_AHEAD * positions.num_groups,
-        item_bytes=num_bytes,
-    )
-
-
-def build_maker(recipe: Recipe, data: AnyPath, positions: "Positions") -> Maker:
-    """Return what makes a micro-batch by its index, with its pairs where the recipe has some."""
-    batches = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data)
-    if recipe.pairs is None:
-        return batches.at
-    from magicdistill.platform.data.noise_data_pairs import (  # which read batches
-        PairMaker,
-        StoredPairs,
-    )
-
-    make = PairMaker(recipe) if recipe.pairs.stored is None else StoredPairs(recipe, batches)
-    return lambda index: make(batches.at(index))
+    def __call__(self, window: int, micro: int) -> Batch:
+        """Return this rank's micro-batch of an accumulation window, the same at every call."""
+        ...
 
 
 def deal(
@@ -149,59 +95,6 @@ class LatentBatches:
         positions, rows = self.positions.at(index), self.rows(index)
         dropped = [is_dropped(self.seed, position, self.drop) for position in positions]
         return collate(self.cache, rows, positions, self.device, dropped)
-
-
-class StreamedBatches:
-    """Micro-batches that other processes make ahead of need, the same ones as by `LatentBatches`.
-
-    All ranks call alike. A window is kept while it is asked for; the next one is on its way.
-    """
-
-    def __init__(
-        self,
-        workshop: Workshop,
-        positions: Positions,
-        num_windows: int,
-        num_takers: int,
-        device: torch.device | str,
-    ) -> None:
-        self.workshop, self.positions, self.device = workshop, positions, device
-        self.num_windows, self.num_takers = num_windows, num_takers
-        self.stream: Stream | None = None
-        self._window = -1
-        self._held: dict[int, Batch] = {}
-
-    def __call__(self, window: int, micro: int) -> Batch:
-        """Return a micro-batch, waiting for it where it is not made yet."""
-        stream = self._turn_to(window)
-        if micro not in self._held:
-            index = self.positions.index(window, micro)
-            self._held[micro] = stream.take(index)
-            if (ahead := index + self.positions.num_groups) < self._stop:
-                stream.ask(ahead)
-        return self._held[micro].to(self.device)
-
-    def supply(self) -> dict[str, float]:
-        """Return samples made and used a second, and how many wait."""
-        assert self.stream is not None, "nothing was asked for yet"
-        now, share = self.stream.supply(), self.positions.share
-        return {
-            "supply/made_per_second": now.num_made * share / now.seconds,
-            "supply/used_per_second": now.num_taken * share / now.seconds,
-            "supply/waiting": now.num_waiting * share,
-        }
-
-    @property
-    def _stop(self) -> int:
-        return self.num_windows * self.positions.parts
-
-    def _turn_to(self, window: int) -> Stream:
-        if self.stream is None or window not in (self._window, self._window + 1):
-            first = window * self.positions.parts
-            self.stream = Stream(self.workshop, first, self._stop, self.num_takers)
-        if window != self._window:
-            self._window, self._held = window, {}
-        return self.stream
 
 
 class PixelBatches:

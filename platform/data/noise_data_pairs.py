@@ -4,22 +4,15 @@ Pair i is a function of (seed, i, generator): its noise is drawn for that positi
 are those of the sample that training reads there.
 """
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import (
-    NULL_TEXT,
     LatentCache,
     LatentRow,
-    committed_rows,
-    publish,
-    write_shard,
 )
-from magicdistill.data_pipeline.progress import Bars
 from magicdistill.data_pipeline.rows import digest
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.flow import sigma_grid
@@ -27,17 +20,15 @@ from magicdistill.models.diffusion.guidance import guided
 from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import sample
 from magicdistill.models.locations import find_weights
+from magicdistill.models.methods.build import trained
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.transformer import VelocityModel
-from magicdistill.models.objectives.build import trained
 from magicdistill.models.objectives.types import Batch, Pair
 from magicdistill.platform.config.recipe import Recipe
-from magicdistill.platform.data.batches import LatentBatches, deal, open_workshop
-from magicdistill.platform.data.ray_data_stream import make_items
+from magicdistill.platform.data.batches import LatentBatches
 
 PAIRS = -2
 """The cycle under which pairs draw: no training cycle, and not that of held-out clips."""
-ROWS_PER_SHARD = 64
 
 
 class PairMaker:
@@ -97,38 +88,6 @@ class StoredPairs:
         if row.facts.key != pair_key(self.recipe, self.batches, position):
             raise ValueError("pairs.stored: made with another seed, sampler, generator or data")
         return row
-
-
-def store_pairs(recipe: Recipe, data: AnyPath, root: AnyPath) -> AnyPath:
-    """Write the pairs of a recipe's training as a latent cache, row i pair i; return its version.
-
-    Pairs that are written already are not made again. `data` is the cache that training reads.
-    """
-    cluster, progress = recipe.cluster, Bars()
-    world = cluster.num_workers  # items as in training: the last bits depend on their size
-    positions = deal(recipe.schedule, cluster.sequence_parallel, rank=0, world_size=world)
-    batches = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data)
-    workshop = open_workshop(recipe, data, positions)
-    num_items = recipe.schedule.num_cycles * positions.parts
-    keys = [pair_key(recipe, batches, i) for i in range(num_items * positions.share)]
-    known = committed_rows(root)
-    missing = next((i for i, key in enumerate(keys) if key not in known), None)
-    first = num_items if missing is None else missing // positions.share
-    rows: list[LatentRow] = []
-    for index, item in make_items(workshop, first, num_items) if first < num_items else ():
-        batch: Batch = pickle.loads(item)
-        assert batch.pair is not None
-        for position, row, video in zip(
-            batch.positions, batches.rows(index), batch.pair.video, strict=True
-        ):
-            facts = replace(batches.cache.read(row).facts, key=keys[position], text_key=NULL_TEXT)
-            rows.append(LatentRow(facts, video))
-        if len(rows) >= ROWS_PER_SHARD or index + 1 == num_items:
-            write_shard(root, rows)
-            rows = []
-        progress("pairs", index + 1, num_items)
-    known = committed_rows(root)
-    return publish(root, [known[key] for key in keys], recipe.data.null_text)
 
 
 def pair_key(recipe: Recipe, batches: LatentBatches, position: int) -> str:

@@ -27,7 +27,7 @@ def prepare(recipe: Recipe, run: RunDirectory) -> Prepared:
     if isinstance(recipe.method, VaeMethod):
         from magicdistill.platform.data.vae_windows import prepare_pixels
 
-        return prepare_pixels(recipe, run), None
+        return prepare_pixels(recipe, run, data_root(recipe, run.path.parent)), None
     return prepare_latents(recipe, run)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.windows import read_windows
 from magicdistill.data_pipeline.pipeline import select_clips
 from magicdistill.models.networks.autoencoder.patch_code import set_patch_code
@@ -12,18 +13,20 @@ from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.platform.config.recipe import Recipe
-from magicdistill.platform.data.prepare import data_root
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory
 
 CODE_CLIPS = 400
 
 
-def prepare_pixels(recipe: Recipe, run: RunDirectory) -> Path:
-    """Decode the accepted clips' windows into one file and set the VAE's closed-form half."""
+def prepare_pixels(recipe: Recipe, run: RunDirectory, root: AnyPath) -> Path:
+    """Decode the accepted clips' windows into one file and set the VAE's closed-form half.
+
+    `root` is the place of clips and ledger.
+    """
     path = run.path / "windows.npy"
     if not path.exists():
-        clips = select_clips(recipe.data, data_root(recipe, run.path.parent))
+        clips = select_clips(recipe.data, root)
         logs.say(f"decoding {len(clips)} clips")
         windows = read_windows(clips, recipe.data.bucket, recipe.data.windows_per_clip)
         partial = path.with_suffix(".partial.npy")

@@ -34,17 +34,18 @@ from magicdistill.models.metrics.suite import Measured, MetricSuite, reference, 
 from magicdistill.models.metrics.weight_files import absent_metrics, digest_networks
 from magicdistill.models.networks.state_dicts import checkpoint_config
 from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.platform.cluster.ray_cluster import announced_cluster
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import EvaluationConfig
 from magicdistill.platform.data.prepare import data_root, tell
-from magicdistill.platform.evaluation.evaluate_run import REAL, Variant, chunks, variants
+from magicdistill.platform.evaluation.evaluate_run import chunks
 from magicdistill.platform.evaluation.log_scores import track_scores
 from magicdistill.platform.evaluation.score_plots import plot_scores
 from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
 from magicdistill.platform.inference.clip_generator import ClipMaker
-from magicdistill.platform.launch.run_job import announced_cluster, resume_hint
+from magicdistill.platform.inference.variants import REAL, Variant, variants
 from magicdistill.platform.runs import logs
-from magicdistill.platform.runs.logs import ExplainedError
+from magicdistill.platform.runs.logs import ExplainedError, resume_hint
 from magicdistill.platform.runs.run_directory import resolve_root
 
 FORMAT = 2

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,24 +16,15 @@ from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
-from magicdistill.models.objectives.config import FinetuneMethod, SamplerConfig
+from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.inference.contact_sheets import contact_sheet, save_clips, side_by_side
+from magicdistill.platform.inference.variants import REAL, Variant
 from magicdistill.platform.runs.run_directory import RunDirectory, write_text
 
 CHUNK = 16
-REAL = "real"
 MEASURES = ("proxy_frechet_distance", "dynamic_degree_proxy", "flicker_proxy")
 """Fields of `Scores` that judge the clips."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to generate: weights and a sampler; no weights are the real clips themselves."""
-
-    name: str
-    weights: str | None
-    sampler: SamplerConfig
 
 
 @dataclass(frozen=True)
@@ -68,37 +58,9 @@ class Part:
     nfe: int
 
 
-def variants(recipe: Recipe, student: Path) -> list[Variant]:
-    """Return teacher with many steps, teacher with few Euler steps, and the student.
-
-    Before a student of noise-data pairs comes the generator that makes them, also run like it.
-    """
-    assert recipe.evaluation is not None
-    many = recipe.evaluation.teacher
-    found = [Variant("teacher", recipe.model.teacher, many)]
-    few: SamplerConfig | None = getattr(recipe.method, "sampler", None)
-    if few is None:
-        name = "teacher" if isinstance(recipe.method, FinetuneMethod) else "student"
-        return [Variant(name, str(student), many)]
-    names = dict.fromkeys(("euler", few.name))
-    found += [
-        Variant(name, recipe.model.teacher, few.model_copy(update={"name": name})) for name in names
-    ]
-    if recipe.pairs is not None:
-        maker, steps = recipe.pairs.generator, recipe.pairs.sampler.num_steps
-        found.append(Variant(f"{steps}-step", maker, recipe.pairs.sampler))
-        found.append(Variant(f"{steps}-step cut", maker, few))
-    return [*found, Variant("student", str(student), few)]
-
-
 def chunks(count: int, size: int = CHUNK) -> list[range]:
     """Return the rows that a worker measures at once."""
     return [range(i, min(i + size, count)) for i in range(0, count, size)]
-
-
-def own_variant(recipe: Recipe, student: Path) -> Variant:
-    """Return the way of generating that the run itself is about."""
-    return variants(recipe, student)[-1]
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)

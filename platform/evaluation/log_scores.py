@@ -6,8 +6,8 @@ from pathlib import Path
 from magicdistill.models.checksums import sha256_of
 from magicdistill.models.locations import find_weights
 from magicdistill.platform.config.recipe import Recipe
-from magicdistill.platform.evaluation.evaluate_run import Variant
 from magicdistill.platform.evaluation.score_table import ScoreTable
+from magicdistill.platform.inference.variants import Variant
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.tracking.tracker import Tracker
 

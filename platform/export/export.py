@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from magicdistill.models.locations import find_weights
+from magicdistill.models.methods.build import build_method
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.conditioning.prompt_encoder import PromptEncoder
@@ -19,7 +20,6 @@ from magicdistill.models.networks.lora import write_lora
 from magicdistill.models.networks.state_dicts import WRAPPER
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
-from magicdistill.models.objectives.build import build_method
 from magicdistill.platform.checkpoints.checkpoints import (
     COMMITTED,
     EMA,
@@ -27,12 +27,12 @@ from magicdistill.platform.checkpoints.checkpoints import (
     cycle_of,
     find_damage,
 )
+from magicdistill.platform.checkpoints.role_weights import Weights, role_weights
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.export.diffusers_pipeline import TRANSFORMER, write_stock_parts
 from magicdistill.platform.export.model_card import lora_card, model_card
 from magicdistill.platform.export.pretrained_model import sampler_of
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.training.zero3 import Weights, role_weights
 
 DTYPES = {
     "fp16": torch.float16,

@@ -17,11 +17,12 @@ from magicdistill.data_pipeline.reports.curation_report import write_report
 from magicdistill.data_pipeline.selection.curation_result import CurationResult, Selection
 from magicdistill.data_pipeline.selection.publishing import NothingAcceptedError
 from magicdistill.models.locations import find_weights
+from magicdistill.platform.cluster.ray_cluster import announced_cluster
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.prepare import data_configs, data_root, lineage, tell
-from magicdistill.platform.launch.run_job import announced_cluster, resume_hint
 from magicdistill.platform.runs import logs
+from magicdistill.platform.runs.logs import resume_hint
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.tracking.tracker import Tracker
 

@@ -7,16 +7,17 @@ from importlib import import_module
 from threading import Thread
 
 from magicdistill.data_pipeline.io.storage import place
-from magicdistill.platform.cluster.ray_cluster import joined_address, ray_cluster
+from magicdistill.platform.cluster.ray_cluster import announced_cluster, joined_address
 from magicdistill.platform.config.recipe import Recipe
-from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.runs import logs
+from magicdistill.platform.runs.logs import resume_hint
 from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.tracking.events import Destination, FinalModel
 from magicdistill.platform.tracking.prometheus import published
 from magicdistill.platform.tracking.run_description import describe
 from magicdistill.platform.tracking.tracker import Tracker
 
-STEPS, PAIRS = "magicdistill.platform.launch.steps", "magicdistill.platform.data.noise_data_pairs"
+STEPS, PAIRS = "magicdistill.platform.launch.steps", "magicdistill.platform.data.stream_source"
 
 
 def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
@@ -27,7 +28,7 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     logs.say(f"run {run.path}")
     with (
         resume_hint(f"--resume {run.path}"),
-        Tracker.start(recipe.tracking, run) as tracker,
+        Tracker.start(recipe.tracking, run, register=register_model) as tracker,
         importing(STEPS),
         announced_cluster(recipe.cluster),
         followed(run, tracker, watch_machine=joined_address(recipe.cluster) is None),
@@ -48,6 +49,13 @@ def save_pairs(recipe: Recipe, folder: str) -> None:
     logs.say(f"pairs  {version}; train on them with --pairs.stored {version}")
 
 
+def register_model(model: FinalModel, to: Destination) -> None:
+    """Add a finished generator to the registry; imports the networks' packages."""
+    from magicdistill.platform.inference.mlflow_model import register
+
+    register(model, to)
+
+
 @contextmanager
 def importing(module: str) -> Iterator[None]:
     """Import a module in the background: the packages take as long as Ray's start."""
@@ -62,26 +70,6 @@ def _import(module: str) -> None:
     finally:
         gc.freeze()
         gc.enable()
-
-
-@contextmanager
-def resume_hint(way: str) -> Iterator[None]:
-    """Say how to continue where the body is stopped."""
-    try:
-        yield
-    except BaseException:
-        logs.say(f"stopped; continue with {way}")
-        raise
-
-
-@contextmanager
-def announced_cluster(config: ClusterConfig) -> Iterator[None]:
-    """Say what the Ray cluster is, and keep it while the body runs."""
-    logs.say("starting Ray")
-    with ray_cluster(config) as shape:
-        pages = f", dashboard http://{shape.dashboard_url}" if shape.dashboard_url else ""
-        logs.say(f"Ray has {shape.num_nodes} node(s), {shape.num_cpus:g} logical CPUs{pages}")
-        yield
 
 
 @contextmanager

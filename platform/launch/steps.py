@@ -17,15 +17,9 @@ from magicdistill.models.locations import CONFIG, find_weights
 from magicdistill.models.objectives.config import EulerMethod, VaeMethod
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.prepare import data_root, prepare, tell
-from magicdistill.platform.evaluation.evaluate_run import (
-    MEASURES,
-    Judges,
-    Variant,
-    evaluate,
-    format_table,
-    variants,
-)
+from magicdistill.platform.evaluation.evaluate_run import MEASURES, Judges, evaluate, format_table
 from magicdistill.platform.export.model_card import model_card
+from magicdistill.platform.inference.variants import Variant, variants
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.tracking.run_description import describe
@@ -99,8 +93,8 @@ def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
     """Train the model; that of `euler` is the teacher as it is."""
     recipe = run.recipe()
     if isinstance(recipe.method, EulerMethod):
+        from magicdistill.models.methods.build import teacher
         from magicdistill.models.networks.weights import save_transformer
-        from magicdistill.models.objectives.build import teacher
 
         save_transformer(teacher(recipe.model), run.path / MODEL)
     else:
@@ -111,7 +105,7 @@ def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
 
 def store_pairs(recipe: Recipe, root: AnyPath) -> AnyPath:
     """Make and store the pairs of a recipe's training; return the version to read them from."""
-    from magicdistill.platform.data import noise_data_pairs
+    from magicdistill.platform.data import stream_source
 
     assert recipe.model.vae is not None, "model.vae: latents need a VAE"
     vae = find_weights(recipe.model.vae, "model.vae")
@@ -119,7 +113,7 @@ def store_pairs(recipe: Recipe, root: AnyPath) -> AnyPath:
     (result,) = curate_together([recipe.data], vae, place_of_data)
     tell("training", result)
     logs.say("making pairs")
-    return noise_data_pairs.store_pairs(recipe, result.cache_path, root)
+    return stream_source.store_pairs(recipe, result.cache_path, root)
 
 
 def report(

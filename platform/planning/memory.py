@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from magicdistill.models.methods.build import build_method
 from magicdistill.models.networks.autoencoder.vae import build_autoencoder
 from magicdistill.models.networks.config import ModelConfig, NetworkPreset
-from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.config import MethodConfig
 from magicdistill.platform.config.sections import (
     DeepSpeedEngineConfig,

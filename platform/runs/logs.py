@@ -95,6 +95,16 @@ def ending_with_its_reader() -> Iterator[None]:
 
 
 @contextmanager
+def resume_hint(way: str) -> Iterator[None]:
+    """Say how to continue where the body is stopped."""
+    try:
+        yield
+    except BaseException:
+        say(f"stopped; continue with {way}")
+        raise
+
+
+@contextmanager
 def follow(path: Path) -> Iterator[None]:
     """Say, while the body runs, the lines that other processes add to a file."""
     tail = Tail(path)

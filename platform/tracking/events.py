@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,8 @@ class Destination:
     run: RunDirectory
     experiment_id: str
     run_id: str
+    register: "Register | None" = None
+    """Adds a finished model to the registry; this room cannot, for it imports no networks."""
 
     def tag(self, values: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -253,10 +255,13 @@ class FinalModel(Entry):
     """Markdown."""
 
     def send(self, to: Destination) -> None:
-        """Upload and register it."""
-        from magicdistill.platform.inference.mlflow_model import register
+        """Upload and register it; raise LookupError in a process that was given no registrar."""
+        if to.register is None:
+            raise LookupError("this process registers no models")
+        to.register(self, to)
 
-        register(self, to)
+
+Register = Callable[[FinalModel, Destination], None]
 
 
 class Ending(Entry):

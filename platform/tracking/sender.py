@@ -17,7 +17,14 @@ from magicdistill.platform.config.sections import TrackingConfig
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.event_log import Letter, Outbox
-from magicdistill.platform.tracking.events import Begin, Destination, Key, Points, send_points
+from magicdistill.platform.tracking.events import (
+    Begin,
+    Destination,
+    Key,
+    Points,
+    Register,
+    send_points,
+)
 
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow's pages nest runs."""
@@ -59,8 +66,14 @@ PARENT_NOTE = "The run below which all others of the experiment stand; it has no
 class Postman:
     """Sends an outbox in order, again and again; what fails stays in it."""
 
-    def __init__(self, run: RunDirectory, config: TrackingConfig, outbox: Outbox) -> None:
-        self.run, self.outbox = run, outbox
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: TrackingConfig,
+        outbox: Outbox,
+        register: Register | None = None,
+    ) -> None:
+        self.run, self.outbox, self.register = run, outbox, register
         self.store = config.uri or ""
         self.address = config.uri or f"sqlite:///{run.path.parent / 'mlflow.db'}"
         self.problem: Exception | None = None
@@ -180,7 +193,7 @@ class Postman:
                 parent = _find_or_create(client, experiment, begin.parent, begin.time_ms)
             client.set_tag(run_id, PARENT, parent)
             client.update_run(run_id, name=begin.own.name)  # a child may have made it
-        return Destination(client, self.run, experiment, run_id)
+        return Destination(client, self.run, experiment, run_id, self.register)
 
     def _experiment(self, client: MlflowClient, name: str) -> str:
         if found := client.get_experiment_by_name(name):

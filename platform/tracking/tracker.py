@@ -24,6 +24,7 @@ from magicdistill.platform.tracking.events import (
     Latents,
     Params,
     Points,
+    Register,
     Source,
     Status,
     Table,
@@ -51,10 +52,11 @@ class Tracker:
         *,
         purpose: str | None = None,
         parent: RunDirectory | None = None,
+        register: Register | None = None,
     ) -> None:
         self.run = run
         self.outbox = Outbox(run)
-        self.postman = Postman(run, config, self.outbox)
+        self.postman = Postman(run, config, self.outbox, register)
         self._tails: dict[Source, Tail] = {
             "cycle": Tail(run.metrics_path, from_start=True),
             "exam": Tail(run.exams_path, from_start=True),
@@ -81,14 +83,16 @@ class Tracker:
         *,
         purpose: str | None = None,
         parent: RunDirectory | None = None,
+        register: Register | None = None,
     ) -> "Tracker":
         """Open the run's MLflow run, or continue it.
 
         A new one receives the recipe as parameters, the code's commit as tags, and recipe,
         changes and package versions as artifacts. It stands below `parent`, by default below the
-        experiment's own run; `purpose` is by default what its recipe is for.
+        experiment's own run; `purpose` is by default what its recipe is for. `register` adds a
+        finished model to the registry; without it that is left to a job that has one.
         """
-        tracker = cls(config, run, purpose=purpose, parent=parent)
+        tracker = cls(config, run, purpose=purpose, parent=parent, register=register)
         tracker.params(flatten(run.recipe().model_dump(mode="json")))
         tracker.tags(tags or {})
         tracker.outbox.add(Ending(status="RUNNING", time_ms=_now_ms()))
@@ -235,9 +239,11 @@ class Tracker:
         self.outbox.add(Text(name="code/changes.diff", text=provenance.diff))
 
 
-def send_unsent(config: TrackingConfig, run: RunDirectory) -> bool:
+def send_unsent(
+    config: TrackingConfig, run: RunDirectory, register: Register | None = None
+) -> bool:
     """Send what a run's jobs could not, or all to a store that has nothing of it yet."""
-    tracker = Tracker(config, run)
+    tracker = Tracker(config, run, register=register)
     tracker.collect()
     tracker.postman.start()
     return tracker.send_rest()

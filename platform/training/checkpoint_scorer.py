@@ -5,14 +5,13 @@ from pathlib import Path
 import torch
 
 from magicdistill.data_pipeline.io.storage import place
+from magicdistill.models.methods.build import teacher
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.transformer import VelocityModel
-from magicdistill.models.objectives.build import teacher
-from magicdistill.platform.checkpoints.checkpoints import EMA
+from magicdistill.platform.checkpoints.checkpoints import EMA, GENERATOR
+from magicdistill.platform.checkpoints.role_weights import role_weights
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.training.checkpoint_scoring import GENERATOR
 from magicdistill.platform.training.validation import Validation, num_scored
-from magicdistill.platform.training.zero3 import role_weights
 
 
 class Examiner:

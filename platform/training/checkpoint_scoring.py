@@ -14,7 +14,6 @@ from magicdistill.platform.runs.file_polling import polling
 from magicdistill.platform.runs.run_directory import RunDirectory, write_text
 from magicdistill.platform.training.health import VALIDATION, cost
 
-GENERATOR = "generator"
 START_S = 300.0
 """How long a finished training waits for an examiner that has yet to start."""
 

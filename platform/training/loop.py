@@ -3,29 +3,21 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
 from magicdistill.models.diffusion.rng import Draws
-from magicdistill.models.objectives.types import Batch, Method
+from magicdistill.models.objectives.types import Method
 from magicdistill.models.profiling import Stopwatch, span
 from magicdistill.platform.cluster import ranks
+from magicdistill.platform.data.batches import Batches
 from magicdistill.platform.training.engine import Ema, Engine
 from magicdistill.platform.training.health import UnhealthyError
 
 Metrics = dict[str, float]
 Callback = Callable[[int, Metrics], None]
 """Called on every rank with the number of finished cycles and the cycle's mean metrics."""
-
-
-class Batches(Protocol):
-    """Where training samples come from."""
-
-    def __call__(self, window: int, micro: int) -> Batch:
-        """Return this rank's micro-batch of an accumulation window, the same at every call."""
-        ...
 
 
 class Loop:

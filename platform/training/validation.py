@@ -12,9 +12,9 @@ from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import Velocity
+from magicdistill.models.methods.build import vae
 from magicdistill.models.metrics.collapse_signs import compare_signs, vital_signs
 from magicdistill.models.metrics.suite import Measured, MetricSuite, summarise
-from magicdistill.models.objectives.build import vae
 from magicdistill.models.objectives.config import (
     DistributionMatchingConfig,
     SamplerConfig,

@@ -6,22 +6,21 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.models.methods.build import build_method
 from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.weights import save_transformer
-from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.vae import VaeTraining
 from magicdistill.models.profiling import span
-from magicdistill.platform.checkpoints.checkpoints import Checkpoints, checkpoint_name
+from magicdistill.platform.checkpoints.checkpoints import GENERATOR, Checkpoints, checkpoint_name
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.cluster.preemption import LeavingError, Notice, Notices, PreemptedError
-from magicdistill.platform.data.batches import StreamedBatches, open_batches
+from magicdistill.platform.data.stream_source import StreamedBatches, open_batches
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory, write_text
-from magicdistill.platform.training.checkpoint_scoring import GENERATOR
 from magicdistill.platform.training.engine import Ema, build_engine, gathered
 from magicdistill.platform.training.health import UnhealthyError, Watch
 from magicdistill.platform.training.loop import (

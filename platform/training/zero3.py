@@ -1,24 +1,18 @@
-"""ZeRO-3's side of weights: building sharded, and reading what the engines saved."""
+"""ZeRO-3's side of weights: networks are built in shards and gathered for a while."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
-from pathlib import Path
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from magicdistill.models.networks.placement import WHOLE, Placement
-from magicdistill.platform.checkpoints.flat_shards import WEIGHT, PieceReader
 from magicdistill.platform.config.sections import (
     DeepSpeedEngineConfig,
     EngineConfig,
     OptimizerConfig,
 )
 from magicdistill.platform.training.engine import deepspeed_config, import_deepspeed
-
-Weights = Mapping[str, Callable[[], Tensor]]
-"""Whole tensors by name, each made when it is called for: the files are mapped, not read."""
 
 
 def placement(config: EngineConfig) -> Placement:
@@ -43,13 +37,3 @@ class Zero3:
         """Gather; rank 0 writes, and its values go to all."""
         with import_deepspeed().zero.GatheredParameters(list(parameters), modifier_rank=0):
             yield dist.get_rank() == 0
-
-
-def role_weights(role: Path) -> Weights:
-    """Return the trained weights of a role from its folder in a checkpoint, by module name.
-
-    Those of the optimiser: float32 where the network's own are rounded. Also for the averaged
-    weights, whose folder is `checkpoints.EMA`. Raises FileNotFoundError where nothing was saved.
-    """
-    reader = PieceReader(role)
-    return {name: partial(reader.whole, WEIGHT, name) for name in reader.names()}

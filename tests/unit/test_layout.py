@@ -1,9 +1,11 @@
 """The layout that lets `platform` be a folder of this project and a module of Python's."""
 
+import ast
 import os
 import platform
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,6 +90,32 @@ def test_models_knows_its_few_libraries_and_no_others() -> None:
     graph = grimp.build_graph("magicdistill.models", include_external_packages=True, cache_dir=None)
     known = {module.split(".")[0] for module in graph.modules}
     assert known - sys.stdlib_module_names <= LIBRARIES_OF_MODELS
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count: a circle that one of them hides is a circle."""
+    packages = [f"magicdistill.{room}" for room in ROOMS]
+    graph = grimp.build_graph(*packages, cache_dir=None)
+    imports = {
+        module: graph.find_modules_directly_imported_by(module) - {module}  # a script by its name
+        for module in graph.modules
+    }
+    try:
+        tuple(TopologicalSorter(imports).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("folder", folders_of_code(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_folder_has_more_than_fifteen_files_of_code(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= 15
+
+
+@pytest.mark.parametrize("folder", folders_of_code(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_room_says_in_a_sentence_what_it_is(folder: Path) -> None:
+    if (file := folder / "__init__.py").exists():
+        sentence = ast.get_docstring(ast.parse(file.read_text()))
+        assert sentence and sentence.endswith(".")
 
 
 def test_shapes_at_public_borders_are_checked_under_pytest() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import gpu, step
 from magicdistill.models.diffusion.rng import Draws
-from magicdistill.platform.data.batches import open_batches
+from magicdistill.platform.data.stream_source import open_batches
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.worker import Worker
 

@@ -11,7 +11,7 @@ import torch
 
 from magicdistill.models.networks.transformer import build_transformer, load_transformer
 from magicdistill.models.networks.weights import save_transformer
-from magicdistill.platform.training.zero3 import role_weights
+from magicdistill.platform.checkpoints.role_weights import role_weights
 from tests.tiny import tiny_shapes
 
 ROOT = Path(__file__).parents[3]

@@ -15,8 +15,8 @@ import torch
 from benchmarks.step import bench_recipe, write_cache
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
-from magicdistill.platform.data.batches import open_batches
 from magicdistill.platform.data.ray_data_stream import Workshop, make_items
+from magicdistill.platform.data.stream_source import open_batches
 
 ITEM_BYTES = 1 << 20
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.integration.platform.training.test_survival import distill, losses
 
 RECIPE = """

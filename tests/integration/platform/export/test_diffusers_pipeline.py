@@ -17,11 +17,11 @@ from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided
 from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import sample
+from magicdistill.models.methods.build import build_method
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
-from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints
 from magicdistill.platform.config.recipe import load_recipe

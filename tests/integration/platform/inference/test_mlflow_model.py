@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.export.pretrained_model import find_pretrained
-from magicdistill.platform.inference.mlflow_model import Generator
+from magicdistill.platform.inference.mlflow_model import Generator, register
 from magicdistill.platform.inference.sample_video import Sampler
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.tracker import Tracker
@@ -26,7 +26,7 @@ def test_a_registered_model_loads_and_samples_as_its_weights_do(
     run = RunDirectory.create(tmp_path / "runs", load_recipe(NAME))
     student, vae = ASSETS / "student-4step", ASSETS / "vae"
     for _ in range(2):  # told twice, it is registered once
-        with Tracker.start(run.recipe().tracking, run) as tracker:
+        with Tracker.start(run.recipe().tracking, run, register=register) as tracker:
             tracker.weights("model.teacher", "teacher", ASSETS / "teacher")
             tracker.model(NAME, student, vae, "---\nlibrary_name: diffusers\n---\n# A card")
     uri = f"sqlite:///{run.path.parent / 'mlflow.db'}"

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.integration.platform.launch.planning_rank import NUM_RANKS, run_rank
 from torch import multiprocessing
+
+from tests.integration.platform.launch.planning_rank import NUM_RANKS, run_rank
 
 ROOT = Path(__file__).parents[4]
 

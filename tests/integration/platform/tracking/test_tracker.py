@@ -10,9 +10,9 @@ from mlflow.entities import Run
 
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.config.recipe import Recipe, load_recipe
-from magicdistill.platform.evaluation.evaluate_run import Variant
 from magicdistill.platform.evaluation.log_scores import track_scores
 from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
+from magicdistill.platform.inference.variants import Variant
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.event_log import Outbox
 from magicdistill.platform.tracking.sender import PARENT

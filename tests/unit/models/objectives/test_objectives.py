@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.rng import Draws
 from magicdistill.models.diffusion.samplers import sample
+from magicdistill.models.methods.distribution_matching import DistributionMatching
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, motion
 from magicdistill.models.networks.config import LoraConfig
@@ -22,7 +23,6 @@ from magicdistill.models.objectives.config import (
     MethodConfig,
     SamplerConfig,
 )
-from magicdistill.models.objectives.distribution_matching import DistributionMatching
 from magicdistill.models.objectives.dmd import real_and_fake_x0
 from magicdistill.models.objectives.flow_matching import Finetune
 from magicdistill.models.objectives.lcm import Lcm

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from magicdistill.platform.config.recipe import load_recipe
-from magicdistill.platform.evaluation.evaluate_run import variants
+from magicdistill.platform.inference.variants import variants
 
 STUDENT = Path("student")
 

@@ -12,13 +12,13 @@ from peft import PeftModel
 from torch import Tensor
 
 from magicdistill.models.locations import is_int8
+from magicdistill.models.methods.build import build_method
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.state_dicts import INDEX
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.weights import write_transformer
-from magicdistill.models.objectives.build import build_method
 from magicdistill.models.objectives.config import CfgDistillMethod
 from magicdistill.platform.checkpoints.checkpoints import COMMITTED, Checkpoints
 from magicdistill.platform.config.recipe import load_recipe

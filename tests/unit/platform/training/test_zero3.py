@@ -7,9 +7,9 @@ from magicdistill.models.networks.transformer import (
     VelocityModel,
     build_transformer,
 )
+from magicdistill.platform.checkpoints.role_weights import role_weights
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
 from magicdistill.platform.training.engine import build_engine
-from magicdistill.platform.training.zero3 import role_weights
 from tests.tiny import tiny_shapes
 
 SHAPES = tiny_shapes()

@@ -3,6 +3,7 @@
 from diffusers import HunyuanVideoTransformer3DModel
 
 from magicdistill.models.locations import find_weights
+from magicdistill.models.methods.distribution_matching import DistributionMatching
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.critic import Critic
@@ -25,7 +26,6 @@ from magicdistill.models.objectives.config import (
     MethodConfig,
     VaeMethod,
 )
-from magicdistill.models.objectives.distribution_matching import DistributionMatching
 from magicdistill.models.objectives.flow_matching import Finetune
 from magicdistill.models.objectives.lcm import Lcm
 from magicdistill.models.objectives.types import Method

@@ -1,0 +1,1 @@
+"""The training methods by name: compositions of objectives, each with its configuration."""

@@ -1,0 +1,22 @@
+"""The trained weights of a role, read from a checkpoint tensor by tensor."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from magicdistill.platform.checkpoints.flat_shards import WEIGHT, PieceReader
+
+Weights = Mapping[str, Callable[[], Tensor]]
+"""Whole tensors by name, each made when it is called for: the files are mapped, not read."""
+
+
+def role_weights(role: Path) -> Weights:
+    """Return the trained weights of a role from its folder in a checkpoint, by module name.
+
+    Those of the optimiser: float32 where the network's own are rounded. Also for the averaged
+    weights, whose folder is `checkpoints.EMA`. Raises FileNotFoundError where nothing was saved.
+    """
+    reader = PieceReader(role)
+    return {name: partial(reader.whole, WEIGHT, name) for name in reader.names()}
