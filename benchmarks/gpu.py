@@ -32,7 +32,7 @@ from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from magicdistill.platform.config.sections import GpuName
 from magicdistill.platform.planning.flops import PATCH_SIDE, Sample, operations
-from magicdistill.platform.planning.forward_passes import Pass
+from magicdistill.platform.planning.forward_passes import ForwardPass
 from magicdistill.platform.planning.plan import GIB, GPUS
 
 BLOCKS = {"double": HunyuanVideoTransformerBlock, "single": HunyuanVideoSingleTransformerBlock}
@@ -240,7 +240,7 @@ def timed_row(
         backward_s,
         int(saved) if on_gpu else None,
         int(peak) if on_gpu else None,
-        operations(sample, Pass("", "", "weights"), recompute=recompute),
+        operations(sample, ForwardPass("", "", "weights"), recompute=recompute),
     )
 
 

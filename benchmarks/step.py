@@ -109,36 +109,36 @@ class BareLoop:
         self, batch: Batch, randomness: Callable[[int], Randomness] | None = None
     ) -> dict[str, float]:
         """Update the critic some times and the generator once; return the last losses."""
-        draws = randomness or (lambda turn: TorchRandomness(len(batch.x0)))
+        rng = randomness or (lambda update: TorchRandomness(len(batch.x0)))
         conditions, sampler = batch.conditions, self.method.sampler
         assert conditions is not None
         with torch.no_grad():
             visits = rollout(
                 self.generator,
-                draws(-1).normal("noise", batch.x0.shape[1:]),
+                rng(-1).normal("noise", batch.x0.shape[1:]),
                 sigma_grid(sampler.num_steps, sampler.shift),
                 conditions,
                 sampler="euler",
             )
         losses: dict[str, float] = {}
-        turns = self.method.num_fake_updates
-        for turn in range(turns):
-            x_hat = visits[draws(turn).shared_index("grid", len(visits))][2]
-            losses |= self._critic_turn(x_hat, batch, conditions, draws(turn))
-        x, sigma, _ = visits[draws(turns).shared_index("grid", len(visits))]
-        return losses | self._generator_turn(x, sigma, batch, conditions, draws(turns))
+        updates = self.method.num_fake_updates
+        for update in range(updates):
+            x_hat = visits[rng(update).shared_index("grid", len(visits))][2]
+            losses |= self._critic_turn(x_hat, batch, conditions, rng(update))
+        x, sigma, _ = visits[rng(updates).shared_index("grid", len(visits))]
+        return losses | self._generator_turn(x, sigma, batch, conditions, rng(updates))
 
-    def _noised(self, x0: Tensor, draws: Randomness, stream: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _noised(self, x0: Tensor, rng: Randomness, stream: str) -> tuple[Tensor, Tensor, Tensor]:
         law = self.method.score_sigma
-        sigma = score_sigma(draws.uniform(f"{stream}-sigma"), law.shift, law.low, law.high)
-        eps = draws.normal(f"{stream}-eps", x0.shape[1:])
+        sigma = score_sigma(rng.uniform(f"{stream}-sigma"), law.shift, law.low, law.high)
+        eps = rng.normal(f"{stream}-eps", x0.shape[1:])
         return add_noise(x0, eps, sigma), sigma, eps
 
     def _critic_turn(
-        self, x_hat: Tensor, batch: Batch, conditions: Conditions, draws: Randomness
+        self, x_hat: Tensor, batch: Batch, conditions: Conditions, rng: Randomness
     ) -> dict[str, float]:
-        x, sigma, eps = self._noised(x_hat, draws, "fake")
-        real_x, real_sigma, _ = self._noised(batch.x0, draws, "real")
+        x, sigma, eps = self._noised(x_hat, rng, "fake")
+        real_x, real_sigma, _ = self._noised(batch.x0, rng, "real")
         score = fake_score_loss(self.critic(x, sigma, conditions, output="velocity"), x_hat, eps)
         logits = self.critic(
             torch.cat([x, real_x]),
@@ -151,13 +151,13 @@ class BareLoop:
         return {"critic/fake_score": float(score), "critic/discriminator": float(discriminator)}
 
     def _generator_turn(
-        self, x: Tensor, sigma: Tensor, batch: Batch, conditions: Conditions, draws: Randomness
+        self, x: Tensor, sigma: Tensor, batch: Batch, conditions: Conditions, rng: Randomness
     ) -> dict[str, float]:
         method = self.method
         for parameter in self.trained["critic"]:
             parameter.requires_grad_(False)
         x_hat = x0_from_velocity(x, self.generator(x, sigma, conditions), sigma)
-        x_sigma, score_at, _ = self._noised(x_hat, draws, "score")
+        x_sigma, score_at, _ = self._noised(x_hat, rng, "score")
         real, fake = real_and_fake_x0(
             lambda *inputs: self.critic(*inputs, output="velocity"),
             self.critic,
@@ -266,7 +266,7 @@ def platform_cycle(
     """Return a call that runs the platform's next cycle, its metrics recorded."""
     run = RunDirectory.create(folder, recipe, f"rank-{rank}")
     worker = Worker(run, cache, None, rank=rank, world_size=world_size)
-    recorder = Recorder(run, recipe.schedule, worker.loop.stopwatch)
+    recorder = Recorder(run, recipe.schedule, worker.loop.step_timer)
     cycles = iter(range(10**6))
 
     def cycle() -> None:

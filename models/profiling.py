@@ -25,7 +25,7 @@ class Span(NamedTuple):
         return self.start.elapsed_time(self.end) / 1000
 
 
-class Stopwatch:
+class StepTimer:
     """Adds up the spans of the code that runs inside `running`.
 
     On a GPU the marks are events in its stream: nothing waits for it until `take`.
@@ -77,15 +77,15 @@ class Stopwatch:
         return event
 
 
-_running: ContextVar[Stopwatch | None] = ContextVar("stopwatch", default=None)
+_running: ContextVar[StepTimer | None] = ContextVar("stopwatch", default=None)
 
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
     """Report the time of the body to the stopwatch that runs, if one does."""
-    stopwatch = _running.get()
-    if stopwatch is None:
+    step_timer = _running.get()
+    if step_timer is None:
         yield
         return
-    with stopwatch.measure(name):
+    with step_timer.measure(name):
         yield

@@ -14,7 +14,7 @@ ANY: Mixture = "general"
 """Stands for all kinds where they are not told apart."""
 
 
-class Sampler:
+class RowOrder:
     """Maps sample positions to rows, every epoch in a permutation of its own.
 
     The state of training is one integer, the position of the next sample; resuming, or going on
@@ -56,7 +56,7 @@ class MixtureSampler:
         Raises ValueError if a kind has a weight but no rows.
         """
         self._rows = [np.flatnonzero(np.asarray(kinds) == name) for name in weights]
-        self._samplers = [Sampler(len(found), seed) for found in self._rows]
+        self._samplers = [RowOrder(len(found), seed) for found in self._rows]
         self._turns = Turns(list(weights.values()), seed)
 
     def row(self, position: int) -> int:
@@ -109,9 +109,9 @@ class BucketSampler:
         return int(self._rows[bucket][self._samplers[bucket].row(own_position)])
 
 
-def open_sampler(
+def open_row_order(
     index: pa.Table, weights: Mapping[Mixture, float], batch_size: int, seed: int
-) -> Sampler | MixtureSampler | BucketSampler:
+) -> RowOrder | MixtureSampler | BucketSampler:
     """Return the order of a cache's rows in which every batch of training has one bucket.
 
     Args:
@@ -125,7 +125,7 @@ def open_sampler(
     """
     has_buckets = len(index["bucket"].unique()) > 1
     if not weights and not has_buckets:
-        return Sampler(len(index), seed)
+        return RowOrder(len(index), seed)
     kinds = index["mixture"].to_pylist() if weights else [ANY] * len(index)
     shares = weights or {ANY: 1.0}
     _demand_rows(kinds, shares)

@@ -9,7 +9,7 @@ import numpy as np
 
 from magicdistill.data_pipeline.config import Bucket, Decoder
 from magicdistill.data_pipeline.media.frame_ranges import cropped
-from magicdistill.data_pipeline.media.sandbox import Child, Outcome
+from magicdistill.data_pipeline.media.sandbox import Outcome, Sandbox
 from magicdistill.data_pipeline.media.video import VideoError, hash_content, read_frames
 from magicdistill.data_pipeline.rows import UNREACHABLE, Array, ClipRow
 from magicdistill.data_pipeline.sources.fetching import Scratch, is_rendered
@@ -85,14 +85,14 @@ def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: 
 
 
 def fetch_windows(
-    child: Child, scratch: Scratch, clip: ClipRow, bucket: Bucket, windows_per_clip: int
+    sandbox: Sandbox, scratch: Scratch, clip: ClipRow, bucket: Bucket, windows_per_clip: int
 ) -> Outcome:
     """Bring the clip's file here and decode its windows in a child process; never raise for it."""
     try:
         path = scratch.fetch(clip.uri, clip.path)
     except VideoError as error:
         return Outcome(failure=f"VideoError: {error}")
-    return child.call(decode_windows, clip, path, bucket, windows_per_clip)
+    return sandbox.call(decode_windows, clip, path, bucket, windows_per_clip)
 
 
 def read_windows(
@@ -106,9 +106,9 @@ def read_windows(
     Raises:
         VideoError: if a clip cannot be read, naming it.
     """
-    with Child(decoder.timeout_s, decoder.num_attempts) as child, Scratch() as scratch:
+    with Sandbox(decoder.timeout_s, decoder.num_attempts) as sandbox, Scratch() as scratch:
         for clip in clips:
-            outcome = fetch_windows(child, scratch, clip, bucket, windows_per_clip)
+            outcome = fetch_windows(sandbox, scratch, clip, bucket, windows_per_clip)
             if outcome.failure:
                 raise VideoError(f"{clip.source_id}: {outcome.failure}")
             yield outcome.value

@@ -14,7 +14,7 @@ from magicdistill.data_pipeline.latents.cache import read_index, read_row
 from magicdistill.data_pipeline.latents.windows import fetch_windows, num_resampled
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.ledger.policy import framed
-from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.rows import Array, ClipRow
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.stages.encode import facts_of, frames_of, to_pixels
@@ -69,11 +69,11 @@ def reconstruct(
     rows = Ledger(root / "ledger").find({entry["clip_id"] for entry in entries})
     origins = _origins(by_key, rows, configs, vae.fingerprint)
     timeout_s = max(config.decoder.timeout_s for config in configs)
-    with Child(timeout_s) as child, Scratch() as scratch:
+    with Sandbox(timeout_s) as sandbox, Scratch() as scratch:
         for key in sorted(origins)[:size]:
             config, clip = origins[key].config, origins[key].clip
             bucket = config.bucket_of(clip.width, clip.height)
-            windows = fetch_windows(child, scratch, clip, bucket, config.windows_per_clip)
+            windows = fetch_windows(sandbox, scratch, clip, bucket, config.windows_per_clip)
             if windows.failure:
                 yield Reconstruction(clip.source_id, failure=windows.failure)
                 continue

@@ -7,7 +7,7 @@ from magicdistill.data_pipeline.rows import Array, Video
 
 
 @dataclass(frozen=True)
-class View:
+class FrameRange:
     """A span of a file's frames and a box of their pixels."""
 
     start: int
@@ -23,7 +23,7 @@ class View:
     """Frames that the source's span spells, or that the container announces; 0 if neither does."""
 
 
-def view_of(video: Video, header: Header) -> View:
+def frame_range_of(video: Video, header: Header) -> FrameRange:
     """Return the part of a file that a source's row means.
 
     Raises:
@@ -35,10 +35,10 @@ def view_of(video: Video, header: Header) -> View:
         raise VideoError(f"bad span: starts at frame {start} of {header.num_frames}")
     num_frames = (stop or header.num_frames or start) - start
     if not video.crop:
-        return View(start, stop, (), header.width, header.height, num_frames)
+        return FrameRange(start, stop, (), header.width, header.height, num_frames)
     crop = _pixels(video, header)
     left, top, right, bottom = crop
-    return View(start, stop, crop, right - left, bottom - top, num_frames)
+    return FrameRange(start, stop, crop, right - left, bottom - top, num_frames)
 
 
 def cropped(frame: Array, crop: tuple[int, ...]) -> Array:

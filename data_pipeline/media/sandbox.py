@@ -25,7 +25,7 @@ class Outcome:
     failure: str = ""
 
 
-class Child:
+class Sandbox:
     """Calls functions in a persistent child process that is replaced when it dies.
 
     The child ends itself by a timer of the kernel, so that a hang inside a decoder's C code, even
@@ -89,7 +89,7 @@ class Child:
             self._stderr.close()
             self._stderr = None
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> "Sandbox":
         return self
 
     def __exit__(self, *_: object) -> None:

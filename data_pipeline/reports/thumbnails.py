@@ -12,7 +12,7 @@ from magicdistill.data_pipeline.config import Decoder
 from magicdistill.data_pipeline.io.storage import write_whole
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.media.frame_ranges import cropped
-from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.media.video import VideoError, read_frames
 from magicdistill.data_pipeline.rows import ClipRow, digest
 from magicdistill.data_pipeline.sources.fetching import Scratch
@@ -47,20 +47,20 @@ def thumbnails(clips: Sequence[ClipRow], root: Path, decoder: Decoder) -> list[b
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{clip.clip_id}-{digest(clip.fingerprint, clip.crop)}.jpg" for clip in clips]
     if not all(path.exists() for path in paths):
-        with Child(decoder.timeout_s, decoder.num_attempts) as child, Scratch() as scratch:
+        with Sandbox(decoder.timeout_s, decoder.num_attempts) as sandbox, Scratch() as scratch:
             for clip, path in zip(clips, paths, strict=True):
                 if not path.exists():
-                    _make(clip, path, child, scratch)
+                    _make(clip, path, sandbox, scratch)
     return [path.read_bytes() if path.exists() else b"" for path in paths]
 
 
-def _make(clip: ClipRow, target: Path, child: Child, scratch: Scratch) -> None:
+def _make(clip: ClipRow, target: Path, sandbox: Sandbox, scratch: Scratch) -> None:
     """Write a clip's picture; an empty file where its frame cannot be decoded."""
     try:
         path = scratch.fetch(clip.uri, clip.path)
     except VideoError:  # the file may come back
         return
-    picture = child.call(_picture, clip, path).value or b""
+    picture = sandbox.call(_picture, clip, path).value or b""
     write_whole(target, lambda temporary: temporary.write_bytes(picture))
 
 

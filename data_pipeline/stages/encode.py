@@ -17,7 +17,7 @@ from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import LatentRow, RowFacts, row_facts, write_shard
 from magicdistill.data_pipeline.latents.windows import fetch_windows, windows_of
-from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.rows import Array, ClipRow, clips_from_table
 from magicdistill.data_pipeline.sources.fetching import Scratch
 
@@ -68,7 +68,7 @@ class Encode:
         self._compute_dtype = getattr(torch, config.encoding.compute_dtype)
         self._stored_dtype = getattr(torch, config.encoding.stored_dtype)
         self._vae = vae.to(self._device, self._compute_dtype)
-        self._child = Child(config.decoder.timeout_s, config.decoder.num_attempts)
+        self._child = Sandbox(config.decoder.timeout_s, config.decoder.num_attempts)
         self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Decoder, Measures
 from magicdistill.data_pipeline.media.frame_ranges import cropped
-from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.media.video import VideoError, read_frames
 from magicdistill.data_pipeline.rows import ClipRow, clips_from_table, clips_to_table
 from magicdistill.data_pipeline.scorers.base import ABSENT, Frame, RateScorer, Scorer
@@ -58,7 +58,7 @@ class AddScores:
         self._versions = versions_of(scorers)
         present = [s for s in scorers if not self._versions[s.kind].startswith(ABSENT)]
         load = partial(try_out, present, has_gpu)
-        self._child = Child(decoder.timeout_s, decoder.num_attempts, load)
+        self._child = Sandbox(decoder.timeout_s, decoder.num_attempts, load)
         self._child.start()
         self._scratch = Scratch()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Decoder, Measures
-from magicdistill.data_pipeline.media.frame_ranges import View, cropped, view_of
-from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.frame_ranges import FrameRange, cropped, frame_range_of
+from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.media.video import (
     PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -39,7 +39,7 @@ class Score:
     def __init__(self, measures: Measures, decoder: Decoder) -> None:
         shot_meters(measures.shots)  # a missing package is no video's fault
         self._measures = measures
-        self._child = Child(decoder.timeout_s, decoder.num_attempts)
+        self._child = Sandbox(decoder.timeout_s, decoder.num_attempts)
         self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -87,7 +87,7 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
     if not path.stat().st_size:
         raise VideoError("empty file")
     header = probe(path)
-    view = view_of(video, header)
+    view = frame_range_of(video, header)
     taken = _measure(path, header.fps, view, measures)
     if not taken.num_frames:
         raise VideoError(taken.failure or "corrupt: no frames")
@@ -139,7 +139,7 @@ def _with_scores(clip: ClipRow, meters: Sequence[Meter]) -> ClipRow:
     return clip
 
 
-def _measure(path: Path, fps: float, view: View, measures: Measures) -> _Pass:
+def _measure(path: Path, fps: float, view: FrameRange, measures: Measures) -> _Pass:
     """Decode with each decoder in turn until one reads to the end; else keep the longest pass."""
     passes: list[_Pass] = []
     for decoder in decoders_of(path):

@@ -30,7 +30,7 @@ COARSE = 16
 
 
 @dataclass(frozen=True)
-class Windows:
+class ContextWindows:
     """How windows of `num_frames` frames that share `overlap` of them cover a video of `total`.
 
     Raises ValueError where the overlap is not 4k+1 or leaves nothing new.
@@ -81,7 +81,7 @@ def continued(velocity: Velocity, known: Float[Tensor, "b c k h w"]) -> Velocity
 
 
 def slide(
-    generate: GenerateWindow, first: Frame, windows: Windows, *, pull: float = 0.2
+    generate: GenerateWindow, first: Frame, windows: ContextWindows, *, pull: float = 0.2
 ) -> Iterator[Pixels]:
     """Yield a long video part by part, from its first frame (b 3 1 y x), holding one window.
 

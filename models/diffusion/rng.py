@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Draws:
+class Rng:
     """The random numbers of one update.
 
     Every value depends on the global sample position and not on the rank, so two workers
@@ -19,13 +19,13 @@ class Draws:
 
     seed: int
     cycle: int
-    turn: int
+    update: int
     positions: Sequence[int]
     device: torch.device | str = "cpu"
 
-    def of_cycle(self) -> "Draws":
+    def of_cycle(self) -> "Rng":
         """Return the draws that all turns of the cycle share."""
-        return replace(self, turn=-1)
+        return replace(self, update=-1)
 
     def normal(self, stream: str, shape: Sequence[int]) -> Float[Tensor, "b ..."]:
         """Draw standard normals of `shape` for each sample."""
@@ -49,6 +49,6 @@ class Draws:
         return torch.stack(values).to(self.device)
 
     def _generator(self, stream: str, position: int | None) -> torch.Generator:
-        name = f"{self.seed}/{self.cycle}/{self.turn}/{stream}/{position}"
+        name = f"{self.seed}/{self.cycle}/{self.update}/{stream}/{position}"
         digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

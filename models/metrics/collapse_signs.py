@@ -13,7 +13,7 @@ SMALLEST_RATIO = 1e-3
 
 
 @torch.no_grad()
-def vital_signs(pixels: Float[Tensor, "b 3 t y x"]) -> dict[str, float]:
+def collapse_signs(pixels: Float[Tensor, "b 3 t y x"]) -> dict[str, float]:
     """Return means over clips in [-1, 1], in grey levels of 255. Our own measures.
 
     dynamic_degree: difference of neighbouring frames. saturation: spread of a pixel's colours.

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from magicdistill.models.diffusion.flow import Noised, noised, shift_sigma, velocity
 from magicdistill.models.diffusion.guidance import guided
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.student import Student
@@ -18,10 +18,10 @@ from magicdistill.models.objectives.config import CfgDistillation, CfgDistillMet
 from magicdistill.models.objectives.types import Batch, Loss, Networks, OneRole
 
 
-def draw_guidance(scales: GuidanceRange, draws: Draws) -> Float[Tensor, " b"]:
+def draw_guidance(scales: GuidanceRange, rng: Rng) -> Float[Tensor, " b"]:
     """Draw one Ho scale for each sample, uniformly. Known: 003 section 3.1."""
     low, high = scales.ho
-    return low + (high - low) * draws.uniform("guidance")
+    return low + (high - low) * rng.uniform("guidance")
 
 
 def cfg_distillation_terms(
@@ -52,15 +52,15 @@ def cfg_distillation_loss(
     student: Callable[..., Tensor],
     teacher: Callable[..., Tensor],
     batch: Batch,
-    draws: Draws,
+    rng: Rng,
     guidance: Float[Tensor, " b"],
     *,
     teacher_embeds: bool,
 ) -> Loss:
     """Return lambda L_cfg + L_base on real latents at uniform noise levels (003 Eq. 8). Known."""
     assert batch.conditions is not None
-    sigma = shift_sigma(draws.uniform("cfg-sigma"), config.shift)
-    at = noised(batch.x0, draws.normal("cfg-eps", batch.x0.shape[1:]), sigma)
+    sigma = shift_sigma(rng.uniform("cfg-sigma"), config.shift)
+    at = noised(batch.x0, rng.normal("cfg-eps", batch.x0.shape[1:]), sigma)
     cfg, base = cfg_distillation_terms(
         student,
         guided(teacher, guidance, batch.null, embeds=teacher_embeds),
@@ -80,7 +80,7 @@ class CfgDistill(OneRole):
         super().__init__("generator", student)
         self.config, self.student = config, student
 
-    def loss(self, role: str, networks: Networks, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:
         """Return the distillation loss at guidance scales drawn from the range."""
         network = networks["generator"]
         return cfg_distillation_loss(
@@ -88,7 +88,7 @@ class CfgDistill(OneRole):
             network,
             partial(network, of="teacher"),
             batch,
-            draws,
-            draw_guidance(self.config.guidance, draws),
+            rng,
+            draw_guidance(self.config.guidance, rng),
             teacher_embeds=self.student.teacher.guidance_embeds,
         )

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from magicdistill.models.diffusion.flow import logit_normal_sigma, noised, velocity
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.objectives.config import FinetuneMethod
 from magicdistill.models.objectives.types import Batch, Loss, Networks, OneRole
@@ -17,15 +17,15 @@ class Finetune(OneRole):
         super().__init__("generator", generator)
         self.config = config
 
-    def loss(self, role: str, networks: Networks, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:
         """Return the mean squared error of the velocity."""
-        normal = draws.normal("sigma", ())
+        normal = rng.normal("sigma", ())
         sigma = torch.where(
-            draws.uniform("law") < self.config.uniform_share,
-            draws.uniform("uniform-sigma"),
+            rng.uniform("law") < self.config.uniform_share,
+            rng.uniform("uniform-sigma"),
             logit_normal_sigma(normal, self.config.shift),
         )
-        at = noised(batch.x0, draws.normal("eps", batch.x0.shape[1:]), sigma)
+        at = noised(batch.x0, rng.normal("eps", batch.x0.shape[1:]), sigma)
         v = networks["generator"](at.x_sigma, at.sigma, batch.conditions)
         loss = functional.mse_loss(v, velocity(batch.x0, at.eps))
         return Loss(loss, {"flow_matching": loss.detach()})

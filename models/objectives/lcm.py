@@ -8,7 +8,7 @@ from torch import Tensor
 
 from magicdistill.models.diffusion.flow import noised, per_sample, sigma_grid, x0_from_velocity
 from magicdistill.models.diffusion.guidance import embedded, guided
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity, euler_step
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.student import Student
@@ -63,12 +63,12 @@ class Lcm(OneRole):
             )
         self.config, self.student = config, student
 
-    def loss(self, role: str, networks: Networks, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:
         """Return the consistency loss between neighbours of the teacher's grid."""
         grid, network = self.config.teacher, networks["generator"]
         sigmas = sigma_grid(grid.num_steps, grid.shift, batch.x0.device)
-        index = (draws.uniform("grid") * grid.num_steps).long()
-        at = noised(batch.x0, draws.normal("eps", batch.x0.shape[1:]), sigmas[index])
+        index = (rng.uniform("grid") * grid.num_steps).long()
+        at = noised(batch.x0, rng.normal("eps", batch.x0.shape[1:]), sigmas[index])
         assert batch.conditions is not None
         loss = consistency_loss(
             embedded(network, self.config.sampler.guidance, embeds=self.student.guidance_embeds),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from magicdistill.models.diffusion.flow import sigma_grid
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity, rollout
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.types import Batch
@@ -34,35 +34,35 @@ class Rollouts:
         self._cycle = -1
         self._kept: dict[tuple[int, ...], list[Visit]] = {}
 
-    def draws(self, draws: Draws) -> Draws:
+    def rng(self, rng: Rng) -> Rng:
         """Return the draws that a rollout of this turn depends on."""
-        return draws.of_cycle() if self.shared else draws
+        return rng.of_cycle() if self.shared else rng
 
-    def visit(self, generator: Velocity, batch: Batch, draws: Draws) -> Visit:
+    def visit(self, generator: Velocity, batch: Batch, rng: Rng) -> Visit:
         """Return the call at the turn's grid index."""
         num_steps = self.sampler.num_steps
-        index = draws.shared_index("grid", num_steps)
+        index = rng.shared_index("grid", num_steps)
         if not self.shared:
-            return self._run(generator, batch, draws, index + 1)[index]
-        if draws.cycle != self._cycle:
-            self._cycle, self._kept = draws.cycle, {}
+            return self._run(generator, batch, rng, index + 1)[index]
+        if rng.cycle != self._cycle:
+            self._cycle, self._kept = rng.cycle, {}
         key = tuple(batch.positions)
         if key not in self._kept:
-            self._kept[key] = self._run(generator, batch, self.draws(draws), num_steps)
+            self._kept[key] = self._run(generator, batch, self.rng(rng), num_steps)
         return self._kept[key][index]
 
     @span("rollout")
     @torch.no_grad()
-    def _run(self, generator: Velocity, batch: Batch, draws: Draws, num_steps: int) -> list[Visit]:
+    def _run(self, generator: Velocity, batch: Batch, rng: Rng, num_steps: int) -> list[Visit]:
         shape, device = batch.x0.shape[1:], batch.x0.device
         assert batch.conditions is not None
         visited = rollout(
             generator,
-            batch.pair.noise if batch.pair else draws.normal("noise", shape),
+            batch.pair.noise if batch.pair else rng.normal("noise", shape),
             sigma_grid(self.sampler.num_steps, self.sampler.shift, device),
             batch.conditions,
             sampler=self.sampler.name,
-            fresh_noise=lambda step: draws.normal(f"fresh-{step}", shape),
+            fresh_noise=lambda step: rng.normal(f"fresh-{step}", shape),
             num_steps=num_steps,
         )
         return [Visit(*call) for call in visited]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from magicdistill.models.diffusion.flow import add_noise, score_sigma
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.config import ScoreSigmaConfig
 from magicdistill.models.objectives.dmd import real_and_fake_x0
@@ -20,7 +20,7 @@ def weak_to_strong_gap(
     module: nn.Module,
     x_hat: Float[Tensor, "b c f h w"],
     conditions: Conditions,
-    draws: Draws,
+    rng: Rng,
     law: ScoreSigmaConfig,
     *,
     alpha_weak: float,
@@ -32,8 +32,8 @@ def weak_to_strong_gap(
     the LoRA acts linearly they are 1 - alpha_weak / alpha_strong and 1: weak-to-strong is then a
     mere rescaling, which Adam undoes. Our own measure.
     """
-    sigma = score_sigma(draws.uniform("gap-sigma"), law.shift, law.low, law.high)
-    x_sigma = add_noise(x_hat, draws.normal("gap-eps", x_hat.shape[1:]), sigma)
+    sigma = score_sigma(rng.uniform("gap-sigma"), law.shift, law.low, law.high)
+    x_sigma = add_noise(x_hat, rng.normal("gap-eps", x_hat.shape[1:]), sigma)
 
     def gap(alpha: float) -> Float[Tensor, "b n"]:
         real, fake = real_and_fake_x0(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.networks.conditioning.conditions import Conditions
 
 Networks = Mapping[str, Callable]
@@ -71,15 +71,15 @@ class Method(Protocol):
         """Whether all turns of a cycle see the same samples."""
         ...
 
-    def turns(self, cycle: int) -> Sequence[str]:
+    def updates(self, cycle: int) -> Sequence[str]:
         """Return the roles that a cycle updates, in order."""
         ...
 
-    def turn(self, role: str) -> AbstractContextManager[None]:
+    def prepared_for(self, role: str) -> AbstractContextManager[None]:
         """Prepare the networks for a role's losses and backwards, and restore them after."""
         ...
 
-    def loss(self, role: str, networks: Networks, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:
         """Compute a role's loss on a batch."""
         ...
 
@@ -92,10 +92,10 @@ class OneRole:
     def __init__(self, role: str, module: nn.Module) -> None:
         self.modules: Mapping[str, nn.Module] = {role: module}
 
-    def turns(self, cycle: int) -> Sequence[str]:
+    def updates(self, cycle: int) -> Sequence[str]:
         """Update the role once a cycle."""
         return tuple(self.modules)
 
-    def turn(self, role: str) -> AbstractContextManager[None]:
+    def prepared_for(self, role: str) -> AbstractContextManager[None]:
         """Change nothing."""
         return nullcontext()

@@ -6,7 +6,7 @@ may use everything that a patch's neighbourhood tells. Our own recipe for small 
 
 import torch
 
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.models.objectives.config import VaeMethod
@@ -20,11 +20,11 @@ class VaeTraining(OneRole):
         super().__init__("decoder", vae.decoder)
         self.config, self.vae = config, vae
 
-    def loss(self, role: str, networks: Networks, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:
         """Return the L1 distance of pixels and of their first differences, which keeps edges."""
         with torch.no_grad():
             latents = self.vae.encode(batch.x0)
-        noise = self.config.latent_noise * draws.normal("latent", latents.shape[1:])
+        noise = self.config.latent_noise * rng.normal("latent", latents.shape[1:])
         decoded = networks["decoder"](self.vae.denormalise(latents + noise))
         error = decoded - batch.x0
         edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))

@@ -10,11 +10,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from magicdistill.platform.checkpoints.flat_shards import WEIGHT, Piece, PieceReader, write_pieces
+from magicdistill.platform.checkpoints.flat_shards import (
+    WEIGHT,
+    FlatShard,
+    FlatShardReader,
+    write_flat_shards,
+)
 
 
 @dataclass(frozen=True)
-class Home:
+class ShardPlace:
     """Where this rank keeps a stretch of a parameter for its optimiser.
 
     The stretch from `start` lies in `owner`, a tensor that the optimiser updates, from `offset`.
@@ -26,10 +31,10 @@ class Home:
     offset: int
     size: int
 
-    def piece(self, kind: str, like_owner: Tensor) -> Piece:
+    def piece(self, kind: str, like_owner: Tensor) -> FlatShard:
         """Return the stretch in a tensor of the owner's shape."""
         values = like_owner.detach().view(-1)[self.offset : self.offset + self.size]
-        return Piece(f"{kind}/{self.name}", self.start, values)
+        return FlatShard(f"{kind}/{self.name}", self.start, values)
 
 
 def save_role(
@@ -37,14 +42,14 @@ def save_role(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: LambdaLR,
-    homes: Iterable[Home],
+    places: Iterable[ShardPlace],
     *,
     replicated: bool,
 ) -> None:
     """Write what this rank holds, or its share where all ranks hold the same (`replicated`)."""
-    write_pieces(
+    write_flat_shards(
         directory,
-        optimizer_pieces(optimizer, homes),
+        optimizer_shards(optimizer, places),
         {name: shape_of(p) for name, p in trainable(module).items()},
         {"schedule_step": schedule.last_epoch},
         replicated=replicated,
@@ -56,54 +61,58 @@ def load_role(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: LambdaLR,
-    homes: Iterable[Home],
+    places: Iterable[ShardPlace],
 ) -> None:
     """Fill the optimiser's own weights and the module's, which may be rounded copies of them."""
-    reader = PieceReader(directory)
-    restore_optimizer(optimizer, homes, reader)
+    reader = FlatShardReader(directory)
+    restore_optimizer(optimizer, places, reader)
     for name, parameter in trainable(module).items():
-        reader.fill(local_piece(f"{WEIGHT}/{name}", parameter, local_shard(parameter)))
+        reader.fill(local_flat_shard(f"{WEIGHT}/{name}", parameter, local_shard(parameter)))
     schedule.last_epoch = reader.facts["schedule_step"]
 
 
-def optimizer_pieces(optimizer: torch.optim.Optimizer, homes: Iterable[Home]) -> Iterator[Piece]:
+def optimizer_shards(
+    optimizer: torch.optim.Optimizer, places: Iterable[ShardPlace]
+) -> Iterator[FlatShard]:
     """Yield the weights that an optimiser updates, its moments and its step counts."""
-    for home in homes:
+    for home in places:
         yield home.piece(WEIGHT, home.owner)
         for kind, value in optimizer.state.get(home.owner, {}).items():
             if value.dim():
                 yield home.piece(kind, value)
             else:
-                yield Piece(f"{kind}/{home.name}", 0, value.view(1))
+                yield FlatShard(f"{kind}/{home.name}", 0, value.view(1))
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, homes: Iterable[Home], reader: PieceReader
+    optimizer: torch.optim.Optimizer, places: Iterable[ShardPlace], reader: FlatShardReader
 ) -> None:
     """Fill the tensors of an optimiser and its state for them with what is stored."""
-    homes = list(homes)
-    for home in homes:
+    places = list(places)
+    for home in places:
         if f"step/{home.name}" in reader and not optimizer.state.get(home.owner):
             optimizer.state[home.owner] = {
                 "step": torch.zeros(()),
                 "exp_avg": torch.zeros_like(home.owner),
                 "exp_avg_sq": torch.zeros_like(home.owner),
             }
-    for piece in optimizer_pieces(optimizer, homes):
+    for piece in optimizer_shards(optimizer, places):
         if piece.name in reader or piece.name.startswith(WEIGHT):
             reader.fill(piece)
 
 
-def zero_homes(engine: Any) -> list[Home]:
+def zero_shard_places(engine: Any) -> list[ShardPlace]:
     """Return where this rank of a DeepSpeed engine keeps the fp32 values that are updated."""
     parameters: dict[str, Any] = trainable(engine.module)
     optimizer = engine.optimizer
     match engine.zero_optimization_stage():
         case 0:
-            return [Home(n, 0, _master(optimizer, p), 0, p.numel()) for n, p in parameters.items()]
+            return [
+                ShardPlace(n, 0, _master(optimizer, p), 0, p.numel()) for n, p in parameters.items()
+            ]
         case 3:
-            return [_home_of_shard(optimizer, n, p) for n, p in parameters.items()]
-    return [_home_in_partition(optimizer, n, p) for n, p in parameters.items() if p._hp_mapping]
+            return [_place_of_shard(optimizer, n, p) for n, p in parameters.items()]
+    return [_place_in_partition(optimizer, n, p) for n, p in parameters.items() if p._hp_mapping]
 
 
 def _master(optimizer: Any, parameter: nn.Parameter) -> Tensor:
@@ -117,20 +126,20 @@ def _master(optimizer: Any, parameter: nn.Parameter) -> Tensor:
     return parameter
 
 
-def _home_in_partition(optimizer: Any, name: str, parameter: Any) -> Home:
+def _place_in_partition(optimizer: Any, name: str, parameter: Any) -> ShardPlace:
     """ZeRO 1 and 2 share out one flat tensor of all parameters."""
     held = parameter._hp_mapping
     owner = optimizer.single_partition_of_fp32_groups[held.param_group_index]
     place = held.hp_fragment_address
-    return Home(name, held.lp_fragment_address.start, owner, place.start, place.numel)
+    return ShardPlace(name, held.lp_fragment_address.start, owner, place.start, place.numel)
 
 
-def _home_of_shard(optimizer: Any, name: str, parameter: nn.Parameter) -> Home:
+def _place_of_shard(optimizer: Any, name: str, parameter: nn.Parameter) -> ShardPlace:
     """ZeRO 3 shares out each parameter, and keeps a rank's shards in flat tensors."""
     group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-    shard = local_piece(name, parameter, local_shard(parameter))
+    shard = local_flat_shard(name, parameter, local_shard(parameter))
     owner = optimizer.fp32_partitioned_groups_flat[group]
-    return Home(name, shard.start, owner, offset, shard.values.numel())
+    return ShardPlace(name, shard.start, owner, offset, shard.values.numel())
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -143,11 +152,11 @@ def local_shard(parameter: nn.Parameter) -> Tensor:
     return getattr(parameter, "ds_tensor", parameter.data)
 
 
-def local_piece(name: str, parameter: nn.Parameter, shard: Tensor) -> Piece:
+def local_flat_shard(name: str, parameter: nn.Parameter, shard: Tensor) -> FlatShard:
     """Return what this rank holds of a parameter in `shard`, without ZeRO-3's padding."""
     start = dist.get_rank() * shard.numel() if hasattr(parameter, "ds_id") else 0
     size = max(0, min(shard.numel(), shape_of(parameter).numel() - start))
-    return Piece(name, start, shard.detach().view(-1)[:size])
+    return FlatShard(name, start, shard.detach().view(-1)[:size])
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:

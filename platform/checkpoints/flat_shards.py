@@ -18,7 +18,7 @@ WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
-class Piece:
+class FlatShard:
     """A stretch of a flattened tensor.
 
     `values` (one axis) is a view of where a rank keeps it, so that filling it restores the state.
@@ -29,9 +29,9 @@ class Piece:
     values: Tensor
 
 
-def write_pieces(
+def write_flat_shards(
     folder: Path,
-    pieces: Iterable[Piece],
+    pieces: Iterable[FlatShard],
     shapes: Mapping[str, torch.Size],
     facts: Mapping[str, Any],
     *,
@@ -59,7 +59,7 @@ def write_pieces(
         (folder / "state.json").write_text(json.dumps(state))
 
 
-class PieceReader:
+class FlatShardReader:
     """Reads what all ranks have written to a folder; the files are mapped, not read whole.
 
     Raises FileNotFoundError where nothing was written there.
@@ -88,7 +88,7 @@ class PieceReader:
     def __contains__(self, name: str) -> bool:
         return name in self._stretches
 
-    def fill(self, piece: Piece) -> None:
+    def fill(self, piece: FlatShard) -> None:
         """Copy the stored values into a piece; raises ValueError where some are missing."""
         position, end = piece.start, piece.start + piece.values.numel()
         for start, size, number in self._stretches.get(piece.name, ()):
@@ -109,6 +109,6 @@ class PieceReader:
         shape = torch.Size(self.facts["shapes"][name])
         start, _, number = self._stretches[f"{kind}/{name}"][0]
         dtype = self._files[number].get_slice(f"{kind}/{name}@{start}")[:1].dtype
-        piece = Piece(f"{kind}/{name}", 0, torch.empty(shape.numel(), dtype=dtype))
+        piece = FlatShard(f"{kind}/{name}", 0, torch.empty(shape.numel(), dtype=dtype))
         self.fill(piece)
         return piece.values.view(shape)

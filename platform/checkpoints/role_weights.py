@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from magicdistill.platform.checkpoints.flat_shards import WEIGHT, PieceReader
+from magicdistill.platform.checkpoints.flat_shards import WEIGHT, FlatShardReader
 
 Weights = Mapping[str, Callable[[], Tensor]]
 """Whole tensors by name, each made when it is called for: the files are mapped, not read."""
@@ -18,5 +18,5 @@ def role_weights(role: Path) -> Weights:
     Those of the optimiser: float32 where the network's own are rounded. Also for the averaged
     weights, whose folder is `checkpoints.EMA`. Raises FileNotFoundError where nothing was saved.
     """
-    reader = PieceReader(role)
+    reader = FlatShardReader(role)
     return {name: partial(reader.whole, WEIGHT, name) for name in reader.names()}

@@ -19,7 +19,7 @@ from magicdistill.platform.comparison.comparison_recipe import (
 from magicdistill.platform.comparison.comparison_report import Tuned, write_report
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.prepare import prepare_latents
-from magicdistill.platform.evaluation.evaluate_run import Judges
+from magicdistill.platform.evaluation.evaluate_run import Evaluators
 from magicdistill.platform.inference.variants import own_variant
 from magicdistill.platform.launch.run_job import followed
 from magicdistill.platform.launch.steps import (
@@ -45,15 +45,15 @@ def run_comparison(comparison: ComparisonRecipe, only: Collection[str] = ()) -> 
     logs.say(f"comparison {home.path}")
     with Tracker.start(recipe.tracking, home, purpose="comparison") as tracker:
         with resume_hint("the same command"), announced_cluster(recipe.cluster):
-            bench = Bench(recipe, home)
+            shared = ComparisonRuns(recipe, home)
             tuned = [
-                Tuned(method, {rate: bench.run(trial) for rate, trial in trials.items()})
+                Tuned(method, {rate: shared.run(trial) for rate, trial in trials.items()})
                 for method, trials in tuning_plan(comparison, only).items()
             ]
             runs = plan(comparison, _rates(tuned), only)
             for number, planned in enumerate(runs, start=1):
                 logs.say(f"{number} of {len(runs)}")
-                bench.run(planned)
+                shared.run(planned)
         _report(comparison, home, tracker)
     return home
 
@@ -84,11 +84,11 @@ def digest(recipe: Recipe) -> str:
     return hashlib.sha256(" ".join([text, *weights]).encode()).hexdigest()[:8]
 
 
-class Bench:
+class ComparisonRuns:
     """What the runs of a comparison share: prepared data and evaluators."""
 
     def __init__(self, recipe: Recipe, home: RunDirectory) -> None:
-        self.judges = Judges(recipe)
+        self.evaluators = Evaluators(recipe)
         self.home = home
         self._prepared: dict[str, tuple[AnyPath, AnyPath, dict[str, dict[str, str]]]] = {}
 
@@ -109,7 +109,7 @@ class Bench:
             tell_lineage(run, tracker)
             train(run, data, held_out)
             tracker.artifact(run.path / MODEL, MODEL)
-            report(run, tracker, held_out, [own_variant(recipe, run.path / MODEL)], self.judges)
+            report(run, tracker, held_out, [own_variant(recipe, run.path / MODEL)], self.evaluators)
         return run
 
     def _data(self, run: RunDirectory) -> tuple[AnyPath, AnyPath]:

@@ -120,7 +120,7 @@ class ScheduleConfig(Config):
     """Cycles between validation pictures."""
 
 
-class Limits(Config):
+class Thresholds(Config):
     """Between what a metric may lie; null is no limit."""
 
     least: float | None = None
@@ -154,22 +154,22 @@ class HealthConfig(Config):
     """The metric, the last part of its name, by which a checkpoint is the best, which pruning
     spares: where it is least, or greatest or nearest to 1 where an evaluation's metric is best
     there. Known after a validation (`schedule.sample_every`) or by `evaluation.scored_by`."""
-    score_gap: Limits = Limits()
+    score_gap: Thresholds = Thresholds()
     """mean|f - r|: how far the scores are apart."""
-    real_distance: Limits = Limits(most=1)
+    real_distance: Thresholds = Thresholds(most=1)
     """mean|x - r|: how far the real score moves a sample; latents have a variance of about 1."""
-    gap_share: Limits = Limits()
+    gap_share: Thresholds = Thresholds()
     """Their ratio."""
-    fake_score: Limits = Limits(most=1)
+    fake_score: Thresholds = Thresholds(most=1)
     """Loss of the fake score, unscaled; a network that says nothing has about 2."""
-    grad_norm: Limits = Limits()
+    grad_norm: Thresholds = Thresholds()
     """Of every role, before clipping."""
-    dynamic_degree: Limits = Limits(least=0.3, most=3)
+    dynamic_degree: Thresholds = Thresholds(least=0.3, most=3)
     """Frame differences of the validation samples over those of the teacher's, as below."""
-    saturation: Limits = Limits(least=0.4, most=2.5)
-    contrast: Limits = Limits(least=0.4, most=2.5)
-    temporal_variance: Limits = Limits(least=0.1, most=10)
-    drift: Limits = Limits(most=0.7)
+    saturation: Thresholds = Thresholds(least=0.4, most=2.5)
+    contrast: Thresholds = Thresholds(least=0.4, most=2.5)
+    temporal_variance: Thresholds = Thresholds(least=0.1, most=10)
+    drift: Thresholds = Thresholds(most=0.7)
     """How far these four are from 1 together; 0.7 is a factor of two in each."""
 
 

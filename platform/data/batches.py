@@ -9,7 +9,7 @@ import torch
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import NULL_TEXT, LatentCache, TextRow
-from magicdistill.data_pipeline.latents.row_order import Sampler, open_sampler
+from magicdistill.data_pipeline.latents.row_order import RowOrder, open_row_order
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.sections import ScheduleConfig
@@ -18,7 +18,7 @@ from magicdistill.platform.config.sections import ScheduleConfig
 class Batches(Protocol):
     """Where training samples come from."""
 
-    def __call__(self, window: int, micro: int) -> Batch:
+    def __call__(self, step: int, micro: int) -> Batch:
         """Return this rank's micro-batch of an accumulation window, the same at every call."""
         ...
 
@@ -52,13 +52,13 @@ class Positions:
         self.batch_size, self.parts, self.share = batch_size, parts, batch_size // parts
         self.group, self.num_groups = group, num_groups
 
-    def __call__(self, window: int, micro: int) -> range:
+    def __call__(self, step: int, micro: int) -> range:
         """Return the positions of one micro-batch in this group."""
-        return self.at(self.index(window, micro))
+        return self.at(self.index(step, micro))
 
-    def index(self, window: int, micro: int) -> int:
+    def index(self, step: int, micro: int) -> int:
         """Return the number of a micro-batch of this group among those of all groups."""
-        return window * self.parts + micro * self.num_groups + self.group
+        return step * self.parts + micro * self.num_groups + self.group
 
     def at(self, index: int) -> range:
         """Return the positions of a micro-batch by its number."""
@@ -78,13 +78,13 @@ class LatentBatches:
     ) -> None:
         self.cache, self.positions, self.device = LatentCache(data), positions, device
         weights = config.mixture_weights if config else {}
-        self.sampler = open_sampler(self.cache.index, weights, positions.batch_size, seed)
+        self.sampler = open_row_order(self.cache.index, weights, positions.batch_size, seed)
         self.seed = seed
         self.drop = config.prompts.drop if config and config.prompts else 0.0
 
-    def __call__(self, window: int, micro: int) -> Batch:
+    def __call__(self, step: int, micro: int) -> Batch:
         """Read a micro-batch."""
-        return self.at(self.positions.index(window, micro))
+        return self.at(self.positions.index(step, micro))
 
     def rows(self, index: int) -> list[int]:
         """Return the rows of the cache that a micro-batch reads."""
@@ -105,11 +105,11 @@ class PixelBatches:
     ) -> None:
         self.frames = np.load(str(data), mmap_mode="r")
         self.positions, self.device = positions, device
-        self.sampler = Sampler(len(self.frames), seed)
+        self.sampler = RowOrder(len(self.frames), seed)
 
-    def __call__(self, window: int, micro: int) -> Batch:
+    def __call__(self, step: int, micro: int) -> Batch:
         """Read a micro-batch of pixels in [-1, 1]."""
-        positions = self.positions(window, micro)
+        positions = self.positions(step, micro)
         frames = np.stack([self.frames[self.sampler.row(position)] for position in positions])
         pixels = torch.from_numpy(frames).to(self.device).permute(0, 4, 1, 2, 3)
         return Batch(pixels.float() / 127.5 - 1, None, positions)

@@ -17,7 +17,7 @@ from magicdistill.data_pipeline.rows import digest
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import sample
 from magicdistill.models.locations import find_weights
 from magicdistill.models.methods.build import trained
@@ -31,7 +31,7 @@ PAIRS = -2
 """The cycle under which pairs draw: no training cycle, and not that of held-out clips."""
 
 
-class PairMaker:
+class PairGenerator:
     """The frozen generator of a recipe's pairs."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -48,16 +48,16 @@ class PairMaker:
         """Return the batch with a pair for each of its positions, on the processor."""
         own = batch.to(self.device)
         assert own.conditions is not None
-        draws = pair_draws(self.seed, own.positions, self.device)
+        rng = pair_rng(self.seed, own.positions, self.device)
         shape, embeds = own.x0.shape[1:], self.velocity.guidance_embeds
-        noise = draws.normal("noise", shape)
+        noise = rng.normal("noise", shape)
         video = sample(
             guided(self.velocity, self.sampler.guidance, own.null, embeds=embeds),
             noise,
             sigma_grid(self.sampler.num_steps, self.sampler.shift, self.device),
             own.conditions,
             sampler=self.sampler.name,
-            fresh_noise=lambda step: draws.normal(f"fresh-{step}", shape),
+            fresh_noise=lambda step: rng.normal(f"fresh-{step}", shape),
         )
         return replace(own, pair=Pair(noise, video)).to("cpu")
 
@@ -77,8 +77,8 @@ class StoredPairs:
             ValueError: if they are not stored, or those of another recipe.
         """
         rows = [self._read(position) for position in batch.positions]
-        draws = pair_draws(self.recipe.seed, batch.positions, "cpu")
-        noise = draws.normal("noise", batch.x0.shape[1:])
+        rng = pair_rng(self.recipe.seed, batch.positions, "cpu")
+        noise = rng.normal("noise", batch.x0.shape[1:])
         return replace(batch, pair=Pair(noise, torch.stack([row.latents for row in rows])))
 
     def _read(self, position: int) -> LatentRow:
@@ -99,6 +99,6 @@ def pair_key(recipe: Recipe, batches: LatentBatches, position: int) -> str:
     return digest("pair", recipe.seed, position, sampler, weights, *sample, batches.drop)
 
 
-def pair_draws(seed: int, positions: Sequence[int], device: torch.device | str) -> Draws:
+def pair_rng(seed: int, positions: Sequence[int], device: torch.device | str) -> Rng:
     """Return the randomness of pairs by their position."""
-    return Draws(seed, PAIRS, PAIRS, positions, device)
+    return Rng(seed, PAIRS, PAIRS, positions, device)

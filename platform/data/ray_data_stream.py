@@ -21,14 +21,14 @@ from magicdistill.platform.cluster import ranks
 MAX_WAITING = 1000
 """Requests that a dealer keeps waiting at once."""
 
-Maker = Callable[[int], Any]
+Producer = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
-class Workshop:
+class ProducerConfig:
     """Who makes the items, and how far ahead of those who take them."""
 
-    build: Callable[[], Maker]
+    build: Callable[[], Producer]
     """Called once in each actor; what it returns makes item after item, any of them again."""
     num_actors: int = 1
     gpus_per_actor: float = 0.0
@@ -39,7 +39,7 @@ class Workshop:
 
 
 @dataclass(frozen=True)
-class Supply:
+class Throughput:
     """How a stream is doing."""
 
     num_made: int
@@ -54,7 +54,7 @@ class Supply:
 
 
 class _Make:
-    def __init__(self, build: Callable[[], Maker], first: int) -> None:
+    def __init__(self, build: Callable[[], Producer], first: int) -> None:
         self._make, self._first = build(), first
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,41 +63,43 @@ class _Make:
         return {"index": [self._first + int(offset)], "item": np.array([item], dtype=object)}
 
 
-def make_items(workshop: Workshop, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
+def make_items(producers: ProducerConfig, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
     """Yield the pickled items `first` .. `stop` - 1 in order, as Ray Data's actors make them."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # each item is a block: it goes on its way at once
     options = context.execution_options
     options.preserve_order = True
-    room = max(1, workshop.buffer) * workshop.item_bytes
+    room = max(1, producers.buffer) * producers.item_bytes
     options.resource_limits = options.resource_limits.copy(object_store_memory=float(room))
     # one read of all numbers, cut up on the way: planning a read for each takes milliseconds apiece
     indices = ray.data.range(stop - first, override_num_blocks=1)
     dataset = indices.repartition(target_num_rows_per_block=1).map_batches(
         _Make,
-        fn_constructor_args=(workshop.build, first),
+        fn_constructor_args=(producers.build, first),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workshop.num_actors, stop - first)),
+        compute=ray.data.ActorPoolStrategy(size=min(producers.num_actors, stop - first)),
         num_cpus=1,
-        num_gpus=workshop.gpus_per_actor or None,
+        num_gpus=producers.gpus_per_actor or None,
     )
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
         yield from zip(batch["index"].tolist(), batch["item"], strict=True)
 
 
 @ray.remote(num_cpus=0)
-class Dealer:
+class Buffer:
     """Keeps the items that are made until every rank that wants one has taken it."""
 
-    def __init__(self, workshop: Workshop, first: int, stop: int, num_takers: int) -> None:
-        self._buffer, self._num_takers = workshop.buffer, num_takers
+    def __init__(
+        self, producers: ProducerConfig, first: int, stop: int, num_consumers: int
+    ) -> None:
+        self._buffer, self._num_consumers = producers.buffer, num_consumers
         self._kept: dict[int, list[bytes]] = {}
         self._num_made = self._num_taken = 0
         self._start_s = 0.0
         self._error: Exception | None = None
         self._changed = threading.Condition()
-        threading.Thread(target=self._pull, args=(workshop, first, stop), daemon=True).start()
+        threading.Thread(target=self._pull, args=(producers, first, stop), daemon=True).start()
 
     def take(self, index: int) -> bytes:
         """Return an item, waiting for it; raises what its maker raised."""
@@ -114,16 +116,16 @@ class Dealer:
                 self._changed.notify_all()
             return item
 
-    def supply(self) -> Supply:
+    def throughput(self) -> Throughput:
         """Return how the stream is doing."""
-        return Supply(self._num_made, self._num_taken, time.monotonic() - self._start_s)
+        return Throughput(self._num_made, self._num_taken, time.monotonic() - self._start_s)
 
-    def _pull(self, workshop: Workshop, first: int, stop: int) -> None:
+    def _pull(self, producers: ProducerConfig, first: int, stop: int) -> None:
         try:
-            for index, item in make_items(workshop, first, stop):
+            for index, item in make_items(producers, first, stop):
                 with self._changed:
                     self._start_s = self._start_s or time.monotonic()
-                    self._kept[index] = [item] * self._num_takers
+                    self._kept[index] = [item] * self._num_consumers
                     self._num_made += 1
                     self._changed.notify_all()
                     self._changed.wait_for(lambda: len(self._kept) < self._buffer)
@@ -136,13 +138,15 @@ class Dealer:
 class Stream:
     """A rank's end of a dealer that all ranks share; they open it together."""
 
-    def __init__(self, workshop: Workshop, first: int, stop: int, num_takers: int) -> None:
+    def __init__(
+        self, producers: ProducerConfig, first: int, stop: int, num_consumers: int
+    ) -> None:
         name = ranks.of_first(f"dealer-{uuid.uuid4().hex}")
-        arguments = (workshop, first, stop, num_takers)
+        arguments = (producers, first, stop, num_consumers)
         own = None
         if ranks.rank() == 0:
             options = {"name": name, "max_concurrency": MAX_WAITING}
-            own = Dealer.options(**options).remote(*arguments)
+            own = Buffer.options(**options).remote(*arguments)
         ranks.barrier()
         self._dealer: Any = own or ray.get_actor(name)  # it ends with rank 0's handle
         self._asked: dict[int, ray.ObjectRef] = {}
@@ -157,6 +161,6 @@ class Stream:
             self.ask(index)
         return pickle.loads(ray.get(self._asked.pop(index)))
 
-    def supply(self) -> Supply:
+    def throughput(self) -> Throughput:
         """Return how the stream is doing."""
-        return ray.get(self._dealer.supply.remote())
+        return ray.get(self._dealer.throughput.remote())

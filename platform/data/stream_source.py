@@ -19,8 +19,8 @@ from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.batches import Batches, LatentBatches, PixelBatches, Positions, deal
-from magicdistill.platform.data.noise_data_pairs import PairMaker, StoredPairs, pair_key
-from magicdistill.platform.data.ray_data_stream import Maker, Stream, Workshop, make_items
+from magicdistill.platform.data.noise_data_pairs import PairGenerator, StoredPairs, pair_key
+from magicdistill.platform.data.ray_data_stream import Producer, ProducerConfig, Stream, make_items
 
 ROWS_PER_SHARD = 64
 READ_AHEAD = 4
@@ -31,7 +31,7 @@ def open_batches(
     recipe: Recipe,
     data: AnyPath,
     *,
-    num_windows: int = 1,
+    num_steps: int = 1,
     rank: int,
     world_size: int,
     device: torch.device | str,
@@ -47,19 +47,19 @@ def open_batches(
     if isinstance(recipe.method, VaeMethod):
         return PixelBatches(data, positions, recipe.seed, device)
     if recipe.data.num_readers or recipe.pairs is not None:
-        workshop = open_workshop(recipe, data, positions)
-        takers = recipe.cluster.sequence_parallel
-        return StreamedBatches(workshop, positions, num_windows, takers, device)
+        producers = producers_for(recipe, data, positions)
+        num_consumers = recipe.cluster.sequence_parallel
+        return StreamedBatches(producers, positions, num_steps, num_consumers, device)
     return LatentBatches(data, positions, recipe.seed, device, recipe.data)
 
 
-def open_workshop(recipe: Recipe, data: AnyPath, positions: "Positions") -> Workshop:
+def producers_for(recipe: Recipe, data: AnyPath, positions: "Positions") -> ProducerConfig:
     """Return who reads a recipe's micro-batches and makes their pairs, by their index."""
     pairs = recipe.pairs
     example = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data).at(0)
     num_bytes = len(pickle.dumps(example)) + 2 * example.x0.nbytes * bool(pairs)
-    return Workshop(
-        partial(build_maker, recipe, data, positions),
+    return ProducerConfig(
+        partial(build_producer, recipe, data, positions),
         num_actors=pairs.num_actors if pairs else recipe.data.num_readers,
         gpus_per_actor=pairs.gpus_per_actor if pairs else 0.0,
         buffer=pairs.buffer if pairs else READ_AHEAD * positions.num_groups,
@@ -67,12 +67,12 @@ def open_workshop(recipe: Recipe, data: AnyPath, positions: "Positions") -> Work
     )
 
 
-def build_maker(recipe: Recipe, data: AnyPath, positions: "Positions") -> Maker:
+def build_producer(recipe: Recipe, data: AnyPath, positions: "Positions") -> Producer:
     """Return what makes a micro-batch by its index, with its pairs where the recipe has some."""
     batches = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data)
     if recipe.pairs is None:
         return batches.at
-    make = PairMaker(recipe) if recipe.pairs.stored is None else StoredPairs(recipe, batches)
+    make = PairGenerator(recipe) if recipe.pairs.stored is None else StoredPairs(recipe, batches)
     return lambda index: make(batches.at(index))
 
 
@@ -84,32 +84,32 @@ class StreamedBatches:
 
     def __init__(
         self,
-        workshop: Workshop,
+        producers: ProducerConfig,
         positions: Positions,
-        num_windows: int,
-        num_takers: int,
+        num_steps: int,
+        num_consumers: int,
         device: torch.device | str,
     ) -> None:
-        self.workshop, self.positions, self.device = workshop, positions, device
-        self.num_windows, self.num_takers = num_windows, num_takers
+        self.producers, self.positions, self.device = producers, positions, device
+        self.num_steps, self.num_consumers = num_steps, num_consumers
         self.stream: Stream | None = None
-        self._window = -1
+        self._step = -1
         self._held: dict[int, Batch] = {}
 
-    def __call__(self, window: int, micro: int) -> Batch:
+    def __call__(self, step: int, micro: int) -> Batch:
         """Return a micro-batch, waiting for it where it is not made yet."""
-        stream = self._turn_to(window)
+        stream = self._advance_to(step)
         if micro not in self._held:
-            index = self.positions.index(window, micro)
+            index = self.positions.index(step, micro)
             self._held[micro] = stream.take(index)
             if (ahead := index + self.positions.num_groups) < self._stop:
                 stream.ask(ahead)
         return self._held[micro].to(self.device)
 
-    def supply(self) -> dict[str, float]:
+    def throughput(self) -> dict[str, float]:
         """Return samples made and used a second, and how many wait."""
         assert self.stream is not None, "nothing was asked for yet"
-        now, share = self.stream.supply(), self.positions.share
+        now, share = self.stream.throughput(), self.positions.share
         return {
             "supply/made_per_second": now.num_made * share / now.seconds,
             "supply/used_per_second": now.num_taken * share / now.seconds,
@@ -118,14 +118,14 @@ class StreamedBatches:
 
     @property
     def _stop(self) -> int:
-        return self.num_windows * self.positions.parts
+        return self.num_steps * self.positions.parts
 
-    def _turn_to(self, window: int) -> Stream:
-        if self.stream is None or window not in (self._window, self._window + 1):
-            first = window * self.positions.parts
-            self.stream = Stream(self.workshop, first, self._stop, self.num_takers)
-        if window != self._window:
-            self._window, self._held = window, {}
+    def _advance_to(self, step: int) -> Stream:
+        if self.stream is None or step not in (self._step, self._step + 1):
+            first = step * self.positions.parts
+            self.stream = Stream(self.producers, first, self._stop, self.num_consumers)
+        if step != self._step:
+            self._step, self._held = step, {}
         return self.stream
 
 
@@ -138,14 +138,14 @@ def store_pairs(recipe: Recipe, data: AnyPath, root: AnyPath) -> AnyPath:
     world = cluster.num_workers  # items as in training: the last bits depend on their size
     positions = deal(recipe.schedule, cluster.sequence_parallel, rank=0, world_size=world)
     batches = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data)
-    workshop = open_workshop(recipe, data, positions)
+    producers = producers_for(recipe, data, positions)
     num_items = recipe.schedule.num_cycles * positions.parts
     keys = [pair_key(recipe, batches, i) for i in range(num_items * positions.share)]
     known = committed_rows(root)
     missing = next((i for i, key in enumerate(keys) if key not in known), None)
     first = num_items if missing is None else missing // positions.share
     rows: list[LatentRow] = []
-    for index, item in make_items(workshop, first, num_items) if first < num_items else ():
+    for index, item in make_items(producers, first, num_items) if first < num_items else ():
         batch: Batch = pickle.loads(item)
         assert batch.pair is not None
         for position, row, video in zip(

@@ -42,7 +42,7 @@ from magicdistill.platform.evaluation.evaluate_run import chunks
 from magicdistill.platform.evaluation.log_scores import track_scores
 from magicdistill.platform.evaluation.score_plots import plot_scores
 from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
-from magicdistill.platform.inference.clip_generator import ClipMaker
+from magicdistill.platform.inference.clip_generator import ClipGenerator
 from magicdistill.platform.inference.variants import REAL, Variant, variants
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import ExplainedError, resume_hint
@@ -55,7 +55,7 @@ TRUTH = Variant(REAL, None, SamplerConfig())
 
 
 @dataclass(frozen=True)
-class Part:
+class VideoBatch:
     """Videos that are made and measured at once."""
 
     way: Variant
@@ -66,7 +66,7 @@ class Part:
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
-class Scorer:
+class ProtocolEvaluator:
     """Makes parts and measures them beside the real clips."""
 
     def __init__(self, recipe_json: str) -> None:
@@ -74,16 +74,16 @@ class Scorer:
         assert recipe.evaluation is not None
         torch.set_num_threads(recipe.cluster.threads_per_worker)
         self.seed, self.config = recipe.seed, recipe.evaluation
-        self.maker = ClipMaker(recipe.model.model_dump_json())
+        self.clip_generator = ClipGenerator(recipe.model.model_dump_json())
         networks = self.config.networks_path
-        self.suite = MetricSuite(networks, self.maker.device, self.config.counted)
+        self.suite = MetricSuite(networks, self.clip_generator.device, self.config.counted)
 
     @torch.no_grad()
-    def score(self, part: Part, cache: Any, clips: Sequence[ClipRow]) -> Measured | None:
+    def score(self, part: VideoBatch, cache: Any, clips: Sequence[ClipRow]) -> Measured | None:
         """Measure a part, whose rows are of `clips`; None where its pixels are no numbers."""
         real = pixels = self._real(cache, part.rows, clips)
         if part.way.weights is not None:
-            pixels, _, _ = self.maker.make(
+            pixels, _, _ = self.clip_generator.make(
                 part.way,
                 cache,
                 part.rows,
@@ -98,10 +98,10 @@ class Scorer:
     def _real(self, cache: Any, rows: range, clips: Sequence[ClipRow]) -> Tensor:
         """Return the real clips or pictures (b 3 t y x)."""
         if self.config.real == "decoded":
-            return self.maker.make(TRUTH, cache, rows, self.seed)[0]
+            return self.clip_generator.make(TRUTH, cache, rows, self.seed)[0]
         data = self.config.data
         frames = np.concatenate(list(read_windows(clips, data.bucket, 1, data.decoder)))
-        pixels = torch.from_numpy(frames).to(self.maker.device).float() / 127.5 - 1
+        pixels = torch.from_numpy(frames).to(self.clip_generator.device).float() / 127.5 - 1
         return rearrange(pixels, "b t y x c -> b c t y x")
 
 
@@ -124,8 +124,8 @@ def evaluate_model(recipe: Recipe, student: Path, folder: Path) -> Path:
             stack.enter_context(announced_cluster(recipe.cluster))
 
         clips = _curate(recipe, vae, start_ray)
-        bench = Bench(recipe, clips, folder / "parts", start_ray)
-        table = bench.score(ways)
+        evaluation_run = EvaluationRun(recipe, clips, folder / "parts", start_ray)
+        table = evaluation_run.score(ways)
     home = folder / recipe.evaluation.name
     path = table.save(home)
     pictures = plot_scores(home, table)
@@ -153,7 +153,7 @@ def _curate(recipe: Recipe, vae: Path, start_ray: Callable[[], None]) -> Curatio
     return clips
 
 
-class Bench:
+class EvaluationRun:
     """A protocol's inputs, ready for ways of generating."""
 
     def __init__(
@@ -210,28 +210,28 @@ class Bench:
             if any(metric in dimensions for dimensions in counts.values())
         }
 
-    def _parts(self, way: Variant) -> list[Part]:
+    def _parts(self, way: Variant) -> list[VideoBatch]:
         return [
-            Part(way, rows, sample)
+            VideoBatch(way, rows, sample)
             for sample in range(self.config.num_samples)
             for rows in self.rows
         ]
 
     def _measure_truth(self) -> Measured:
-        parts = [Part(TRUTH, rows, 0) for rows in self.rows]
+        parts = [VideoBatch(TRUTH, rows, 0) for rows in self.rows]
         self._make(parts)
         merged = self._merged(parts)
         assert merged is not None, "clips are made of bytes, which are numbers"
         return merged
 
-    def _merged(self, parts: Iterable[Part]) -> Measured | None:
+    def _merged(self, parts: Iterable[VideoBatch]) -> Measured | None:
         """Return all parts together, None where one of them is missing: it has collapsed."""
         paths = [self._path(part) for part in parts]
         if not all(path.exists() for path in paths):
             return None
         return Measured.merged(map(Measured.load, paths))
 
-    def _make(self, parts: Sequence[Part]) -> None:
+    def _make(self, parts: Sequence[VideoBatch]) -> None:
         """Measure and keep the parts that are missing."""
         missing = [part for part in parts if not self._path(part).exists()]
         logs.say(f"parts: {len(parts) - len(missing)} kept, {len(missing)} to measure")
@@ -240,13 +240,15 @@ class Bench:
                 if measured is not None:
                     measured.save(self._path(part))
 
-    def _measured(self, parts: Sequence[Part]) -> Iterator[tuple[Part, Measured | None]]:
+    def _measured(
+        self, parts: Sequence[VideoBatch]
+    ) -> Iterator[tuple[VideoBatch, Measured | None]]:
         """Yield parts with what came of them as they are made, in order."""
         if not parts:
             return
         self.start_ray()
         cluster = self.recipe.cluster
-        actor = Scorer.options(num_gpus=cluster.gpus_per_worker)
+        actor = ProtocolEvaluator.options(num_gpus=cluster.gpus_per_worker)
         count = min(cluster.num_workers, len(parts))
         recipe = self.recipe.model_dump_json()
         pool: Any = ActorPool([actor.remote(recipe) for _ in range(count)])
@@ -258,16 +260,16 @@ class Bench:
             parts, pool.map(lambda worker, task: worker.score.remote(*task), tasks), strict=True
         )
 
-    def _path(self, part: Part) -> Path:
+    def _path(self, part: VideoBatch) -> Path:
         return self.folder / f"{_digest(self._facts_of(part))[:32]}.npz"
 
     def _reference(self) -> Path:
         """Return where the real clips' measures are kept, by their content, for all models."""
-        facts = [self._facts_of(Part(TRUTH, rows, 0)) for rows in self.rows]
+        facts = [self._facts_of(VideoBatch(TRUTH, rows, 0)) for rows in self.rows]
         folder = resolve_root(self.recipe.runs) / "evaluations" / "references"
         return reference_path(folder, _digest(facts), self.networks)
 
-    def _facts_of(self, part: Part) -> dict[str, Any]:
+    def _facts_of(self, part: VideoBatch) -> dict[str, Any]:
         """Return everything that decides a part."""
         config, way = self.config, part.way
         weights = way.weights and digest_weights(find_weights(way.weights, "model.teacher"))

@@ -47,7 +47,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Part:
+class ScoredChunk:
     """What came of one chunk of clips."""
 
     features: Tensor
@@ -68,27 +68,27 @@ class Evaluator:
     """Generates, decodes and measures chunks of held-out clips."""
 
     def __init__(self, model_json: str, threads: int) -> None:
-        from magicdistill.platform.inference.clip_generator import ClipMaker  # slow to import
+        from magicdistill.platform.inference.clip_generator import ClipGenerator  # slow to import
 
         torch.set_num_threads(threads)
-        self.maker = ClipMaker(model_json)
-        self.features = ProxyVideoFeatures().to(self.maker.device)
+        self.clip_generator = ClipGenerator(model_json)
+        self.features = ProxyVideoFeatures().to(self.clip_generator.device)
 
     @torch.no_grad()
-    def run(self, variant: Variant, cache: AnyPath, rows: range, seed: int) -> Part:
+    def run(self, variant: Variant, cache: AnyPath, rows: range, seed: int) -> ScoredChunk:
         """Measure one variant on rows of the cache."""
-        pixels, seconds, nfe = self.maker.make(variant, cache, rows, seed)
+        pixels, seconds, nfe = self.clip_generator.make(variant, cache, rows, seed)
         measures = (self.features(pixels), motion(pixels), flicker_proxy(pixels), pixels)
-        return Part(*(measure.cpu() for measure in measures), seconds=seconds, nfe=nfe)
+        return ScoredChunk(*(measure.cpu() for measure in measures), seconds=seconds, nfe=nfe)
 
 
-class Judges:
+class Evaluators:
     """Evaluators that serve one run after another; each set of real clips is measured once."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.model, self.cluster = recipe.model, recipe.cluster
         self._actors: list[Any] = []
-        self._real: dict[tuple[AnyPath, int], list[Part]] = {}
+        self._real: dict[tuple[AnyPath, int], list[ScoredChunk]] = {}
 
     def warm_up(self, num_clips: int) -> None:
         """Start the evaluators beside other work, where it is not GPUs they take from it."""
@@ -99,7 +99,7 @@ class Judges:
 
     def measure(
         self, ways: Sequence[Variant], cache: AnyPath, num_clips: int, seed: int
-    ) -> dict[str, list[Part]]:
+    ) -> dict[str, list[ScoredChunk]]:
         """Return the parts of the real clips and of each way to generate, by name."""
         count = min(num_clips, len(LatentCache(cache)))
         if (cache, count) not in self._real:
@@ -112,7 +112,7 @@ class Judges:
 
     def _run(
         self, ways: Sequence[Variant], cache: AnyPath, count: int, seed: int
-    ) -> dict[str, list[Part]]:
+    ) -> dict[str, list[ScoredChunk]]:
         tasks = [(way, cache, rows, seed) for way in ways for rows in chunks(count)]
         self._actors = self._actors or self._start(self._num_actors(count))
         pool = ActorPool(self._actors)
@@ -130,12 +130,12 @@ class Judges:
 
 
 def evaluate(
-    run: RunDirectory, cache: AnyPath, ways: Sequence[Variant], judges: Judges
+    run: RunDirectory, cache: AnyPath, ways: Sequence[Variant], evaluators: Evaluators
 ) -> list[Scores]:
     """Score ways to generate; write table, contact sheet, video and clips; return the table."""
     recipe = run.recipe()
     assert recipe.evaluation is not None
-    parts = judges.measure(ways, cache, recipe.evaluation.num_clips, recipe.seed)
+    parts = evaluators.measure(ways, cache, recipe.evaluation.num_clips, recipe.seed)
     table = [_score(way, parts[way.name], parts[REAL]) for way in ways]
     shown = {
         name: torch.cat([p.pixels for p in found])[: recipe.evaluation.num_shown]
@@ -153,7 +153,7 @@ def read_scores(run: RunDirectory) -> list[Scores]:
     return [Scores(**row) for row in json.loads(run.scores_path.read_text())]
 
 
-def _score(way: Variant, parts: list[Part], truth: list[Part]) -> Scores:
+def _score(way: Variant, parts: list[ScoredChunk], truth: list[ScoredChunk]) -> Scores:
     def both(measure: str) -> Iterator[Tensor]:
         return (torch.cat([getattr(part, measure) for part in found]) for found in (parts, truth))
 

@@ -16,7 +16,7 @@ from magicdistill.platform.inference.held_out_sampling import generate, held_out
 from magicdistill.platform.inference.variants import Variant
 
 
-class ClipMaker:
+class ClipGenerator:
     """Generates and decodes held-out clips; the last network is kept, on a GPU in bf16."""
 
     def __init__(self, model_json: str) -> None:

@@ -10,7 +10,7 @@ from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided
 from magicdistill.models.diffusion.long_video import continued
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity, sample
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.transformer import VelocityModel
@@ -44,14 +44,14 @@ def generate(
     of a long video has noise of its own and goes on from the latent frames `known`.
     """
     device = conditions.text.device
-    draws = Draws(seed, -1 - sample_index, window - 1, positions, device)
+    rng = Rng(seed, -1 - sample_index, window - 1, positions, device)
     embeds = isinstance(velocity, VelocityModel) and velocity.guidance_embeds
     field = guided(velocity, sampler.guidance, null, embeds=embeds)
     return sample(
         field if known is None else continued(field, known),
-        draws.normal("noise", shape),
+        rng.normal("noise", shape),
         sigma_grid(sampler.num_steps, sampler.shift, device),
         conditions,
         sampler=sampler.name,
-        fresh_noise=lambda step: draws.normal(f"fresh-{step}", shape),
+        fresh_noise=lambda step: rng.normal(f"fresh-{step}", shape),
     )

@@ -26,7 +26,7 @@ from magicdistill.platform.tracking.events import (
 )
 
 if TYPE_CHECKING:
-    from magicdistill.platform.inference.sample_video import Sampler
+    from magicdistill.platform.inference.sample_video import VideoSampler
 
 TRANSFORMER, VAE = "transformer", "vae"
 USE = """Load it where MagicDistill is installed, with this server as `MLFLOW_TRACKING_URI`:
@@ -110,7 +110,7 @@ def signature(bucket: Bucket) -> ModelSignature:
 class Generator:
     """A loaded model."""
 
-    def __init__(self, sampler: "Sampler") -> None:
+    def __init__(self, sampler: "VideoSampler") -> None:
         self.sampler = sampler
 
     def predict(self, frames: Any, params: dict[str, Any] | None = None) -> np.ndarray:
@@ -130,7 +130,9 @@ class Generator:
 
 def _load_pyfunc(path: str) -> Generator:
     """Load what was uploaded; MLflow asks for this name."""
-    from magicdistill.platform.inference.sample_video import Sampler
+    from magicdistill.platform.inference.sample_video import VideoSampler
 
     folder = Path(path)
-    return Generator(Sampler(find_pretrained(str(folder / TRANSFORMER), vae=str(folder / VAE))))
+    return Generator(
+        VideoSampler(find_pretrained(str(folder / TRANSFORMER), vae=str(folder / VAE)))
+    )

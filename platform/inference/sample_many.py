@@ -17,7 +17,7 @@ from magicdistill.models.config import Config
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.export.pretrained_model import Pretrained
-from magicdistill.platform.inference.sample_video import Order, Sampler, is_made
+from magicdistill.platform.inference.sample_video import Order, VideoSampler, is_made
 from magicdistill.platform.runs.logs import ExplainedError, say
 
 
@@ -89,7 +89,7 @@ class SamplingActor:
 
     def __init__(self, model: Pretrained) -> None:
         torch.set_num_threads(1)
-        self.sampler = Sampler(model)
+        self.sampler = VideoSampler(model)
 
     def make(self, order: Order) -> tuple[Order, str | None]:
         """Write the video; return why that cannot be done."""

@@ -28,7 +28,7 @@ from magicdistill.data_pipeline.progress import Bars
 from magicdistill.data_pipeline.rows import digest
 from magicdistill.data_pipeline.stages.embed import encoder_fingerprint
 from magicdistill.models.checksums import digest_weights
-from magicdistill.models.diffusion.long_video import Windows, slide
+from magicdistill.models.diffusion.long_video import ContextWindows, slide
 from magicdistill.models.locations import is_int8
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.metrics.seams import SeamMeter, Seams
@@ -70,7 +70,7 @@ class Order:
     """How far each window of a long video starts nearer to the first frame's coarse picture."""
 
 
-class Sampler:
+class VideoSampler:
     """A model that is ready; one video at a time, so that its bits depend on its order alone."""
 
     def __init__(self, model: Pretrained, device: str | None = None) -> None:
@@ -134,7 +134,7 @@ class Sampler:
         contact_sheet(order.out.with_suffix(".png"), {name: clip}, frame_stride=1, zoom=1)
         return meter.result() if windows.count > 1 else None
 
-    def parts(self, image: np.ndarray, order: Order, windows: Windows) -> Iterator[Tensor]:
+    def parts(self, image: np.ndarray, order: Order, windows: ContextWindows) -> Iterator[Tensor]:
         """Yield pixels (1 3 t y x) from a first frame (y x 3) of the model's size."""
         first = torch.from_numpy(image).to(self.device).float() / 127.5 - 1
         first = rearrange(first, "y x c -> 1 c 1 y x")
@@ -191,7 +191,7 @@ def sample_one(model: Pretrained, order: Order) -> None:
     """Make one video on this machine, and say what came of it."""
     read_image(order.image)  # a wrong path shows before the networks are loaded
     bars = Bars("frame")
-    sampler = Sampler(model)
+    sampler = VideoSampler(model)
     start_s = time.monotonic()
     seams = sampler.make(order, partial(bars, "sampling"))
     say(f"made in {time.monotonic() - start_s:.1f} s on {sampler.device}, {steps(model)}")
@@ -212,11 +212,11 @@ def steps(model: Pretrained) -> str:
     return f"{sampler.name} in {sampler.num_steps} steps, shift {sampler.shift:g}{guidance}"
 
 
-def plan_windows(order: Order, bucket: Bucket) -> Windows:
+def plan_windows(order: Order, bucket: Bucket) -> ContextWindows:
     """Return the windows of an order; raise ExplainedError where there are none."""
     total = bucket.num_frames if order.seconds is None else round(order.seconds * bucket.fps)
     try:
-        return Windows(total, bucket.num_frames, order.overlap)
+        return ContextWindows(total, bucket.num_frames, order.overlap)
     except ValueError as error:
         raise ExplainedError(
             f"--seconds {order.seconds}, --overlap {order.overlap}: {error}"
@@ -237,7 +237,9 @@ def difference_db(model: Pretrained, order: Order, dtype: Dtype | None) -> float
     bucket = nearest_bucket(image.shape[1], image.shape[0], model.buckets)
     windows = plan_windows(replace(order, seconds=None), bucket)
     first, second = (
-        next(Sampler(replace(model, dtype=dtype)).parts(fit(image, bucket), order, windows)).cpu()
+        next(
+            VideoSampler(replace(model, dtype=dtype)).parts(fit(image, bucket), order, windows)
+        ).cpu()
         for dtype in (dtype, "bf16")
     )
     return float(psnr_db(first, second))

@@ -30,7 +30,7 @@ from magicdistill.platform.export.pretrained_model import (
     find_student,
     find_teacher,
 )
-from magicdistill.platform.inference.sample_video import Order, Sampler
+from magicdistill.platform.inference.sample_video import Order, VideoSampler
 from magicdistill.platform.runs.logs import ExplainedError, say
 
 LOOPBACK = "127.0.0.1"
@@ -51,7 +51,7 @@ class Made(NamedTuple):
     """VAE and file included."""
 
 
-class Stopwatch:
+class StepTimer:
     """Counts the seconds in which a network runs."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -75,8 +75,8 @@ class Studio:
         self.models = {count: find_student(model, count) for count in STUDENT_STEPS}
         self.models[teacher.sampler.num_steps] = teacher
         folders = {one.transformer: one for one in self.models.values()}
-        self._samplers = {path: Sampler(one) for path, one in folders.items()}
-        self._watches = {path: Stopwatch(one.velocity) for path, one in self._samplers.items()}
+        self._samplers = {path: VideoSampler(one) for path, one in folders.items()}
+        self._watches = {path: StepTimer(one.velocity) for path, one in self._samplers.items()}
         self._lock = Lock()
         with tempfile.NamedTemporaryFile(suffix=".png") as grey:
             Image.new("RGB", (64, 64), "grey").save(grey.name)

@@ -17,7 +17,12 @@ from magicdistill.models.locations import CONFIG, find_weights
 from magicdistill.models.objectives.config import EulerMethod, VaeMethod
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.prepare import data_root, prepare, tell
-from magicdistill.platform.evaluation.evaluate_run import MEASURES, Judges, evaluate, format_table
+from magicdistill.platform.evaluation.evaluate_run import (
+    MEASURES,
+    Evaluators,
+    evaluate,
+    format_table,
+)
 from magicdistill.platform.export.model_card import model_card
 from magicdistill.platform.inference.variants import Variant, variants
 from magicdistill.platform.runs import logs
@@ -34,12 +39,12 @@ def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker) -> None:
     """Prepare the data, train and evaluate; every step that is already done is skipped."""
     data, held_out = prepare(recipe, run)
     tell_lineage(run, tracker)
-    judges = Judges(recipe)
+    evaluators = Evaluators(recipe)
     if recipe.evaluation is not None:
-        judges.warm_up(recipe.evaluation.num_clips)
+        evaluators.warm_up(recipe.evaluation.num_clips)
     train(run, data, held_out)
     if held_out is not None:
-        report(run, tracker, held_out, variants(recipe, run.path / MODEL), judges)
+        report(run, tracker, held_out, variants(recipe, run.path / MODEL), evaluators)
     publish(run, tracker)
 
 
@@ -121,11 +126,11 @@ def report(
     tracker: Tracker,
     held_out: AnyPath,
     ways: Sequence[Variant],
-    judges: Judges,
+    evaluators: Evaluators,
 ) -> None:
     """Evaluate, print the table and where the pictures are, and track them."""
     logs.say("evaluating on held-out clips")
-    table = evaluate(run, held_out, ways, judges)
+    table = evaluate(run, held_out, ways, evaluators)
     print(format_table(table), flush=True)
     tracker.table([asdict(row) for row in table], "scores")
     step = run.recipe().schedule.num_cycles

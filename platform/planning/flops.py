@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.networks.config import TransformerConfig
-from magicdistill.platform.planning.forward_passes import Gradient, Pass
+from magicdistill.platform.planning.forward_passes import ForwardPass, Gradient
 
 TIME_COMPRESSION, SPACE_COMPRESSION, PATCH_SIDE = 4, 8, 2
 LINEAR_OPERATIONS = 24
@@ -88,7 +88,7 @@ class Sample:
         return count * self.own_tokens * self.model_dim * self.activation_bytes
 
 
-def num_blocks(sample: Sample, step: Pass) -> tuple[int, int]:
+def num_blocks(sample: Sample, step: ForwardPass) -> tuple[int, int]:
     """Return how many double-stream and single-stream blocks a pass goes through."""
     shapes = sample.shapes
     return {
@@ -98,7 +98,7 @@ def num_blocks(sample: Sample, step: Pass) -> tuple[int, int]:
     }[step.blocks]
 
 
-def operations(sample: Sample, step: Pass, *, recompute: bool) -> float:
+def operations(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
     """Return the operations of a pass and its backward over the whole sample.
 
     A multiplication and an addition are two. Embeddings, modulation and LoRA (under 3 % at rank
@@ -113,7 +113,7 @@ def operations(sample: Sample, step: Pass, *, recompute: bool) -> float:
     return of_block * sum(num_blocks(sample, step)) * step.samples * step.repeats
 
 
-def saved_bytes(sample: Sample, step: Pass, *, recompute: bool) -> float:
+def saved_bytes(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
     """Return the bytes that a pass keeps on a rank from its forward to its backward."""
     if step.gradient == "none":
         return 0
@@ -126,7 +126,7 @@ def saved_bytes(sample: Sample, step: Pass, *, recompute: bool) -> float:
     return step.samples * (kept + _ends_bytes(sample, step))
 
 
-def workspace_bytes(sample: Sample, step: Pass, *, recompute: bool) -> float:
+def workspace_bytes(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
     """Return what the worst block needs beside: recomputed tensors and those that come and go."""
     if step.gradient == "none":
         return step.samples * sample.units(FORWARD_WORKSPACE)
@@ -148,7 +148,7 @@ def single_block_bytes(sample: Sample, gradient: Gradient) -> float:
     return _block_bytes(sample, gradient, SINGLE_SAVED[gradient], SINGLE_LORA)
 
 
-def _recomputes(step: Pass, *, recompute: bool) -> bool:
+def _recomputes(step: ForwardPass, *, recompute: bool) -> bool:
     """The discriminator's own block is never recomputed."""
     return recompute and step.gradient != "none" and step.blocks != "discriminator"
 
@@ -163,7 +163,7 @@ def _block_bytes(sample: Sample, gradient: Gradient, count: int, branches: int) 
     return sample.units(count + normalised) + sample.own_tokens * statistics
 
 
-def _ends_bytes(sample: Sample, step: Pass) -> float:
+def _ends_bytes(sample: Sample, step: ForwardPass) -> float:
     """Embeddings and output projection, or the discriminator's head."""
     shapes, size = sample.shapes, sample.activation_bytes
     if step.blocks == "discriminator":

@@ -22,7 +22,7 @@ Blocks = Literal["all", "double", "discriminator"]
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardPass:
     """A forward of a network, and its backward."""
 
     role: str
@@ -36,31 +36,31 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Update:
     """An update: the graphs of its passes live until its backward."""
 
     name: str
-    passes: tuple[Pass, ...]
+    passes: tuple[ForwardPass, ...]
     times: int = 1
     """Times in a cycle."""
 
 
-def turns(method: MethodConfig, *, embeds: bool) -> list[Turn]:
+def cycle_updates(method: MethodConfig, *, embeds: bool) -> list[Update]:
     """Return what a cycle runs, nothing for a method that trains no transformer.
 
     `embeds` tells whether the teacher takes the guidance scale as an input.
     """
     match method:
         case FinetuneMethod():
-            return [_one("generator", Pass("generator", "flow matching", "weights"))]
+            return [_one("generator", ForwardPass("generator", "flow matching", "weights"))]
         case LcmMethod():
             guided = _guided(method.teacher.guidance, embeds=embeds)
             return [
                 _one(
                     "generator",
-                    Pass("generator", "teacher's step", samples=guided),
-                    Pass("generator", "target"),
-                    Pass("generator", "student", "weights"),
+                    ForwardPass("generator", "teacher's step", samples=guided),
+                    ForwardPass("generator", "target"),
+                    ForwardPass("generator", "student", "weights"),
                 )
             ]
         case CfgDistillMethod():
@@ -70,15 +70,15 @@ def turns(method: MethodConfig, *, embeds: bool) -> list[Turn]:
     return []
 
 
-def samples_per_cycle(method: MethodConfig, batch_size: int, updates: Sequence[Turn]) -> int:
+def samples_per_cycle(method: MethodConfig, batch_size: int, updates: Sequence[Update]) -> int:
     """Return how many samples a cycle reads."""
     if isinstance(method, DistributionMatchingConfig) and method.share_rollout:
         return batch_size
-    return batch_size * sum(turn.times for turn in updates)
+    return batch_size * sum(update.times for update in updates)
 
 
-def _one(name: str, *passes: Pass) -> Turn:
-    return Turn(name, passes)
+def _one(name: str, *passes: ForwardPass) -> Update:
+    return Update(name, passes)
 
 
 def _guided(scale: float | None, *, embeds: bool) -> int:
@@ -86,25 +86,27 @@ def _guided(scale: float | None, *, embeds: bool) -> int:
     return 1 if embeds or scale == 1 else 2
 
 
-def _cfg_distillation(teacher: str, *, embeds: bool) -> tuple[Pass, Pass]:
+def _cfg_distillation(teacher: str, *, embeds: bool) -> tuple[ForwardPass, ForwardPass]:
     return (
-        Pass(teacher, "guided teacher", samples=_guided(None, embeds=embeds)),
-        Pass("generator", "guidance distillation", "weights", samples=2),
+        ForwardPass(teacher, "guided teacher", samples=_guided(None, embeds=embeds)),
+        ForwardPass("generator", "guidance distillation", "weights", samples=2),
     )
 
 
-def _distribution_matching(method: DistributionMatchingConfig, *, embeds: bool) -> list[Turn]:
-    critic = [Pass("critic", "fake score", "lora")]
-    generator = [Pass("generator", "generator", "weights"), _scores(method, embeds=embeds)]
+def _distribution_matching(method: DistributionMatchingConfig, *, embeds: bool) -> list[Update]:
+    critic = [ForwardPass("critic", "fake score", "lora")]
+    generator = [ForwardPass("generator", "generator", "weights"), _scores(method, embeds=embeds)]
     if isinstance(method, AdversarialPart) and method.adversarial_weight > 0:
         parts = 3 if method.r1_weight > 0 else 2
         critic += [
-            Pass("critic", "features", samples=parts, blocks="double"),
-            Pass("critic", "discriminator", "weights", samples=parts, blocks="discriminator"),
+            ForwardPass("critic", "features", samples=parts, blocks="double"),
+            ForwardPass(
+                "critic", "discriminator", "weights", samples=parts, blocks="discriminator"
+            ),
         ]
         generator += [
-            Pass("critic", "features", "inputs", blocks="double"),
-            Pass("critic", "discriminator", "inputs", blocks="discriminator"),
+            ForwardPass("critic", "features", "inputs", blocks="double"),
+            ForwardPass("critic", "discriminator", "inputs", blocks="discriminator"),
         ]
     if method.cfg_distillation is not None:
         generator += _cfg_distillation("critic", embeds=embeds)
@@ -112,24 +114,24 @@ def _distribution_matching(method: DistributionMatchingConfig, *, embeds: bool) 
     if method.share_rollout:
         return [
             _one("rollout", rollout),
-            Turn("critic", tuple(critic), method.num_fake_updates),
+            Update("critic", tuple(critic), method.num_fake_updates),
             _one("generator", *generator),
         ]
     return [
-        Turn("critic", (rollout, *critic), method.num_fake_updates),
+        Update("critic", (rollout, *critic), method.num_fake_updates),
         _one("generator", rollout, *generator),
     ]
 
 
-def _rollout(sampler: SamplerConfig, *, shared: bool) -> Pass:
+def _rollout(sampler: SamplerConfig, *, shared: bool) -> ForwardPass:
     """All steps where the rollout is shared, else up to a step that is drawn evenly."""
     steps = sampler.num_steps if shared else (sampler.num_steps + 1) / 2
-    return Pass("generator", "rollout", repeats=steps)
+    return ForwardPass("generator", "rollout", repeats=steps)
 
 
-def _scores(method: DistributionMatchingConfig, *, embeds: bool) -> Pass:
+def _scores(method: DistributionMatchingConfig, *, embeds: bool) -> ForwardPass:
     """Real and fake score in one batch, and the real one's prediction under the null prompt."""
     scale = method.real_guidance
     if scale is None and method.cfg_distillation is None:
         scale = method.sampler.guidance
-    return Pass("critic", "both scores", samples=1 + _guided(scale, embeds=embeds))
+    return ForwardPass("critic", "both scores", samples=1 + _guided(scale, embeds=embeds))

@@ -14,7 +14,7 @@ from magicdistill.platform.config.sections import GpuName
 from magicdistill.platform.planning.plan import GPUS
 
 
-class Rates(Config):
+class MeasuredThroughput(Config):
     """Operations a second of the blocks of a preset, forward and backward, by attention kernel."""
 
     gpu: GpuName
@@ -29,7 +29,7 @@ def measured_mfu(file: Path, recipe: Recipe) -> float:
     """
     try:
         content: Any = json.loads(file.read_text())
-        rates = Rates.model_validate(content.get("rates"))
+        rates = MeasuredThroughput.model_validate(content.get("rates"))
     except (OSError, ValueError, AttributeError, ValidationError) as error:
         raise RecipeError(
             f"--rates {file}: no rates of a known GPU ({error}); make them there with "

@@ -22,7 +22,7 @@ from magicdistill.platform.config.sections import (
     EvaluationConfig,
 )
 from magicdistill.platform.planning.flops import Sample, saved_bytes, workspace_bytes
-from magicdistill.platform.planning.forward_passes import Turn
+from magicdistill.platform.planning.forward_passes import Update
 
 LIVE_NUMEL = 1_050_000_000
 """Gathered parameters that a ZeRO-3 engine keeps: DeepSpeed's live limit and one prefetch."""
@@ -153,15 +153,17 @@ def ema_row(parts: Sequence[Parameters], engine: EngineConfig, num_workers: int)
     return Row(role, "network", "EMA", 4 * trained / (num_workers if sharded else 1))
 
 
-def turn_rows(turn: Turn, sample: Sample, num_samples: int, *, recompute: bool) -> tuple[Row, ...]:
+def activation_rows(
+    update: Update, sample: Sample, num_samples: int, *, recompute: bool
+) -> tuple[Row, ...]:
     """Return what a turn needs beside what is held: the saved activations of all its passes, and
     the workspace of the hungriest."""
     saved = [
         Row(step.role, step.what, "saved activations", num_samples * count)
-        for step in turn.passes
+        for step in update.passes
         if (count := saved_bytes(sample, step, recompute=recompute))
     ]
-    worst = max(turn.passes, key=lambda step: workspace_bytes(sample, step, recompute=recompute))
+    worst = max(update.passes, key=lambda step: workspace_bytes(sample, step, recompute=recompute))
     space = num_samples * workspace_bytes(sample, worst, recompute=recompute)
     return (*saved, Row(worst.role, worst.what, "inside a block", space))
 

@@ -13,16 +13,21 @@ from magicdistill.platform.config.overrides import RecipeError, merge, validate
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import GpuName, PairsConfig
 from magicdistill.platform.planning.flops import Sample, operations, workspace_bytes
-from magicdistill.platform.planning.forward_passes import Pass, Turn, samples_per_cycle, turns
+from magicdistill.platform.planning.forward_passes import (
+    ForwardPass,
+    Update,
+    cycle_updates,
+    samples_per_cycle,
+)
 from magicdistill.platform.planning.memory import (
     Parameters,
     Row,
+    activation_rows,
     count_parameters,
     ema_row,
     engine_rows,
     number_bytes,
     total,
-    turn_rows,
     update_row,
     vae_row,
     validation_rows,
@@ -197,8 +202,8 @@ def verdict(made: Plan) -> str:
     return f"does not fit: {of}\n{advice}"
 
 
-def _updates(recipe: Recipe) -> list[Turn]:
-    return turns(recipe.method, embeds=recipe.model.shapes.transformer.guidance_embeds)
+def _updates(recipe: Recipe) -> list[Update]:
+    return cycle_updates(recipe.method, embeds=recipe.model.shapes.transformer.guidance_embeds)
 
 
 def _size(made: Plan) -> str:
@@ -235,13 +240,15 @@ def micro_batch(recipe: Recipe) -> int:
     return count
 
 
-def _plan(recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Turn], mfu: float) -> Plan:
+def _plan(
+    recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Update], mfu: float
+) -> Plan:
     schedule, sample, num_samples = recipe.schedule, _sample(recipe), micro_batch(recipe)
     recompute = recipe.kernels.recompute_blocks
     per_sample = sum(
-        turn.times * operations(sample, step, recompute=recompute)
-        for turn in updates
-        for step in turn.passes
+        update.times * operations(sample, step, recompute=recompute)
+        for update in updates
+        for step in update.passes
     )
     sharing = num_samples * schedule.num_micro_batches / sample.sequence_parallel
     num_read = samples_per_cycle(recipe.method, schedule.batch_size, updates)
@@ -289,13 +296,14 @@ def _held(recipe: Recipe, parts: Sequence[Parameters]) -> Iterator[Row]:
 def _peaks(
     recipe: Recipe,
     parts: Sequence[Parameters],
-    updates: Sequence[Turn],
+    updates: Sequence[Update],
     sample: Sample,
     num_samples: int,
 ) -> dict[str, tuple[Row, ...]]:
     recompute = recipe.kernels.recompute_blocks
     peaks = {
-        turn.name: turn_rows(turn, sample, num_samples, recompute=recompute) for turn in updates
+        update.name: activation_rows(update, sample, num_samples, recompute=recompute)
+        for update in updates
     }
     peaks["update"] = (update_row(parts, recipe.engine, recipe.cluster.num_workers),)
     if recipe.evaluation is not None:
@@ -334,8 +342,8 @@ def _pair_rows(
     )
 
 
-def _pair_steps(pairs: PairsConfig) -> Pass:
-    return Pass("pairs", "steps", repeats=pairs.sampler.num_steps)
+def _pair_steps(pairs: PairsConfig) -> ForwardPass:
+    return ForwardPass("pairs", "steps", repeats=pairs.sampler.num_steps)
 
 
 def _video_operations(recipe: Recipe, sample: Sample) -> float:
@@ -345,12 +353,12 @@ def _video_operations(recipe: Recipe, sample: Sample) -> float:
         return 0
     embeds = recipe.model.shapes.transformer.guidance_embeds
     forwards = forwards_per_step(sampler.guidance, embeds=embeds)
-    steps = Pass("generator", "sampling", samples=forwards, repeats=sampler.num_steps)
+    steps = ForwardPass("generator", "sampling", samples=forwards, repeats=sampler.num_steps)
     return operations(sample, steps, recompute=False)
 
 
 def _remedies(
-    recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Turn], mfu: float
+    recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Update], mfu: float
 ) -> Iterator[str]:
     """Yield each setting that alone makes the recipe fit; where none does, the fewest together."""
     changes = list(_changes(recipe))
@@ -393,7 +401,7 @@ def _try(
     recipe: Recipe,
     change: Change,
     parts: Sequence[Parameters],
-    updates: Sequence[Turn],
+    updates: Sequence[Update],
     mfu: float,
 ) -> Plan | None:
     """Plan the changed recipe; None where it is not a valid one."""

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from magicdistill.platform.config.sections import HealthConfig, Limits
+from magicdistill.platform.config.sections import HealthConfig, Thresholds
 
 MAX_POINTS = 300
 """More are averaged in stretches."""
@@ -54,14 +54,14 @@ class Curve:
 
 def curves(rows: Sequence[Mapping[str, Any]], health: HealthConfig) -> dict[str, list[Curve]]:
     """Return the curves of all metrics but times, by the first part of their names."""
-    limits = {name: found for name, found in health if isinstance(found, Limits)}
+    limits = {name: found for name, found in health if isinstance(found, Thresholds)}
     groups: dict[str, list[Curve]] = {}
     for name in sorted({name for row in rows for name in row if "/" in name}):
         group, _, last = name.partition("/")
         if group != "seconds":
             found = [row for row in rows if name in row]
             steps, values = [row["step"] for row in found], [row[name] for row in found]
-            svg = _draw(steps, values, limits.get(last, Limits()))
+            svg = _draw(steps, values, limits.get(last, Thresholds()))
             groups.setdefault(group, []).append(Curve(name, NOTES.get(last, ""), svg))
     return groups
 
@@ -78,7 +78,7 @@ def time_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {part: s / whole for part, s in sorted(spent.items(), key=lambda item: -item[1])}
 
 
-def _draw(steps: Sequence[int], values: Sequence[float], limits: Limits) -> bytes:
+def _draw(steps: Sequence[int], values: Sequence[float], limits: Thresholds) -> bytes:
     with rc_context({"svg.fonttype": "none", "font.size": 8, "font.family": "sans-serif"}):
         figure = Figure(figsize=(3.1, 1.6), layout="constrained")
         axes = figure.subplots()
@@ -100,7 +100,7 @@ def _thinned(values: Sequence[float]) -> list[float]:
     return [float(part.mean()) for part in parts]
 
 
-def _near(values: Sequence[float], limits: Limits) -> Iterator[float]:
+def _near(values: Sequence[float], limits: Thresholds) -> Iterator[float]:
     """Yield the limits that would not squeeze the curve flat."""
     least, most = min(values), max(values)
     for bound in (limits.least, limits.most):

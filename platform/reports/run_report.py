@@ -73,7 +73,7 @@ def write_run_report(run: RunDirectory) -> Path:
         TEMPLATE,
         name=run.path.name,
         state=_state(run, recipe, rows),
-        illness=_text(run.verdict_path),
+        violation=_text(run.health_report_path),
         facts=_facts(run, recipe, rows),
         best=best_checkpoint(run, recipe, rows),
         lineage=_lineage(run, recipe),
@@ -118,7 +118,7 @@ def _state(run: RunDirectory, recipe: Recipe, rows: Rows) -> str:
     done, total = rows[-1]["step"] if rows else 0, recipe.schedule.num_cycles
     if run.scores_path.exists() or (done == total and (run.path / "model").is_dir()):
         return "finished"
-    if run.verdict_path.exists():
+    if run.health_report_path.exists():
         return "stopped for its health"
     return f"unfinished: {done} of {total} cycles"
 

@@ -79,14 +79,15 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
-    def exams_path(self) -> Path:
+    def checkpoint_scores_path(self) -> Path:
         """What was measured on checkpoints beside the training, one JSON object for each."""
-        return self.path / "exams.jsonl"
+        before = self.path / "exams.jsonl"  # as runs of version 0.1 have it
+        return before if before.exists() else self.path / "checkpoint-scores.jsonl"
 
     @property
-    def examined_path(self) -> Path:
+    def scored_now_path(self) -> Path:
         """The cycle whose checkpoint is being measured and must stay; absent where none is."""
-        return self.path / "examined.txt"
+        return self.path / "scored-now.txt"
 
     @property
     def best_path(self) -> Path:
@@ -109,7 +110,7 @@ class RunDirectory:
         return self.path / "progress.log"
 
     @property
-    def verdict_path(self) -> Path:
+    def health_report_path(self) -> Path:
         """Why the run was stopped for its health; absent where it was not."""
         return self.path / "unhealthy.txt"
 
@@ -157,9 +158,9 @@ class RunDirectory:
         """Add the metrics of a step; readers see whole lines only."""
         _append_line(self.metrics_path, json.dumps({"step": step, **metrics}))
 
-    def append_exam(self, cycle: int, scores: Mapping[str, float]) -> None:
+    def append_checkpoint_scores(self, cycle: int, scores: Mapping[str, float]) -> None:
         """Add what was measured on the checkpoint of a cycle."""
-        _append_line(self.exams_path, json.dumps({"step": cycle, **scores}))
+        _append_line(self.checkpoint_scores_path, json.dumps({"step": cycle, **scores}))
 
     def mark_best(self, cycle: int) -> None:
         """Name the cycle of the best checkpoint, for whoever looks for it."""
@@ -169,9 +170,9 @@ class RunDirectory:
         """Return the cycle of the best checkpoint, if one is marked."""
         return _read_cycle(self.best_path)
 
-    def examined(self) -> int | None:
+    def scored_now(self) -> int | None:
         """Return the cycle whose checkpoint is being measured, if one is."""
-        return _read_cycle(self.examined_path)
+        return _read_cycle(self.scored_now_path)
 
     def say(self, message: str) -> None:
         """Add a progress line, from any worker; `logs.follow` shows it on the driver."""
@@ -181,18 +182,18 @@ class RunDirectory:
         """Yield the rows in the order of writing, each with its `step`; none that is cut short."""
         yield from _rows(self.metrics_path)
 
-    def exams(self) -> Iterator[dict[str, Any]]:
+    def checkpoint_scores(self) -> Iterator[dict[str, Any]]:
         """Yield what was measured on checkpoints, as `metrics` does."""
-        yield from _rows(self.exams_path)
+        yield from _rows(self.checkpoint_scores_path)
 
     def history(self) -> list[dict[str, Any]]:
         """Return the rows of `metrics`, each with what was measured on its checkpoint."""
-        exams = {row["step"]: row for row in self.exams()}
-        return [row | exams.get(row["step"], {}) for row in self.metrics()]
+        checkpoint_scores = {row["step"]: row for row in self.checkpoint_scores()}
+        return [row | checkpoint_scores.get(row["step"], {}) for row in self.metrics()]
 
     def rewind_metrics(self, step: int) -> None:
         """Drop what is known of cycles after `step`: a run that resumes there does them again."""
-        for path in (self.metrics_path, self.exams_path):
+        for path in (self.metrics_path, self.checkpoint_scores_path):
             kept = (json.dumps(row) + "\n" for row in list(_rows(path)) if row["step"] <= step)
             write_text(path, "".join(kept))
         if (self.best() or 0) > step:

@@ -10,9 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from magicdistill.models.config import Config
 from magicdistill.platform.runs.run_directory import RunDirectory, write_text
-from magicdistill.platform.tracking.events import AnyEntry, Entry
+from magicdistill.platform.tracking.events import AnyEvent, Event
 
-LINE: TypeAdapter[Entry] = TypeAdapter(AnyEntry)
+LINE: TypeAdapter[Event] = TypeAdapter(AnyEvent)
 
 
 class Progress(Config):
@@ -30,15 +30,15 @@ PROGRESS = TypeAdapter(dict[str, Progress])
 
 
 @dataclass(frozen=True)
-class Letter:
+class LoggedEvent:
     """An entry and its place, in bytes, from `start` to `end`."""
 
     start: int
     end: int
-    entry: Entry
+    event: Event
 
 
-class Outbox:
+class EventLog:
     """Two files of a run: what there is to tell, line by line, and how far each store was told.
 
     Any thread adds. An entry is on the disk before it is sent, so that nothing is lost.
@@ -49,12 +49,12 @@ class Outbox:
         self._lock = threading.Lock()
         self._cut_torn_line()
 
-    def add(self, entry: Entry) -> None:
+    def add(self, event: Event) -> None:
         """Keep an entry for sending."""
         with self._lock, self.path.open("ab") as file:
-            file.write(entry.model_dump_json().encode() + b"\n")
+            file.write(event.model_dump_json().encode() + b"\n")
 
-    def letters(self, start: int = 0) -> Iterator[Letter]:
+    def logged_events(self, start: int = 0) -> Iterator[LoggedEvent]:
         """Yield what was added from a place on, but for lines that a full disk has torn."""
         if not self.path.exists():
             return
@@ -64,7 +64,7 @@ class Outbox:
                 if not line.endswith(b"\n"):
                     return
                 with suppress(ValidationError):
-                    yield Letter(start, start + len(line), LINE.validate_json(line))
+                    yield LoggedEvent(start, start + len(line), LINE.validate_json(line))
                 start += len(line)
 
     def progress(self, store: str) -> Progress:
@@ -79,7 +79,7 @@ class Outbox:
     def num_unsent(self, store: str) -> int:
         """Return how many entries a store lacks."""
         progress = self.progress(store)
-        return len(progress.aside) + sum(1 for _ in self.letters(progress.sent_bytes))
+        return len(progress.aside) + sum(1 for _ in self.logged_events(progress.sent_bytes))
 
     def _all_progress(self) -> dict[str, Progress]:
         path: Path = self._progress_path

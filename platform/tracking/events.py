@@ -53,7 +53,7 @@ class Destination:
         self.client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in values.items()])
 
 
-class Entry(Config, ABC):
+class Event(Config, ABC):
     """One thing to tell; paths start at the run's folder where they lie in it."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
@@ -70,7 +70,7 @@ class Key(Config):
     name: str
 
 
-class Begin(Entry):
+class Begin(Event):
     """The first of every outbox: what the run is."""
 
     kind: Literal["begin"] = "begin"
@@ -84,7 +84,7 @@ class Begin(Entry):
         """Do nothing: whoever opens the run has read it."""
 
 
-class Tags(Entry):
+class Tags(Event):
     """Tags, which later ones of the same name replace."""
 
     kind: Literal["tags"] = "tags"
@@ -95,7 +95,7 @@ class Tags(Entry):
         to.tag(self.values)
 
 
-class Params(Entry):
+class Params(Event):
     """Parameters, which never change: another value becomes the tag `changed.<name>`."""
 
     kind: Literal["params"] = "params"
@@ -112,7 +112,7 @@ class Params(Entry):
         to.tag({f"changed.{name}": text for name, text in changed.items()})
 
 
-class Points(Entry):
+class Points(Event):
     """One point of each curve."""
 
     kind: Literal["points"] = "points"
@@ -137,7 +137,7 @@ def send_points(found: Sequence[Points], to: Destination) -> None:
         to.client.log_batch(to.run_id, metrics=batch)
 
 
-class File(Entry):
+class File(Event):
     """A file or a folder: pictures, clips, weights."""
 
     kind: Literal["file"] = "file"
@@ -154,7 +154,7 @@ class File(Entry):
             to.client.log_artifact(to.run_id, str(path), self.folder)
 
 
-class Text(Entry):
+class Text(Event):
     """A file with this text."""
 
     kind: Literal["text"] = "text"
@@ -166,7 +166,7 @@ class Text(Entry):
         to.client.log_text(to.run_id, self.text, self.name)
 
 
-class Table(Entry):
+class Table(Event):
     """Rows that MLflow shows as a table."""
 
     kind: Literal["table"] = "table"
@@ -179,12 +179,12 @@ class Table(Entry):
         file = f"{self.name}.json"
         to.client.log_dict(to.run_id, {"columns": self.columns, "data": self.data}, file)
         tables = json.loads(to.client.get_run(to.run_id).data.tags.get(TABLES, "[]"))
-        entry = {"path": file, "type": "table"}
-        if entry not in tables:
-            to.client.set_tag(to.run_id, TABLES, json.dumps([*tables, entry]))
+        event = {"path": file, "type": "table"}
+        if event not in tables:
+            to.client.set_tag(to.run_id, TABLES, json.dumps([*tables, event]))
 
 
-class Latents(Entry):
+class Latents(Event):
     """A version of the latents that the run reads."""
 
     kind: Literal["latents"] = "latents"
@@ -205,7 +205,7 @@ class Latents(Entry):
         to.client.log_inputs(to.run_id, datasets=[DatasetInput(dataset, tags)])
 
 
-class Weights(Entry):
+class Weights(Event):
     """Weights that the run starts from or learns from, by the recipe's field."""
 
     kind: Literal["weights"] = "weights"
@@ -244,7 +244,7 @@ def model_name(text: str) -> str:
     return "".join("-" if letter in "/:.%\"'" else letter for letter in text)
 
 
-class FinalModel(Entry):
+class FinalModel(Event):
     """The finished generator with its VAE, as a version of a registered model."""
 
     kind: Literal["final-model"] = "final-model"
@@ -264,7 +264,7 @@ class FinalModel(Entry):
 Register = Callable[[FinalModel, Destination], None]
 
 
-class Ending(Entry):
+class Ending(Event):
     """How the run goes, or ended."""
 
     kind: Literal["status"] = "status"
@@ -279,7 +279,7 @@ class Ending(Entry):
             to.client.set_terminated(to.run_id, self.status, end_time=self.time_ms)
 
 
-AnyEntry = Annotated[
+AnyEvent = Annotated[
     Begin | Tags | Params | Points | File | Text | Table | Latents | Weights | FinalModel | Ending,
     Field(discriminator="kind"),
 ]

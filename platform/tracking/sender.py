@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from magicdistill.platform.config.sections import TrackingConfig
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.tracking.event_log import Letter, Outbox
+from magicdistill.platform.tracking.event_log import EventLog, LoggedEvent
 from magicdistill.platform.tracking.events import (
     Begin,
     Destination,
@@ -63,17 +63,17 @@ registry. The step of all curves is the cycle of training.
 PARENT_NOTE = "The run below which all others of the experiment stand; it has nothing of its own."
 
 
-class Postman:
+class Sender:
     """Sends an outbox in order, again and again; what fails stays in it."""
 
     def __init__(
         self,
         run: RunDirectory,
         config: TrackingConfig,
-        outbox: Outbox,
+        event_log: EventLog,
         register: Register | None = None,
     ) -> None:
-        self.run, self.outbox, self.register = run, outbox, register
+        self.run, self.event_log, self.register = run, event_log, register
         self.store = config.uri or ""
         self.address = config.uri or f"sqlite:///{run.path.parent / 'mlflow.db'}"
         self.problem: Exception | None = None
@@ -101,7 +101,7 @@ class Postman:
         while self._thread.is_alive() and (self.problem is None or time.monotonic() < until_s):
             self._thread.join(0.1)
         self._given_up.set()
-        return not self.outbox.num_unsent(self.store)
+        return not self.event_log.num_unsent(self.store)
 
     def page(self) -> str | None:
         """Return the address of the run's page, where there is a server that has one."""
@@ -143,29 +143,29 @@ class Postman:
         return True
 
     def _send_new(self, to: Destination) -> None:
-        letters = self.outbox.letters(self.outbox.progress(self.store).sent_bytes)
-        for are_points, group in groupby(letters, lambda one: isinstance(one.entry, Points)):
+        logged_events = self.event_log.logged_events(self.event_log.progress(self.store).sent_bytes)
+        for are_points, group in groupby(logged_events, lambda one: isinstance(one.event, Points)):
             while some := list(islice(group, POINTS_AT_ONCE if are_points else 1)):
                 accepted = self._send(some, to)
-                progress = self.outbox.progress(self.store)
+                progress = self.event_log.progress(self.store)
                 aside = () if accepted else tuple(one.start for one in some)
                 self._record(sent_bytes=some[-1].end, aside=(*progress.aside, *aside))
 
     def _retry_refused(self, to: Destination) -> None:
         """Try again what was refused before."""
-        places = self.outbox.progress(self.store).aside
-        letters = [next(self.outbox.letters(place)) for place in places]
-        left = [one.start for one in letters if not self._send([one], to)]
+        places = self.event_log.progress(self.store).aside
+        logged_events = [next(self.event_log.logged_events(place)) for place in places]
+        left = [one.start for one in logged_events if not self._send([one], to)]
         self._record(aside=tuple(left))
 
-    def _send(self, letters: Sequence[Letter], to: Destination) -> bool:
+    def _send(self, logged_events: Sequence[LoggedEvent], to: Destination) -> bool:
         """Return whether it was sent; raise what tells that the server is away."""
         try:
-            points = [one.entry for one in letters if isinstance(one.entry, Points)]
+            points = [one.event for one in logged_events if isinstance(one.event, Points)]
             if points:
                 send_points(points, to)
             else:
-                letters[0].entry.send(to)
+                logged_events[0].event.send(to)
         except Exception as error:
             to.client.get_run(to.run_id)
             self.refusal = error
@@ -173,17 +173,17 @@ class Postman:
         return True
 
     def _record(self, **changes: object) -> None:
-        progress = self.outbox.progress(self.store)
-        self.outbox.record(self.store, progress.model_copy(update=changes))
+        progress = self.event_log.progress(self.store)
+        self.event_log.record(self.store, progress.model_copy(update=changes))
 
     def _open(self) -> Destination:
         """Find or make the run, its experiment and its parent; one that was deleted begins anew."""
-        begin = next(self.outbox.letters()).entry
+        begin = next(self.event_log.logged_events()).event
         assert isinstance(begin, Begin)
         client = MlflowClient(tracking_uri=self.address, registry_uri=self.address)
         with FileLock(self.run.path.parent / ".mlflow.lock"):
             experiment = self._experiment(client, begin.experiment)
-            run_id = self.outbox.progress(self.store).run_id
+            run_id = self.event_log.progress(self.store).run_id
             if run_id is None or not _is_there(client, run_id):
                 run_id = _find_or_create(client, experiment, begin.own, begin.time_ms)
                 self._record(run_id=run_id, sent_bytes=0, aside=())

@@ -12,7 +12,7 @@ LOOKS = 10
 """That one point is the mean of."""
 
 
-class MachineMonitor:
+class SystemMonitor:
     """CPU, memory and disk, and the GPUs where there are some and nvidia-ml-py is installed."""
 
     def __init__(self) -> None:

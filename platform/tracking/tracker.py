@@ -14,7 +14,7 @@ from magicdistill.platform.config.sections import TrackingConfig
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.file_polling import Tail, polling
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.tracking.event_log import Outbox
+from magicdistill.platform.tracking.event_log import EventLog
 from magicdistill.platform.tracking.events import (
     Begin,
     Ending,
@@ -33,8 +33,8 @@ from magicdistill.platform.tracking.events import (
     Weights,
 )
 from magicdistill.platform.tracking.run_description import purpose_of
-from magicdistill.platform.tracking.sender import NOTE, Postman
-from magicdistill.platform.tracking.system_metrics import MachineMonitor
+from magicdistill.platform.tracking.sender import NOTE, Sender
+from magicdistill.platform.tracking.system_metrics import SystemMonitor
 
 
 class Tracker:
@@ -55,14 +55,14 @@ class Tracker:
         register: Register | None = None,
     ) -> None:
         self.run = run
-        self.outbox = Outbox(run)
-        self.postman = Postman(run, config, self.outbox, register)
+        self.event_log = EventLog(run)
+        self.sender = Sender(run, config, self.event_log, register)
         self._tails: dict[Source, Tail] = {
             "cycle": Tail(run.metrics_path, from_start=True),
-            "exam": Tail(run.exams_path, from_start=True),
+            "exam": Tail(run.checkpoint_scores_path, from_start=True),
         }
-        entries = [letter.entry for letter in self.outbox.letters()]
-        points = [entry for entry in entries if isinstance(entry, Points)]
+        entries = [logged.event for logged in self.event_log.logged_events()]
+        points = [event for event in entries if isinstance(event, Points)]
         self._told = {(point.source, point.step) for point in points}
         self._num_looks = sum(point.source == "machine" for point in points)
         self._samples = {(file.path, file.mtime_ns) for file in entries if isinstance(file, File)}
@@ -71,7 +71,7 @@ class Tracker:
             own = Key(key=_key(run), name=f"{purpose}: {run.path.name}")
             above = parent and Key(key=_key(parent), name=parent.path.name)
             begin = {"time_ms": _now_ms(), "experiment": config.experiment}
-            self.outbox.add(Begin(own=own, parent=above, **begin))
+            self.event_log.add(Begin(own=own, parent=above, **begin))
             self._describe(purpose)
 
     @classmethod
@@ -95,19 +95,19 @@ class Tracker:
         tracker = cls(config, run, purpose=purpose, parent=parent, register=register)
         tracker.params(flatten(run.recipe().model_dump(mode="json")))
         tracker.tags(tags or {})
-        tracker.outbox.add(Ending(status="RUNNING", time_ms=_now_ms()))
+        tracker.event_log.add(Ending(status="RUNNING", time_ms=_now_ms()))
         tracker.artifact(run.recipe_path)
         return tracker
 
     @property
     def run_id(self) -> str | None:
         """MLflow's name for the run; None before a server has it."""
-        return self.outbox.progress(self.postman.store).run_id
+        return self.event_log.progress(self.sender.store).run_id
 
     def metrics(self, metrics: Mapping[str, float], step: int, source: Source = "job") -> None:
         """Add one point to each curve."""
         values = {name: float(value) for name, value in metrics.items()}
-        self.outbox.add(Points(source=source, time_ms=_now_ms(), step=step, values=values))
+        self.event_log.add(Points(source=source, time_ms=_now_ms(), step=step, values=values))
 
     def params(self, values: Mapping[str, object]) -> None:
         """Name what the run was made with.
@@ -115,11 +115,11 @@ class Tracker:
         MLflow's parameters never change: where a resumed run has another value than before, that
         becomes the tag `changed.<name>`.
         """
-        self.outbox.add(Params(values={name: str(value) for name, value in values.items()}))
+        self.event_log.add(Params(values={name: str(value) for name, value in values.items()}))
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        self.outbox.add(Tags(values=dict(values)))
+        self.event_log.add(Tags(values=dict(values)))
 
     def note(self, markdown: str) -> None:
         """Describe the run to whoever opens it."""
@@ -127,29 +127,29 @@ class Tracker:
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file or a folder: pictures, clips, weights."""
-        self.outbox.add(File(path=self._inside(path), folder=folder))
+        self.event_log.add(File(path=self._inside(path), folder=folder))
 
     def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Store rows with the same keys as the table `name`."""
         columns = list(rows[0])
         data = [[row[key] for key in columns] for row in rows]
-        self.outbox.add(Table(name=name, columns=columns, data=data))
+        self.event_log.add(Table(name=name, columns=columns, data=data))
 
     def data(self, lineage: Mapping[str, Mapping[str, str]]) -> None:
         """Name the latents that the run reads, by purpose, as inputs and parameters."""
         self.params(flatten(lineage, "lineage"))
         for purpose, facts in lineage.items():
-            self.outbox.add(Latents(purpose=purpose, facts=dict(facts)))
+            self.event_log.add(Latents(purpose=purpose, facts=dict(facts)))
 
     def weights(self, field: str, location: str, path: Path) -> None:
         """Name weights that the run starts from, by the recipe's field and value, as an input."""
-        self.outbox.add(Weights(field=field, location=location, path=self._inside(path)))
+        self.event_log.add(Weights(field=field, location=location, path=self._inside(path)))
 
     def model(self, name: str, transformer: Path, vae: Path, card: str) -> None:
         """Register the finished generator, with its VAE and its card."""
         inside, vae_inside = self._inside(transformer), self._inside(vae)
-        entry = FinalModel(name=name, transformer=inside, vae=vae_inside, card=card)
-        self.outbox.add(entry)
+        event = FinalModel(name=name, transformer=inside, vae=vae_inside, card=card)
+        self.event_log.add(event)
 
     @contextmanager
     def mirror(self, every_s: float = 1.0, *, watch_machine: bool = False) -> Iterator[None]:
@@ -160,7 +160,7 @@ class Tracker:
         with ExitStack() as stack:
             stack.enter_context(polling(self.collect, every_s))
             if watch_machine:
-                monitor = MachineMonitor()
+                monitor = SystemMonitor()
                 stack.enter_context(polling(lambda: self._watch(monitor), 1.0))
             yield
 
@@ -176,22 +176,22 @@ class Tracker:
 
     def end(self, status: Status = "FINISHED") -> None:
         """Close the MLflow run, and say what could not be sent."""
-        self.outbox.add(Ending(status=status, time_ms=_now_ms()))
+        self.event_log.add(Ending(status=status, time_ms=_now_ms()))
         self.send_rest()
 
     def send_rest(self) -> bool:
         """Send all there is; say where it is, or how to send later what could not be sent."""
-        if self.postman.finish():
-            if page := self.postman.page():
+        if self.sender.finish():
+            if page := self.sender.page():
                 logs.say(f"MLflow {page}")
             return True
-        count = self.outbox.num_unsent(self.postman.store)
-        logs.say(f"{count} entries for MLflow are not sent: {self.postman.explain()}")
+        count = self.event_log.num_unsent(self.sender.store)
+        logs.say(f"{count} entries for MLflow are not sent: {self.sender.explain()}")
         logs.say(f"nothing is lost; send them with python jobs/track.py {self.run.path}")
         return False
 
     def __enter__(self) -> "Tracker":
-        self.postman.start()
+        self.sender.start()
         return self
 
     def __exit__(
@@ -210,9 +210,9 @@ class Tracker:
         if (inside, mtime_ns) in self._samples:
             return
         self._samples.add((inside, mtime_ns))
-        self.outbox.add(File(path=inside, folder="samples", mtime_ns=mtime_ns))
+        self.event_log.add(File(path=inside, folder="samples", mtime_ns=mtime_ns))
 
-    def _watch(self, monitor: MachineMonitor) -> None:
+    def _watch(self, monitor: SystemMonitor) -> None:
         if load := monitor.look():
             self.metrics(load, self._num_looks, "machine")
             self._num_looks += 1
@@ -235,8 +235,8 @@ class Tracker:
             }
         )
         packages = json.dumps(provenance.packages, indent=2)
-        self.outbox.add(Text(name="code/packages.json", text=packages))
-        self.outbox.add(Text(name="code/changes.diff", text=provenance.diff))
+        self.event_log.add(Text(name="code/packages.json", text=packages))
+        self.event_log.add(Text(name="code/changes.diff", text=provenance.diff))
 
 
 def send_unsent(
@@ -245,7 +245,7 @@ def send_unsent(
     """Send what a run's jobs could not, or all to a store that has nothing of it yet."""
     tracker = Tracker(config, run, register=register)
     tracker.collect()
-    tracker.postman.start()
+    tracker.sender.start()
     return tracker.send_rest()
 
 

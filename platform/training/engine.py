@@ -13,16 +13,21 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from magicdistill.models.profiling import span
 from magicdistill.platform.checkpoints.engine_state import (
-    Home,
+    ShardPlace,
     load_role,
-    local_piece,
+    local_flat_shard,
     local_shard,
     save_role,
     shape_of,
     trainable,
-    zero_homes,
+    zero_shard_places,
 )
-from magicdistill.platform.checkpoints.flat_shards import WEIGHT, Piece, PieceReader, write_pieces
+from magicdistill.platform.checkpoints.flat_shards import (
+    WEIGHT,
+    FlatShard,
+    FlatShardReader,
+    write_flat_shards,
+)
 from magicdistill.platform.config.sections import (
     DeepSpeedEngineConfig,
     EngineConfig,
@@ -162,16 +167,21 @@ class TorchEngine:
     def save(self, directory: Path) -> None:
         """Write every rank's share."""
         save_role(
-            directory, self.module, self.optimizer, self.schedule, self._homes(), replicated=True
+            directory,
+            self.module,
+            self.optimizer,
+            self.schedule,
+            self._shard_places(),
+            replicated=True,
         )
 
     def load(self, directory: Path) -> None:
         """Read everything on every rank."""
-        load_role(directory, self.module, self.optimizer, self.schedule, self._homes())
+        load_role(directory, self.module, self.optimizer, self.schedule, self._shard_places())
         follow_recipe(self.optimizer, self.schedule, self.config)
 
-    def _homes(self) -> list[Home]:
-        return [Home(n, 0, p, 0, p.numel()) for n, p in trainable(self.module).items()]
+    def _shard_places(self) -> list[ShardPlace]:
+        return [ShardPlace(n, 0, p, 0, p.numel()) for n, p in trainable(self.module).items()]
 
     @span("collectives")
     def _average_gradients(self) -> None:
@@ -233,13 +243,15 @@ class DeepSpeedEngine:
             self.module,
             self.optimizer,
             self.schedule,
-            zero_homes(self.engine),
+            zero_shard_places(self.engine),
             replicated=self.engine.zero_optimization_stage() == 0,
         )
 
     def load(self, directory: Path) -> None:
         """Read this rank's shard."""
-        load_role(directory, self.module, self.optimizer, self.schedule, zero_homes(self.engine))
+        load_role(
+            directory, self.module, self.optimizer, self.schedule, zero_shard_places(self.engine)
+        )
         follow_recipe(self.optimizer, self.schedule, self.config)
 
 
@@ -289,17 +301,17 @@ class Ema:
         """Write the average; called on every rank."""
         shapes = {name: shape_of(p) for name, p in self.parameters.items()}
         sharded = any(hasattr(p, "ds_id") for p in self.parameters.values())
-        write_pieces(directory, self._pieces(), shapes, {}, replicated=not sharded)
+        write_flat_shards(directory, self._flat_shards(), shapes, {}, replicated=not sharded)
 
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote on any number of ranks."""
-        reader = PieceReader(directory)
-        for piece in self._pieces():
+        reader = FlatShardReader(directory)
+        for piece in self._flat_shards():
             reader.fill(piece)
 
-    def _pieces(self) -> Iterator[Piece]:
+    def _flat_shards(self) -> Iterator[FlatShard]:
         for (name, parameter), average in zip(self.parameters.items(), self.average, strict=True):
-            yield local_piece(f"{WEIGHT}/{name}", parameter, average)
+            yield local_flat_shard(f"{WEIGHT}/{name}", parameter, average)
 
     @torch.no_grad()
     def update(self) -> None:

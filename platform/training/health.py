@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from magicdistill.models.metrics.names import ARROWS
-from magicdistill.platform.config.sections import HealthConfig, Limits
+from magicdistill.platform.config.sections import HealthConfig, Thresholds
 from magicdistill.platform.runs.logs import ExplainedError
 
 VALIDATION = "validation/"
@@ -17,13 +17,13 @@ class UnhealthyError(ExplainedError):
 
 
 @dataclass(frozen=True)
-class Illness:
+class Violation:
     """A metric that has left its limits for good."""
 
     cycle: int
     metric: str
     value: float
-    limits: Limits
+    limits: Thresholds
     times: int
     """Values in a row outside the limits: the patience."""
 
@@ -35,7 +35,7 @@ class Illness:
         )
 
 
-class Watch:
+class HealthMonitor:
     """Judges cycles in their order; the same metrics give the same judgement on every rank.
 
     A limit holds for each metric whose last part is its name: `grad_norm` for
@@ -44,14 +44,14 @@ class Watch:
 
     def __init__(self, config: HealthConfig) -> None:
         self.config = config
-        self._limits: dict[str, Limits] = {
-            name: limits for name, limits in config if isinstance(limits, Limits)
+        self._limits: dict[str, Thresholds] = {
+            name: limits for name, limits in config if isinstance(limits, Thresholds)
         }
         self._outside: dict[str, int] = {}
         self._score: float | None = None
         self._best: tuple[float, int] | None = None
 
-    def see(self, cycle: int, metrics: Mapping[str, float]) -> Illness | None:
+    def observe(self, cycle: int, metrics: Mapping[str, float]) -> Violation | None:
         """Take in a cycle's metrics; return the first that has just left its limits for good."""
         ill = None
         for metric, value in metrics.items():
@@ -65,7 +65,7 @@ class Watch:
             times = 0 if value in limits else self._outside.get(metric, 0) + 1
             self._outside[metric] = times
             if times == self.config.patience and ill is None:
-                ill = Illness(cycle, metric, value, limits, times)
+                ill = Violation(cycle, metric, value, limits, times)
         return None if self.config.action == "off" else ill
 
     def keeps(self, cycle: int) -> bool:

@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import torch
 import torch.distributed as dist
 
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.objectives.types import Method
-from magicdistill.models.profiling import Stopwatch, span
+from magicdistill.models.profiling import StepTimer, span
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.data.batches import Batches
 from magicdistill.platform.training.engine import Ema, Engine
@@ -37,13 +37,13 @@ class Loop:
         self.method, self.engines, self.batches = method, engines, batches
         self.seed, self.num_micro_batches = seed, num_micro_batches
         self.ema, self.device = ema, device
-        self.stopwatch = Stopwatch(device)
+        self.step_timer = StepTimer(device)
 
     def run(self, start: int, stop: int, callbacks: Iterable[Callback]) -> None:
         """Run cycles start .. stop - 1; raises UnhealthyError as `cycle` does."""
         callbacks = tuple(callbacks)
         # rank 0 alone records where the time goes
-        with self.stopwatch.running() if ranks.rank() == 0 else nullcontext():
+        with self.step_timer.running() if ranks.rank() == 0 else nullcontext():
             for cycle in range(start, stop):
                 metrics = self.cycle(cycle)
                 for callback in callbacks:
@@ -55,10 +55,10 @@ class Loop:
         Raises UnhealthyError on all ranks where a term or a gradient is no finite number on one.
         """
         sums: dict[str, list[torch.Tensor]] = {}
-        roles = self.method.turns(cycle)
-        for turn, role in enumerate(roles):
-            window = cycle if self.method.shares_batch else cycle * len(roles) + turn
-            norm = self._turn(cycle, turn, role, window, sums)
+        roles = self.method.updates(cycle)
+        for update, role in enumerate(roles):
+            step = cycle if self.method.shares_batch else cycle * len(roles) + update
+            norm = self._update(cycle, update, role, step, sums)
             sums.setdefault(f"{role}/grad_norm", []).append(torch.tensor(norm))
             if self.ema is not None and role == self.ema.role:
                 self.ema.update()
@@ -68,18 +68,18 @@ class Loop:
         _demand_finite(cycle, means, metrics)
         return metrics
 
-    def _turn(
-        self, cycle: int, turn: int, role: str, window: int, sums: dict[str, list[torch.Tensor]]
+    def _update(
+        self, cycle: int, update: int, role: str, step: int, sums: dict[str, list[torch.Tensor]]
     ) -> float:
         engine = self.engines[role]
         networks = {name: other.module for name, other in self.engines.items()} | {role: engine}
-        with self.method.turn(role):
+        with self.method.prepared_for(role):
             for micro in range(self.num_micro_batches):
                 with span("data"):
-                    batch = self.batches(window, micro)
+                    batch = self.batches(step, micro)
                 with span("forward"):
-                    draws = Draws(self.seed, cycle, turn, batch.positions, self.device)
-                    loss = self.method.loss(role, networks, batch, draws)
+                    rng = Rng(self.seed, cycle, update, batch.positions, self.device)
+                    loss = self.method.loss(role, networks, batch, rng)
                 with span("backward"):
                     engine.backward(loss.total, last=micro + 1 == self.num_micro_batches)
                 for name, value in loss.terms.items():
@@ -88,9 +88,9 @@ class Loop:
             return engine.step()
 
 
-def num_windows(method: Method, num_cycles: int) -> int:
+def num_steps(method: Method, num_cycles: int) -> int:
     """Return a bound on the accumulation windows that some cycles read."""
-    return num_cycles * (1 if method.shares_batch else len(method.turns(num_cycles)))
+    return num_cycles * (1 if method.shares_batch else len(method.updates(num_cycles)))
 
 
 def mean_over_ranks(values: dict[str, torch.Tensor], device: torch.device | str) -> Metrics:

@@ -2,7 +2,7 @@
 
 import time
 
-from magicdistill.models.profiling import Stopwatch, span
+from magicdistill.models.profiling import StepTimer, span
 from magicdistill.platform.config.sections import ScheduleConfig
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.loop import Metrics
@@ -15,8 +15,8 @@ RELIEF = "jobs/plan.py says how many pairs.num_actors or data.num_readers it tak
 class Recorder:
     """Writes metrics of every cycle, and now and then a line for people."""
 
-    def __init__(self, run: RunDirectory, schedule: ScheduleConfig, stopwatch: Stopwatch) -> None:
-        self.run, self.schedule, self.stopwatch = run, schedule, stopwatch
+    def __init__(self, run: RunDirectory, schedule: ScheduleConfig, step_timer: StepTimer) -> None:
+        self.run, self.schedule, self.step_timer = run, schedule, step_timer
         self.line_every = max(1, schedule.num_cycles // 20)
         self.first: tuple[int, float] | None = None
         self.last_s = time.perf_counter()
@@ -44,7 +44,7 @@ class Recorder:
 
     def _parts(self, whole_s: float) -> Metrics:
         """Return the seconds of a cycle's parts: what no span has seen is `other`."""
-        parts = self.stopwatch.take()
+        parts = self.step_timer.take()
         parts["other"] = whole_s - sum(parts.values())
         for name, seconds in parts.items():
             self.spent[name] = self.spent.get(name, 0.0) + seconds

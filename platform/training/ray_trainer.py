@@ -17,7 +17,7 @@ from magicdistill.platform.cluster.preemption import (
 from magicdistill.platform.cluster.worker_failures import explained_failure, recorded_failure
 from magicdistill.platform.data.batches import deal
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.training.checkpoint_scoring import examined, has_room
+from magicdistill.platform.training.checkpoint_evaluation import has_room, scoring_checkpoints
 from magicdistill.platform.training.health import UnhealthyError
 
 
@@ -39,16 +39,20 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
     deal(recipe.schedule, cluster.sequence_parallel, rank=0, world_size=cluster.num_workers)
     asks_for_gpus = cluster.gpus_per_worker > 0
     resources = {"CPU": 1.0} | ({"GPU": cluster.gpus_per_worker} if asks_for_gpus else {})
-    run.verdict_path.unlink(missing_ok=True)
-    is_examined = held_out is not None and has_room(recipe, run.say)
-    exams = examined(run, held_out) if held_out is not None and is_examined else nullcontext()
+    run.health_report_path.unlink(missing_ok=True)
+    is_scored_apart = held_out is not None and has_room(recipe, run.say)
+    scoring = (
+        scoring_checkpoints(run, held_out)
+        if held_out is not None and is_scored_apart
+        else nullcontext()
+    )
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "run": str(run.path),
             "data": str(data),
             "held_out": held_out and str(held_out),
-            "is_examined": is_examined,
+            "is_examined": is_scored_apart,
         },
         torch_config=TorchConfig(backend="nccl" if cluster.uses_gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -62,10 +66,10 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
-    with leaving_in_order(run.stop_path), explained_failure(run), exams:
+    with leaving_in_order(run.stop_path), explained_failure(run), scoring:
         trainer.fit()
-    if run.verdict_path.exists():
-        raise UnhealthyError(run.verdict_path.read_text())
+    if run.health_report_path.exists():
+        raise UnhealthyError(run.health_report_path.read_text())
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -92,5 +96,5 @@ def train_worker(config: dict[str, Any]) -> None:
             world_size=context.get_world_size(),
             device="cpu" if cluster.rehearsal else ray.train.torch.get_device(),
             is_draining=is_draining,
-            is_examined=config["is_examined"],
+            is_scored_apart=config["is_examined"],
         ).run_all()

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import LatentCache
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.methods.build import vae
-from magicdistill.models.metrics.collapse_signs import compare_signs, vital_signs
+from magicdistill.models.metrics.collapse_signs import collapse_signs, compare_signs
 from magicdistill.models.metrics.suite import Measured, MetricSuite, summarise
 from magicdistill.models.objectives.config import (
     DistributionMatchingConfig,
@@ -90,11 +90,11 @@ class Validation:
                 euler = self.sampler.model_copy(update={"name": "euler"})
                 found = self.decode(self.generate(velocity, sampler=euler))
                 self.beside["euler"] = shrink(found)
-        self.teacher_signs = vital_signs(pixels)
+        self.teacher_signs = collapse_signs(pixels)
 
     def health(self, pixels: Tensor) -> dict[str, float]:
         """Return the vital signs of generated clips over those of the teacher's, and the drift."""
-        ratios = compare_signs(vital_signs(pixels), self.teacher_signs)
+        ratios = compare_signs(collapse_signs(pixels), self.teacher_signs)
         return {f"health/{name}": ratio for name, ratio in ratios.items()}
 
     @torch.no_grad()
@@ -157,7 +157,7 @@ class Validation:
             critic,
             latents,
             conditions,
-            Draws(self.recipe.seed, -1, -1, self.batch.positions, self.device),
+            Rng(self.recipe.seed, -1, -1, self.batch.positions, self.device),
             method.score_sigma,
             alpha_weak=method.alpha_weak,
             alpha_strong=method.alpha_strong,

@@ -22,13 +22,13 @@ from magicdistill.platform.data.stream_source import StreamedBatches, open_batch
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory, write_text
 from magicdistill.platform.training.engine import Ema, build_engine, gathered
-from magicdistill.platform.training.health import UnhealthyError, Watch
+from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import (
     Callback,
     Loop,
     Metrics,
     mean_over_ranks,
-    num_windows,
+    num_steps,
 )
 from magicdistill.platform.training.metrics_writer import Recorder
 from magicdistill.platform.training.validation import Validation, num_scored
@@ -51,10 +51,10 @@ class Worker:
         world_size: int,
         device: torch.device | str = "cpu",
         is_draining: Callable[[], bool] = lambda: False,
-        is_examined: bool = False,
+        is_scored_apart: bool = False,
     ) -> None:
         self.run, self.rank, self.device = run, rank, device
-        self.is_examined = is_examined
+        self.is_scored_apart = is_scored_apart
         self.recipe = recipe = run.recipe()
         logs.configure(verbose=logs.is_verbose())
         torch.set_num_threads(recipe.cluster.threads_per_worker)
@@ -78,14 +78,14 @@ class Worker:
         self.ema = Ema(role, self.engines[role].module, decay) if decay else None
         self.checkpoints = Checkpoints.of(run)
         self.notices = Notices(run.stop_path, is_draining, device)
-        self.watch = Watch(recipe.health)
+        self.monitor = HealthMonitor(recipe.health)
         self.loop = Loop(
             self.method,
             self.engines,
             open_batches(
                 recipe,
                 data,
-                num_windows=num_windows(self.method, schedule.num_cycles),
+                num_steps=num_steps(self.method, schedule.num_cycles),
                 rank=rank,
                 world_size=world_size,
                 device=device,
@@ -102,7 +102,7 @@ class Worker:
                 rank=rank,
                 world_size=world_size,
                 device=device,
-                num_scored=0 if is_examined else num_scored(recipe),
+                num_scored=0 if is_scored_apart else num_scored(recipe),
             )
             if held_out
             else None
@@ -126,7 +126,7 @@ class Worker:
             self.loop.run(start, schedule.num_cycles, self._callbacks())
         except UnhealthyError as error:  # all ranks raise it together
             if self.rank == 0:
-                write_text(self.run.verdict_path, self._with_best(str(error)))
+                write_text(self.run.health_report_path, self._with_best(str(error)))
             return
         except LeavingError:
             return
@@ -135,13 +135,13 @@ class Worker:
     def _callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = [self._sample, self._judge, self._checkpoint]
         if self.rank == 0:
-            recorder = Recorder(self.run, self.recipe.schedule, self.loop.stopwatch)
+            recorder = Recorder(self.run, self.recipe.schedule, self.loop.step_timer)
             callbacks[1:1] = [self._measure_supply, recorder]
         return callbacks
 
     def _measure_supply(self, cycle: int, metrics: Metrics) -> None:
         if isinstance(self.loop.batches, StreamedBatches):
-            metrics.update(self.loop.batches.supply())
+            metrics.update(self.loop.batches.throughput())
 
     def _measure_teacher(self) -> None:
         """Let the generator show what health is: before it is trained it is the teacher."""
@@ -155,25 +155,25 @@ class Worker:
         kept, rows = ranks.of_first((self.checkpoints.names(), list(self.run.metrics())))
         for row in rows:
             if (cycle := row["step"]) <= start:
-                self.watch.see(cycle, row)
-                if checkpoint_name(cycle) in kept and self.watch.keeps(cycle) and self.rank == 0:
+                self.monitor.observe(cycle, row)
+                if checkpoint_name(cycle) in kept and self.monitor.keeps(cycle) and self.rank == 0:
                     self.run.mark_best(cycle)
 
     def _judge(self, cycle: int, metrics: Metrics) -> None:
         """Stop an ill run before it saves a checkpoint, or say that it is ill."""
         health = self.recipe.health
-        illness = self.watch.see(cycle, metrics)
-        if illness is None:
+        violation = self.monitor.observe(cycle, metrics)
+        if violation is None:
             return
         if health.action == "stop":
-            raise UnhealthyError(str(illness))
+            raise UnhealthyError(str(violation))
         if self.rank == 0:
-            self.run.say(self._with_best(str(illness)))
+            self.run.say(self._with_best(str(violation)))
 
     def _with_best(self, words: str) -> str:
         """Add which checkpoint is the best, unless that is told beside the training."""
-        is_told = self.is_examined and self.recipe.health.best_by in METRICS
-        return words if is_told else f"{words}; {self.watch.best}"
+        is_told = self.is_scored_apart and self.recipe.health.best_by in METRICS
+        return words if is_told else f"{words}; {self.monitor.best}"
 
     @span("checkpoints")
     def _checkpoint(self, cycle: int, metrics: Metrics) -> None:
@@ -189,11 +189,11 @@ class Worker:
             raise PreemptedError(f"a worker received SIGTERM; cycle {cycle} is saved")
 
     def _save(self, cycle: int) -> None:
-        is_best = self.watch.keeps(cycle)
+        is_best = self.monitor.keeps(cycle)
 
         def spared() -> set[int]:
-            examined = self.run.examined()  # first: at its end it may be the best
-            wanted = (examined, cycle if is_best else self.run.best())
+            scored_now = self.run.scored_now()  # first: at its end it may be the best
+            wanted = (scored_now, cycle if is_best else self.run.best())
             return {number for number in wanted if number is not None}
 
         self.checkpoints.save(cycle, self.engines, self.ema, spared)

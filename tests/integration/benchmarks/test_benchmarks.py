@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, step
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.platform.data.stream_source import open_batches
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.worker import Worker
@@ -28,11 +28,11 @@ def test_the_bare_loop_computes_the_platforms_losses(tmp_path: Path) -> None:
     for cycle in range(2):
         batch = batches(cycle, 0)
 
-        def draws(turn: int, cycle: int = cycle, batch: Any = batch) -> Draws:
-            return Draws(recipe.seed, cycle, turn, batch.positions)
+        def rng(update: int, cycle: int = cycle, batch: Any = batch) -> Rng:
+            return Rng(recipe.seed, cycle, update, batch.positions)
 
         metrics = worker.loop.cycle(cycle)
-        losses = bare.cycle(batch, draws)
+        losses = bare.cycle(batch, rng)
         for name in ("generator/dmd", "generator/adversarial"):
             assert losses[name] == pytest.approx(metrics[name], rel=1e-4)
     assert worker.ema is not None

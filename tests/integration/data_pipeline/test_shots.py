@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.config import Measures
-from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.media.video import decode, write_mp4
 from magicdistill.data_pipeline.rows import Video
 from magicdistill.data_pipeline.sources.package_clips import find_clips
@@ -21,6 +21,6 @@ def test_transnet_finds_the_cut_that_was_drawn(tmp_path: Path):
     head = list(decode(REAL["carphone_pristine.mp4"]))
     write_mp4(path, np.stack(bikes[40:60] + head[:20]), 24)
     video = Video("v", "s", path.as_uri(), str(path), "f", "l", "general", split_shots=True)
-    with Child(120.0) as child:  # its package changes the process that imports it
-        outcome = child.call(score_video, video, path, Measures(shots="transnetv2"))
+    with Sandbox(120.0) as sandbox:  # its package changes the process that imports it
+        outcome = sandbox.call(score_video, video, path, Measures(shots="transnetv2"))
     assert [(clip.start, clip.stop) for clip in outcome.value] == [(0, 16), (24, 40)]

@@ -15,7 +15,7 @@ import torch
 from benchmarks.step import bench_recipe, write_cache
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
-from magicdistill.platform.data.ray_data_stream import Workshop, make_items
+from magicdistill.platform.data.ray_data_stream import ProducerConfig, make_items
 from magicdistill.platform.data.stream_source import open_batches
 
 ITEM_BYTES = 1 << 20
@@ -35,8 +35,8 @@ def none_is_lost_where_makers_are_killed() -> bool:
     """Kill two processes that make items; each item still comes once and in order."""
     seen: list[tuple[int, int]] = []
     killed: set[int] = set()
-    workshop = Workshop(build, num_actors=2, buffer=2, item_bytes=ITEM_BYTES)
-    for index, item in make_items(workshop, 5, 45):
+    producers = ProducerConfig(build, num_actors=2, buffer=2, item_bytes=ITEM_BYTES)
+    for index, item in make_items(producers, 5, 45):
         made, pid, _ = pickle.loads(item)
         seen.append((index, made))
         if index >= 15 + 10 * len(killed) and len(killed) < 2 and pid not in killed:
@@ -52,11 +52,11 @@ def readers_read_what_a_worker_reads(folder: Path) -> bool:
     recipe = bench_recipe("torch", batch_size=4)
     data = recipe.data.model_copy(update={"num_readers": 1})
     streamed, direct = (
-        open_batches(r, write_cache(folder), num_windows=6, rank=0, world_size=1, device="cpu")
+        open_batches(r, write_cache(folder), num_steps=6, rank=0, world_size=1, device="cpu")
         for r in (recipe.model_copy(update={"data": data}), recipe)
     )
-    pairs = [(streamed(window, 0), direct(window, 0)) for window in (2, 3, 3, 4, 5)]
-    assert streamed.supply()["supply/made_per_second"] > 0  # type: ignore[attr-defined]
+    pairs = [(streamed(step, 0), direct(step, 0)) for step in (2, 3, 3, 4, 5)]
+    assert streamed.throughput()["supply/made_per_second"] > 0  # type: ignore[attr-defined]
     return all(torch.equal(a.x0, b.x0) and a.positions == b.positions for a, b in pairs)
 
 

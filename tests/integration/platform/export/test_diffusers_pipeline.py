@@ -15,7 +15,7 @@ from torch import Tensor
 
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import sample
 from magicdistill.models.methods.build import build_method
 from magicdistill.models.metrics.fidelity import psnr_db
@@ -32,7 +32,7 @@ from magicdistill.platform.export.diffusers_pipeline import (
 )
 from magicdistill.platform.export.export import export
 from magicdistill.platform.export.pretrained_model import ASSETS, find_pretrained
-from magicdistill.platform.inference.sample_video import Order, Sampler, plan_windows
+from magicdistill.platform.inference.sample_video import Order, VideoSampler, plan_windows
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.engine import build_engine
 
@@ -85,12 +85,12 @@ def call_of_the_card(folder: Path, latents: Tensor | None = None) -> Tensor:
 
 def our_frames(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Return our sampler's frames, its noise and the image's latents."""
-    sampler = Sampler(find_pretrained(str(folder)), "cpu")
+    sampler = VideoSampler(find_pretrained(str(folder)), "cpu")
     order = Order(Path(), Path())
     windows = plan_windows(order, sampler.model.buckets[0])
     frames = next(iter(sampler.parts(PICTURE, order, windows)))
     first = rearrange(torch.from_numpy(PICTURE).float() / 127.5 - 1, "y x c -> 1 c 1 y x")
-    noise = Draws(0, -1, -1, [0]).normal("noise", SHAPE)
+    noise = Rng(0, -1, -1, [0]).normal("noise", SHAPE)
     return frames, noise, sampler.vae.encode(first)
 
 

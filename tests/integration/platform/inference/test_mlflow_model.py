@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.export.pretrained_model import find_pretrained
 from magicdistill.platform.inference.mlflow_model import Generator, register
-from magicdistill.platform.inference.sample_video import Sampler
+from magicdistill.platform.inference.sample_video import VideoSampler
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.tracker import Tracker
 
@@ -44,7 +44,7 @@ def test_a_registered_model_loads_and_samples_as_its_weights_do(
     loaded = mlflow.pyfunc.load_model(f"models:/{NAME}/{version.version}")
     frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     videos = loaded.predict(frames, params={"seed": 3})
-    direct = Generator(Sampler(find_pretrained(str(student), vae=str(vae))))
+    direct = Generator(VideoSampler(find_pretrained(str(student), vae=str(vae))))
     assert videos.shape == (2, 17, 64, 64, 3)
     assert np.array_equal(videos, direct.predict(frames, {"seed": 3}))
     assert not np.array_equal(videos, direct.predict(frames, {"seed": 4}))

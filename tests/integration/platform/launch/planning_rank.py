@@ -18,7 +18,7 @@ from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig, OptimizerConfig
 from magicdistill.platform.planning.flops import Sample, saved_bytes
-from magicdistill.platform.planning.forward_passes import Pass
+from magicdistill.platform.planning.forward_passes import ForwardPass
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.training.engine import DeepSpeedEngine, local_shard
 from tests.tiny import tiny_shapes
@@ -125,7 +125,7 @@ def check_sequence(*, recompute: bool) -> dict[str, Bytes]:
         network(*inputs())
     activations = [t for t in kept if t.untyped_storage().data_ptr() not in parameters]
     sample = Sample(WIDE, 3, 12, 12, sequence_parallel=2, activation_bytes=4)
-    predicted = saved_bytes(sample, Pass("generator", "", "weights"), recompute=recompute)
+    predicted = saved_bytes(sample, ForwardPass("generator", "", "weights"), recompute=recompute)
     return {
         "predicted": {"saved activations": predicted},
         "measured": {"saved activations": num_bytes(activations)},

@@ -14,7 +14,7 @@ from magicdistill.platform.evaluation.log_scores import track_scores
 from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
 from magicdistill.platform.inference.variants import Variant
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.tracking.event_log import Outbox
+from magicdistill.platform.tracking.event_log import EventLog
 from magicdistill.platform.tracking.sender import PARENT
 from magicdistill.platform.tracking.tracker import Tracker, send_unsent
 
@@ -152,10 +152,10 @@ def test_what_a_store_refuses_waits_aside_and_is_tried_again(run: RunDirectory) 
         tracker.artifact(missing)
         tracker.metrics({"loss": 1.0}, step=1)
     assert steps(run, tracker) == [1]
-    assert Outbox(run).num_unsent("") == 1
+    assert EventLog(run).num_unsent("") == 1
     missing.write_text("late")
     assert send_unsent(run.recipe().tracking, run)
-    assert Outbox(run).num_unsent("") == 0
+    assert EventLog(run).num_unsent("") == 0
     assert "report.md" in files(run, tracker, "")
 
 
@@ -165,11 +165,11 @@ def test_a_line_that_a_kill_or_a_full_disk_cut_short_is_dropped(
 ) -> None:
     with Tracker.start(run.recipe().tracking, run):
         pass
-    outbox = Outbox(run)
-    whole = list(outbox.letters())
-    with outbox.path.open("ab") as file:
+    event_log = EventLog(run)
+    whole = list(event_log.logged_events())
+    with event_log.path.open("ab") as file:
         file.write(b'{"kind": "poi' + end)
-    assert list(Outbox(run).letters()) == whole
+    assert list(EventLog(run).logged_events()) == whole
 
 
 @pytest.mark.parametrize(

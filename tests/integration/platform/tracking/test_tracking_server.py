@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.config.sections import TrackingConfig
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.tracking.event_log import Outbox
+from magicdistill.platform.tracking.event_log import EventLog
 from magicdistill.platform.tracking.tracker import Tracker
 from tests.mlflow_server import MlflowServer
 
@@ -45,7 +45,7 @@ def train(run: RunDirectory, steps: range) -> None:
 
 def wait_until_sent(run: RunDirectory, server: MlflowServer) -> None:
     until_s = time.monotonic() + 120
-    while Outbox(run).num_unsent(server.uri):
+    while EventLog(run).num_unsent(server.uri):
         assert time.monotonic() < until_s
         time.sleep(0.2)
 
@@ -60,7 +60,7 @@ def send(run: RunDirectory) -> subprocess.CompletedProcess[str]:
 
 def assert_all_there(run: RunDirectory, server: MlflowServer, steps: range) -> None:
     client = MlflowClient(server.uri)
-    run_id = Outbox(run).progress(server.uri).run_id or ""
+    run_id = EventLog(run).progress(server.uri).run_id or ""
     found = client.get_run(run_id)
     assert found.info.status == "FINISHED"
     assert found.data.params["method.name"] == "magic-gt"
@@ -119,6 +119,6 @@ def test_a_distillation_does_not_need_its_server(tmp_path: Path, server: MlflowS
     server.start()
     assert send(run).returncode == 0
     client = MlflowClient(server.uri)
-    found = client.get_run(Outbox(run).progress(server.uri).run_id or "")
+    found = client.get_run(EventLog(run).progress(server.uri).run_id or "")
     assert found.data.metrics["evaluation/student/proxy_frechet_distance"] > 0
     assert [int(version.version) for version in client.search_model_versions()] == [1]

@@ -73,7 +73,7 @@ def test_a_run_that_collapses_is_stopped_with_its_best_checkpoint_kept(
     run = create(tmp_path, fake_score={"most": 4})
     train(run, cache)
     rows = list(run.metrics())
-    verdict = run.verdict_path.read_text()
+    verdict = run.health_report_path.read_text()
     assert f"unhealthy at cycle {len(rows)}: critic/fake_score is" in verdict
     assert "above 4, for 2 values in a row; the best checkpoint is that of cycle" in verdict
     assert rows[-1]["critic/fake_score"] > 4 > rows[1]["critic/fake_score"]
@@ -88,7 +88,7 @@ def test_a_run_that_only_keeps_the_best_goes_on_and_says_so(tmp_path: Path, cach
     run = create(tmp_path, fake_score={"most": 4}, action="keep-best")
     train(run, cache)
     rows, progress = list(run.metrics()), run.progress_path.read_text()
-    assert len(rows) == 6 and not run.verdict_path.exists()
+    assert len(rows) == 6 and not run.health_report_path.exists()
     assert progress.count("critic/fake_score is") == 1
     for row in rows:
         parts = {name: value for name, value in row.items() if name.startswith("seconds/")}

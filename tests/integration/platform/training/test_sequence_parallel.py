@@ -62,10 +62,10 @@ def train(rank: int, world_size: int, sequence_parallel: int) -> tuple[list, lis
         set_kernels(module, KernelsConfig(recompute_blocks=True), group)
     positions = deal(SCHEDULE, sequence_parallel, rank=rank, world_size=world_size)
 
-    def batches(window: int, micro: int) -> Batch:
-        samples = [sample(position) for position in positions(window, micro)]
+    def batches(step: int, micro: int) -> Batch:
+        samples = [sample(position) for position in positions(step, micro)]
         x0, conditions = zip(*samples, strict=True)
-        return Batch(torch.cat(x0), Conditions.cat(conditions), positions(window, micro))
+        return Batch(torch.cat(x0), Conditions.cat(conditions), positions(step, micro))
 
     num_micro_batches = SCHEDULE.num_micro_batches
     engines = {

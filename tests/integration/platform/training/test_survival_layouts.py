@@ -24,7 +24,7 @@ from magicdistill.models.networks.config import PRESETS
 from magicdistill.models.networks.transformer import build_transformer
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints
-from magicdistill.platform.checkpoints.flat_shards import PieceReader
+from magicdistill.platform.checkpoints.flat_shards import FlatShardReader
 from magicdistill.platform.config.recipe import Recipe, load_recipe
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.worker import Worker
@@ -165,7 +165,7 @@ def losses(run: Path) -> list[dict[str, float]]:
 def state(run: Path, cycle: int) -> dict[str, torch.Tensor]:
     """Return every value of a checkpoint."""
     (path,) = [p for p in Checkpoints(run / "checkpoints", 9).committed() if str(cycle) in p.name]
-    readers = {role: PieceReader(path / role) for role in ROLES}
+    readers = {role: FlatShardReader(path / role) for role in ROLES}
     whole = {
         f"{role}/{kind}/{name}": reader.whole(kind, name)
         for role, reader in readers.items()

@@ -7,14 +7,14 @@ from magicdistill.data_pipeline.latents.row_order import (
     CYCLE,
     BucketSampler,
     MixtureSampler,
-    Sampler,
-    open_sampler,
+    RowOrder,
+    open_row_order,
 )
 from magicdistill.data_pipeline.sources.config import Mixture
 
 
 def test_every_epoch_reads_every_row_once_in_another_order():
-    sampler = Sampler(50, seed=3)
+    sampler = RowOrder(50, seed=3)
     first = [sampler.row(position) for position in range(50)]
     second = [sampler.row(position) for position in range(50, 100)]
     assert sorted(first) == sorted(second) == list(range(50))
@@ -22,17 +22,17 @@ def test_every_epoch_reads_every_row_once_in_another_order():
 
 
 def test_a_row_depends_on_seed_and_position_only():
-    straight = [Sampler(50, seed=3).row(position) for position in (120, 7, 60)]
-    sampler = Sampler(50, seed=3)
+    straight = [RowOrder(50, seed=3).row(position) for position in (120, 7, 60)]
+    sampler = RowOrder(50, seed=3)
     for position in range(130):
         sampler.row(position)
     assert [sampler.row(position) for position in (120, 7, 60)] == straight
-    assert [Sampler(50, seed=4).row(p) for p in range(9)] != [sampler.row(p) for p in range(9)]
+    assert [RowOrder(50, seed=4).row(p) for p in range(9)] != [sampler.row(p) for p in range(9)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_ranks_together_read_the_same_rows_at_any_world_size(world_size: int):
-    sampler = Sampler(50, seed=3)
+    sampler = RowOrder(50, seed=3)
     read = [
         row
         for step in range(5)
@@ -44,7 +44,7 @@ def test_the_ranks_together_read_the_same_rows_at_any_world_size(world_size: int
 
 def test_an_empty_cache_is_refused():
     with pytest.raises(ValueError, match="empty"):
-        Sampler(0, seed=0)
+        RowOrder(0, seed=0)
 
 
 KINDS = ["portrait"] * 40 + ["general"] * 15 + ["anime"] * 5
@@ -55,7 +55,7 @@ def index(kinds: list[str], buckets: list[str] | None = None) -> pa.Table:
     return pa.table({"mixture": kinds, "bucket": buckets or ["17x64x64@24"] * len(kinds)})
 
 
-AnySampler = Sampler | MixtureSampler | BucketSampler
+AnySampler = RowOrder | MixtureSampler | BucketSampler
 
 
 def drawn(sampler: AnySampler, count: int, first: int = 0) -> list[int]:
@@ -83,15 +83,15 @@ def test_a_kind_without_a_weight_is_left_out_and_a_weight_without_rows_is_refuse
     rows = drawn(MixtureSampler(KINDS, {"general": 1.0, "anime": 2.0}, seed=0), CYCLE)
     assert Counter(KINDS[row] for row in rows) == {"general": 333, "anime": 667}
     with pytest.raises(ValueError, match=r"mixture_weights\.anime: the cache has no such rows"):
-        open_sampler(index(KINDS[:50]), WEIGHTS, 4, seed=0)
+        open_row_order(index(KINDS[:50]), WEIGHTS, 4, seed=0)
     with pytest.raises(ValueError, match=r"mixture_weights\.anime: at least 1/1000"):
-        open_sampler(index(KINDS), {"portrait": 5000.0, "anime": 1.0}, 4, seed=0)
+        open_row_order(index(KINDS), {"portrait": 5000.0, "anime": 1.0}, 4, seed=0)
 
 
 def test_with_one_bucket_the_order_is_what_it_was_before_there_were_more():
-    rows = drawn(open_sampler(index(KINDS), {}, 4, seed=3), 8)
-    assert rows == drawn(Sampler(60, seed=3), 8) == [51, 21, 10, 50, 3, 20, 53, 29]
-    rows = drawn(open_sampler(index(KINDS), WEIGHTS, 4, seed=3), 8)
+    rows = drawn(open_row_order(index(KINDS), {}, 4, seed=3), 8)
+    assert rows == drawn(RowOrder(60, seed=3), 8) == [51, 21, 10, 50, 3, 20, 53, 29]
+    rows = drawn(open_row_order(index(KINDS), WEIGHTS, 4, seed=3), 8)
     assert rows == drawn(MixtureSampler(KINDS, WEIGHTS, seed=3), 8)
     assert rows == [46, 5, 49, 44, 52, 25, 10, 53]
 
@@ -102,7 +102,7 @@ BATCH = 8
 
 
 def two_buckets(weights: dict[Mixture, float], seed: int = 3) -> AnySampler:
-    return open_sampler(index(KINDS, BUCKETS), weights, BATCH, seed)
+    return open_row_order(index(KINDS, BUCKETS), weights, BATCH, seed)
 
 
 @pytest.mark.parametrize("weights", [{}, WEIGHTS])
@@ -143,5 +143,5 @@ def test_a_row_of_several_buckets_depends_on_seed_and_position_only():
 
 def test_a_bucket_with_hardly_any_rows_is_drawn_and_one_without_weight_is_not():
     kinds, buckets = ["general"] * 5000 + ["anime"], ["wide"] * 4999 + ["tall", "square"]
-    sampler = open_sampler(index(kinds, buckets), {"general": 1.0}, 1, seed=0)
+    sampler = open_row_order(index(kinds, buckets), {"general": 1.0}, 1, seed=0)
     assert Counter(buckets[row] for row in drawn(sampler, 1001)) == {"wide": 1000, "tall": 1}

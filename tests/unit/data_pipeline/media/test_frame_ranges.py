@@ -7,7 +7,7 @@ import pytest
 
 from magicdistill.data_pipeline.config import Bucket, Measures
 from magicdistill.data_pipeline.latents.windows import decode_windows, num_resampled
-from magicdistill.data_pipeline.media.frame_ranges import cropped, view_of
+from magicdistill.data_pipeline.media.frame_ranges import cropped, frame_range_of
 from magicdistill.data_pipeline.media.video import (
     DECODERS,
     Header,
@@ -50,29 +50,29 @@ def ramp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_seconds_become_frames_and_nothing_means_all():
-    view = view_of(make_video(t0_s=28.028, t1_s=30.5), HEADER)
+    view = frame_range_of(make_video(t0_s=28.028, t1_s=30.5), HEADER)
     assert (view.start, view.stop, view.num_frames) == (701, 762, 61)
-    view = view_of(make_video(), HEADER)
+    view = frame_range_of(make_video(), HEADER)
     assert (view.start, view.stop, view.num_frames, view.crop) == (0, None, 1000, ())
     assert (view.width, view.height) == (1920, 1080)
 
 
 def test_a_crop_is_scaled_from_the_frame_that_it_was_measured_on():
     hdtf = make_video(crop=(412.0, 0.0, 1011.0, 599.0), crop_frame=(0.0, 720.0))
-    assert view_of(hdtf, HEADER).crop == (618, 0, 1516, 898)
+    assert frame_range_of(hdtf, HEADER).crop == (618, 0, 1516, 898)
     vfhq = make_video(crop=(516.0, 12.0, 1204.0, 700.0), crop_frame=(1920.0, 1080.0))
-    assert view_of(vfhq, HEADER).crop == (516, 12, 1204, 700)
+    assert frame_range_of(vfhq, HEADER).crop == (516, 12, 1204, 700)
     fractions = make_video(crop=(0.5, 0.25, 1.2, 0.75), crop_frame=(1.0, 1.0))
-    view = view_of(fractions, HEADER)
+    view = frame_range_of(fractions, HEADER)
     assert view.crop == (960, 270, 1920, 810) and (view.width, view.height) == (960, 540)
 
 
 def test_a_span_or_a_crop_outside_is_a_reason():
     with pytest.raises(VideoError, match="bad span: starts at frame 1000 of 1000"):
-        view_of(make_video(t0_s=40.0, t1_s=50.0), HEADER)
+        frame_range_of(make_video(t0_s=40.0, t1_s=50.0), HEADER)
     outside = make_video(crop=(2000.0, 0.0, 2500.0, 500.0), crop_frame=(1920.0, 1080.0))
     with pytest.raises(VideoError, match="bad crop"):
-        view_of(outside, HEADER)
+        frame_range_of(outside, HEADER)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

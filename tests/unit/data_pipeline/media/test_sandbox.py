@@ -8,59 +8,59 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.sandbox import Sandbox
 
 
 def test_a_call_returns_the_value_and_the_process_is_kept():
-    with Child(timeout_s=30.0) as child:
-        assert child.call(abs, -3).value == 3
-        assert child.call(os.getpid).value == child.call(os.getpid).value != os.getpid()
+    with Sandbox(timeout_s=30.0) as sandbox:
+        assert sandbox.call(abs, -3).value == 3
+        assert sandbox.call(os.getpid).value == sandbox.call(os.getpid).value != os.getpid()
 
 
 def test_an_exception_becomes_a_reason_without_a_second_attempt():
-    with Child(timeout_s=30.0) as child:
-        before = child.call(os.getpid).value
-        assert child.call(int, "no number").failure.startswith("ValueError: invalid literal")
-        assert child.call(os.getpid).value == before
+    with Sandbox(timeout_s=30.0) as sandbox:
+        before = sandbox.call(os.getpid).value
+        assert sandbox.call(int, "no number").failure.startswith("ValueError: invalid literal")
+        assert sandbox.call(os.getpid).value == before
 
 
 def test_a_crash_becomes_a_reason_and_the_next_call_works():
-    with Child(timeout_s=30.0, num_attempts=2) as child:
-        assert child.call(os.abort).failure == "crashed with SIGABRT (2 attempts)"
-        assert child.call(abs, -3).value == 3
+    with Sandbox(timeout_s=30.0, num_attempts=2) as sandbox:
+        assert sandbox.call(os.abort).failure == "crashed with SIGABRT (2 attempts)"
+        assert sandbox.call(abs, -3).value == 3
 
 
 def test_an_exit_is_reported_with_its_code():
-    with Child(timeout_s=30.0, num_attempts=1) as child:
-        assert "exited with code 3" in child.call(os._exit, 3).failure
+    with Sandbox(timeout_s=30.0, num_attempts=1) as sandbox:
+        assert "exited with code 3" in sandbox.call(os._exit, 3).failure
 
 
 def test_a_hang_ends_at_the_time_out():
-    with Child(timeout_s=0.3, num_attempts=2) as child:
+    with Sandbox(timeout_s=0.3, num_attempts=2) as sandbox:
         start_s = time.monotonic()
-        assert child.call(time.sleep, 60).failure == "timed out after 0.3 s (2 attempts)"
+        assert sandbox.call(time.sleep, 60).failure == "timed out after 0.3 s (2 attempts)"
         assert time.monotonic() - start_s < 20
-        assert child.call(abs, -3).value == 3
+        assert sandbox.call(abs, -3).value == 3
 
 
 def test_every_new_process_loads_first_and_has_its_own_time_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with Child(30.0, 1, load=partial(os.chdir, str(tmp_path))) as child:
-        assert child.call(os.getcwd).value == str(tmp_path)
-        assert child.call(os.abort).failure
-        assert child.call(os.getcwd).value == str(tmp_path)
+    with Sandbox(30.0, 1, load=partial(os.chdir, str(tmp_path))) as sandbox:
+        assert sandbox.call(os.getcwd).value == str(tmp_path)
+        assert sandbox.call(os.abort).failure
+        assert sandbox.call(os.getcwd).value == str(tmp_path)
     with pytest.raises(RuntimeError, match="cannot load what it needs: FileNotFoundError"):
-        Child(30.0, load=partial(os.chdir, "/nowhere")).start()
+        Sandbox(30.0, load=partial(os.chdir, "/nowhere")).start()
     monkeypatch.setattr("magicdistill.data_pipeline.media.sandbox.LOADING_TIMEOUT_S", 0.3)
     with pytest.raises(RuntimeError, match=r"cannot load .*timed out after 0\.3 s"):
-        Child(30.0, load=partial(time.sleep, 60)).call(abs, -3)
+        Sandbox(30.0, load=partial(time.sleep, 60)).call(abs, -3)
 
 
 def test_output_of_a_decoder_does_not_disturb_the_replies():
-    with Child(timeout_s=30.0) as child:
-        assert child.call(os.write, 1, b"noise on standard output").value == 24
-        assert child.call(abs, -3).value == 3
+    with Sandbox(timeout_s=30.0) as sandbox:
+        assert sandbox.call(os.write, 1, b"noise on standard output").value == 24
+        assert sandbox.call(abs, -3).value == 3
 
 
 def test_the_child_ends_with_a_parent_that_is_killed():
@@ -90,7 +90,7 @@ def _is_alive(process_id: int) -> bool:
 
 
 def test_an_interrupt_of_the_terminal_does_not_stop_the_child():
-    with Child(timeout_s=30.0) as child:
-        child_id = child.call(os.getpid).value
+    with Sandbox(timeout_s=30.0) as sandbox:
+        child_id = sandbox.call(os.getpid).value
         os.kill(child_id, signal.SIGINT)
-        assert child.call(os.getpid).value == child_id
+        assert sandbox.call(os.getpid).value == child_id

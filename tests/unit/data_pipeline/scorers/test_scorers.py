@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from magicdistill.data_pipeline.config import Decoder, Measures
-from magicdistill.data_pipeline.media.sandbox import Child
+from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.media.video import decode, write_mp4
 from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.scorers.aesthetics import Aesthetics
@@ -312,8 +312,8 @@ def test_a_gpu_is_reserved_for_networks_that_use_it_and_no_score_is_taken_again(
 
 def test_a_process_without_a_reserved_gpu_sees_none(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    with Child(60.0, load=partial(try_out, [PHash()], False)) as child:
-        assert child.call(os.getenv, "CUDA_VISIBLE_DEVICES").value == ""
+    with Sandbox(60.0, load=partial(try_out, [PHash()], False)) as sandbox:
+        assert sandbox.call(os.getenv, "CUDA_VISIBLE_DEVICES").value == ""
 
 
 def test_a_reserved_gpu_that_is_not_there_stops_the_run(monkeypatch: pytest.MonkeyPatch):
@@ -328,9 +328,9 @@ def test_embeddings_of_a_gpu_are_those_of_a_cpu(clip_model: Path):
     scorer = Embedding(clip=clip_model)
     looks = []
     for has_gpu in (False, True):
-        with Child(300.0, load=partial(try_out, [scorer], has_gpu)) as child:
-            looks.append(child.call(scorer.look, frame, None).value)
-            assert child.call(torch.cuda.is_initialized).value == has_gpu
+        with Sandbox(300.0, load=partial(try_out, [scorer], has_gpu)) as sandbox:
+            looks.append(sandbox.call(scorer.look, frame, None).value)
+            assert sandbox.call(torch.cuda.is_initialized).value == has_gpu
     np.testing.assert_allclose(*looks, atol=1e-3)
 
 

@@ -10,7 +10,7 @@ from magicdistill.models.diffusion.flow import (
     velocity,
     x0_from_velocity,
 )
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import rollout, sample
 from magicdistill.models.networks.conditioning.conditions import Conditions
 
@@ -126,19 +126,19 @@ def test_the_consistency_sampler_demands_fresh_noise():
 
 
 def test_draws_belong_to_the_sample_and_not_to_the_rank():
-    whole = Draws(0, cycle=3, turn=1, positions=range(8))
-    parts = [Draws(0, cycle=3, turn=1, positions=part) for part in (range(4), range(4, 8))]
+    whole = Rng(0, cycle=3, update=1, positions=range(8))
+    parts = [Rng(0, cycle=3, update=1, positions=part) for part in (range(4), range(4, 8))]
     expected = whole.normal("eps", (2, 3))
     assert torch.equal(expected, torch.cat([part.normal("eps", (2, 3)) for part in parts]))
     assert parts[0].shared_index("grid", 1000) == parts[1].shared_index("grid", 1000)
 
 
 def test_draws_differ_between_streams_turns_and_cycles():
-    draws = Draws(0, cycle=0, turn=0, positions=range(2))
+    rng = Rng(0, cycle=0, update=0, positions=range(2))
     others = [
-        draws.uniform("b"),
-        Draws(0, cycle=1, turn=0, positions=range(2)).uniform("a"),
-        Draws(0, cycle=0, turn=1, positions=range(2)).uniform("a"),
-        Draws(1, cycle=0, turn=0, positions=range(2)).uniform("a"),
+        rng.uniform("b"),
+        Rng(0, cycle=1, update=0, positions=range(2)).uniform("a"),
+        Rng(0, cycle=0, update=1, positions=range(2)).uniform("a"),
+        Rng(1, cycle=0, update=0, positions=range(2)).uniform("a"),
     ]
-    assert all(not torch.equal(draws.uniform("a"), other) for other in others)
+    assert all(not torch.equal(rng.uniform("a"), other) for other in others)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.long_video import (
-    Windows,
+    ContextWindows,
     coarse,
     continued,
     crossfade,
@@ -28,7 +28,7 @@ def null(prior: Tensor) -> Conditions:
 @pytest.mark.parametrize("total", [1, 16, 17, 18, 29, 30, 100])
 @pytest.mark.parametrize("overlap", [1, 5, 13])
 def test_windows_give_exactly_the_frames_that_are_asked_for(total: int, overlap: int) -> None:
-    windows = Windows(total, 17, overlap)
+    windows = ContextWindows(total, 17, overlap)
     calls = []
 
     def generate(start: Tensor, index: int) -> Tensor:
@@ -45,7 +45,7 @@ def test_windows_give_exactly_the_frames_that_are_asked_for(total: int, overlap:
 @pytest.mark.parametrize(("total", "overlap"), [(0, 1), (20, 0), (20, 2), (20, 17)])
 def test_windows_that_cannot_be_are_refused(total: int, overlap: int) -> None:
     with pytest.raises(ValueError, match="frame"):
-        Windows(total, 17, overlap)
+        ContextWindows(total, 17, overlap)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "consistency"])
@@ -104,7 +104,7 @@ def test_a_model_that_darkens_drifts_no_further_than_one_window(pull: float) -> 
         fade = torch.linspace(1, 0.9, 17).view(-1, 1, 1)
         return start[:, :, -1:] * fade - (1 - fade)
 
-    windows = Windows(17 + 20 * 12, 17, 5)
+    windows = ContextWindows(17 + 20 * 12, 17, 5)
     frames = torch.cat(list(slide(darken, FIRST, windows, pull=pull)), dim=2)
     assert (frames.mean((1, 3, 4)) - FIRST.mean()).abs().max() < 0.12
     lost = torch.cat([darken(FIRST * 0.9**i - (1 - 0.9**i), i) for i in range(20)], dim=2)

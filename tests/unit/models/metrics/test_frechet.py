@@ -15,9 +15,9 @@ from magicdistill.models.metrics.frechet import (
 
 def features(seed: int, count: int, width: int = 8) -> np.ndarray:
     """Return correlated rows that lie away from zero."""
-    draws = np.random.default_rng(seed)
-    mixing = draws.standard_normal((width, width))
-    return draws.standard_normal((count, width)) @ mixing + 5 * draws.standard_normal(width)
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((width, width))
+    return rng.standard_normal((count, width)) @ mixing + 5 * rng.standard_normal(width)
 
 
 def scipys(a: np.ndarray, b: np.ndarray) -> float:
@@ -47,9 +47,9 @@ def test_diagonal_gaussians_have_their_closed_form() -> None:
 
 def test_gaussians_that_do_not_share_axes_have_their_closed_form() -> None:
     """A rotation by 90 degrees swaps the variances, by 45 mixes them: roots of 2 x 2 matrices."""
-    turn = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
+    update = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
     a = FrechetStatistics(2, np.zeros(2), np.diag([9.0, 1.0]))
-    b = FrechetStatistics(2, np.zeros(2), turn @ np.diag([4.0, 1.0]) @ turn.T)
+    b = FrechetStatistics(2, np.zeros(2), update @ np.diag([4.0, 1.0]) @ update.T)
     product = a.products @ b.products
     trace_of_root = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
     assert a.distance(b) == pytest.approx(10 + 5 - 2 * trace_of_root)

@@ -125,8 +125,8 @@ def test_an_export_is_called_as_it_is(tmp_path: Path) -> None:
     scripted(Sharpness(), tmp_path / weight_files.MUSIQ.files[0].name)
     network = load_network(weight_files.MUSIQ, tmp_path)
     assert isinstance(network, nn.Module)
-    draws = torch.rand(2, 3, 8, 8)
-    torch.testing.assert_close(network(draws), 100 * draws.std([1, 2, 3]))
+    rng = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(network(rng), 100 * rng.std([1, 2, 3]))
 
 
 def test_dino_gives_the_class_token_of_images_of_any_aspect(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from magicdistill.models.metrics.preprocessing import CLIP, IMAGENET
 
 
 def noise(height: int, width: int) -> torch.Tensor:
-    draws = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (2, 3, height, width), generator=draws).to(torch.uint8)
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, 3, height, width), generator=rng).to(torch.uint8)
 
 
 def levels(images: torch.Tensor, colours: tuple[tuple[float, ...], ...]) -> torch.Tensor:

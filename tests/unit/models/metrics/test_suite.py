@@ -56,9 +56,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def clips(count: int, seed: int = 0) -> Tensor:
     """Return clips that differ in their motion."""
-    draws = torch.Generator().manual_seed(seed)
-    first = torch.rand(count, 3, 1, 32, 32, generator=draws) - 0.5
-    step = 0.02 * torch.rand(count, 1, 1, 1, 1, generator=draws)
+    rng = torch.Generator().manual_seed(seed)
+    first = torch.rand(count, 3, 1, 32, 32, generator=rng) - 0.5
+    step = 0.02 * torch.rand(count, 1, 1, 1, 1, generator=rng)
     return first + step * torch.arange(17).view(1, 1, -1, 1, 1)
 
 

@@ -67,8 +67,8 @@ def test_flickering_is_the_frame_difference(frames: Tensor, score: float) -> Non
 
 
 def test_noise_flickers_by_the_mean_difference_of_two_uniform_draws() -> None:
-    draws = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, (20, 3, 64, 64), generator=draws).to(torch.uint8)
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (20, 3, 64, 64), generator=rng).to(torch.uint8)
     expected = 1 - (256**2 - 1) / (3 * 256) / 255
     assert vbench.temporal_flickering(noise) == pytest.approx(expected, abs=1e-3)
 
@@ -127,8 +127,8 @@ def test_smoothness_is_how_well_odd_frames_follow_from_even_ones(
 
 
 def test_smoothness_looks_at_the_picture_without_its_padding() -> None:
-    draws = torch.Generator().manual_seed(0)
-    picture = torch.randint(0, 256, (1, 3, 21, 35), generator=draws).to(torch.uint8)
+    rng = torch.Generator().manual_seed(0)
+    picture = torch.randint(0, 256, (1, 3, 21, 35), generator=rng).to(torch.uint8)
     assert vbench.motion_smoothness(picture.expand(5, -1, -1, -1), mean_of_both) == 1
 
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from magicdistill.models.diffusion.flow import sigma_grid
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import sample
 from magicdistill.models.methods.distribution_matching import DistributionMatching
 from magicdistill.models.metrics.frechet import frechet_distance
@@ -28,7 +28,7 @@ from magicdistill.models.objectives.flow_matching import Finetune
 from magicdistill.models.objectives.lcm import Lcm
 from magicdistill.models.objectives.rollouts import Rollouts
 
-DRAWS = Draws(0, cycle=0, turn=0, positions=range(2))
+DRAWS = Rng(0, cycle=0, update=0, positions=range(2))
 CONFIGS: TypeAdapter[Any] = TypeAdapter(MethodConfig)
 
 
@@ -50,9 +50,9 @@ def assert_frozen_is_untouched(module) -> None:
     assert frozen and all(parameter.grad is None for parameter in frozen)
 
 
-def generator_turn(magic, batch, draws=DRAWS):
-    with magic.turn("generator"):
-        loss = magic.loss("generator", magic.modules, batch, draws)
+def generator_turn(magic, batch, rng=DRAWS):
+    with magic.prepared_for("generator"):
+        loss = magic.loss("generator", magic.modules, batch, rng)
         loss.total.backward()
     return loss
 
@@ -118,7 +118,7 @@ def test_weak_to_strong_scales_the_gradient_of_a_small_lora(generator, critic, b
 
 def test_the_critics_turn_trains_lora_and_discriminator_only(generator, critic, batch):
     magic = method(generator, critic, r1_weight=1.0)
-    with magic.turn("critic"):
+    with magic.prepared_for("critic"):
         loss = magic.loss("critic", magic.modules, batch, DRAWS)
         loss.total.backward()
     assert loss.terms["r1"] > 0
@@ -174,10 +174,10 @@ def test_guidance_is_distilled_inside_the_stage(generator, critic, prompted):
     student = guided_student(generator)
     scales = {"low": 0.0, "high": 5.0, "form": "magic141"}
     magic = method(student, critic, "dmd2", cfg_distillation={"guidance": scales})
-    with magic.turn("critic"):
+    with magic.prepared_for("critic"):
         magic.loss("critic", magic.modules, prompted, DRAWS).total.backward()
     assert gradients(student) == set()
-    loss = generator_turn(magic, prompted, replace(DRAWS, turn=1))
+    loss = generator_turn(magic, prompted, replace(DRAWS, update=1))
     assert {"cfg", "cfg_base", "dmd", "adversarial"} <= loss.terms.keys()
     assert loss.terms["guidance"] == (1 + 5 * DRAWS.of_cycle().uniform("guidance")).mean()
     assert_frozen_is_untouched(critic)
@@ -237,19 +237,19 @@ def test_a_loss_is_a_function_of_batch_and_draws(generator, critic, batch, share
 def test_the_rollout_is_the_sampler(generator, batch, name):
     sampler = SamplerConfig(name=name, num_steps=3)
     rollouts = Rollouts(sampler, shared=True)
-    draws = DRAWS.of_cycle()
+    rng = DRAWS.of_cycle()
     shape = batch.x0.shape[1:]
     latents = sample(
         generator,
-        draws.normal("noise", shape),
+        rng.normal("noise", shape),
         sigma_grid(3, shift=5.0),
         batch.conditions,
         sampler=name,
-        fresh_noise=lambda step: draws.normal(f"fresh-{step}", shape),
+        fresh_noise=lambda step: rng.normal(f"fresh-{step}", shape),
     )
     last = next(
-        draws for turn in range(99)
-        if (draws := replace(DRAWS, turn=turn)).shared_index("grid", 3) == 2
+        rng for update in range(99)
+        if (rng := replace(DRAWS, update=update)).shared_index("grid", 3) == 2
     )  # fmt: skip
     assert torch.equal(rollouts.visit(generator, batch, last).x0, latents)
 
@@ -264,9 +264,9 @@ def test_all_ranks_train_the_same_grid_index_and_so_the_same_number_of_forwards(
                 calls.append(inputs)
                 return generator(*inputs)
 
-            draws = Draws(0, cycle, 0, positions)
+            rng = Rng(0, cycle, 0, positions)
             rollouts = Rollouts(SamplerConfig(), shared=False)
-            visit = rollouts.visit(network, replace(batch, positions=positions), draws)
+            visit = rollouts.visit(network, replace(batch, positions=positions), rng)
             counts.append(len(calls))
             sigmas.append(visit.sigma)
         assert counts[0] == counts[1] and torch.equal(*sigmas)
@@ -280,8 +280,8 @@ def test_a_shared_rollout_runs_once_a_cycle_and_its_visits_serve_the_fakes(gener
         return generator(*inputs)
 
     rollouts = Rollouts(SamplerConfig(), shared=True)
-    turns = [replace(DRAWS, turn=turn) for turn in range(6)]
-    visits = [rollouts.visit(network, batch, draws) for draws in turns]
+    updates = [replace(DRAWS, update=update) for update in range(6)]
+    visits = [rollouts.visit(network, batch, rng) for rng in updates]
     assert len(calls) == 4
     assert len({float(visit.sigma[0]) for visit in visits}) > 1
     rollouts.visit(network, batch, replace(DRAWS, cycle=1))
@@ -290,8 +290,8 @@ def test_a_shared_rollout_runs_once_a_cycle_and_its_visits_serve_the_fakes(gener
 
 def test_warm_up_cycles_leave_the_generator_alone(generator, critic):
     magic = method(generator, critic, warmup_cycles=1, num_fake_updates=2)
-    assert list(magic.turns(0)) == ["critic"] * 2
-    assert list(magic.turns(1)) == ["critic", "critic", "generator"]
+    assert list(magic.updates(0)) == ["critic"] * 2
+    assert list(magic.updates(1)) == ["critic", "critic", "generator"]
 
 
 @pytest.mark.parametrize(

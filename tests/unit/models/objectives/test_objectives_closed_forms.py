@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from magicdistill.models.diffusion.flow import noised, sigma_grid
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.adversarial import finite_difference_r1
@@ -173,21 +173,21 @@ def test_guidance_distillation_recovers_the_guided_velocity():
 
     scales = GuidanceRange(low=0.0, high=5.0, form="magic141")
     config = CfgDistillation(base_weight=0.0, guidance=scales)
-    draws = Draws(0, 0, 0, range(64))
+    rng = Rng(0, 0, 0, range(64))
     batch = Batch(
         torch.randn(64, 2, 1, 2, 2),
         conditions(torch.randn(64, 1)),
-        draws.positions,
+        rng.positions,
         null=conditions(torch.zeros(64, 1)),
     )
-    guidance = draw_guidance(scales, draws)
+    guidance = draw_guidance(scales, rng)
     assert guidance.min() >= 1 and guidance.max() <= 6 and guidance.std() > 1
     optimizer = torch.optim.LBFGS([found], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
         loss = cfg_distillation_loss(
-            config, student, field, batch, draws, guidance, teacher_embeds=False
+            config, student, field, batch, rng, guidance, teacher_embeds=False
         )
         loss.total.backward()
         return loss.total

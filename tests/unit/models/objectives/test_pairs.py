@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.methods.distribution_matching import DistributionMatching
 from magicdistill.models.objectives.config import MagicMethod, PairSupervision, SamplerConfig
 from magicdistill.models.objectives.types import Pair
@@ -27,8 +27,8 @@ def paired(batch):
 
 
 def loss_of(method, batch, cycle=0):
-    with method.turn("generator"):
-        return method.loss("generator", method.modules, batch, Draws(0, cycle, 5, batch.positions))
+    with method.prepared_for("generator"):
+        return method.loss("generator", method.modules, batch, Rng(0, cycle, 5, batch.positions))
 
 
 def test_the_weights_go_from_pairs_to_distribution_matching_in_a_line():
@@ -56,7 +56,7 @@ def test_the_total_weighs_both_by_the_cycle(generator, critic, paired):
 def test_the_critic_sees_what_the_pairs_noise_gives(generator, critic, paired):
     method = magic(generator, critic)
     terms = [
-        method.loss("critic", method.modules, batch, Draws(0, cycle, 0, batch.positions)).terms
+        method.loss("critic", method.modules, batch, Rng(0, cycle, 0, batch.positions)).terms
         for cycle, batch in enumerate((paired, replace(paired, pair=None)))
     ]
     assert terms[0]["fake_score"] != terms[1]["fake_score"]

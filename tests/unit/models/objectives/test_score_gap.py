@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from magicdistill.models.diffusion.rng import Draws
+from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.objectives.config import ScoreSigmaConfig
 from magicdistill.models.objectives.score_gap import weak_to_strong_gap
@@ -23,7 +23,7 @@ def gap(critic: Critic, batch: Batch, alpha_weak: float, size: float = 1.0) -> d
         critic,
         batch.x0,
         batch.conditions,
-        Draws(0, 0, 0, batch.positions),
+        Rng(0, 0, 0, batch.positions),
         ScoreSigmaConfig(),
         alpha_weak=alpha_weak,
         alpha_strong=1.0,

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicdistill.platform.checkpoints.flat_shards import Piece, PieceReader, write_pieces
+from magicdistill.platform.checkpoints.flat_shards import (
+    FlatShard,
+    FlatShardReader,
+    write_flat_shards,
+)
 
 VALUES = torch.arange(24.0)
 SHAPE = torch.Size([4, 6])
@@ -15,8 +19,8 @@ SHAPE = torch.Size([4, 6])
 def folder(tmp_path: Path) -> Path:
     """What three ranks wrote, of which each held a part."""
     for rank, (start, stop) in enumerate([(0, 7), (7, 16), (16, 24)]):
-        piece = Piece("weight/a", start, VALUES[start:stop])
-        write_pieces(tmp_path, [piece], {"a": SHAPE}, {"schedule_step": 3}, replicated=False)
+        piece = FlatShard("weight/a", start, VALUES[start:stop])
+        write_flat_shards(tmp_path, [piece], {"a": SHAPE}, {"schedule_step": 3}, replicated=False)
         (tmp_path / "rank-00000.safetensors").rename(tmp_path / f"rank-0000{9 - rank}.safetensors")
     return tmp_path
 
@@ -24,13 +28,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("start", range(0, 24, 5))
 def test_any_stretch_is_put_together(folder, start):
     for stop in range(start, 25):
-        piece = Piece("weight/a", start, torch.full((stop - start,), -1.0))
-        PieceReader(folder).fill(piece)
+        piece = FlatShard("weight/a", start, torch.full((stop - start,), -1.0))
+        FlatShardReader(folder).fill(piece)
         assert torch.equal(piece.values, VALUES[start:stop])
 
 
 def test_a_parameter_is_read_in_its_shape(folder):
-    reader = PieceReader(folder)
+    reader = FlatShardReader(folder)
     assert reader.names() == ["a"]
     assert torch.equal(reader.whole("weight", "a"), VALUES.view(SHAPE))
     assert reader.facts["schedule_step"] == 3
@@ -39,10 +43,10 @@ def test_a_parameter_is_read_in_its_shape(folder):
 @pytest.mark.parametrize(("name", "size"), [("weight/b", 1), ("exp_avg/a", 1), ("weight/a", 25)])
 def test_what_was_never_written_is_refused(folder, name, size):
     with pytest.raises(ValueError, match=f"no value .* of {name}"):
-        PieceReader(folder).fill(Piece(name, 0, torch.zeros(size)))
+        FlatShardReader(folder).fill(FlatShard(name, 0, torch.zeros(size)))
 
 
 def test_a_stretch_that_no_rank_wrote_is_refused(folder):
     (folder / "rank-00008.safetensors").unlink()
     with pytest.raises(ValueError, match="no value 7 of weight/a"):
-        PieceReader(folder).whole("weight", "a")
+        FlatShardReader(folder).whole("weight", "a")

@@ -71,9 +71,9 @@ def test_an_update_has_one_shape_on_all_ranks_and_resumes_alike(cache: AnyPath, 
     ranks = [open_rank(cache, rank, world_size) for rank in range(world_size)]
     alone = open_rank(cache, 0, 1)
     seen = set()
-    for window in (*range(12), 3):
-        parts = [batches(window, micro).x0 for micro in range(2) for batches in ranks]
-        expected = [alone(window, micro).x0 for micro in range(2)]
+    for step in (*range(12), 3):
+        parts = [batches(step, micro).x0 for micro in range(2) for batches in ranks]
+        expected = [alone(step, micro).x0 for micro in range(2)]
         assert torch.equal(torch.cat(parts), torch.cat(expected))
         seen.add(tuple(parts[0].shape[1:]))
     assert seen == set(SHAPES.values())
@@ -92,8 +92,8 @@ def test_training_goes_through_both_shapes(cache: AnyPath):
     }
     batches, seen = open_rank(cache, 0, 1), []
 
-    def record(window: int, micro: int):
-        batch = batches(window, micro)
+    def record(step: int, micro: int):
+        batch = batches(step, micro)
         seen.append(tuple(batch.x0.shape[1:]))
         return batch
 

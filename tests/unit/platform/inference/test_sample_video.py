@@ -25,7 +25,7 @@ from magicdistill.platform.export.pretrained_model import (
 from magicdistill.platform.inference.sample_many import read_orders
 from magicdistill.platform.inference.sample_video import (
     Order,
-    Sampler,
+    VideoSampler,
     describe,
     difference_db,
     is_made,
@@ -41,8 +41,8 @@ FACE = ASSETS / "portrait-tiny" / "face.png"
 
 
 @pytest.fixture(scope="module")
-def sampler() -> Sampler:
-    return Sampler(find_pretrained("student-4step"))
+def sampler() -> VideoSampler:
+    return VideoSampler(find_pretrained("student-4step"))
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -135,8 +135,8 @@ def test_layers_that_come_one_by_one_make_the_same_video(sampler, dtype):
         pytest.importorskip("torchao", reason="the extra int8 is not installed")
     image, order = np.array(Image.open(FACE).convert("RGB").resize((64, 64))), Order(FACE, Path())
     windows = plan_windows(order, sampler.model.buckets[0])
-    whole = Sampler(replace(sampler.model, dtype=dtype))
-    offloaded = Sampler(replace(sampler.model, dtype=dtype, offload=True))
+    whole = VideoSampler(replace(sampler.model, dtype=dtype))
+    offloaded = VideoSampler(replace(sampler.model, dtype=dtype, offload=True))
     assert is_offloaded(offloaded.velocity.transformer)
     assert not is_offloaded(whole.velocity.transformer)
     first, second = (next(made.parts(image, order, windows)) for made in (whole, offloaded))
@@ -148,7 +148,7 @@ def test_a_prompt_goes_through_the_encoders_beside_the_model(sampler, tmp_path, 
     if dtype == "int8":
         pytest.importorskip("torchao", reason="the extra int8 is not installed")
     tiny_encoder(64).save(tmp_path)
-    made = Sampler(replace(sampler.model, encoders=tmp_path, dtype=dtype))
+    made = VideoSampler(replace(sampler.model, encoders=tmp_path, dtype=dtype))
     image, order = np.array(Image.open(FACE).convert("RGB").resize((64, 64))), Order(FACE, Path())
     windows = plan_windows(order, sampler.model.buckets[0])
     null, one, same, other = (
@@ -204,8 +204,8 @@ def test_a_folder_without_a_recipe_needs_a_vae_and_takes_one_beside_it(tmp_path)
     shutil.copytree(student.vae, tmp_path / "pipeline" / "vae")
     found = find_pretrained(str(tmp_path / "pipeline")).changed((17, 64, 64))
     assert found.vae == tmp_path / "pipeline" / "vae"
-    Sampler(found).make(Order(FACE, tmp_path / "a.mp4"))
-    Sampler(student).make(Order(FACE, tmp_path / "b.mp4"))
+    VideoSampler(found).make(Order(FACE, tmp_path / "a.mp4"))
+    VideoSampler(student).make(Order(FACE, tmp_path / "b.mp4"))
     assert np.array_equal(pixels(tmp_path / "a.mp4"), pixels(tmp_path / "b.mp4"))
 
 

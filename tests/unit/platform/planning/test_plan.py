@@ -20,7 +20,7 @@ from magicdistill.platform.config.recipe import load_recipe, recipe_names
 from magicdistill.platform.config.sections import OptimizerConfig, Precision, TorchEngineConfig
 from magicdistill.platform.launch.cli import parse_job
 from magicdistill.platform.planning.flops import Sample, operations, saved_bytes
-from magicdistill.platform.planning.forward_passes import Pass
+from magicdistill.platform.planning.forward_passes import ForwardPass
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.planning.plan import Change, changed, plan
 from magicdistill.platform.planning.plan_table import format_plan, to_json
@@ -87,7 +87,7 @@ def test_the_generators_saved_activations_are_predicted(
 ) -> None:
     module, forward = generator(precision, recompute=recompute)
     predicted = saved_bytes(
-        sample(precision), Pass("generator", "", "weights"), recompute=recompute
+        sample(precision), ForwardPass("generator", "", "weights"), recompute=recompute
     )
     assert predicted == pytest.approx(measured(module, forward), rel=0.1)
 
@@ -97,8 +97,8 @@ def test_the_generators_saved_activations_are_predicted(
 def test_the_critics_saved_activations_are_predicted(precision: Precision, recompute: bool) -> None:
     module = critic(precision, recompute=recompute)
     steps = {
-        "velocity": Pass("critic", "", "lora"),
-        "logits": Pass("critic", "", "weights", blocks="discriminator"),
+        "velocity": ForwardPass("critic", "", "lora"),
+        "logits": ForwardPass("critic", "", "weights", blocks="discriminator"),
     }
     for output, step in steps.items():
         predicted = saved_bytes(sample(precision), step, recompute=recompute)
@@ -119,7 +119,9 @@ def test_a_gradient_through_the_frozen_critic_is_predicted(
         )
     predicted = sum(
         saved_bytes(
-            sample(precision), Pass("critic", "", "inputs", blocks=blocks), recompute=recompute
+            sample(precision),
+            ForwardPass("critic", "", "inputs", blocks=blocks),
+            recompute=recompute,
         )
         for blocks in ("double", "discriminator")
     )
@@ -131,7 +133,7 @@ def test_operations_are_those_that_torch_counts(recompute: bool) -> None:
     _, forward = generator("fp32", recompute=recompute)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         forward().sum().backward()
-    predicted = operations(sample(), Pass("generator", "", "weights"), recompute=recompute)
+    predicted = operations(sample(), ForwardPass("generator", "", "weights"), recompute=recompute)
     assert predicted == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 

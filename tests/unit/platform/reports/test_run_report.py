@@ -89,7 +89,7 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path, recipe) -> None:
 
 
 def test_an_ill_run_says_why_it_was_stopped(run: RunDirectory) -> None:
-    write_text(run.verdict_path, "unhealthy at cycle 6: <drift> is 3")
+    write_text(run.health_report_path, "unhealthy at cycle 6: <drift> is 3")
     found = page(run)
     assert "unhealthy at cycle 6: <drift> is 3" in found.text
     assert "stopped for its health" in found.text

@@ -8,7 +8,7 @@ import pytest
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.run_description import COLUMNS, describe, purpose_of
-from magicdistill.platform.tracking.system_metrics import LOOKS, MachineMonitor
+from magicdistill.platform.tracking.system_metrics import LOOKS, SystemMonitor
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_run_is_described_with_its_scores_once_it_has_some(tmp_path: Path) -> 
 
 
 def test_every_tenth_look_at_the_machine_gives_its_load() -> None:
-    monitor = MachineMonitor()
+    monitor = SystemMonitor()
     found = [monitor.look() for _ in range(2 * LOOKS)]
     assert [bool(load) for load in found] == ([False] * (LOOKS - 1) + [True]) * 2
     assert 0 <= found[-1]["system/cpu_utilization_percentage"] <= 100

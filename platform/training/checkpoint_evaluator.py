@@ -14,7 +14,7 @@ from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.validation import Validation, num_scored
 
 
-class Examiner:
+class CheckpointEvaluator:
     """Generates the same held-out clips with one checkpoint after another, and measures them."""
 
     def __init__(self, run: RunDirectory, held_out: str) -> None:

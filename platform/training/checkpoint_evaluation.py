@@ -19,20 +19,20 @@ START_S = 300.0
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
-class ExaminerActor:
+class CheckpointEvaluatorActor:
     """An examiner in a process of its own, which alone imports the networks' packages."""
 
     def __init__(self, run: RunDirectory, held_out: str) -> None:
-        from magicdistill.platform.training.checkpoint_scorer import Examiner
+        from magicdistill.platform.training.checkpoint_evaluator import CheckpointEvaluator
 
-        self.examiner = Examiner(run, held_out)
+        self.evaluator = CheckpointEvaluator(run, held_out)
 
     def score(self, checkpoint: Path) -> dict[str, float]:
         """Return the metrics of a checkpoint's generator."""
-        return self.examiner.score(checkpoint)
+        return self.evaluator.score(checkpoint)
 
 
-class Exams:
+class CheckpointEvaluation:
     """Has the newest checkpoint scored whenever the examiner is free, and marks the best."""
 
     def __init__(self, run: RunDirectory, held_out: AnyPath) -> None:
@@ -42,10 +42,10 @@ class Exams:
         self.checkpoints = Checkpoints.of(run)
         self.is_over = False
         self._failed: set[int] = set()
-        run.examined_path.unlink(missing_ok=True)  # left by a driver that was killed
-        actor: Any = ExaminerActor.options(num_gpus=recipe.evaluation.actor_gpus or None)
-        self.examiner = actor.remote(run, str(held_out))
-        self._ready = self.examiner.__ray_ready__.remote()
+        run.scored_now_path.unlink(missing_ok=True)  # left by a driver that was killed
+        actor: Any = CheckpointEvaluatorActor.options(num_gpus=recipe.evaluation.actor_gpus or None)
+        self.evaluator = actor.remote(run, str(held_out))
+        self._ready = self.evaluator.__ray_ready__.remote()
 
     def look(self, patience_s: float = 0.0) -> None:
         """Score the newest checkpoint, if that is not done; what fails is told and left alone.
@@ -53,7 +53,7 @@ class Exams:
         Waits no longer than `patience_s` for an examiner that has yet to start.
         """
         newest = self.checkpoints.committed()[-1:]
-        done = {row["step"] for row in self.run.exams()} | self._failed
+        done = {row["step"] for row in self.run.checkpoint_scores()} | self._failed
         for path in newest:
             if (cycle := cycle_of(path)) in done or self.run.stop_path.exists():
                 continue
@@ -65,13 +65,15 @@ class Exams:
     def end(self) -> None:
         """Stop what is going on."""
         self.is_over = True
-        ray.kill(self.examiner)
+        ray.kill(self.evaluator)
 
     def _score(self, path: Path, cycle: int) -> None:
-        write_text(self.run.examined_path, f"{cycle}\n")  # pruning that begins after this spares it
+        write_text(
+            self.run.scored_now_path, f"{cycle}\n"
+        )  # pruning that begins after this spares it
         try:
-            scores: dict[str, float] = ray.get(self.examiner.score.remote(path))
-            self.run.append_exam(cycle, scores)
+            scores: dict[str, float] = ray.get(self.evaluator.score.remote(path))
+            self.run.append_checkpoint_scores(cycle, scores)
             self._mark_best()
             values = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
             self.run.say(f"cycle {cycle} scored  {values}")
@@ -81,14 +83,14 @@ class Exams:
                 cause = next(iter(str(error).splitlines()), type(error).__name__)
                 self.run.say(f"the checkpoint of cycle {cycle} could not be scored: {cause}")
         finally:
-            self.run.examined_path.unlink(missing_ok=True)
+            self.run.scored_now_path.unlink(missing_ok=True)
 
     def _mark_best(self) -> None:
         """Name the best of the checkpoints that are still there, where these scores decide."""
         kept = self.checkpoints.names()
         costs = [
             (cost(self.best_by, value), row["step"])
-            for row in self.run.exams()
+            for row in self.run.checkpoint_scores()
             for name, value in row.items()
             if name == VALIDATION + self.best_by and checkpoint_name(row["step"]) in kept
         ]
@@ -97,17 +99,17 @@ class Exams:
 
 
 @contextmanager
-def examined(run: RunDirectory, held_out: AnyPath) -> Iterator[None]:
+def scoring_checkpoints(run: RunDirectory, held_out: AnyPath) -> Iterator[None]:
     """Score checkpoints while the body runs, and the last one after it."""
-    exams = Exams(run, held_out)
-    with polling(exams.look, every_s=1.0):
+    evaluation = CheckpointEvaluation(run, held_out)
+    with polling(evaluation.look, every_s=1.0):
         try:
             yield
         except BaseException:
-            exams.end()
+            evaluation.end()
             raise
-    exams.look(START_S)
-    exams.end()
+    evaluation.look(START_S)
+    evaluation.end()
 
 
 def has_room(recipe: Recipe, say: Callable[[str], None]) -> bool:

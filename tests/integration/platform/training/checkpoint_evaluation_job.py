@@ -11,7 +11,7 @@ from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.training.checkpoint_scoring import examined, has_room
+from magicdistill.platform.training.checkpoint_evaluation import has_room, scoring_checkpoints
 from magicdistill.platform.training.validation import Validation
 from magicdistill.platform.training.worker import Worker
 
@@ -37,9 +37,9 @@ def recipe_to(stop: int) -> Recipe:
 def train(run: RunDirectory, cache: AnyPath, stop: int) -> Worker:
     """Train on from the last checkpoint, and wait until the new one is scored."""
     run.store(recipe_to(stop))
-    worker = Worker(run, cache, cache, rank=0, world_size=1, is_examined=True)
+    worker = Worker(run, cache, cache, rank=0, world_size=1, is_scored_apart=True)
     worker.run_all()
-    while stop not in {row["step"] for row in run.exams()}:
+    while stop not in {row["step"] for row in run.checkpoint_scores()}:
         time.sleep(0.2)
     return worker
 
@@ -54,19 +54,19 @@ def main() -> None:
         assert evaluation is not None
         greedy = evaluation.model_copy(update={"actor_gpus": 1.0})
         has_gpu = has_room(run.recipe().model_copy(update={"evaluation": greedy}), print)
-        with examined(run, cache):
+        with scoring_checkpoints(run, cache):
             for stop in STOPS:
                 worker = train(run, cache, stop)
     own = Validation(run.recipe(), cache, rank=0, world_size=1, device="cpu", num_scored=4)
     with worker._averaged():
         scores = own.scores(worker.engines["generator"].module)
     facts = {
-        "rows": list(run.exams()),
+        "rows": list(run.checkpoint_scores()),
         "own": scores,
         "best": run.best(),
         "kept": sorted(int(p.name.rpartition("-")[2]) for p in run.checkpoints.glob("cycle-*")),
         "has_gpu": has_gpu,
-        "held": run.examined_path.exists(),
+        "held": run.scored_now_path.exists(),
         "said": run.progress_path.read_text(),
     }
     (folder / "facts.json").write_text(json.dumps(facts))
