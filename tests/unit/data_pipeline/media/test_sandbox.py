@@ -66,8 +66,8 @@ def test_output_of_a_decoder_does_not_disturb_the_replies():
 def test_the_child_ends_with_a_parent_that_is_killed():
     script = (
         "import os, time\n"
-        "from magicdistill.data_pipeline.media.sandbox import Child\n"
-        "print(Child(60.0).call(os.getpid).value, flush=True)\n"
+        "from magicdistill.data_pipeline.media.sandbox import Sandbox\n"
+        "print(Sandbox(60.0).call(os.getpid).value, flush=True)\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
