@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from magicdistill.data_pipeline.scorers import SCORES, AnyScorer
+from magicdistill.data_pipeline.scorers import AnyScorer, score_names
 from magicdistill.data_pipeline.sources.config import Folder, Inter4K, JsonLines, Mixture, Source
 from magicdistill.models.config import Config
 
@@ -175,7 +175,7 @@ class Policy(Config):
     def _check_names(self) -> "Policy":
         for name in {name for limits in self.limits.values() for name in limits}:
             kind, _, score = name.partition(".")
-            known = SCORES.get(kind)
+            known = score_names().get(kind)
             if not score or (known is not None and score not in known):
                 choice = ", ".join(f"{kind}.{score}" for score in known or ()) or "<source>.<score>"
                 raise ValueError(f"limits name scores: {name!r} is none of {choice}")
@@ -290,8 +290,8 @@ class DataConfig(Config):
         if any(isinstance(source, JsonLines) for source in self.sources):
             return self  # its lines name data sets of their own
         for name in {name for limits in self.policy.limits.values() for name in limits}:
-            if name.partition(".")[0] not in {*SCORES, *IMPORTERS}:
-                choice = ", ".join(sorted({*SCORES, *IMPORTERS}))
+            if name.partition(".")[0] not in {*score_names(), *IMPORTERS}:
+                choice = ", ".join(sorted({*score_names(), *IMPORTERS}))
                 raise ValueError(f"limits name scores: {name!r} is of none of {choice}")
         return self
 

@@ -1,10 +1,9 @@
 """The scorers that a recipe can name; another one is a file here and a line in this list."""
 
-from typing import Annotated, get_args
-
-from pydantic import Field
+from typing import Annotated
 
 from magicdistill.data_pipeline.scorers.aesthetics import Aesthetics
+from magicdistill.data_pipeline.scorers.base import Scorer
 from magicdistill.data_pipeline.scorers.black import Black
 from magicdistill.data_pipeline.scorers.blur import Blur
 from magicdistill.data_pipeline.scorers.embedding import Embedding
@@ -15,26 +14,31 @@ from magicdistill.data_pipeline.scorers.letterbox import Letterbox
 from magicdistill.data_pipeline.scorers.phash import PHash
 from magicdistill.data_pipeline.scorers.safety import Safety
 from magicdistill.data_pipeline.scorers.text import Text
+from magicdistill.models.registry import Registry
 
-Kinds = (
+SCORERS = Registry(
+    "scorer",
+    Scorer,
     # Cheap ones, taken while shots are searched for.
-    Black
-    | Blur
-    | Exposure
-    | Frozen
-    | Letterbox
+    Black,
+    Blur,
+    Exposure,
+    Frozen,
+    Letterbox,
     # Costly ones, taken of clips that the policy does not already reject.
-    | PHash
-    | Faces
-    | Text
-    | Safety
-    | Embedding
-    | Aesthetics
+    PHash,
+    Faces,
+    Text,
+    Safety,
+    Embedding,
+    Aesthetics,
 )
 
-AnyScorer = Annotated[Kinds, Field(discriminator="kind")]
+AnyScorer = Annotated[Scorer, SCORERS]
 
-SCORES: dict[str, tuple[str, ...]] = {"motion": ("px",)} | {
-    kind.model_fields["kind"].default: kind.SCORES for kind in get_args(Kinds)
-}
-"""Names of the numbers that each scorer takes."""
+
+def score_names() -> dict[str, tuple[str, ...]]:
+    """Return the names of the numbers that each scorer takes."""
+    return {"motion": ("px",)} | {
+        kind: cls.SCORES for kind in SCORERS.names() if (cls := SCORERS.get(kind))
+    }

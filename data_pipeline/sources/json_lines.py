@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from magicdistill.data_pipeline.io.object_stores import read_json_lines
-from magicdistill.data_pipeline.scorers import SCORES
+from magicdistill.data_pipeline.scorers import score_names
 from magicdistill.data_pipeline.sources.config import JsonLines, Mixture
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
@@ -56,7 +56,7 @@ def _line(facts: Any, manifest: str, number: int, mixture: str) -> Line:
         unknown = sorted(facts.keys() - {*REQUIRED, *OPTIONAL})
         if unknown:
             raise Fault(f"bad row: {where} has unknown fields {', '.join(unknown)}")
-        if texts["dataset"].partition(".")[0] in SCORES:
+        if texts["dataset"].partition(".")[0] in score_names():
             raise Fault(f"bad row: {where} has the dataset {texts['dataset']!r}, a scorer's name")
         mixture = str(facts.get("mixture") or mixture)
         if mixture not in get_args(Mixture):

@@ -103,8 +103,10 @@ def _list_source(source: Source, clips_directory: Path) -> Iterator[Video]:
             return _list_lines(source)
         case VbenchI2v():
             return _list_pairs(source)
-        case _:
+        case Koala() | Hdtf() | Vfhq() | CelebvHq() | TalkVid():
             return _list_manifest(source, _entries(source))
+        case _:
+            raise TypeError(f"nothing lists the source {source.kind}")
 
 
 def _entries(source: Manifest) -> Iterator[Entry]:

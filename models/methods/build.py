@@ -20,7 +20,6 @@ from magicdistill.models.objectives.config import (
     AdversarialPart,
     CfgDistillMethod,
     DistributionMatchingConfig,
-    EulerMethod,
     FinetuneMethod,
     LcmMethod,
     MethodConfig,
@@ -49,8 +48,8 @@ def build_method(config: MethodConfig, model: ModelConfig, placement: Placement 
             return distribution_matching(config, model, placement)
         case VaeMethod():
             return VaeTraining(config, vae(model))
-        case EulerMethod():
-            raise ValueError("method.name euler trains nothing: its generator is the teacher")
+        case _:
+            raise ValueError(f"method.name {config.name} trains nothing")
 
 
 def student(model: ModelConfig, placement: Placement, *, takes_guidance: bool) -> Student:

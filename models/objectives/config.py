@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from magicdistill.models.config import Config
 from magicdistill.models.networks.config import LoraConfig
+from magicdistill.models.registry import Registry
 
 
 class ScoreSigmaConfig(Config):
@@ -61,7 +62,13 @@ class CfgDistillation(Config):
     """Flow shift of the uniform noise level; the paper has none."""
 
 
-class VaeMethod(Config):
+class MethodBase(Config):
+    """What all methods have."""
+
+    name: str
+
+
+class VaeMethod(MethodBase):
     """Train the decoder of the VAE; the encoder is a closed-form patch code."""
 
     name: Literal["vae"]
@@ -71,7 +78,7 @@ class VaeMethod(Config):
     """Weight of the L1 distance of spatial and temporal differences."""
 
 
-class FinetuneMethod(Config):
+class FinetuneMethod(MethodBase):
     """Flow matching on data: teacher pre-training and fine-tuning. Known: 003 section 3."""
 
     name: Literal["finetune"]
@@ -80,20 +87,20 @@ class FinetuneMethod(Config):
     """Share of samples with uniform instead of logit-normal sigma."""
 
 
-class CfgDistillMethod(CfgDistillation):
+class CfgDistillMethod(CfgDistillation, MethodBase):
     """Guidance distillation alone: a many-step student that needs one forward a step."""
 
     name: Literal["cfg-distill"]
 
 
-class EulerMethod(Config):
+class EulerMethod(MethodBase):
     """The teacher itself with few steps: the baseline that nothing is trained for."""
 
     name: Literal["euler"]
     sampler: SamplerConfig = SamplerConfig()
 
 
-class LcmMethod(Config):
+class LcmMethod(MethodBase):
     """Latent consistency distillation, the paper's baseline. Known: 002 appendix B."""
 
     name: Literal["lcm"]
@@ -129,7 +136,7 @@ class PairSupervision(Config):
         return first + share * (last - first), dmd_first + share * (dmd_last - dmd_first)
 
 
-class DistributionMatchingConfig(Config):
+class DistributionMatchingConfig(MethodBase):
     """What all methods of distribution matching have; the parts below make the difference."""
 
     name: str
@@ -228,18 +235,21 @@ class MagicGtMethod(GroundTruthPart, WeakToStrongPart, AdversarialPart, Distribu
     name: Literal["magic-gt"]
 
 
-MethodConfig = Annotated[
-    VaeMethod
-    | FinetuneMethod
-    | CfgDistillMethod
-    | EulerMethod
-    | LcmMethod
-    | DmdMethod
-    | Dmd2Method
-    | MagicMethod
-    | MagicGtMethod,
-    Field(discriminator="name"),
-]
+METHODS = Registry(
+    "method",
+    MethodBase,
+    VaeMethod,
+    FinetuneMethod,
+    CfgDistillMethod,
+    EulerMethod,
+    LcmMethod,
+    DmdMethod,
+    Dmd2Method,
+    MagicMethod,
+    MagicGtMethod,
+    tag="name",
+)
+MethodConfig = Annotated[MethodBase, METHODS]
 
 
 def trained_sampler(method: MethodConfig) -> SamplerConfig | None:

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from itertools import product
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -19,6 +18,7 @@ from tyro.constructors import (
 )
 
 from magicdistill.models.config import Config
+from magicdistill.models.registry import UNKNOWN_CHOICE, Registry
 
 C = TypeVar("C", bound=Config)
 T = TypeVar("T")
@@ -102,33 +102,27 @@ def alternatives(config: Config, prefix: str = "") -> dict[str, tuple[str, ...]]
         section = getattr(config, name)
         if not isinstance(section, Config):
             continue
-        if isinstance(field.discriminator, str):
-            present = getattr(section, field.discriminator)
-            others = sorted(set(_tags(field)) - {present})
-            found[f"{prefix}{name}.{field.discriminator}"] = (present, *others)
+        if (registry := _registry_of(field)) is not None:
+            present = getattr(section, registry.tag)
+            others = sorted(set(registry.names()) - {present})
+            found[f"{prefix}{name}.{registry.tag}"] = (present, *others)
         found |= alternatives(section, f"{prefix}{name}.")
     return found
 
 
-def _tags(field: FieldInfo) -> dict[str, type[Config]]:
-    """Map the discriminator's values to the alternatives of a section."""
-    assert isinstance(field.discriminator, str)
-    return {
-        tag: cls
-        for cls in _sections(field.annotation)
-        for tag in get_args(cls.model_fields[field.discriminator].annotation)
-    }
+def _registry_of(field: FieldInfo) -> Registry[Any] | None:
+    """Return the alternatives of a field, or of the members of its tuple."""
+    members = (get_args(part) for part in (field.annotation, *get_args(field.annotation)))
+    metadata = (*field.metadata, *(part for parts in members for part in parts))
+    return next((part for part in metadata if isinstance(part, Registry)), None)
 
 
 def _alternative(field: FieldInfo, values: Values) -> type[Config] | None:
     """Return the configuration class that a section's values are for, if that can be told."""
-    if isinstance(field.discriminator, str):
-        return _tags(field).get(values.get(field.discriminator, _default_tag(field)))
+    if (registry := _registry_of(field)) is not None:
+        default = field.get_default(call_default_factory=True)
+        return registry.get(values.get(registry.tag, getattr(default, registry.tag, None)))
     return next(_sections(field.annotation), None)
-
-
-def _default_tag(field: FieldInfo) -> Any:
-    return getattr(field.get_default(call_default_factory=True), str(field.discriminator), None)
 
 
 def _sections(annotation: Any) -> Iterator[type[Config]]:
@@ -148,10 +142,8 @@ def _explain(cls: type[Config], values: Values, problem: Any) -> str:
         return f"unknown key {name}" + (f"; did you mean {near[0]}?" if near else "")
     if kind == "missing":
         return f"{name} is missing"
-    if kind == "union_tag_invalid":
-        context = problem["ctx"]
-        tag = context["discriminator"].strip("'")
-        return f"{name}.{tag}: {context['tag']!r} is not one of {context['expected_tags']}"
+    if kind == UNKNOWN_CHOICE:
+        return f"{name}.{problem['msg']}"
     shown = "" if isinstance(given, dict) else f" {given!r}:"
     return f"{name}:{shown} {problem['msg']}"
 
@@ -174,9 +166,11 @@ def _names(cls: type[Config], values: Values, prefix: str = "") -> Iterator[str]
         yield f"{prefix}{name}"
         value = values.get(name)
         if isinstance(value, list | tuple) or get_origin(field.annotation) is dict:
-            keys = value if isinstance(value, dict) else range(len(value or ()))
-            for key, section in product(keys, _sections(field.annotation)):
-                yield from _names(section, {}, f"{prefix}{name}.{key}.")
+            items = value.items() if isinstance(value, dict) else enumerate(value or ())
+            for key, item in items:
+                inner = item if isinstance(item, dict) else {}
+                if (section := _alternative(field, inner)) is not None:
+                    yield from _names(section, inner, f"{prefix}{name}.{key}.")
         else:
             inner = value if isinstance(value, dict) else {}
             if (section := _alternative(field, inner)) is not None:
@@ -206,12 +200,13 @@ def _registry() -> ConstructorRegistry:
     def _(info: StructTypeInfo) -> StructConstructorSpec | None:
         if not (isinstance(info.type, type) and issubclass(info.type, Config)):
             return None
-        hints = get_type_hints(info.type, include_extras=True)
+        chosen = type(info.default) if isinstance(info.default, Config) else info.type
+        hints = get_type_hints(chosen, include_extras=True)
         fields = [
-            StructFieldSpec(name, hints[name], _default(info, name), _description(info.type, name))
-            for name in info.type.model_fields
+            StructFieldSpec(name, hints[name], _default(info, name), _description(chosen, name))
+            for name in chosen.model_fields
         ]
-        return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+        return StructConstructorSpec(instantiate=chosen, fields=tuple(fields))
 
     @registry.primitive_rule
     def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:

@@ -10,6 +10,7 @@ from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
 from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.registry import Registry
 
 Precision = Literal["fp32", "bf16"]
 GpuName = Literal["a100", "h100", "h200", "b200"]
@@ -43,7 +44,8 @@ class TorchEngineConfig(Config):
     precision: Precision = "fp32"
 
 
-EngineConfig = Annotated[DeepSpeedEngineConfig | TorchEngineConfig, Field(discriminator="kind")]
+ENGINES: Registry[Config] = Registry("engine", Config, DeepSpeedEngineConfig, TorchEngineConfig)
+EngineConfig = Annotated[DeepSpeedEngineConfig | TorchEngineConfig, ENGINES]
 
 
 class ClusterConfig(Config):

@@ -117,7 +117,7 @@ def test_an_ablation_alone_needs_the_trials_of_its_method(comparison: Comparison
         ("alpha_weak: 0", "alpha_weka: 0", r"alpha/none(.|\n)*did you mean method\.alpha_weak"),
         ("seeds:", "sedes:", "unknown key sedes; did you mean seeds"),
         ("of: magic", "of: magci", "magci is unknown; did you mean magic"),
-        ("name: lcm", "name: lmc", "'lmc' is not one of"),
+        ("name: lcm", "name: lmc", "'lmc' is no method"),
         ("name: lcm}", "name: lcm}\n    model: {vae: other}", "a comparison has one VAE"),
     ],
 )

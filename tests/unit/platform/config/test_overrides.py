@@ -6,6 +6,7 @@ import pytest
 from pydantic import Field
 
 from magicdistill.models.config import Config
+from magicdistill.models.registry import Registry
 from magicdistill.platform.config.overrides import (
     RecipeError,
     alternatives,
@@ -39,7 +40,7 @@ class Folder(Config):
 
 class Toy(Config):
     name: str
-    method: Annotated[Magic | Finetune, Field(discriminator="name")]
+    method: Annotated[Magic | Finetune, Registry("method", Config, Magic, Finetune, tag="name")]
     optimizers: dict[str, Optimizer] = Field(default_factory=dict)
     sources: tuple[Folder, ...] = ()
     flip: bool = True
@@ -137,7 +138,10 @@ def test_a_wrong_flag_exits_with_2_and_names_the_field_and_the_value(
         ({"size": "big"}, "size: 'big': Input should be a valid integer"),
         ({"optimizers": {"critic": {"lr": 0}}}, "optimizers.critic.lr: 0: Input should be gre"),
         ({"sources": [{}]}, "sources.0.path is missing"),
-        ({"method": {"name": "magick"}}, "method.name: 'magick' is not one of 'magic', 'finetune'"),
+        (
+            {"method": {"name": "magick"}},
+            "method.name: 'magick' is no method; there are magic, finetune",
+        ),
     ],
 )
 def test_a_wrong_value_in_a_file_is_told_with_its_place_and_the_fix(
