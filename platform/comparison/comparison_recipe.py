@@ -1,4 +1,4 @@
-"""A comparison in one file: its methods, their seeds, the search for their rates, ablations."""
+"""A comparison in one file: methods, seeds, the search for learning rates, and ablations."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -24,32 +24,32 @@ class TuningConfig(Config):
 
     rates: tuple[float, ...] = Field(min_length=1)
     role: str = "generator"
-    """Role whose rate is searched."""
+    """Role whose learning rate is searched."""
     seed: int = 1000
-    """A seed that no compared run has."""
+    """Seed of the trials; no compared run has it."""
     share: float = Field(default=0.5, gt=0, le=1)
-    """Length of a run over that of the method's own schedule."""
+    """Length of a trial as a share of the method's own schedule."""
     overrides: Values = Field(default_factory=dict)
-    """What else differs; held-out clips of their own keep the comparison's unseen."""
+    """Other changes of a trial; held-out clips of its own keep those of the comparison unseen."""
 
 
 class AblationConfig(Config):
     """Variants of one method, at that method's rate."""
 
     of: str
-    """Name of the method."""
+    """Name of the method that is varied."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     overrides: Values = Field(default_factory=dict)
-    """What all variants share."""
+    """Changes that all variants share."""
     variants: dict[str, Values]
-    """Name of a variant and its changes of the recipe."""
+    """The changes of each variant, by its name."""
 
 
 class ComparisonRecipe(Config):
     """Everything that decides what is compared. Overrides are written as in a recipe."""
 
     name: str
-    """Names the comparison's folder; a file without it is named after itself."""
+    """Name of the comparison's folder; by default the name of the file."""
     runs: str = "runs"
     """Folder that receives the comparison and its runs."""
     base: str
@@ -57,10 +57,10 @@ class ComparisonRecipe(Config):
     overrides: Values = Field(default_factory=dict)
     """Changes of the base for all runs."""
     methods: dict[str, Values] = Field(min_length=1)
-    """Name of a row of the table and its changes."""
+    """The changes of each method, by the name of its row in the table."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     tuning: TuningConfig | None = None
-    """Null takes the rates as they are written."""
+    """How learning rates are searched; null takes the rates of the recipe."""
     ablations: dict[str, AblationConfig] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -76,17 +76,17 @@ class PlannedRun:
     """One run of a comparison."""
 
     label: str
-    """What it is called in tables: `lcm`, `tuning/lcm/0.0001`, `alpha_weak/0.5`."""
+    """Name in tables, such as `lcm`, `tuning/lcm/0.0001` or `alpha_weak/0.5`."""
     recipe: Recipe
     changes: Values
-    """What it changes in the base recipe, for people."""
+    """Its changes of the base recipe, for readers."""
 
 
 def load_comparison(name_or_path: str | Path, given: Values | None = None) -> ComparisonRecipe:
     """Load a comparison by its name in `jobs/recipes/comparisons` or by the path of a YAML file.
 
-    `given` replaces fields. Raises RecipeError for an unknown key or a wrong value, also of a
-    run that it would start.
+    `given` replaces fields. Raises RecipeError for an unknown key or a wrong value, including those
+    of the runs that it would start.
     """
     path = find_recipe(name_or_path, folder=COMPARISONS)
     values = read_values(path, ComparisonRecipe) | (given or {})
@@ -167,7 +167,7 @@ def _trial(
 
 
 def _shortened(schedule: ScheduleConfig, share: float) -> Values:
-    """Return the changes that bring a schedule, its decays included, to a share of its length."""
+    """Return the changes that shorten a schedule and its decays to a share of their length."""
     return {
         "num_cycles": max(1, round(schedule.num_cycles * share)),
         "optimizers": {
@@ -201,7 +201,7 @@ def _merge(values: Values, update: Values) -> Values:
 
 
 def _deep(values: Values, update: Values) -> Values:
-    """Lay changes over changes, without the rules of a recipe's sections."""
+    """Merge nested changes, without the rules for the sections of a recipe."""
     both = {
         key: _deep(values[key], update[key])
         for key in values.keys() & update.keys()
@@ -230,7 +230,7 @@ def describe_plan(comparison: ComparisonRecipe, only: Collection[str] = ()) -> s
 
 
 def _describe(value: Any, prefix: str = "") -> str:
-    """Return changes as `section.field value`, side by side."""
+    """Return changes as `section.field value`, separated by spaces."""
     if not isinstance(value, dict):
         return f"{prefix} {value}"
     return "  ".join(

@@ -1,4 +1,4 @@
-"""What a comparison found: tables, curves, contact sheets, a video, and a section for the docs."""
+"""Write the results of a comparison: tables, curves, contact sheets, a video, and Markdown."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,26 +31,26 @@ DIGITS = {
     "gap ratio": 2,
     "gap cosine": 3,
 }
-"""Columns of the tables and their digits after the point."""
+"""Columns of the tables, with their digits after the point."""
 NUM_PICTURED = 3
-"""Clips in the picture of all methods."""
+"""Number of clips in the picture of all methods."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The trials of a method's rate."""
+    """The trials of a method, by learning rate."""
 
     method: str
     trials: Mapping[float, RunDirectory]
 
     @property
     def distances(self) -> dict[float, float]:
-        """The proxy Frechet distance of each rate."""
+        """The Fréchet distance (proxy) at each rate."""
         return {rate: measure(run)["FD (proxy)"] for rate, run in self.trials.items()}
 
     @property
     def best(self) -> float:
-        """The rate of the smallest distance."""
+        """The rate with the smallest distance."""
         return min(self.distances, key=self.distances.__getitem__)
 
 
@@ -59,7 +59,7 @@ Groups = Mapping[str, Sequence[RunDirectory]]
 
 
 def measure(run: RunDirectory) -> dict[str, float]:
-    """Return a judged run's numbers by column; NaN where the run has none."""
+    """Return the numbers of an evaluated run by column; NaN where it has none."""
     row = read_scores(run)[-1]
     seconds = [line["seconds_per_cycle"] for line in run.metrics()]
     _, distances = curve(run, DISTANCE)
@@ -82,7 +82,7 @@ def _last(run: RunDirectory, name: str) -> float:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Return `mean ± sample standard deviation`, one value alone, nothing for no numbers."""
+    """Return `mean ± sample standard deviation`, a single value alone, or an empty text."""
     values = [value for value in values if not math.isnan(value)]
     if not values:
         return ""
@@ -92,7 +92,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def table(groups: Groups) -> list[dict[str, str]]:
-    """Return a row for each label: every measure's mean and spread over seeds."""
+    """Return a row for each label, with mean and spread over seeds of every measure."""
     rows = []
     for label, runs in groups.items():
         found = [measure(run) | {"seeds": len(runs)} for run in runs]
@@ -109,7 +109,7 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def tuning_table(tuned: Sequence[Tuned]) -> list[dict[str, str]]:
-    """Return each method's distance at each rate, and the rate that it was given.
+    """Return the distance of each method at each rate, and the rate that was chosen.
 
     An edge of the grid is marked: a better rate may lie beyond it.
     """
@@ -133,7 +133,7 @@ def write_report(
     tuned: Sequence[Tuned],
     tracker: Tracker,
 ) -> None:
-    """Write and track everything in the comparison's folder; `runs` are the judged ones."""
+    """Write everything to the comparison's folder and log it; `runs` are the evaluated ones."""
     methods = {name: runs[name] for name in comparison.methods if name in runs}
     sections = {comparison.name: methods} if methods else {}
     for name, ablation in comparison.ablations.items():
@@ -164,7 +164,7 @@ def write_report(
 
 
 def _pictures(home: RunDirectory, methods: Groups, comparison: ComparisonRecipe) -> str:
-    """Write a sheet for each method, one of all, and the video; return the picture of all."""
+    """Write a sheet for each method, one of all methods, and the video; return the sheet of all."""
     clips: dict[str, Clips] = {}
     for name, runs in methods.items():
         found, own = load_clips(runs[0].clips_path), read_scores(runs[0])[-1].variant
@@ -191,7 +191,7 @@ def _explain_tuning(comparison: ComparisonRecipe) -> str:
 
 
 def _code(methods: Groups) -> str:
-    """Name the commits that the methods' runs were made with."""
+    """Name the commits with which the runs were made."""
     found = [run.provenance() for runs in methods.values() for run in runs]
     commits = ", ".join(sorted({(made.commit or "unknown")[:10] for made in found}))
     changed = " with uncommitted changes" if any(made.diff for made in found) else ""

@@ -1,4 +1,4 @@
-"""Training and judging every run of a comparison; what is finished already is not done again."""
+"""Train and evaluate every run of a comparison; finished runs are not repeated."""
 
 import hashlib
 from collections.abc import Collection, Iterable
@@ -36,11 +36,11 @@ from magicdistill.platform.tracking.run_description import describe
 from magicdistill.platform.tracking.tracker import Tracker
 
 IRRELEVANT = {"name", "runs", "mirror", "tracking", "cluster"}
-"""Fields of a recipe that change nothing in what comes out of a run."""
+"""Fields of a recipe that do not change the result of a run."""
 
 
 def run_comparison(comparison: ComparisonRecipe, only: Collection[str] = ()) -> RunDirectory:
-    """Tune, train and judge what is missing, then report; return the comparison's folder."""
+    """Tune, train and evaluate what is missing, then report; return the comparison's folder."""
     home, recipe = _home(comparison), base_recipe(comparison)
     logs.say(f"comparison {home.path}")
     with Tracker.start(recipe.tracking, home, purpose="comparison") as tracker:
@@ -70,7 +70,7 @@ def report_comparison(comparison: ComparisonRecipe) -> RunDirectory:
 def find_run(recipe: Recipe) -> RunDirectory | None:
     """Return the run, finished or not, that has this recipe and these weights.
 
-    The code is not part of it: delete the runs that a changed objective should repeat.
+    The code is not part of the name: delete runs that should be repeated with changed code.
     """
     paths = sorted(resolve_root(recipe.runs).glob(f"*-{digest(recipe)}"))
     return RunDirectory(paths[0]) if paths else None
@@ -85,7 +85,7 @@ def digest(recipe: Recipe) -> str:
 
 
 class ComparisonRuns:
-    """What the runs of a comparison share: prepared data and evaluators."""
+    """Runs the runs of a comparison, which share prepared data and evaluators."""
 
     def __init__(self, recipe: Recipe, home: RunDirectory) -> None:
         self.evaluators = Evaluators(recipe)
@@ -93,7 +93,7 @@ class ComparisonRuns:
         self._prepared: dict[str, tuple[AnyPath, AnyPath, dict[str, dict[str, str]]]] = {}
 
     def run(self, planned: PlannedRun) -> RunDirectory:
-        """Return the finished run; train, continue or judge it where that is missing."""
+        """Return the finished run; train, continue or evaluate it as far as that is missing."""
         recipe = planned.recipe
         found, title = find_run(recipe), f"{planned.label}, seed {recipe.seed}"
         if found is not None and found.scores_path.exists():
@@ -148,7 +148,7 @@ def _rates(tuned: Iterable[Tuned]) -> dict[str, float]:
 
 
 def _home(comparison: ComparisonRecipe) -> RunDirectory:
-    """Open the comparison's own folder: that of a run of its base, which is never trained."""
+    """Open the folder of the comparison: a run of its base recipe that is never trained."""
     recipe = base_recipe(comparison)
     path = resolve_root(comparison.runs) / comparison.name
     home = RunDirectory(path)

@@ -1,4 +1,4 @@
-"""Scoring a generator by a protocol: on held-out clips or pictures, by every metric that counts."""
+"""Score a generator by a protocol: on held-out clips or pictures, by every metric that counts."""
 
 import hashlib
 import json
@@ -49,25 +49,25 @@ from magicdistill.platform.runs.logs import ExplainedError, resume_hint
 from magicdistill.platform.runs.run_directory import resolve_root
 
 FORMAT = 2
-"""Of parts: raised where equal keys no longer mean equal measures."""
+"""Format of the stored batches; raise it when the same key no longer means the same measures."""
 COLLAPSED = AbsentMetric("the generator gave pixels that are no numbers")
 TRUTH = Variant(REAL, None, SamplerConfig())
 
 
 @dataclass(frozen=True)
 class VideoBatch:
-    """Videos that are made and measured at once."""
+    """Videos that one worker generates and measures at once."""
 
     way: Variant
     rows: range
-    """Of the cache."""
+    """Rows of the latent cache whose first frames are used."""
     sample: int
-    """Which video of each first frame."""
+    """Index of the video among those of the same first frame."""
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
 class ProtocolEvaluator:
-    """Makes parts and measures them beside the real clips."""
+    """An actor that generates batches of videos and measures them against the real clips."""
 
     def __init__(self, recipe_json: str) -> None:
         recipe = Recipe.model_validate_json(recipe_json)
@@ -80,7 +80,7 @@ class ProtocolEvaluator:
 
     @torch.no_grad()
     def score(self, part: VideoBatch, cache: Any, clips: Sequence[ClipRow]) -> Measured | None:
-        """Measure a part, whose rows are of `clips`; None where its pixels are no numbers."""
+        """Measure a batch made of the rows of `clips`; return None if a pixel is not finite."""
         real = pixels = self._real(cache, part.rows, clips)
         if part.way.weights is not None:
             pixels, _, _ = self.clip_generator.make(
@@ -108,9 +108,9 @@ class ProtocolEvaluator:
 def evaluate_model(recipe: Recipe, student: Path, folder: Path) -> Path:
     """Score weights beside their teacher by the recipe's protocol; return the JSON file.
 
-    `folder` keeps the scores, and parts by their content: a stopped evaluation goes on where it
-    was, and one that is finished is only read. Raises FileNotFoundError for no teacher or VAE, or
-    where what the protocol takes is not there.
+    `folder` keeps the scores and the measured batches, named by their content: an evaluation that
+    was stopped continues where it was, and a finished one is only read. Raises FileNotFoundError
+    if the teacher, the VAE or an input of the protocol does not exist.
     """
     assert recipe.evaluation is not None
     ways = variants(recipe, student)
@@ -138,7 +138,7 @@ def evaluate_model(recipe: Recipe, student: Path, folder: Path) -> Path:
 
 
 def _curate(recipe: Recipe, vae: Path, start_ray: Callable[[], None]) -> CurationResult:
-    """Bring a protocol's inputs through curation; Ray starts where there is something to do."""
+    """Curate the inputs of a protocol; start Ray only if there is something to do."""
     assert recipe.evaluation is not None
     root = data_root(recipe, resolve_root(recipe.runs))
     curator = Curator([recipe.evaluation.data], root, before_work=start_ray)
@@ -154,7 +154,7 @@ def _curate(recipe: Recipe, vae: Path, start_ray: Callable[[], None]) -> Curatio
 
 
 class EvaluationRun:
-    """A protocol's inputs, ready for ways of generating."""
+    """The inputs of a protocol and the measured batches; scores any variants on them."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class EvaluationRun:
         folder: Path,
         start_ray: Callable[[], None],
     ) -> None:
-        """Take the clips and the folder that keeps parts; Ray starts where some are missing."""
+        """Take the clips and the folder of measured batches. Ray starts if some are missing."""
         assert recipe.evaluation is not None
         self.recipe, self.clips, self.folder = recipe, clips, folder
         self.config: EvaluationConfig = recipe.evaluation
@@ -175,7 +175,7 @@ class EvaluationRun:
         self.networks = digest_networks(self.config.networks_path, self.config.counted)
 
     def score(self, ways: Sequence[Variant]) -> ScoreTable:
-        """Measure what is missing, and return the table of the real clips and all ways."""
+        """Measure what is missing; return the table of the real clips and of all variants."""
         found: dict[Variant, Measured | None] = {}
         if self.config.has_clips:
             found[TRUTH] = reference(self._reference(), self._measure_truth)
@@ -198,7 +198,7 @@ class EvaluationRun:
 
     @cached_property
     def _counting(self) -> dict[str, np.ndarray]:
-        """Which videos count for a dimension, by VBench's list; empty without one."""
+        """Which videos count for a dimension by VBench's list; empty if there is no list."""
         lists = [s for s in self.config.data.sources if isinstance(s, VbenchI2v)]
         counts = {pair.prompt: pair.dimensions for each in lists for pair in pairs(each)}
         if not counts:
@@ -225,14 +225,14 @@ class EvaluationRun:
         return merged
 
     def _merged(self, parts: Iterable[VideoBatch]) -> Measured | None:
-        """Return all parts together, None where one of them is missing: it has collapsed."""
+        """Merge the batches; return None if one is missing, because its generator has collapsed."""
         paths = [self._path(part) for part in parts]
         if not all(path.exists() for path in paths):
             return None
         return Measured.merged(map(Measured.load, paths))
 
     def _make(self, parts: Sequence[VideoBatch]) -> None:
-        """Measure and keep the parts that are missing."""
+        """Measure the batches that are missing and store them."""
         missing = [part for part in parts if not self._path(part).exists()]
         logs.say(f"parts: {len(parts) - len(missing)} kept, {len(missing)} to measure")
         with resume_hint("the same command"):
@@ -243,7 +243,7 @@ class EvaluationRun:
     def _measured(
         self, parts: Sequence[VideoBatch]
     ) -> Iterator[tuple[VideoBatch, Measured | None]]:
-        """Yield parts with what came of them as they are made, in order."""
+        """Yield each batch with its measures, in order, as they are finished."""
         if not parts:
             return
         self.start_ray()
@@ -264,13 +264,13 @@ class EvaluationRun:
         return self.folder / f"{_digest(self._facts_of(part))[:32]}.npz"
 
     def _reference(self) -> Path:
-        """Return where the real clips' measures are kept, by their content, for all models."""
+        """Return the file of the real clips' measures, which evaluations of all models share."""
         facts = [self._facts_of(VideoBatch(TRUTH, rows, 0)) for rows in self.rows]
         folder = resolve_root(self.recipe.runs) / "evaluations" / "references"
         return reference_path(folder, _digest(facts), self.networks)
 
     def _facts_of(self, part: VideoBatch) -> dict[str, Any]:
-        """Return everything that decides a part."""
+        """Return everything that decides the measures of a batch."""
         config, way = self.config, part.way
         weights = way.weights and digest_weights(find_weights(way.weights, "model.teacher"))
         made = {
@@ -291,7 +291,7 @@ class EvaluationRun:
         } | (made if weights else {})
 
     def _facts(self, ways: Sequence[Variant]) -> dict[str, Any]:
-        """Return what decided the numbers, for people."""
+        """Return, for readers of the table, what the numbers depend on."""
         config, bucket = self.config, self.config.data.bucket
         frames = config.num_frames or bucket.num_frames
         inputs = f"{len(self.inputs)} of {config.num_clips}"
@@ -307,7 +307,7 @@ class EvaluationRun:
 
 
 def _nfe(way: Variant) -> int:
-    """Return the network evaluations for a video; none for real clips."""
+    """Return the number of network evaluations of one video; 0 for real clips."""
     if way.weights is None:
         return 0
     config = checkpoint_config(find_weights(way.weights, "model.teacher"), None)

@@ -1,4 +1,4 @@
-"""Judging a generator on held-out clips, beside its teacher."""
+"""Score a run's generator on held-out clips, beside its teacher."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from magicdistill.platform.runs.run_directory import RunDirectory, write_text
 
 CHUNK = 16
 MEASURES = ("proxy_frechet_distance", "dynamic_degree_proxy", "flicker_proxy")
-"""Fields of `Scores` that judge the clips."""
+"""Fields of `Scores` that say how good the clips are."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,21 @@ class Scores:
     variant: str
     sampler: str
     nfe: int
-    """Network evaluations for a clip."""
+    """Number of network evaluations (NFE) for one clip."""
     seconds_per_clip: float
-    """Network time on one worker."""
+    """Seconds that the network computes for one clip on one worker."""
     proxy_frechet_distance: float
-    """To the real clips, in random-network features of decoded pixels; infinite where a generator
-    gives no numbers any more."""
+    """Fréchet distance to the real clips in random-network features of decoded pixels; infinite
+    if a generated pixel is not finite."""
     dynamic_degree_proxy: float
-    """Mean frame difference over that of the real clips."""
+    """Mean difference of neighbouring frames, divided by that of the real clips."""
     flicker_proxy: float
-    """Frame difference of the stiller half of the picture over that of the real clips."""
+    """Frame difference in the stiller half of the picture, divided by that of the real clips."""
 
 
 @dataclass(frozen=True)
 class ScoredChunk:
-    """What came of one chunk of clips."""
+    """Clips that one worker made at once, and their measures."""
 
     features: Tensor
     motion: Tensor
@@ -59,13 +59,13 @@ class ScoredChunk:
 
 
 def chunks(count: int, size: int = CHUNK) -> list[range]:
-    """Return the rows that a worker measures at once."""
+    """Split `count` rows into those that a worker measures at once."""
     return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
 class Evaluator:
-    """Generates, decodes and measures chunks of held-out clips."""
+    """An actor that generates, decodes and measures held-out clips."""
 
     def __init__(self, model_json: str, threads: int) -> None:
         from magicdistill.platform.inference.clip_generator import ClipGenerator  # slow to import
@@ -83,7 +83,7 @@ class Evaluator:
 
 
 class Evaluators:
-    """Evaluators that serve one run after another; each set of real clips is measured once."""
+    """Actors that score one run after another and measure each set of real clips only once."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.model, self.cluster = recipe.model, recipe.cluster
@@ -91,7 +91,7 @@ class Evaluators:
         self._real: dict[tuple[AnyPath, int], list[ScoredChunk]] = {}
 
     def warm_up(self, num_clips: int) -> None:
-        """Start the evaluators beside other work, where it is not GPUs they take from it."""
+        """Start the actors beside other work, unless they would take GPUs from it."""
         count = self._num_actors(num_clips)
         free_cpus = ray.available_resources().get("CPU", 0)
         if not self.cluster.uses_gpus and free_cpus >= self.cluster.num_workers + count:
@@ -100,7 +100,7 @@ class Evaluators:
     def measure(
         self, ways: Sequence[Variant], cache: AnyPath, num_clips: int, seed: int
     ) -> dict[str, list[ScoredChunk]]:
-        """Return the parts of the real clips and of each way to generate, by name."""
+        """Return the scored chunks of the real clips and of each variant, by name."""
         count = min(num_clips, len(LatentCache(cache)))
         if (cache, count) not in self._real:
             real = Variant(REAL, None, SamplerConfig())
@@ -132,7 +132,7 @@ class Evaluators:
 def evaluate(
     run: RunDirectory, cache: AnyPath, ways: Sequence[Variant], evaluators: Evaluators
 ) -> list[Scores]:
-    """Score ways to generate; write table, contact sheet, video and clips; return the table."""
+    """Score variants; write table, contact sheet, video and clips; return the table."""
     recipe = run.recipe()
     assert recipe.evaluation is not None
     parts = evaluators.measure(ways, cache, recipe.evaluation.num_clips, recipe.seed)
@@ -149,7 +149,7 @@ def evaluate(
 
 
 def read_scores(run: RunDirectory) -> list[Scores]:
-    """Return the table of an evaluated run."""
+    """Load the table of an evaluated run."""
     return [Scores(**row) for row in json.loads(run.scores_path.read_text())]
 
 

@@ -1,4 +1,4 @@
-"""A table of scores in MLflow: a run of its own, beside those that made the models."""
+"""Log a table of scores to MLflow, as a run beside those that trained the models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from magicdistill.platform.tracking.tracker import Tracker
 def track_scores(
     recipe: Recipe, path: Path, ways: Sequence[Variant], pictures: Sequence[Path] = ()
 ) -> None:
-    """Track the JSON file of an evaluation; the same scores are one run, however often told."""
+    """Log the JSON file of an evaluation; the same scores always are the same run."""
     table = ScoreTable.load(path)
     name = f"{recipe.name}-evaluation-{sha256_of(path)[:8]}"
     run = RunDirectory(resolve_root(recipe.runs) / name)

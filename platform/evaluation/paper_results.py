@@ -19,11 +19,11 @@ class PaperTable(Config):
 
     protocol: str
     source: str
-    """Paper and table."""
+    """Paper and table, such as `002, Table 1`."""
     columns: tuple[str, ...]
-    """Network evaluations or steps, then metrics."""
+    """Names of the columns: network evaluations or steps first, then metrics."""
     rows: tuple[tuple[str | float, ...], ...]
-    """Method, then a number for each column."""
+    """The method of each row, followed by a number for each column."""
 
     @model_validator(mode="after")
     def _rows_fill_the_columns(self) -> Self:

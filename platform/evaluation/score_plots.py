@@ -13,7 +13,7 @@ from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
 
 OURS, PAPERS = "#3367a8", "#b8bfca"
 COLUMNS = 4
-"""Panels side by side."""
+"""Number of panels side by side."""
 Draw = Callable[[Axes, Sequence[ScoreRow], str], None]
 
 

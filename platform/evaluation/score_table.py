@@ -13,23 +13,23 @@ from magicdistill.platform.runs.run_directory import write_text
 
 OURS = "measured here"
 DIGITS = {"fid": 2, "fvd": 2}
-"""As the papers print them; other metrics have four."""
+"""Digits after the point as the papers print them; other metrics have four."""
 Cells = dict[str, str]
-"""A row of the table by column."""
+"""The texts of one row, by column."""
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One way of generating, or one method of a paper."""
+    """The metrics of one variant, or of one method in a paper."""
 
     method: str
     nfe: int
-    """Network evaluations for a video; 0 for real clips."""
+    """Number of network evaluations for one video; 0 for real clips."""
     metrics: Mapping[str, Metric]
     source: str = OURS
     """`measured here`, or `paper: <paper>, <table>`."""
     unit: str = ""
-    """What a paper counts where it prints no evaluations: steps."""
+    """What `nfe` counts if not network evaluations: some papers print steps."""
 
     @property
     def is_ours(self) -> bool:
@@ -39,15 +39,15 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     protocol: str
     columns: tuple[str, ...]
-    """Metrics that count; empty are all that some row has."""
+    """Metrics to show; if empty, all that at least one row has."""
     rows: tuple[ScoreRow, ...]
-    """Ours."""
+    """The rows that were measured here."""
     facts: Mapping[str, Any]
-    """What decided the numbers: recipe, seed, inputs, models."""
+    """What the numbers depend on: recipe, seed, inputs, models."""
 
     @property
     def papers(self) -> list[ScoreRow]:

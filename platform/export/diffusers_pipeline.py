@@ -1,4 +1,4 @@
-"""A transformer as a pipeline that stock diffusers samples from."""
+"""Write a transformer as a pipeline that unmodified diffusers can sample from."""
 
 import copy
 from pathlib import Path
@@ -29,7 +29,7 @@ def write_stock_parts(
     vae: VideoVae | None,
     null: Conditions | None,
 ) -> None:
-    """Write all of a pipeline but its transformer, which may be without storage, and encoders.
+    """Write a pipeline except for its transformer, which may have no storage, and its encoders.
 
     The null prompt's tensors have the names of the pipeline's arguments.
     """
@@ -53,7 +53,7 @@ def write_stock_parts(
 
 
 def stock_scheduler(sampler: SamplerConfig) -> FlowMatchEulerDiscreteScheduler:
-    """Return the sampler as diffusers has it, whose grid is ours for any number of steps."""
+    """Return diffusers' scheduler with our grid of noise levels for any number of steps."""
     return FlowMatchEulerDiscreteScheduler(
         shift=sampler.shift, stochastic_sampling=sampler.name == "consistency"
     )
@@ -61,7 +61,7 @@ def stock_scheduler(sampler: SamplerConfig) -> FlowMatchEulerDiscreteScheduler:
 
 @torch.no_grad()
 def stock_autoencoder(vae: VideoVae) -> AutoencoderKLHunyuanVideo:
-    """Fold the latents' statistics into the weights: the scaling factor s alone normalises.
+    """Fold the statistics of the latents into the weights, so that a scaling factor s normalises.
 
     With k = s * std the encoder gives (z - mean) / k, and the decoder takes it. A patch decoder
     has no place in it.

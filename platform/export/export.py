@@ -1,4 +1,4 @@
-"""Exporting a run's generator from a checkpoint: a diffusers pipeline with a model card."""
+"""Export a generator from a checkpoint of a run: a diffusers pipeline with a model card."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +41,7 @@ DTYPES = {
     "int8": torch.bfloat16,  # of what is computed
 }
 LORA_WRAPPER = f"score.{WRAPPER}"
-"""Prefix of the names in a critic's checkpoint."""
+"""Prefix of the LoRA's parameter names in the checkpoint of a critic."""
 DtypeName = Literal["fp16", "bf16", "fp32", "int8"]
 
 
@@ -63,13 +63,14 @@ def export(
 ) -> None:
     """Write a role's network from a run's newest intact checkpoint, or from a given one.
 
-    `source` is a run (path, name in `runs`, or `latest`) or the folder of a checkpoint. Without
-    an average in it (`schedule.ema_decay`) the last weights are written. One file of the output
-    is in memory at a time. The folder appears when it is complete. Of `encoders`, a folder of
-    diffusers, it gets the text encoders in the same numbers, which are in memory whole.
+    `source` is a run (path, name in `runs`, or `latest`) or the folder of a checkpoint. If the
+    checkpoint has no averaged weights (`schedule.ema_decay`), the last weights are written. Only
+    one file of the output is in memory at a time, and the folder appears when it is complete.
+    `encoders` is a diffusers folder whose text encoders are also written, in the same dtype; they
+    are in memory whole.
 
-    Raises ExportError where the folder is not empty, the checkpoint is damaged, or the role has
-    no network of its own; FileNotFoundError where there is no such run.
+    Raises ExportError if the folder is not empty, the checkpoint is damaged, or the role has no
+    network of its own; FileNotFoundError if there is no such run.
     """
     demand_new(directory)
     run, checkpoint = find_checkpoint(source, runs, say)
@@ -108,7 +109,7 @@ def export(
 def export_lora(
     source: str, directory: Path, *, runs: str = "runs", say: Callable[[str], None] = print
 ) -> None:
-    """Write the weak-to-strong LoRA of a checkpoint alone, in float32 and the format of peft.
+    """Write only the weak-to-strong LoRA of a checkpoint, in float32 and in the format of peft.
 
     `PeftModel.from_pretrained` and diffusers' `load_lora_adapter` put it on the teacher. Raises as
     `export` does, and ExportError where the method trains none.
@@ -134,14 +135,14 @@ def export_lora(
 
 
 def demand_new(directory: Path) -> None:
-    """Raise ExportError where something is in a folder."""
+    """Raise ExportError if a folder exists and is not empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ExportError(f"--to {directory}: it is not empty; give a folder that is new")
 
 
 @contextmanager
 def appearing(directory: Path) -> Iterator[Path]:
-    """Give a folder to write to, which takes its name when it is complete."""
+    """Yield a temporary folder that is renamed to `directory` when the body is done."""
     partial = directory.absolute().with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -158,7 +159,7 @@ def _load_vae(recipe: Recipe, say: Callable[[str], None]) -> VideoVae | None:
 
 
 def _null_prompt(recipe: Recipe) -> Conditions | None:
-    """Return the zero embedding; None where an encoder makes it."""
+    """Return the zero embedding of the null prompt; None if an encoder computes it."""
     if recipe.data.prompts:
         return None
     shapes, text = recipe.model.shapes.transformer, recipe.data.null_text
@@ -171,7 +172,7 @@ def _null_prompt(recipe: Recipe) -> Conditions | None:
 
 
 def _quantise(folder: Path) -> None:
-    """Put int8 weights in the place of those in a folder."""
+    """Replace the weights in a folder by int8 weights."""
     whole = folder.with_name(f"{folder.name}.bf16")
     shutil.rmtree(whole, ignore_errors=True)
     folder.replace(whole)
@@ -186,7 +187,7 @@ def _quantise(folder: Path) -> None:
 def find_checkpoint(
     source: str, runs: str, say: Callable[[str], None]
 ) -> tuple[RunDirectory, Path]:
-    """Return an intact checkpoint and its run; what the run's mirror has it may give."""
+    """Return an intact checkpoint, from the mirror of the run if need be, and the run."""
     path = Path(source).expanduser().resolve()
     if path.parent.name == "checkpoints" and (path.parents[1] / "recipe.yaml").is_file():
         if not (path / COMMITTED).is_file():
@@ -226,7 +227,10 @@ def _modules(recipe: Recipe) -> Mapping[str, nn.Module]:
 
 
 def _reader(weights: Weights, module: VelocityModel, dtype: torch.dtype) -> Callable[[str], Tensor]:
-    """Return what reads a parameter of the transformer; the checkpoint must be of that network."""
+    """Return a function that reads a parameter of the transformer from the checkpoint.
+
+    Raises ExportError if the checkpoint is one of another network.
+    """
     wanted = dict(module.transformer.named_parameters())
     if missing := [name for name in wanted if f"{WRAPPER}{name}" not in weights]:
         raise ExportError(

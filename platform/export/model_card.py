@@ -1,4 +1,4 @@
-"""The model card of an exported network."""
+"""Write the model card of an exported network."""
 
 import json
 from collections.abc import Iterator
@@ -167,7 +167,7 @@ def lora_card(run: RunDirectory, cycle: int, num_parameters: int) -> str:
 
 
 def _facts(run: RunDirectory, cycle: int, own: dict[str, str]) -> str:
-    """Return the table of where weights are from, beginning with some facts of their own."""
+    """Return the table of where the weights come from, beginning with the given facts."""
     recipe, provenance = run.recipe(), run.provenance()
     facts = own | {
         "recipe": recipe.name,
@@ -219,7 +219,7 @@ def _sampler(sampler: SamplerConfig) -> str:
 
 
 def _measured(run: RunDirectory, cycle: int) -> Iterator[str]:
-    """Yield a table of the cycle's metrics, and that of the evaluation of a finished run."""
+    """Yield the metrics of the cycle as a table and, for a finished run, its evaluation."""
     row = next((row for row in run.history() if row["step"] == cycle), None)
     if row is not None:
         yield from _table([{"metric": name, "mean": value} for name, value in row.items()])

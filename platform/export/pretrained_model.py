@@ -1,4 +1,4 @@
-"""A trained model as it is used: where its parts are, its shapes and its sampler."""
+"""Find a trained model: where its parts are, its shapes and its sampler."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ from magicdistill.platform.runs.run_directory import resolve_root
 
 ASSETS = PROJECT / "assets"
 STUDENT_STEPS = (1, 4)
-"""Of the students that come with the project."""
+"""Numbers of steps of the students that come with the project."""
 MODEL = "model"
-"""The folder of a run with its finished generator."""
+"""Folder of a run that holds its finished generator."""
 Dtype = Literal["fp32", "bf16", "int8"]
 LARGE = Bucket(num_frames=129, height=544, width=960)
-"""What a model without a recipe generates: the shape of Magic141."""
+"""Shape that a model without a recipe generates: that of Magic141."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Everything that videos are a function of, but their own inputs."""
+    """Everything that decides a video except its own inputs."""
 
     transformer: Path
     vae: Path
@@ -34,20 +34,20 @@ class Pretrained:
     """Shapes that the model was trained on."""
     sampler: SamplerConfig
     num_text_tokens: int
-    """Of the null prompt's zero embedding."""
+    """Number of tokens in the zero embedding of the null prompt."""
     encoders: Path | None
-    """Folder of the text encoders; without it there is the null prompt alone."""
+    """Folder of the text encoders; without it only the null prompt can be used."""
     dtype: Dtype | None = None
-    """Numbers of the transformer; null is bf16 on GPUs and fp32 on processors."""
+    """Dtype of the transformer; None is bf16 on GPUs and fp32 on CPUs."""
     offload: bool = False
-    """Keep the transformer in host memory, and its layers on the GPU only while they compute."""
+    """Keep the transformer in host memory and copy each layer to the GPU while it computes."""
 
     def changed(
         self, size: tuple[int, int, int] | None = None, **sampler: float | None
     ) -> "Pretrained":
-        """Return the same with one shape (frames, height, width), or with another sampler.
+        """Return the model with a single shape (frames, height, width) or with another sampler.
 
-        Raises ExplainedError where a value cannot be.
+        Raises ExplainedError if a value is not possible.
         """
         given = {name: value for name, value in sampler.items() if value is not None}
         buckets = self.buckets
@@ -69,8 +69,8 @@ def find_pretrained(
 
     `location` is a run (a folder, or a name in `runs`), its `model` folder, an exported or any
     other diffusers folder, a whole pipeline of diffusers, or a name under assets/ such as
-    `student-4step`. What it has no recipe for is taken from `vae` and `encoders`, or from beside
-    it. Raises ExplainedError where there is no such model, or no VAE for it.
+    `student-4step`. Without a recipe the VAE and the encoders are taken from `vae` and `encoders`
+    or from the folders beside it. Raises ExplainedError if there is no such model or no VAE for it.
     """
     transformer = _find_transformer(location, runs)
     recipe = _recipe_of(transformer)
@@ -89,16 +89,16 @@ def find_pretrained(
 
 
 def shipped_for(num_steps: int | None) -> str:
-    """Name the model of the project that was trained for a number of steps, by default four."""
+    """Return the name of the shipped student for a number of steps, by default four."""
     if num_steps is None:
         return "student-4step"
     return next((f"student-{n}step" for n in STUDENT_STEPS if num_steps <= n), "teacher")
 
 
 def find_student(model: Pretrained, num_steps: int) -> Pretrained:
-    """Return the shipped student of as many steps beside a shipped model, else the model itself.
+    """Return the shipped student that was trained for this number of steps.
 
-    It takes as many steps either way, in the same numbers.
+    For a model that was not shipped, return the model itself with that number of steps.
     """
     beside = model.transformer.with_name(f"student-{num_steps}step")
     if model.transformer in _students() and (beside / CONFIG).is_file():
@@ -108,9 +108,9 @@ def find_student(model: Pretrained, num_steps: int) -> Pretrained:
 
 
 def find_teacher(model: Pretrained) -> Pretrained:
-    """Return the many-step model that a student learned from, sampled as it is judged.
+    """Return the teacher of a student, with the many-step sampler of its evaluation.
 
-    Raises ExplainedError where no recipe tells, or the teacher is not there.
+    Raises ExplainedError if no recipe names the teacher, or it does not exist.
     """
     recipe = _recipe_of(model.transformer)
     if recipe is None or recipe.model.teacher is None:
@@ -185,14 +185,14 @@ def _find_vae(transformer: Path, recipe: Recipe | None, vae: str | None) -> Path
 
 
 def _sampler(transformer: Path, recipe: Recipe | None) -> SamplerConfig:
-    """Return what a generator was trained for, or what its teacher is judged with."""
+    """Return the sampler that a generator was trained for, or that of its teacher's evaluation."""
     if recipe is None:
         return SamplerConfig()
     return many_steps(recipe) if _is_teacher(transformer, recipe) else sampler_of(recipe)
 
 
 def sampler_of(recipe: Recipe) -> SamplerConfig:
-    """Return the sampler that a recipe's generator is trained for, by default many steps."""
+    """Return the sampler that the generator of a recipe is trained for, by default many steps."""
     return trained_sampler(recipe.method) or many_steps(recipe)
 
 

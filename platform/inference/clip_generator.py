@@ -1,4 +1,4 @@
-"""Generating and decoding held-out clips."""
+"""Generate and decode held-out clips."""
 
 import time
 
@@ -17,7 +17,7 @@ from magicdistill.platform.inference.variants import Variant
 
 
 class ClipGenerator:
-    """Generates and decodes held-out clips; the last network is kept, on a GPU in bf16."""
+    """Generates and decodes held-out clips; keeps the last network loaded, in bf16 on a GPU."""
 
     def __init__(self, model_json: str) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,7 +34,7 @@ class ClipGenerator:
         sample_index: int = 0,
         num_frames: int | None = None,
     ) -> tuple[Tensor, float, int]:
-        """Return pixels (b 3 t y x), the network's seconds, and its evaluations for a clip.
+        """Return pixels (b 3 t y x), seconds of network time, and network evaluations per clip.
 
         Generated clips are as long as the real ones, or have `num_frames` frames.
         """

@@ -18,18 +18,19 @@ from magicdistill.data_pipeline.media.video import write_mp4
 Clips = Float[Tensor, "n 3 t y x"]
 LABEL_PX = 16
 SHOWN_PX = 160
-"""Longest side of a clip that is shown in training."""
+"""Longest side, in pixels, of clips in the pictures made during training."""
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:
-    """Turn pixels in [-1, 1] into bytes."""
+    """Convert pixels in [-1, 1] to uint8."""
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
 def contact_sheet(
     path: Path, clips: Mapping[str, Clips], *, frame_stride: int = 2, zoom: int = 2
 ) -> None:
-    """Write a PNG: one block of rows a clip, one labelled row a variant, time to the right."""
+    """Write a PNG with a block of rows for each clip, a labelled row for each variant, and time to
+    the right."""
     names = list(clips)
     strips = np.stack([to_uint8(clips[name][:, :, ::frame_stride]) for name in names])
     image = rearrange(strips, "v n c t y x -> (n v y) (t x) c")
@@ -46,7 +47,7 @@ def contact_sheet(
 
 
 def shrink(clips: Clips) -> Clips:
-    """Return clips in a size to look at, on the processor."""
+    """Return clips on the CPU, reduced to at most SHOWN_PX pixels on the longest side."""
     scale = SHOWN_PX / max(clips.shape[-2:])
     if scale >= 1:
         return clips.cpu()
@@ -81,7 +82,7 @@ def side_by_side(
 
 
 def save_clips(path: Path, clips: Mapping[str, Clips]) -> None:
-    """Keep clips as bytes, one tensor a variant."""
+    """Store clips as uint8, one tensor for each variant."""
     temporary = path.with_name(f".{path.name}.partial")
     save_file({name: torch.from_numpy(to_uint8(found)) for name, found in clips.items()}, temporary)
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""First frames for prompts: painted, found in a corpus of images, or both."""
+"""Make first frames for prompts: painted, found in a corpus of images, or both."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from magicdistill.models.diffusion.image_prior import TextToImage
 
 COMMENT = "magicdistill"
-"""The text in a painted PNG that tells what it was made from."""
+"""Key of the text chunk in a painted PNG that names what it was made from."""
 FETCH_CLIP = "hf download openai/clip-vit-large-patch14 --local-dir DIR"
 FETCH_PIPELINE = "hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir DIR"
 FETCH_ADAPTER = "hf download h94/IP-Adapter --local-dir DIR"
 
 
 class ImagePriors:
-    """Makes first frames for a model; each network is loaded where it is first needed.
+    """Makes first frames for a model; loads each network when it is first needed.
 
-    As a context manager it lets go of the networks at the end.
+    Used as a context manager, it frees the networks at the end.
     """
 
     def __init__(self, config: PriorConfig, model: Pretrained) -> None:
@@ -85,7 +85,7 @@ class ImagePriors:
             raise ExplainedError("--ip_adapter: it joins --text_to_image and --index; give both")
 
     def open_index(self) -> ImageIndex:
-        """Bring the corpus's index up to date; what cannot be read is named."""
+        """Bring the index of the corpus up to date and name the files that cannot be read."""
         assert self.config.index
         index = ImageIndex(self.config.index, digest_weights(self._clip_folder))
         try:
@@ -139,7 +139,7 @@ class ImagePriors:
         return self._clip.images(pictures).cpu().numpy()
 
     def _retrieve(self, prompt: str) -> list[Match]:
-        """Return the images nearest to a prompt, as many as are needed; none without a corpus."""
+        """Return as many images near to a prompt as are needed; none if there is no corpus."""
         if self.config.index is None:
             return []
         count = self.config.num_references if self.config.ip_adapter else 1
@@ -168,7 +168,7 @@ class ImagePriors:
             raise ExplainedError(f"--text_to_image {self.config.text_to_image}: {error}") from None
 
     def _describe(self, order: Order, matches: Sequence[Match]) -> str:
-        """Return a name for a painting's bits: a hash of all that they are a function of."""
+        """Return a hash of everything that decides the pixels of a painting."""
         files = [Path(str(self.config.text_to_image)), self.config.ip_adapter]
         weights = [digest_weights(path) for path in files if path and path.exists()]
         settings = replace(self.config, index=None, clip=None)
@@ -177,7 +177,7 @@ class ImagePriors:
 
 
 def _read_comment(path: Path) -> str | None:
-    """Return what a whole PNG tells of itself, or None."""
+    """Return the COMMENT of a PNG that can be read whole, otherwise None."""
     try:
         with Image.open(path) as image:
             image.load()

@@ -1,4 +1,4 @@
-"""Generating held-out clips, the same in validation and in evaluation."""
+"""Generate held-out clips, in the same way in validation and in evaluation."""
 
 from collections.abc import Sequence
 
@@ -39,9 +39,9 @@ def generate(
 ) -> Float[Tensor, "b c f h w"]:
     """Sample latents of `shape` (c f h w); the noise is a function of seed, position and index.
 
-    `sample_index` counts the videos of one first frame.
-    `null` is what guidance compares with where the network has no guidance input. A later window
-    of a long video has noise of its own and goes on from the latent frames `known`.
+    `sample_index` counts the videos of one first frame. `null` are the conditions that guidance
+    compares with if the network has no guidance input. A later context window of a long video has
+    noise of its own and continues the latent frames `known`.
     """
     device = conditions.text.device
     rng = Rng(seed, -1 - sample_index, window - 1, positions, device)

@@ -1,4 +1,4 @@
-"""A finished generator as a registered model of MLflow, which loads and samples by itself."""
+"""Register a finished generator as a model that MLflow can load and sample from."""
 
 import tempfile
 from pathlib import Path
@@ -42,7 +42,7 @@ videos = generator.predict(first_frames, params={{"seed": 0}})  # uint8, n y x 3
 def register(model: FinalModel, to: Destination) -> None:
     """Upload the weights with what MLflow needs to load them, and add a version to the registry.
 
-    A second time changes nothing.
+    Calling it again changes nothing.
     """
     transformer = to.run.path / model.transformer
     model_id = _upload(model, to, transformer, digest_weights(transformer))
@@ -65,7 +65,7 @@ def register(model: FinalModel, to: Destination) -> None:
 
 
 def _upload(model: FinalModel, to: Destination, transformer: Path, sha256: str) -> str:
-    """Return MLflow's name for the weights, after uploading them where they are not there."""
+    """Return MLflow's id of the weights, after uploading them if they are missing."""
     if model_id := find_model(to, sha256):
         return model_id
     created = to.client.create_logged_model(
@@ -93,7 +93,7 @@ def _upload(model: FinalModel, to: Destination, transformer: Path, sha256: str) 
 
 
 def _without_front_matter(card: str) -> str:
-    """Leave out what a hub reads at the start of a card, and MLflow would show as text."""
+    """Remove the YAML header of a model card, which MLflow would show as text."""
     return card.split("\n---\n", 1)[-1] if card.startswith("---\n") else card
 
 
@@ -108,7 +108,7 @@ def signature(bucket: Bucket) -> ModelSignature:
 
 
 class Generator:
-    """A loaded model."""
+    """A loaded model with the interface of `mlflow.pyfunc`."""
 
     def __init__(self, sampler: "VideoSampler") -> None:
         self.sampler = sampler
@@ -129,7 +129,7 @@ class Generator:
 
 
 def _load_pyfunc(path: str) -> Generator:
-    """Load what was uploaded; MLflow asks for this name."""
+    """Load what was uploaded; MLflow calls the function of this name."""
     from magicdistill.platform.inference.sample_video import VideoSampler
 
     folder = Path(path)

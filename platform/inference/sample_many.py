@@ -1,4 +1,4 @@
-"""Many videos over Ray actors, one a GPU; what is made already is not made again."""
+"""Make many videos on Ray actors, one per GPU; videos that exist already are not made again."""
 
 import json
 import math
@@ -25,22 +25,23 @@ class Line(Config):
     """One line of a list of inputs."""
 
     image: Path | None = None
-    """A relative one starts at the list's folder; null makes a first frame for the prompt."""
+    """The first frame; a relative path starts at the folder of the list, and null makes one for the
+    prompt."""
     name: str | None = None
-    """Of the video; null is the line's number and the image's name."""
+    """Name of the video; null joins the line number and the name of the image."""
     prompt: str | None = None
     seed: int | None = None
-    """Null is the job's seed plus the line's number, from 0."""
+    """Seed of the noise; null is the seed of the job plus the line number, counted from 0."""
     seconds: float | None = None
 
 
 def read_orders(
     path: Path, folder: Path, defaults: Order, complete: Callable[[Order], Order]
 ) -> list[Order]:
-    """Read a JSONL list of inputs; `defaults` gives what a line leaves out.
+    """Read a JSONL list of inputs; `defaults` fills in what a line leaves out.
 
-    `complete` makes a first frame where a line has none. Raises ExplainedError naming the line that
-    is wrong, or names that are not distinct.
+    `complete` makes a first frame for a line that has none. Raises ExplainedError that names the
+    wrong line, or the names that occur twice.
     """
     if not path.is_file():
         raise ExplainedError(f"--inputs: there is no file {path}")
@@ -85,14 +86,14 @@ def _order(line: Line, number: int, beside: Path, folder: Path, defaults: Order)
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
 class SamplingActor:
-    """Makes one video after another with a model of its own."""
+    """An actor that makes one video after another with a model of its own."""
 
     def __init__(self, model: Pretrained) -> None:
         torch.set_num_threads(1)
         self.sampler = VideoSampler(model)
 
     def make(self, order: Order) -> tuple[Order, str | None]:
-        """Write the video; return why that cannot be done."""
+        """Write the video; return the reason if that cannot be done, otherwise None."""
         try:
             self.sampler.make(order)
         except ExplainedError as error:
@@ -107,9 +108,9 @@ def sample_all(
     num_actors: int | None = None,
     address: str | None = None,
 ) -> list[str]:
-    """Make the videos that are missing; return a line about each that could not be made.
+    """Make the missing videos; return a line about each that could not be made.
 
-    `num_actors` is by default one for each GPU of the cluster, and without GPUs one for each core.
+    `num_actors` defaults to one per GPU of the cluster, or one per core if it has no GPUs.
     """
     missing = [order for order in orders if not is_made(model, order)]
     say(f"{len(orders)} videos, {len(orders) - len(missing)} of them made already")

@@ -1,4 +1,4 @@
-"""From a first frame to a video file, by any model and of any length."""
+"""Make a video file from a first frame, with any model and of any length."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -45,11 +45,11 @@ from magicdistill.platform.inference.held_out_sampling import generate
 from magicdistill.platform.runs.logs import ExplainedError, say
 
 NUM_SHOWN = 16
-"""Frames of a contact sheet."""
+"""Number of frames in a contact sheet."""
 SHOWN_PX = 160
-"""Longest side of a frame there."""
+"""Longest side of a frame in the contact sheet, in pixels."""
 FrameProgress = Callable[[int, int], None]
-"""Called with the frames that are written and their total."""
+"""Called with the number of frames written so far and their total."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,21 @@ class Order:
 
     image: Path
     out: Path
-    """The MP4; its contact sheet lies beside it."""
+    """The MP4 file; its contact sheet lies beside it."""
     seed: int = 0
     prompt: str | None = None
-    """None is the null prompt."""
+    """The prompt; None is the null prompt."""
     seconds: float | None = None
-    """None is one window of the model."""
+    """Length of the video; None is one context window of the model."""
     overlap: int = 5
-    """Frames that two windows of a long video share."""
+    """Frames that neighbouring context windows of a long video share."""
     pull: float = 0.2
-    """How far each window of a long video starts nearer to the first frame's coarse picture."""
+    """Share, from 0 to 1, by which the start of each context window is moved towards the coarse
+    picture of the first frame."""
 
 
 class VideoSampler:
-    """A model that is ready; one video at a time, so that its bits depend on its order alone."""
+    """A loaded model; makes one video at a time, so that each depends on its own order alone."""
 
     def __init__(self, model: Pretrained, device: str | None = None) -> None:
         self.model = model
@@ -94,7 +95,7 @@ class VideoSampler:
 
     @cached_property
     def encoder(self) -> PromptEncoder | None:
-        """What embeds prompts, if the model came with it; on the processor under offload."""
+        """The prompt encoder, if the model comes with one; stays on the CPU under offload."""
         if self.model.encoders is None:
             return None
         int8 = self.model.dtype == "int8"
@@ -168,7 +169,7 @@ class VideoSampler:
         return self.vae.decode(latents)
 
     def _conditions(self, prompt: str | None) -> tuple[Conditions, Conditions]:
-        """Return the prompt's and the null prompt's conditions, still without an image prior."""
+        """Return the conditions of the prompt and the null prompt, without an image prior."""
         if self.encoder is None:
             if prompt is not None:
                 raise ExplainedError(
@@ -188,7 +189,7 @@ class VideoSampler:
 
 
 def sample_one(model: Pretrained, order: Order) -> None:
-    """Make one video on this machine, and say what came of it."""
+    """Make one video on this machine and print where it is."""
     read_image(order.image)  # a wrong path shows before the networks are loaded
     bars = Bars("frame")
     sampler = VideoSampler(model)
@@ -206,14 +207,14 @@ def sample_one(model: Pretrained, order: Order) -> None:
 
 
 def steps(model: Pretrained) -> str:
-    """Return a model's sampler as text."""
+    """Describe the sampler of a model in words."""
     sampler = model.sampler
     guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1 else ""
     return f"{sampler.name} in {sampler.num_steps} steps, shift {sampler.shift:g}{guidance}"
 
 
 def plan_windows(order: Order, bucket: Bucket) -> ContextWindows:
-    """Return the windows of an order; raise ExplainedError where there are none."""
+    """Return the context windows of an order; raise ExplainedError if there cannot be any."""
     total = bucket.num_frames if order.seconds is None else round(order.seconds * bucket.fps)
     try:
         return ContextWindows(total, bucket.num_frames, order.overlap)
@@ -224,13 +225,13 @@ def plan_windows(order: Order, bucket: Bucket) -> ContextWindows:
 
 
 def report_difference(model: Pretrained, order: Order) -> None:
-    """Say how near a window of a model is to the same one in bf16."""
+    """Print how close one window of a model is to the same window in bf16."""
     name = model.dtype or "full precision"
     say(f"PSNR of one window, {name} to bf16: {difference_db(model, order, model.dtype):.1f} dB")
 
 
 def difference_db(model: Pretrained, order: Order, dtype: Dtype | None) -> float:
-    """Return the PSNR of one window to the same one in bf16, whose weights must be there."""
+    """Return the PSNR, in dB, of one window against the same window from the bf16 weights."""
     if is_int8(model.transformer):
         raise ExplainedError("--psnr: the weights are int8 already, and there is no bf16 of them")
     image = read_image(order.image)
@@ -246,7 +247,7 @@ def difference_db(model: Pretrained, order: Order, dtype: Dtype | None) -> float
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return a picture as uint8 RGB (y x 3), upright; raise ExplainedError where it is none."""
+    """Return a picture as upright uint8 RGB (y x 3); raise ExplainedError if it cannot be read."""
     try:
         return images.read_image(path)
     except images.ImageError as error:
@@ -254,7 +255,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def describe(model: Pretrained, order: Order) -> str:
-    """Return a name for a video's bits: a hash of all that they are a function of."""
+    """Return a hash of everything that decides the pixels of a video."""
     parts = (
         digest_weights(model.transformer),
         digest_weights(model.vae),
@@ -276,7 +277,7 @@ def _encoders_of(model: Pretrained) -> str | None:
 
 
 def is_made(model: Pretrained, order: Order) -> bool:
-    """Tell whether an order's video is there, made in the same way, and whole."""
+    """Tell whether the video of an order exists, is complete, and was made in the same way."""
     if not order.out.is_file() or not order.out.with_suffix(".png").is_file():
         return False
     try:
@@ -288,7 +289,7 @@ def is_made(model: Pretrained, order: Order) -> bool:
 
 
 def format_seams(seams: Seams) -> str:
-    """Return the measures of a long video as text."""
+    """Describe the seams and the drift of a long video in words."""
     return (
         f"frame differences (levels of 255): seams {seams.seam:.2f}, largest "
         f"{seams.seam_largest:.2f}; within windows {seams.within:.2f}, largest "

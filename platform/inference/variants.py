@@ -1,4 +1,4 @@
-"""Ways to generate the same held-out clips: weights and a sampler."""
+"""Variants: pairs of weights and sampler that generate the same held-out clips."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ REAL = "real"
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to generate: weights and a sampler; no weights are the real clips themselves."""
+    """Weights with a sampler; without weights, the real clips themselves."""
 
     name: str
     weights: str | None
@@ -19,9 +19,10 @@ class Variant:
 
 
 def variants(recipe: Recipe, student: Path) -> list[Variant]:
-    """Return teacher with many steps, teacher with few Euler steps, and the student.
+    """Return the teacher with many steps, the teacher with few Euler steps, and the student.
 
-    Before a student of noise-data pairs comes the generator that makes them, also run like it.
+    For a student of noise-data pairs also the generator of the pairs, with its own sampler and
+    with the student's.
     """
     assert recipe.evaluation is not None
     many = recipe.evaluation.teacher
@@ -42,5 +43,5 @@ def variants(recipe: Recipe, student: Path) -> list[Variant]:
 
 
 def own_variant(recipe: Recipe, student: Path) -> Variant:
-    """Return the way of generating that the run itself is about."""
+    """Return the variant that the run itself trains."""
     return variants(recipe, student)[-1]

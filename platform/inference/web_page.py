@@ -1,4 +1,4 @@
-"""A page on this machine where a portrait becomes a video, beside that of the many-step teacher."""
+"""Serve a page on this machine that turns a portrait into a video, beside the teacher's."""
 
 import socket
 import tempfile
@@ -35,20 +35,20 @@ from magicdistill.platform.runs.logs import ExplainedError, say
 
 LOOPBACK = "127.0.0.1"
 HOSTS = [LOOPBACK, "localhost"]
-"""Names that the page answers to: a script of another site cannot point its own name here."""
+"""Host names that the page accepts, so that another site's name cannot be pointed at it."""
 MAX_MB = 20
 POLICY = "default-src 'self' blob: data: 'unsafe-inline'"
-"""For browsers: nothing comes from another machine."""
+"""Content security policy: the page loads nothing from another machine."""
 EXAMPLE = ASSETS / "portrait-tiny" / "face.png"
 
 
 class Made(NamedTuple):
-    """A video as MP4, and how long that took."""
+    """A finished MP4 and how long it took."""
 
     mp4: bytes
     network_s: float
     total_s: float
-    """VAE and file included."""
+    """Seconds in all, including the VAE and the video file."""
 
 
 class StepTimer:
@@ -67,10 +67,10 @@ class StepTimer:
 
 
 class Studio:
-    """A model in few steps and its teacher in many, one video at a time."""
+    """A few-step model and its many-step teacher; makes one video at a time."""
 
     def __init__(self, model: Pretrained) -> None:
-        """Load both, and make a video with each, so that none of those to come is slower."""
+        """Load both and make a video with each, so that the first request is not the slowest."""
         teacher = find_teacher(model)
         self.models = {count: find_student(model, count) for count in STUDENT_STEPS}
         self.models[teacher.sampler.num_steps] = teacher
@@ -84,7 +84,7 @@ class Studio:
                 self.make(Path(grey.name).read_bytes(), count)
 
     def make(self, picture: bytes, num_steps: int, seed: int = 0) -> Made:
-        """Make a video from a picture file; raise ExplainedError where it is none."""
+        """Make a video from a picture file; raise ExplainedError if it is not a picture."""
         model = self.models[num_steps]
         with self._lock, tempfile.TemporaryDirectory() as folder:
             sampler = self._samplers[model.transformer]
@@ -103,7 +103,7 @@ class Studio:
 
 
 def web_app(studio: Studio) -> Starlette:
-    """Return the page, and what it asks for: POST /videos?steps=4&seed=0 with a picture."""
+    """Return the application: the page, and POST /videos?steps=4&seed=0 with a picture."""
 
     async def page(request: Request) -> Response:
         return HTMLResponse(_page(studio), headers={"Content-Security-Policy": POLICY})
@@ -140,7 +140,7 @@ def web_app(studio: Studio) -> Starlette:
 
 
 def serve(model: Pretrained, port: int) -> None:
-    """Answer on this machine alone until Ctrl-C; port 0 takes a free one."""
+    """Serve the page on the loopback interface until Ctrl-C; port 0 takes a free port."""
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -180,7 +180,7 @@ def _integer(request: Request, name: str, default: int) -> int:
 
 
 def _now_s() -> float:
-    """Return the time at which all that a GPU was asked for is done."""
+    """Return the time, in seconds, after waiting for the GPU to finish its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""The data half of a recipe by itself: curate, calibrate, report, verify, take down."""
+"""The data half of a recipe alone: curate, calibrate, report, verify, take down."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -29,22 +29,22 @@ from magicdistill.platform.tracking.tracker import Tracker
 Stage = Literal["ingest", "score", "decide", "encode", "all"]
 REPORT = "curation.html"
 QUARANTINED = "attempts)"
-"""Ends the reason of a file that crashed or hung the decoder as often as the recipe allows."""
+"""End of the reason of a file that crashed or hung the decoder as often as the recipe allows."""
 
 
 def curate(
     recipe: Recipe, stage: Stage = "all", *, show: bool = False, report: bool = False
 ) -> None:
-    """Do what earlier runs left undone, up to the end; or one stage of it alone.
+    """Do what earlier runs left undone: all stages, or one of them.
 
     Args:
         recipe: its `data` and `evaluation.data` are curated together.
-        stage: what to do; `all` ends with a report and an MLflow run.
+        stage: the stage to run; `all` ends with a report and an MLflow run.
         show: print quantiles of all scores beside their thresholds.
-        report: write a report also where one stage was asked for.
+        report: also write a report after a single stage.
 
     Raises:
-        ExplainedError: if nothing is accepted; the report is written all the same.
+        ExplainedError: if nothing is accepted; the report is still written.
         FileNotFoundError: if a source or the VAE does not exist.
         RecipeError: if the recipe names no VAE to encode with.
     """
@@ -70,7 +70,7 @@ def curate(
 def _run(
     curator: Curator, recipe: Recipe, stage: Stage
 ) -> tuple[Sequence[Selection], Exception | None]:
-    """Return what became of all clips, and why there is no cache, where there should be one."""
+    """Return the fate of all clips, and the reason if there should be a cache and is none."""
     vae = None
     if stage in ("encode", "all"):  # asked for first: it would be a pity after hours of scoring
         if recipe.model.vae is None:
@@ -114,7 +114,7 @@ def _tell_faults(selection: Selection) -> None:
 
 
 def _report(recipe: Recipe, curator: Curator, selections: Mapping[str, Selection]) -> None:
-    """Write the page into a run directory of its own and track it."""
+    """Write the page into a run directory of its own and log it to MLflow."""
     name = f"{recipe.name}-curation-{datetime.now():%Y%m%d-%H%M%S}"
     run = RunDirectory.create(recipe.runs, recipe, name, latest=False)
     facts = {
@@ -149,12 +149,12 @@ def _metrics(curator: Curator, selections: Mapping[str, Selection]) -> dict[str,
 
 
 def verify(recipe: Recipe, *, repair: bool = False) -> bool:
-    """Read all that is committed, name what is damaged, and return whether nothing is.
+    """Read everything that is committed, name what is damaged, and return whether all is intact.
 
     Then the latents themselves are described: statistics of every version's channels, and how
     close the recipe's VAE comes to the clips from a sample of them.
 
-    `repair` takes damaged files out of use, so that the next curation makes them anew.
+    `repair` takes damaged files out of use, so that the next curation makes them again.
     """
     root = _existing(_root(recipe))
     num_damaged = 0
@@ -183,7 +183,7 @@ def _tell_channels(found: ChannelStatistics) -> None:
 
 
 def _tell_reconstructions(recipe: Recipe, root: AnyPath) -> None:
-    """Decode a sample, where there is a VAE to decode with."""
+    """Decode a sample of the latents, if there is a VAE, and print how close it comes."""
     from magicdistill.data_pipeline.maintenance.reconstruction import (
         reconstruct,  # its packages take seconds
     )
@@ -210,7 +210,7 @@ def _tell_reconstructions(recipe: Recipe, root: AnyPath) -> None:
 
 
 def take_down(recipe: Recipe, source_id: str) -> None:
-    """Remove a film from everything that the recipe's runs share, and keep it away."""
+    """Remove a film from everything that the recipe's runs share, and never list it again."""
     root = _existing(_root(recipe))
     removed = removal.take_down(root, source_id)
     logs.say(f"took down {source_id}; a tombstone in {root / 'ledger'} keeps it away")

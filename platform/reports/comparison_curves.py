@@ -1,4 +1,4 @@
-"""Curves of measures over training, as pictures."""
+"""Draw curves of metrics over the training of several runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +18,16 @@ PANELS = {
 
 
 def curve(run: RunDirectory, name: str) -> tuple[list[int], list[float]]:
-    """Return the cycles at which a metric was taken, and its values."""
+    """Return the cycles at which a metric was measured, and its values."""
     rows = [row for row in run.history() if name in row]
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
 def plot_curves(path: Path, groups: Mapping[str, Sequence[RunDirectory]]) -> bool:
-    """Draw each panel's metric, a line for each group, over the share of the training done.
+    """Draw the metric of each panel, a line per group, over the share of the training done.
 
-    A line is the mean of the group's runs in a band from least to greatest. Returns whether
-    there was anything to draw: what trains nothing has no curve.
+    A line is the mean over the runs of a group, in a band from their minimum to their maximum.
+    Returns whether there was anything to draw: methods that train nothing have no curve.
     """
     trained = {
         label: kept

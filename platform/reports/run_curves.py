@@ -1,4 +1,4 @@
-"""Curves of a run's metrics, one SVG each, for its page."""
+"""Draw the metrics of a run as curves, one SVG each, for its page."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from magicdistill.platform.config.sections import HealthConfig, Thresholds
 
 MAX_POINTS = 300
-"""More are averaged in stretches."""
+"""Points of a curve; longer ones are averaged over neighbouring points."""
 NOTES = {
     "adversarial": "how far the discriminator sees through the generator",
     "contrast": "of the samples, over the teacher's",
@@ -40,7 +40,7 @@ NOTES = {
     "score_gap": "how far real and fake score are apart",
     "temporal_variance": "of the samples, over the teacher's",
 }
-"""What metrics mean, by the last part of their names."""
+"""What a metric means, by the last part of its name."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Curve:
 
 
 def curves(rows: Sequence[Mapping[str, Any]], health: HealthConfig) -> dict[str, list[Curve]]:
-    """Return the curves of all metrics but times, by the first part of their names."""
+    """Return the curves of all metrics except times, grouped by the first part of their names."""
     limits = {name: found for name, found in health if isinstance(found, Thresholds)}
     groups: dict[str, list[Curve]] = {}
     for name in sorted({name for row in rows for name in row if "/" in name}):
@@ -67,7 +67,7 @@ def curves(rows: Sequence[Mapping[str, Any]], health: HealthConfig) -> dict[str,
 
 
 def time_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the share of the time that each part of a cycle took, the most first."""
+    """Return the share of the time that each part of a cycle took, the largest first."""
     spent: dict[str, float] = {}
     for row in rows:
         for name, seconds in row.items():
@@ -101,7 +101,7 @@ def _thinned(values: Sequence[float]) -> list[float]:
 
 
 def _near(values: Sequence[float], limits: Thresholds) -> Iterator[float]:
-    """Yield the limits that would not squeeze the curve flat."""
+    """Yield the thresholds close enough to the curve to be drawn without flattening it."""
     least, most = min(values), max(values)
     for bound in (limits.least, limits.most):
         if bound is not None and max(least - bound, bound - most) <= 2 * max(most - least, 1e-12):

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: `jobs/evaluate.py --report RUN`."""
+"""Write one self-contained HTML page about a run: `jobs/evaluate.py --report RUN`."""
 
 import io
 import json
@@ -26,11 +26,11 @@ from magicdistill.platform.runs.run_directory import RunDirectory
 TEMPLATE = Path(__file__).with_name("run_report.html.jinja")
 PAGE = "report.html"
 MAX_VIDEO_BYTES = 12 << 20
-"""A longer one is named, not shown."""
+"""Videos above this size are named on the page instead of shown."""
 PICTURE_PX = 1600
-"""Longest side of a picture on the page."""
+"""Longest side of a picture on the page, in pixels."""
 NUM_STAGES = 3
-"""Validation pictures over training."""
+"""Number of validation pictures shown over the course of training."""
 CAPTIONS = {
     "comparison": "the same held-out clips by every way of generating, played three times",
 }
@@ -45,23 +45,23 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Best:
-    """The checkpoint to take, and why."""
+    """The best checkpoint, and by which scores it is the best."""
 
     cycle: int | None
     why: str
     metric: str
-    """What checkpoints are judged by."""
+    """The metric by which checkpoints are compared (`health.best_by`)."""
     scores: Sequence[tuple[int, float]]
-    """By cycle."""
+    """Pairs of cycle and score."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one protocol found."""
+    """The result of one protocol."""
 
     table: ScoreTable
     plots: Sequence[str]
-    """Addresses of pictures."""
+    """Pictures as data URLs."""
 
 
 def write_run_report(run: RunDirectory) -> Path:
@@ -92,7 +92,7 @@ def write_run_report(run: RunDirectory) -> Path:
 
 
 def best_checkpoint(run: RunDirectory, recipe: Recipe, rows: Rows) -> Best:
-    """Return the best checkpoint by the record of the run, or the last one."""
+    """Return the best checkpoint that the run has recorded, or the last one."""
     metric = recipe.health.best_by
     scores = [
         (row["step"], value)
@@ -144,14 +144,14 @@ def _facts(run: RunDirectory, recipe: Recipe, rows: Rows) -> dict[str, str]:
 
 
 def _present(method: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the settings of a method that its papers write of, where it has them."""
+    """Yield those settings of the method that the papers discuss."""
     for key in ("alpha_weak", "alpha_strong", "num_fake_updates", "ground_truth_weight"):
         if method.get(key) is not None:
             yield key
 
 
 def _lineage(run: RunDirectory, recipe: Recipe) -> list[dict[str, str]]:
-    """Return what names the data of each purpose."""
+    """Return the names of the data versions, by purpose."""
     configs: dict[str, DataConfig] = {"training": recipe.data}
     if recipe.evaluation is not None:
         configs["held-out"] = recipe.evaluation.data
@@ -173,7 +173,7 @@ def _source(source: Any) -> str:
 
 
 def _changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Return what the run changed in the recipe of its name, with both values."""
+    """Return the fields in which the run differs from the recipe of its name, with both values."""
     if recipe.name not in recipe_names():
         return {}
     found = differences(load_recipe(recipe.name), recipe)
@@ -195,7 +195,7 @@ def _sheets(run: RunDirectory) -> list[tuple[str, str]]:
 
 
 def _picture(path: Path) -> str:
-    """Return a picture as JPEG of a size that pages take."""
+    """Return a picture as a JPEG data URL, reduced to PICTURE_PX."""
     with Image.open(path) as picture:
         small = picture.convert("RGB")
     small.thumbnail((PICTURE_PX, 10 * PICTURE_PX))
@@ -205,7 +205,7 @@ def _picture(path: Path) -> str:
 
 
 def _video(path: Path) -> tuple[str, str]:
-    """Return a caption and the address; no address for what is too large."""
+    """Return a caption and a data URL; no URL for a file above MAX_VIDEO_BYTES."""
     caption = CAPTIONS.get(path.stem, path.stem)
     if path.stat().st_size > MAX_VIDEO_BYTES:
         return f"{caption}: too large for this page, see {path.name} in samples", ""
