@@ -16,7 +16,7 @@ EXTRAS := dev,real-clips
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup preflight demo test test-int8 check fmt dashboard clean
+.PHONY: help setup preflight demo test test-int8 check fmt docs dashboard clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +85,9 @@ check: setup  ## ruff, format, pyright, import-linter
 fmt: setup  ## format, and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## draw the rooms in docs/architecture.md from the imports
+	$(BIN)/python docs/draw_rooms.py
 
 dashboard: setup  ## MLflow on http://127.0.0.1:5000, for the runs in RUNS
 	@mkdir -p $(RUNS)
