@@ -38,6 +38,7 @@ HEADS: dict[str, str] = {
     "variant": "method",
     "nfe": "network evaluations",
     "seconds_per_clip": "s per clip",
+    "num_clips": "n",
 } | {name: f"{title(name)} {ARROWS[name]}" for name in ARROWS}
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "ray")
 Rows = Sequence[Mapping[str, Any]]

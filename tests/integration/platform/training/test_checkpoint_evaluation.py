@@ -33,7 +33,7 @@ def test_the_actor_measures_what_a_worker_would(facts):
     last = {name: value for name, value in facts["rows"][-1].items() if name != "step"}
     assert "validation/temporal_flickering" in last
     assert last == pytest.approx(facts["own"], rel=1e-4)
-    assert "cycle 3 scored  validation/" in facts["said"]
+    assert "cycle 3 scored on 4 clips  validation/" in facts["said"]
 
 
 def test_the_best_checkpoint_by_these_scores_is_kept(facts):
