@@ -12,7 +12,7 @@ INT8 := $(VENV)/int8
 FREE_GB := 12
 EXTRAS := dev,real-clips
 
-# Without bytecode every process of every run would compile its packages anew.
+# Without bytecode every process of every run would compile its packages again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -82,7 +82,7 @@ check: setup  ## ruff, format, pyright, import-linter
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
-fmt: setup  ## format, and mend what ruff can
+fmt: setup  ## format, and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
