@@ -36,9 +36,9 @@ CAPTIONS = {
 }
 HEADS: dict[str, str] = {
     "variant": "method",
+    "num_clips": "n",
     "nfe": "network evaluations",
     "seconds_per_clip": "s per clip",
-    "num_clips": "n",
 } | {name: f"{title(name)} {ARROWS[name]}" for name in ARROWS}
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "ray")
 Rows = Sequence[Mapping[str, Any]]
