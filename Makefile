@@ -12,11 +12,11 @@ INT8 := $(VENV)/int8
 FREE_GB := 12
 EXTRAS := dev,real-clips
 
-# Without bytecode every process of every run would compile its packages anew.
+# Without bytecode every process of every run would compile its packages again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup preflight demo test test-int8 check fmt dashboard clean
+.PHONY: help setup preflight demo test test-int8 check fmt docs dashboard clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -82,9 +82,12 @@ check: setup  ## ruff, format, pyright, import-linter
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
-fmt: setup  ## format, and mend what ruff can
+fmt: setup  ## format, and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## draw the rooms in docs/architecture.md from the imports
+	$(BIN)/python docs/draw_rooms.py
 
 dashboard: setup  ## MLflow on http://127.0.0.1:5000, for the runs in RUNS
 	@mkdir -p $(RUNS)

@@ -44,6 +44,9 @@ class Scores:
     """Mean difference of neighbouring frames, divided by that of the real clips."""
     flicker_proxy: float
     """Frame difference in the stiller half of the picture, divided by that of the real clips."""
+    num_clips: int | None = None
+    """Clips behind the distance, which only compares with distances of as many; None in the files
+    of runs that did not record it."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ def _score(way: Variant, parts: list[ScoredChunk], truth: list[ScoredChunk]) -> 
         proxy_frechet_distance=frechet_distance(features, reference) if finite else math.inf,
         dynamic_degree_proxy=moved / real_motion,
         flicker_proxy=flickers / real_flicker,
+        num_clips=len(features),
     )
 
 
@@ -176,12 +180,12 @@ def format_table(table: list[Scores]) -> str:
     """Return the table as text."""
     head = (
         f"{'':14}{'sampler':>13}{'NFE':>5}{'s/clip':>9}"
-        f"{'FD proxy':>10}{'motion/real':>13}{'flicker/real':>14}"
+        f"{'FD proxy':>10}{'n':>6}{'motion/real':>13}{'flicker/real':>14}"
     )
     rows = [
         f"{row.variant:14}{row.sampler:>13}{row.nfe:>5}{row.seconds_per_clip:>9.3f}"
-        f"{row.proxy_frechet_distance:>10.3f}{row.dynamic_degree_proxy:>13.2f}"
-        f"{row.flicker_proxy:>14.2f}"
+        f"{row.proxy_frechet_distance:>10.3f}{row.num_clips or '':>6}"
+        f"{row.dynamic_degree_proxy:>13.2f}{row.flicker_proxy:>14.2f}"
         for row in table
     ]
     return "\n".join([head, *rows])

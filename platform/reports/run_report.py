@@ -36,6 +36,7 @@ CAPTIONS = {
 }
 HEADS: dict[str, str] = {
     "variant": "method",
+    "num_clips": "n",
     "nfe": "network evaluations",
     "seconds_per_clip": "s per clip",
 } | {name: f"{title(name)} {ARROWS[name]}" for name in ARROWS}

@@ -34,6 +34,7 @@ COLUMNS = {
     "nfe": "network evaluations",
     "seconds_per_clip": "s per clip",
     "proxy_frechet_distance": "FD (proxy) ↓",
+    "num_clips": "n",
     "dynamic_degree_proxy": "motion ÷ real",
     "flicker_proxy": "flicker ÷ real",
 }
@@ -84,6 +85,6 @@ def _scores(run: RunDirectory) -> Iterator[str]:
     yield "| " + " | ".join(COLUMNS.values()) + " |"
     yield "|---" * len(COLUMNS) + "|"
     for row in json.loads(run.scores_path.read_text()):
-        cells = (row[name] for name in COLUMNS)
+        cells = (row.get(name, "") for name in COLUMNS)  # older runs have no n
         yield f"| {' | '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for v in cells)} |"
     yield ""

@@ -39,6 +39,7 @@ class CheckpointEvaluation:
         recipe = run.recipe()
         assert recipe.evaluation is not None
         self.run, self.best_by = run, recipe.health.best_by
+        self.num_clips = recipe.evaluation.num_scored
         self.checkpoints = Checkpoints.of(run)
         self.is_over = False
         self._failed: set[int] = set()
@@ -76,7 +77,7 @@ class CheckpointEvaluation:
             self.run.append_checkpoint_scores(cycle, scores)
             self._mark_best()
             values = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            self.run.say(f"cycle {cycle} scored  {values}")
+            self.run.say(f"cycle {cycle} scored on {self.num_clips} clips  {values}")
         except Exception as error:
             self._failed.add(cycle)
             if not self.is_over:

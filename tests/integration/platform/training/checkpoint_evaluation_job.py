@@ -1,4 +1,4 @@
-"""A driver for test_exams.py: a training whose checkpoints are scored beside it."""
+"""A driver for test_checkpoint_evaluation.py: a training whose checkpoints are scored beside it."""
 
 import json
 import sys

@@ -14,9 +14,14 @@ ROOT = Path(__file__).parents[4]
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("exams")
+    folder = tmp_path_factory.mktemp("scored")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.platform.exams_job", str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "tests.integration.platform.training.checkpoint_evaluation_job",
+            str(folder),
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -33,7 +38,7 @@ def test_the_actor_measures_what_a_worker_would(facts):
     last = {name: value for name, value in facts["rows"][-1].items() if name != "step"}
     assert "validation/temporal_flickering" in last
     assert last == pytest.approx(facts["own"], rel=1e-4)
-    assert "cycle 3 scored  validation/" in facts["said"]
+    assert "cycle 3 scored on 4 clips  validation/" in facts["said"]
 
 
 def test_the_best_checkpoint_by_these_scores_is_kept(facts):
