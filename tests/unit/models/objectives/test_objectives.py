@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import sample
-from magicdistill.models.methods.distribution_matching import DistributionMatching
+from magicdistill.models.methods.registry import AnyMethod
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, motion
 from magicdistill.models.networks.config import LoraConfig
@@ -16,20 +16,15 @@ from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.student import Student, add_guidance_embedding
 from magicdistill.models.networks.transformer import VelocityModel, copy_transformer
 from magicdistill.models.objectives.cfg_distillation import CfgDistill
-from magicdistill.models.objectives.config import (
-    CfgDistillMethod,
-    FinetuneMethod,
-    LcmMethod,
-    MethodConfig,
-    SamplerConfig,
-)
+from magicdistill.models.objectives.config import CfgDistillation, SamplerConfig
+from magicdistill.models.objectives.distribution_matching import DistributionMatching
 from magicdistill.models.objectives.dmd import real_and_fake_x0
 from magicdistill.models.objectives.flow_matching import Finetune
 from magicdistill.models.objectives.lcm import Lcm
 from magicdistill.models.objectives.rollouts import Rollouts
 
 DRAWS = Rng(0, cycle=0, update=0, positions=range(2))
-CONFIGS: TypeAdapter[Any] = TypeAdapter(MethodConfig)
+CONFIGS: TypeAdapter[Any] = TypeAdapter(AnyMethod)
 
 
 def method(generator, critic, name="magic", **changes) -> DistributionMatching:
@@ -204,7 +199,7 @@ def test_a_scale_for_a_generator_without_the_input_is_refused(generator, critic)
 
 def test_the_consistency_method_trains_the_student_only(generator, batch):
     student = Student(copy_transformer(generator.transformer), generator.transformer)
-    lcm = Lcm(LcmMethod(name="lcm"), student)
+    lcm = Lcm(student, SamplerConfig(), SamplerConfig(num_steps=28), huber_c=1e-3)
     loss = lcm.loss("generator", lcm.modules, batch, DRAWS)
     loss.total.backward()
     assert_frozen_is_untouched(student)
@@ -214,7 +209,7 @@ def test_the_consistency_method_trains_the_student_only(generator, batch):
 
 def test_guidance_distillation_trains_the_student_only(generator, prompted):
     student = Student(guided_student(generator).transformer, generator.transformer)
-    distill = CfgDistill(CfgDistillMethod(name="cfg-distill"), student)
+    distill = CfgDistill(CfgDistillation(), student)
     loss = distill.loss("generator", distill.modules, prompted, DRAWS)
     loss.total.backward()
     assert_frozen_is_untouched(student)
@@ -318,7 +313,7 @@ def test_names_set_their_parts_and_a_zero_weight_agrees_with_them():
 
 
 def test_fine_tuning_reaches_every_block(generator, batch):
-    finetune = Finetune(FinetuneMethod(name="finetune"), generator)
+    finetune = Finetune(generator, shift=1.0, uniform_share=0.15)
     finetune.loss("generator", finetune.modules, batch, DRAWS).total.backward()
     reached = gradients(generator)
     assert any("single_transformer_blocks.1" in name for name in reached)
