@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from magicdistill.models.methods.build import build_method
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.platform.config.recipe import load_recipe
@@ -69,7 +68,7 @@ def critic_engine() -> Any:
     """Return DeepSpeed's engine of the critic, sharded."""
     recipe = load_recipe("portrait-tiny", ["--engine.zero_stage", "3"])
     assert isinstance(recipe.engine, DeepSpeedEngineConfig)
-    critic = build_method(recipe.method, recipe.model, placement(recipe.engine)).modules["critic"]
+    critic = recipe.method.build(recipe.model, placement(recipe.engine)).modules["critic"]
     config = recipe.schedule.optimizers["critic"]
     settings = deepspeed_config(recipe.engine, config, num_micro_batches=1)
     settings["zero_optimization"] |= KEEP_NOTHING

@@ -25,6 +25,7 @@ from timing import write_result
 from torch import Tensor, nn
 from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
 
+from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import JointAttention, activate_flash3, set_kernels
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import PRESETS, AttentionKernel, KernelsConfig
@@ -32,7 +33,6 @@ from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from magicdistill.platform.config.sections import GpuName
 from magicdistill.platform.planning.flops import PATCH_SIDE, Sample, operations
-from magicdistill.platform.planning.forward_passes import ForwardPass
 from magicdistill.platform.planning.plan import GIB, GPUS
 
 BLOCKS = {"double": HunyuanVideoTransformerBlock, "single": HunyuanVideoSingleTransformerBlock}

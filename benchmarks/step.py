@@ -27,12 +27,12 @@ from magicdistill.data_pipeline.latents.cache import (
 )
 from magicdistill.models.diffusion.flow import add_noise, score_sigma, sigma_grid, x0_from_velocity
 from magicdistill.models.diffusion.samplers import rollout
-from magicdistill.models.methods.build import build_method
+from magicdistill.models.methods.magic_gt import MagicGtMethod
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
+from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.objectives import adversarial
-from magicdistill.models.objectives.config import MagicGtMethod
 from magicdistill.models.objectives.dmd import (
     descend,
     dmd_gradient,
@@ -286,7 +286,7 @@ def bare_cycle(recipe: Recipe, cache: AnyPath) -> Callable[[], object]:
 def bare_loop(recipe: Recipe) -> BareLoop:
     """Build the networks that a worker builds."""
     torch.manual_seed(recipe.seed)
-    built = build_method(recipe.method, recipe.model)
+    built = recipe.method.build(recipe.model, WHOLE)
     rates = {
         role: {"lr": chosen.lr, "betas": chosen.betas, "weight_decay": chosen.weight_decay}
         for role, chosen in recipe.schedule.optimizers.items()
@@ -299,7 +299,7 @@ def bare_loop(recipe: Recipe) -> BareLoop:
 
 def score_forwards(recipe: Recipe, cache: AnyPath) -> dict[str, Callable[[], object]]:
     """Return calls for both scores of a batch: at once, and one after the other."""
-    critic: nn.Module = build_method(recipe.method, recipe.model).modules["critic"]
+    critic: nn.Module = recipe.method.build(recipe.model, WHOLE).modules["critic"]
     batch = open_batches(recipe, cache, rank=0, world_size=1, device="cpu")(0, 0)
     x, sigma, conditions = batch.x0, torch.full((len(batch.x0),), 0.5), batch.conditions
 

@@ -1,1 +1,1 @@
-"""The training methods by name: compositions of objectives, each with its configuration."""
+"""The training methods that a recipe chooses by name: what each is, and how it is built."""

@@ -1,1 +1,1 @@
-"""Losses as pure functions of networks and batches, and the methods composed of them."""
+"""Losses as pure functions of networks and batches, and the training methods composed of them."""

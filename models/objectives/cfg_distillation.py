@@ -14,8 +14,8 @@ from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.student import Student
-from magicdistill.models.objectives.config import CfgDistillation, CfgDistillMethod, GuidanceRange
-from magicdistill.models.objectives.types import Batch, Loss, Networks, OneRole
+from magicdistill.models.objectives.config import CfgDistillation, GuidanceRange
+from magicdistill.models.objectives.types import Batch, Loss, Method, Networks
 
 
 def draw_guidance(scales: GuidanceRange, rng: Rng) -> Float[Tensor, " b"]:
@@ -73,11 +73,11 @@ def cfg_distillation_loss(
     return Loss(config.weight * cfg + config.base_weight * base, terms)
 
 
-class CfgDistill(OneRole):
+class CfgDistill(Method):
     """Train a guidance-embedded generator to do what its frozen teacher does in two forwards."""
 
-    def __init__(self, config: CfgDistillMethod, student: Student) -> None:
-        super().__init__("generator", student)
+    def __init__(self, config: CfgDistillation, student: Student) -> None:
+        super().__init__({"generator": student})
         self.config, self.student = config, student
 
     def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:

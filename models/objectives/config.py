@@ -1,16 +1,15 @@
-"""Configurations of the training methods."""
+"""Settings of the objectives, of which the configurations of training methods are made."""
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from magicdistill.models.config import Config
 from magicdistill.models.networks.config import LoraConfig
-from magicdistill.models.registry import Registry
 
 
 class ScoreSigmaConfig(Config):
-    """The law of the noise level at which scores are compared. Standard."""
+    """The distribution of the noise level at which scores are compared. Standard."""
 
     shift: float = Field(default=5.0, gt=0)
     low: float = Field(default=0.02, ge=0, le=1)
@@ -18,7 +17,7 @@ class ScoreSigmaConfig(Config):
 
 
 class SamplerConfig(Config):
-    """A sampler with its grid: of rollouts, validation and inference, or of the teacher."""
+    """A sampler and its grid of noise levels."""
 
     name: Literal["euler", "consistency"] = "euler"
     num_steps: int = Field(default=4, ge=1)
@@ -29,7 +28,7 @@ class SamplerConfig(Config):
 
 
 class GuidanceRange(Config):
-    """Guidance scales, drawn uniformly. The code knows the Ho form alone; this is its border."""
+    """Guidance scales that are drawn uniformly. All other code takes scales in the Ho form."""
 
     low: float = Field(default=1.0, ge=0)
     high: float = Field(default=8.0, ge=0)
@@ -62,124 +61,26 @@ class CfgDistillation(Config):
     """Flow shift of the uniform noise level; the paper has none."""
 
 
-class MethodBase(Config):
-    """What all methods have."""
-
-    name: str
-
-
-class VaeMethod(MethodBase):
-    """Train the decoder of the VAE; the encoder is a closed-form patch code."""
-
-    name: Literal["vae"]
-    latent_noise: float = Field(default=0.03, ge=0)
-    """Standard deviation of the noise on the decoder's input, in units of the latents'."""
-    edge_weight: float = Field(default=0.3, ge=0)
-    """Weight of the L1 distance of spatial and temporal differences."""
-
-
-class FinetuneMethod(MethodBase):
-    """Flow matching on data: teacher pre-training and fine-tuning. Known: 003 section 3."""
-
-    name: Literal["finetune"]
-    shift: float = Field(default=1.0, gt=0)
-    uniform_share: float = Field(default=0.15, ge=0, le=1)
-    """Share of samples with uniform instead of logit-normal sigma."""
-
-
-class CfgDistillMethod(CfgDistillation, MethodBase):
-    """Guidance distillation alone: a many-step student that needs one forward a step."""
-
-    name: Literal["cfg-distill"]
-
-
-class EulerMethod(MethodBase):
-    """The teacher itself with few steps: the baseline that nothing is trained for."""
-
-    name: Literal["euler"]
-    sampler: SamplerConfig = SamplerConfig()
-
-
-class LcmMethod(MethodBase):
-    """Latent consistency distillation, the paper's baseline. Known: 002 appendix B."""
-
-    name: Literal["lcm"]
-    sampler: SamplerConfig = SamplerConfig()
-    teacher: SamplerConfig = SamplerConfig(num_steps=28)
-    """The grid on which neighbours are made consistent, by Euler steps of the teacher."""
-    huber_c: float = Field(default=1e-3, gt=0)
-
-    @model_validator(mode="after")
-    def _teacher_follows_the_flow(self) -> "LcmMethod":
-        if self.teacher.name != "euler":
-            raise ValueError(f"teacher.name {self.teacher.name}: the teacher's step is euler's")
-        return self
-
-
 class PairSupervision(Config):
-    """Noise-data pairs of a frozen few-step generator, for the 1-step one. Known in words: 002
-    section 4."""
+    """Supervision of a 1-step generator by the pairs of noise and video of a frozen few-step one.
+
+    Known in words: 002 section 4.
+    """
 
     num_cycles: int = Field(ge=1)
-    """Cycles over which the weights go from their first value to their last, in a line."""
+    """Number of cycles over which both weights go linearly from their first value to their last."""
     weight: tuple[float, float] = (1.0, 0.25)
-    """Of the distance to the pair's video."""
+    """First and last weight of the distance to the pair's video."""
     dmd_weight: tuple[float, float] = (0.25, 1.0)
-    """Of distribution matching, beside the method's own."""
+    """First and last factor on the weight of distribution matching."""
     huber_c: float = Field(default=1e-3, gt=0)
-    """Not in the paper."""
+    """Constant of the pseudo-Huber distance, in units of the latents. Not in the paper."""
 
     def weights(self, cycle: int) -> tuple[float, float]:
         """Return the weights of the pairs and of distribution matching in a cycle."""
         share = min(1.0, cycle / max(1, self.num_cycles - 1))
         (first, last), (dmd_first, dmd_last) = self.weight, self.dmd_weight
         return first + share * (last - first), dmd_first + share * (dmd_last - dmd_first)
-
-
-class DistributionMatchingConfig(MethodBase):
-    """What all methods of distribution matching have; the parts below make the difference."""
-
-    name: str
-    lora: LoraConfig = LoraConfig()
-    sampler: SamplerConfig = SamplerConfig()
-    score_sigma: ScoreSigmaConfig = ScoreSigmaConfig()
-    num_fake_updates: int = Field(default=5, ge=1)
-    """Critic updates for each generator update."""
-    warmup_cycles: int = Field(default=0, ge=0)
-    """Cycles at the start in which the generator rests."""
-    share_rollout: bool = True
-    """One rollout serves a whole cycle, its earlier x0 predictions the fake updates; otherwise
-    each turn makes its own, up to its grid index, on samples of its own."""
-    dmd_weight: float = Field(default=1.0, ge=0)
-    real_guidance: float | None = Field(default=None, ge=0)
-    """Ho scale of the real score; null takes the generator's (sampler.guidance, or the scales
-    that `cfg_distillation` draws). Not in the paper."""
-    pairs: PairSupervision | None = None
-    """Supervise a 1-step generator by pairs, which the recipe's `pairs` makes; null: do not."""
-    cfg_distillation: CfgDistillation | None = None
-    """Teach the generator the guidance scale in the same stage (003 section 3.1); null: do not."""
-    lora_loss_scale: float = Field(default=1.0, gt=0)
-    """Factor on the fake-score loss; 1e4 under bf16 and ZeRO (002 section 3.4)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_parts_of_other_methods(cls, values: Any) -> Any:
-        """Name the method that has a part; a part's zero weight says what the name says."""
-        if not isinstance(values, dict):
-            return values
-        kept = dict(values)
-        richer = {"dmd2": Dmd2Method, "magic": MagicMethod, "magic-gt": MagicGtMethod}
-        for name, method in richer.items():
-            for key in method.model_fields.keys() & kept.keys() - cls.model_fields.keys():
-                if kept.pop(key) != 0:
-                    raise ValueError(f"{values.get('name')} has no {key}; use method.name {name}")
-        return kept
-
-    @model_validator(mode="after")
-    def _pairs_are_for_one_step(self) -> "DistributionMatchingConfig":
-        if self.pairs is not None and (self.sampler.num_steps, self.share_rollout) != (1, True):
-            raise ValueError("pairs: they need sampler.num_steps 1 and share_rollout true")
-        return self
 
 
 class AdversarialPart(Config):
@@ -190,11 +91,11 @@ class AdversarialPart(Config):
     r1_weight: float = Field(default=0.0, ge=0)
     """Weight of the finite-difference R1 penalty on real samples."""
     r1_step: float = Field(default=0.01, gt=0)
-    """Standard deviation of its perturbation, in units of the latents'."""
+    """Standard deviation of the penalty's perturbation, in units of the latents."""
 
 
 class WeakToStrongPart(Config):
-    """The real score moved towards the fake one. Known: 002 Eq. 6."""
+    """Strengths of the LoRA that move the real score towards the fake one. Known: 002 Eq. 6."""
 
     alpha_weak: float = Field(default=0.25, ge=0, le=1)
     """LoRA strength of the real score; 0 is plain distribution matching."""
@@ -208,50 +109,52 @@ class GroundTruthPart(Config):
     ground_truth: Literal["mse", "huber", "dmd"] = "mse"
     """Reading of 002 Eq. 7: a distance to the data, or the data in the real score's place."""
     ground_truth_weight: float = Field(default=0.2, ge=0)
-    """Not in the paper."""
+    """Weight of this supervision. Not in the paper."""
 
 
-class DmdMethod(DistributionMatchingConfig):
-    """Distribution matching alone. Known: 003 Eq. 4 and 5."""
+class DistributionMatchingConfig(Config):
+    """What all methods of distribution matching have; the parts above make the difference."""
 
-    name: Literal["dmd"]
+    lora: LoraConfig = LoraConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    score_sigma: ScoreSigmaConfig = ScoreSigmaConfig()
+    num_fake_updates: int = Field(default=5, ge=1)
+    """Number of critic updates for each generator update."""
+    warmup_cycles: int = Field(default=0, ge=0)
+    """Number of cycles at the start in which the generator is not updated."""
+    share_rollout: bool = True
+    """One rollout serves a whole cycle, its earlier x0 predictions the fake updates; otherwise
+    each update makes its own, up to its grid index, on samples of its own."""
+    dmd_weight: float = Field(default=1.0, ge=0)
+    real_guidance: float | None = Field(default=None, ge=0)
+    """Ho scale of the real score; null takes the generator's (sampler.guidance, or the scales
+    that `cfg_distillation` draws). Not in the paper."""
+    pairs: PairSupervision | None = None
+    """Supervision of a 1-step generator by pairs, which the recipe's `pairs` makes, or null."""
+    cfg_distillation: CfgDistillation | None = None
+    """Distillation of the guidance scale in the same stage (003 section 3.1), or null."""
+    lora_loss_scale: float = Field(default=1.0, gt=0)
+    """Factor on the fake-score loss; 1e4 under bf16 and ZeRO (002 section 3.4)."""
 
+    @model_validator(mode="after")
+    def _pairs_are_for_one_step(self) -> "DistributionMatchingConfig":
+        if self.pairs is not None and (self.sampler.num_steps, self.share_rollout) != (1, True):
+            raise ValueError("pairs: they need sampler.num_steps 1 and share_rollout true")
+        return self
 
-class Dmd2Method(AdversarialPart, DistributionMatchingConfig):
-    """Distribution matching with a discriminator. Known: 002 section 3.1."""
+    @property
+    def adversarial(self) -> AdversarialPart:
+        """The discriminator's settings, with weight 0 for a method that has none."""
+        has_part = isinstance(self, AdversarialPart)
+        return self if has_part else AdversarialPart(adversarial_weight=0)
 
-    name: Literal["dmd2"]
+    @property
+    def strengths(self) -> WeakToStrongPart:
+        """The LoRA's strengths, with a weak one of 0 for a method that has none."""
+        return self if isinstance(self, WeakToStrongPart) else WeakToStrongPart(alpha_weak=0)
 
-
-class MagicMethod(WeakToStrongPart, AdversarialPart, DistributionMatchingConfig):
-    """Weak-to-strong distribution matching with a discriminator. Known: 002 section 3.2."""
-
-    name: Literal["magic"]
-
-
-class MagicGtMethod(GroundTruthPart, WeakToStrongPart, AdversarialPart, DistributionMatchingConfig):
-    """The same with ground-truth supervision. Known in words: 002 section 3.3."""
-
-    name: Literal["magic-gt"]
-
-
-METHODS = Registry(
-    "method",
-    MethodBase,
-    VaeMethod,
-    FinetuneMethod,
-    CfgDistillMethod,
-    EulerMethod,
-    LcmMethod,
-    DmdMethod,
-    Dmd2Method,
-    MagicMethod,
-    MagicGtMethod,
-    tag="name",
-)
-MethodConfig = Annotated[MethodBase, METHODS]
-
-
-def trained_sampler(method: MethodConfig) -> SamplerConfig | None:
-    """Return the sampler that a method's generator is trained for; None where it takes any."""
-    return getattr(method, "sampler", None)
+    @property
+    def truth(self) -> GroundTruthPart:
+        """The supervision by real latents, with weight 0 for a method that has none."""
+        has_part = isinstance(self, GroundTruthPart)
+        return self if has_part else GroundTruthPart(ground_truth_weight=0)

@@ -12,10 +12,10 @@ from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity, euler_step
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.student import Student
-from magicdistill.models.objectives.config import LcmMethod
+from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.dmd import Latents
 from magicdistill.models.objectives.huber import PAPER_C, pseudo_huber
-from magicdistill.models.objectives.types import Batch, Loss, Networks, OneRole
+from magicdistill.models.objectives.types import Batch, Loss, Method, Networks
 
 Sigmas = Float[Tensor, " b"]
 
@@ -51,27 +51,29 @@ def consistency_loss(
     return pseudo_huber(x0, target, huber_c)
 
 
-class Lcm(OneRole):
+class Lcm(Method):
     """Train the generator to give the same x0 all along a path of its frozen teacher."""
 
-    def __init__(self, config: LcmMethod, student: Student) -> None:
-        super().__init__("generator", student)
-        if config.sampler.guidance != 1 and not student.guidance_embeds:
+    def __init__(
+        self, student: Student, sampler: SamplerConfig, teacher: SamplerConfig, *, huber_c: float
+    ) -> None:
+        super().__init__({"generator": student})
+        if sampler.guidance != 1 and not student.guidance_embeds:
             raise ValueError(
-                f"method.sampler.guidance {config.sampler.guidance}: this student has no guidance "
+                f"method.sampler.guidance {sampler.guidance}: this student has no guidance "
                 "input; set it to 1, and guide its teacher by method.teacher.guidance"
             )
-        self.config, self.student = config, student
+        self.student, self.sampler, self.grid, self.huber_c = student, sampler, teacher, huber_c
 
     def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:
         """Return the consistency loss between neighbours of the teacher's grid."""
-        grid, network = self.config.teacher, networks["generator"]
+        grid, network = self.grid, networks["generator"]
         sigmas = sigma_grid(grid.num_steps, grid.shift, batch.x0.device)
         index = (rng.uniform("grid") * grid.num_steps).long()
         at = noised(batch.x0, rng.normal("eps", batch.x0.shape[1:]), sigmas[index])
         assert batch.conditions is not None
         loss = consistency_loss(
-            embedded(network, self.config.sampler.guidance, embeds=self.student.guidance_embeds),
+            embedded(network, self.sampler.guidance, embeds=self.student.guidance_embeds),
             guided(
                 partial(network, of="teacher"),
                 grid.guidance,
@@ -82,6 +84,6 @@ class Lcm(OneRole):
             at.sigma,
             sigmas[index + 1],
             batch.conditions,
-            huber_c=self.config.huber_c,
+            huber_c=self.huber_c,
         )
         return Loss(loss, {"consistency": loss.detach()})

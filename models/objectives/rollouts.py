@@ -25,8 +25,8 @@ class Rollouts:
     """Rolls out without gradient to a grid index that is drawn once for all ranks of the job.
 
     Ranks that ran different numbers of forwards would wait for each other under ZeRO-3. With
-    `shared`, one whole rollout serves all turns of a cycle: every x0 that it visits is a valid
-    sample at its own step, and the generator does not change before the cycle's last turn.
+    `shared`, one whole rollout serves all updates of a cycle: every x0 that it visits is a valid
+    sample at its own step, and the generator does not change before the cycle's last update.
     """
 
     def __init__(self, sampler: SamplerConfig, *, shared: bool) -> None:
@@ -35,11 +35,11 @@ class Rollouts:
         self._kept: dict[tuple[int, ...], list[Visit]] = {}
 
     def rng(self, rng: Rng) -> Rng:
-        """Return the draws that a rollout of this turn depends on."""
+        """Return the random numbers that a rollout of this update depends on."""
         return rng.of_cycle() if self.shared else rng
 
     def visit(self, generator: Velocity, batch: Batch, rng: Rng) -> Visit:
-        """Return the call at the turn's grid index."""
+        """Return the network call at the update's grid index."""
         num_steps = self.sampler.num_steps
         index = rng.shared_index("grid", num_steps)
         if not self.shared:

@@ -1,9 +1,11 @@
 """What passes between the training loop and a method."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,13 +13,14 @@ from torch import Tensor, nn
 
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.networks.conditioning.conditions import Conditions
+from magicdistill.models.networks.placement import Placement
 
 Networks = Mapping[str, Callable]
-"""One callable per role: the engine of the role in turn, the plain modules of the others."""
+"""One callable per role: the engine of the role that is updated, the modules of the others."""
 
 
 class Pair(NamedTuple):
-    """What a frozen generator made of noise, each (b c f h w)."""
+    """Noise and the video that a frozen generator made of it, each (b c f h w)."""
 
     noise: Tensor
     video: Tensor
@@ -25,7 +28,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean samples and what they are generated from."""
+    """Clean samples, and the conditions that the same samples are generated from."""
 
     x0: Float[Tensor, "b c f h w"]
     """Normalised latents; pixels in [-1, 1] where a VAE is trained."""
@@ -33,9 +36,9 @@ class Batch:
     positions: Sequence[int]
     """Global sample positions in the stream of training samples."""
     null: Conditions | None = None
-    """The conditions with the null prompt in place of the text, which guidance compares with."""
+    """The conditions with the null prompt in place of the text; guidance needs them."""
     pair: Pair | None = None
-    """Noise and the video of it under the same conditions; rollouts then start from this noise."""
+    """Noise and its video under the same conditions; rollouts then start from this noise."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move every tensor to a device."""
@@ -50,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar to descend and named scalars to look at, none of them synchronised."""
+    """A scalar to descend and named scalars to log, all of them this rank's own."""
 
     total: Float[Tensor, ""]
     terms: dict[str, Tensor] = field(default_factory=dict)
@@ -59,43 +62,62 @@ class Loss:
         return Loss(self.total + other.total, self.terms | other.terms)
 
 
-@runtime_checkable
-class Method(Protocol):
-    """A training method: trained roles, their turns in a cycle, and their losses."""
+class Lora(NamedTuple):
+    """The LoRA that a method trains on a frozen transformer."""
 
-    modules: Mapping[str, nn.Module]
-    """The module behind each role; one engine wraps each."""
+    role: str
+    """The role in whose checkpoint it is."""
+    transformer: Any
+    """The transformer of diffusers with the LoRA's layers."""
+    prefix: str
+    """Prefix of the transformer's parameters in the checkpoint."""
+    weak: float
+    """Strength of the real score."""
+    strong: float
+    """Strength of the fake score."""
 
-    @property
-    def shares_batch(self) -> bool:
-        """Whether all turns of a cycle see the same samples."""
-        ...
+
+class Method(ABC):
+    """A training method: the roles that it trains, their updates in a cycle, and their losses.
+
+    A subclass defines `loss`. The other functions here are those of a method that updates each
+    role once a cycle and trains a whole transformer in the role `generator`.
+    """
+
+    shares_batch = False
+    """Whether all updates of a cycle see the same samples."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        """Take the module behind each role; one engine wraps each."""
+        self.modules = modules
 
     def updates(self, cycle: int) -> Sequence[str]:
         """Return the roles that a cycle updates, in order."""
-        ...
-
-    def prepared_for(self, role: str) -> AbstractContextManager[None]:
-        """Prepare the networks for a role's losses and backwards, and restore them after."""
-        ...
-
-    def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:
-        """Compute a role's loss on a batch."""
-        ...
-
-
-class OneRole:
-    """What methods that train one network, once a cycle, have in common."""
-
-    shares_batch = False
-
-    def __init__(self, role: str, module: nn.Module) -> None:
-        self.modules: Mapping[str, nn.Module] = {role: module}
-
-    def updates(self, cycle: int) -> Sequence[str]:
-        """Update the role once a cycle."""
         return tuple(self.modules)
 
     def prepared_for(self, role: str) -> AbstractContextManager[None]:
-        """Change nothing."""
+        """Prepare the networks for a role's losses and backwards, and restore them afterwards."""
         return nullcontext()
+
+    @abstractmethod
+    def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:
+        """Compute a role's loss on a batch."""
+
+    def validation_terms(
+        self, networks: Networks, latents: Tensor, conditions: Conditions, rng: Rng
+    ) -> dict[str, Tensor]:
+        """Return scalars to log at a validation, from the generated latents (b c f h w) of it."""
+        return {}
+
+    def save(self, directory: Path, placement: Placement) -> None:
+        """Write the trained network; every rank of a sharded placement calls it, else the first."""
+        from magicdistill.models.networks.transformer import VelocityModel
+        from magicdistill.models.networks.weights import save_transformer
+
+        generator = self.modules["generator"]
+        assert isinstance(generator, VelocityModel)
+        save_transformer(generator.transformer, directory, placement=placement)
+
+    def lora(self) -> Lora | None:
+        """Return the LoRA that can be exported; None where the method trains none."""
+        return None

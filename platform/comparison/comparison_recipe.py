@@ -11,7 +11,6 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from magicdistill.models.config import Config
-from magicdistill.models.objectives.config import EulerMethod
 from magicdistill.platform.config.overrides import RecipeError, Values, merge, validate
 from magicdistill.platform.config.recipe import RECIPES, Recipe, find_recipe, read_values
 from magicdistill.platform.config.sections import ScheduleConfig
@@ -152,7 +151,7 @@ def tuning_plan(
 def is_trained(comparison: ComparisonRecipe, method: str) -> bool:
     """Tell whether a method trains anything."""
     planned = _resolve(comparison, method, 0, [comparison.methods[method]])
-    return not isinstance(planned.recipe.method, EulerMethod)
+    return bool(planned.recipe.method.roles)
 
 
 def _trial(

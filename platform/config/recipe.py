@@ -10,8 +10,8 @@ from pydantic import model_validator
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
+from magicdistill.models.methods.registry import AnyMethod
 from magicdistill.models.networks.config import KernelsConfig, ModelConfig
-from magicdistill.models.objectives.config import MethodConfig, VaeMethod
 from magicdistill.platform.config.overrides import RecipeError, apply_overrides, merge, validate
 from magicdistill.platform.config.sections import (
     ClusterConfig,
@@ -49,7 +49,7 @@ class Recipe(Config):
     beside the runs. A relative one starts where that of `runs` does."""
     model: ModelConfig = ModelConfig()
     data: DataConfig
-    method: MethodConfig
+    method: AnyMethod
     pairs: PairsConfig | None = None
     """Who makes the pairs of `method.pairs`."""
     schedule: ScheduleConfig
@@ -63,14 +63,13 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _pairs_are_made_and_used(self) -> Self:
-        uses = getattr(self.method, "pairs", None) is not None
-        if uses != (self.pairs is not None):
+        if self.method.uses_pairs != (self.pairs is not None):
             raise ValueError("method.pairs uses pairs and `pairs` makes them: give both or none")
         return self
 
     @model_validator(mode="after")
     def _check_buckets(self) -> Self:
-        if isinstance(self.method, VaeMethod) and self.data.other_buckets:
+        if self.method.makes == "vae" and self.data.other_buckets:
             raise ValueError("data.other_buckets: a VAE trains on one shape; leave it empty")
         return self
 

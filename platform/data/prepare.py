@@ -12,7 +12,6 @@ from magicdistill.data_pipeline.io.storage import AnyPath, place
 from magicdistill.data_pipeline.pipeline import curate_together
 from magicdistill.data_pipeline.selection.curation_result import CurationResult, Selection
 from magicdistill.models.locations import find_weights
-from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import ExplainedError
@@ -24,7 +23,7 @@ Prepared = tuple[AnyPath, AnyPath | None]
 
 def prepare(recipe: Recipe, run: RunDirectory) -> Prepared:
     """Make what a recipe trains on and is judged with, but for what is there already."""
-    if isinstance(recipe.method, VaeMethod):
+    if recipe.method.data == "pixels":
         from magicdistill.platform.data.vae_windows import prepare_pixels
 
         return prepare_pixels(recipe, run, data_root(recipe, run.path.parent)), None

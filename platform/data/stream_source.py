@@ -15,7 +15,6 @@ from magicdistill.data_pipeline.latents.cache import (
     write_shard,
 )
 from magicdistill.data_pipeline.progress import Bars
-from magicdistill.models.objectives.config import VaeMethod
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.batches import Batches, LatentBatches, PixelBatches, Positions, deal
@@ -44,7 +43,7 @@ def open_batches(
     positions = deal(
         recipe.schedule, recipe.cluster.sequence_parallel, rank=rank, world_size=world_size
     )
-    if isinstance(recipe.method, VaeMethod):
+    if recipe.method.data == "pixels":
         return PixelBatches(data, positions, recipe.seed, device)
     if recipe.data.num_readers or recipe.pairs is not None:
         producers = producers_for(recipe, data, positions)

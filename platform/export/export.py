@@ -1,25 +1,25 @@
 """Export a generator from a checkpoint of a run: a diffusers pipeline with a model card."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from magicdistill.models.locations import find_weights
-from magicdistill.models.methods.build import build_method
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.conditioning.prompt_encoder import PromptEncoder
-from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.int8 import write_int8
 from magicdistill.models.networks.lora import write_lora
+from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.state_dicts import WRAPPER
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
+from magicdistill.models.objectives.types import Method
 from magicdistill.platform.checkpoints.checkpoints import (
     COMMITTED,
     EMA,
@@ -40,8 +40,6 @@ DTYPES = {
     "fp32": torch.float32,
     "int8": torch.bfloat16,  # of what is computed
 }
-LORA_WRAPPER = f"score.{WRAPPER}"
-"""Prefix of the LoRA's parameter names in the checkpoint of a critic."""
 DtypeName = Literal["fp16", "bf16", "fp32", "int8"]
 
 
@@ -117,18 +115,19 @@ def export_lora(
     demand_new(directory)
     run, checkpoint = find_checkpoint(source, runs, say)
     recipe = run.recipe()
-    critic = _modules(recipe).get("critic")
-    if not isinstance(critic, Critic):
+    lora = _weightless(recipe).lora()
+    if lora is None:
         raise ExportError(f"--lora_only: the method {recipe.method.name} trains no LoRA")
-    transformer, weights = critic.score.transformer, role_weights(checkpoint / "critic")
-    lora = {
-        name: weights[f"{LORA_WRAPPER}{name}"]().float()
-        for name, _ in transformer.named_parameters()
+    weights = role_weights(checkpoint / lora.role)
+    state = {
+        name: weights[f"{lora.prefix}{name}"]().float()
+        for name, _ in lora.transformer.named_parameters()
         if "lora_" in name
     }
     with appearing(directory) as partial:
-        write_lora(transformer, lora, partial, base=recipe.model.teacher)
-        card = lora_card(run, cycle_of(checkpoint), sum(p.numel() for p in lora.values()))
+        write_lora(lora.transformer, state, partial, base=recipe.model.teacher)
+        num_parameters = sum(p.numel() for p in state.values())
+        card = lora_card(run, cycle_of(checkpoint), num_parameters, lora)
         (partial / "README.md").write_text(card)
         shutil.copy(run.recipe_path, partial)
     say(f"{run.path.name}, cycle {cycle_of(checkpoint)}: the LoRA is in {directory}")
@@ -210,7 +209,7 @@ def find_checkpoint(
 
 def _network(recipe: Recipe, role: str) -> VelocityModel:
     """Build the role's network without storage."""
-    modules = _modules(recipe)
+    modules = _weightless(recipe).modules
     module = modules.get(role)
     if not isinstance(module, VelocityModel):
         whole = [name for name, other in modules.items() if isinstance(other, VelocityModel)]
@@ -221,9 +220,10 @@ def _network(recipe: Recipe, role: str) -> VelocityModel:
     return module
 
 
-def _modules(recipe: Recipe) -> Mapping[str, nn.Module]:
+def _weightless(recipe: Recipe) -> Method:
+    """Build the recipe's method with networks that have no storage."""
     with torch.device("meta"):
-        return build_method(recipe.method, recipe.model).modules
+        return recipe.method.build(recipe.model, WHOLE)
 
 
 def _reader(weights: Weights, module: VelocityModel, dtype: torch.dtype) -> Callable[[str], Tensor]:

@@ -8,6 +8,7 @@ from magicdistill.data_pipeline.sources import package_clips
 from magicdistill.data_pipeline.sources.config import PackageClips, PortraitWorld
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, sigma_grid
 from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.objectives.types import Lora
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.export.pretrained_model import sampler_of
 from magicdistill.platform.runs.run_directory import RunDirectory
@@ -152,15 +153,14 @@ def model_card(
     )
 
 
-def lora_card(run: RunDirectory, cycle: int, num_parameters: int) -> str:
+def lora_card(run: RunDirectory, cycle: int, num_parameters: int, lora: Lora) -> str:
     """Return the Markdown text of a weak-to-strong LoRA after `cycle` cycles of a run."""
     recipe = run.recipe()
-    method = recipe.method
     return LORA_CARD.format(
         name=run.path.name,
         teacher=recipe.model.teacher,
-        strong=getattr(method, "alpha_strong", 1.0),
-        weak=getattr(method, "alpha_weak", 0.0),
+        strong=lora.strong,
+        weak=lora.weak,
         facts=_facts(run, cycle, {"parameters": f"{num_parameters:,}"}),
         licence=_licence(recipe),
     )

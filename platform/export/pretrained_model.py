@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.locations import CONFIG, PROJECT, find_weights, is_int8
-from magicdistill.models.objectives.config import SamplerConfig, trained_sampler
+from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.config.recipe import RECIPES, Recipe, load_recipe
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import resolve_root
@@ -193,7 +193,7 @@ def _sampler(transformer: Path, recipe: Recipe | None) -> SamplerConfig:
 
 def sampler_of(recipe: Recipe) -> SamplerConfig:
     """Return the sampler that the generator of a recipe is trained for, by default many steps."""
-    return trained_sampler(recipe.method) or many_steps(recipe)
+    return recipe.method.trained_sampler or many_steps(recipe)
 
 
 def many_steps(recipe: Recipe) -> SamplerConfig:

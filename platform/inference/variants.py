@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from magicdistill.models.objectives.config import FinetuneMethod, SamplerConfig
+from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.config.recipe import Recipe
 
 REAL = "real"
@@ -27,10 +27,9 @@ def variants(recipe: Recipe, student: Path) -> list[Variant]:
     assert recipe.evaluation is not None
     many = recipe.evaluation.teacher
     found = [Variant("teacher", recipe.model.teacher, many)]
-    few: SamplerConfig | None = getattr(recipe.method, "sampler", None)
+    few = recipe.method.trained_sampler
     if few is None:
-        name = "teacher" if isinstance(recipe.method, FinetuneMethod) else "student"
-        return [Variant(name, str(student), many)]
+        return [Variant(recipe.method.makes, str(student), many)]
     names = dict.fromkeys(("euler", few.name))
     found += [
         Variant(name, recipe.model.teacher, few.model_copy(update={"name": name})) for name in names

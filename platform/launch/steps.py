@@ -14,7 +14,6 @@ from safetensors import safe_open
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.pipeline import curate_together
 from magicdistill.models.locations import CONFIG, find_weights
-from magicdistill.models.objectives.config import EulerMethod, VaeMethod
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.prepare import data_root, prepare, tell
 from magicdistill.platform.evaluation.evaluate_run import (
@@ -70,7 +69,7 @@ def initial_weights(recipe: Recipe) -> dict[str, str]:
 def publish(run: RunDirectory, tracker: Tracker) -> None:
     """Track the finished model: a generator as a version of a registered one."""
     recipe, folder = run.recipe(), run.path / MODEL
-    if isinstance(recipe.method, VaeMethod):
+    if recipe.method.makes == "vae":
         tracker.artifact(folder, MODEL)
         return
     assert recipe.model.vae is not None
@@ -95,9 +94,9 @@ def count_stored(folder: Path) -> int:
 
 
 def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
-    """Train the model; that of `euler` is the teacher as it is."""
+    """Train the model; the teacher as it is where the method trains nothing."""
     recipe = run.recipe()
-    if isinstance(recipe.method, EulerMethod):
+    if not recipe.method.roles:
         from magicdistill.models.methods.build import teacher
         from magicdistill.models.networks.weights import save_transformer
 

@@ -1,4 +1,4 @@
-"""What a pass through the video transformer costs: operations, and bytes kept for its backward.
+"""What a forward pass of the video transformer costs: operations, and bytes for its backward.
 
 Closed forms in the number of tokens and the width d. The counts of saved tensors follow the blocks
 of diffusers' HunyuanVideo under attention that keeps no matrix of scores; the tests compare them
@@ -8,8 +8,8 @@ with what autograd saves, and the operations with what torch counts.
 from dataclasses import dataclass
 
 from magicdistill.data_pipeline.config import Bucket
+from magicdistill.models.methods.forward_passes import ForwardPass, Gradient
 from magicdistill.models.networks.config import TransformerConfig
-from magicdistill.platform.planning.forward_passes import ForwardPass, Gradient
 
 TIME_COMPRESSION, SPACE_COMPRESSION, PATCH_SIDE = 4, 8, 2
 LINEAR_OPERATIONS = 24

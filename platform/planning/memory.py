@@ -12,17 +12,17 @@ from typing import Literal
 import torch
 from torch import nn
 
-from magicdistill.models.methods.build import build_method
+from magicdistill.models.methods.base import MethodConfig
+from magicdistill.models.methods.forward_passes import Update
 from magicdistill.models.networks.autoencoder.vae import build_autoencoder
 from magicdistill.models.networks.config import ModelConfig, NetworkPreset
-from magicdistill.models.objectives.config import MethodConfig
+from magicdistill.models.networks.placement import WHOLE
 from magicdistill.platform.config.sections import (
     DeepSpeedEngineConfig,
     EngineConfig,
     EvaluationConfig,
 )
 from magicdistill.platform.planning.flops import Sample, saved_bytes, workspace_bytes
-from magicdistill.platform.planning.forward_passes import Update
 
 LIVE_NUMEL = 1_050_000_000
 """Gathered parameters that a ZeRO-3 engine keeps: DeepSpeed's live limit and one prefetch."""
@@ -68,7 +68,7 @@ def count_parameters(method: MethodConfig, model: ModelConfig) -> tuple[Paramete
     """Build the method's networks without storage, and count."""
     weightless = model.model_copy(update={"teacher": None, "vae": None})
     with torch.device("meta"):
-        modules = build_method(method, weightless).modules
+        modules = method.build(weightless, WHOLE).modules
     return tuple(part for role, module in modules.items() for part in parts_of(role, module))
 
 
@@ -160,10 +160,12 @@ def activation_rows(
     the workspace of the hungriest."""
     saved = [
         Row(step.role, step.what, "saved activations", num_samples * count)
-        for step in update.passes
+        for step in update.forwards
         if (count := saved_bytes(sample, step, recompute=recompute))
     ]
-    worst = max(update.passes, key=lambda step: workspace_bytes(sample, step, recompute=recompute))
+    worst = max(
+        update.forwards, key=lambda step: workspace_bytes(sample, step, recompute=recompute)
+    )
     space = num_samples * workspace_bytes(sample, worst, recompute=recompute)
     return (*saved, Row(worst.role, worst.what, "inside a block", space))
 

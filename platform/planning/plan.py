@@ -7,18 +7,12 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from magicdistill.models.diffusion.guidance import forwards_per_step
+from magicdistill.models.methods.forward_passes import ForwardPass, Update
 from magicdistill.models.networks.config import demand_share
-from magicdistill.models.objectives.config import DistributionMatchingConfig, trained_sampler
 from magicdistill.platform.config.overrides import RecipeError, merge, validate
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import GpuName, PairsConfig
 from magicdistill.platform.planning.flops import Sample, operations, workspace_bytes
-from magicdistill.platform.planning.forward_passes import (
-    ForwardPass,
-    Update,
-    cycle_updates,
-    samples_per_cycle,
-)
 from magicdistill.platform.planning.memory import (
     Parameters,
     Row,
@@ -202,8 +196,9 @@ def verdict(made: Plan) -> str:
     return f"does not fit: {of}\n{advice}"
 
 
-def _updates(recipe: Recipe) -> list[Update]:
-    return cycle_updates(recipe.method, embeds=recipe.model.shapes.transformer.guidance_embeds)
+def _updates(recipe: Recipe) -> Sequence[Update]:
+    embeds = recipe.model.shapes.transformer.guidance_embeds
+    return recipe.method.cycle_updates(embeds=embeds)
 
 
 def _size(made: Plan) -> str:
@@ -248,10 +243,11 @@ def _plan(
     per_sample = sum(
         update.times * operations(sample, step, recompute=recompute)
         for update in updates
-        for step in update.passes
+        for step in update.forwards
     )
     sharing = num_samples * schedule.num_micro_batches / sample.sequence_parallel
-    num_read = samples_per_cycle(recipe.method, schedule.batch_size, updates)
+    num_batches = 1 if recipe.method.shares_batch else sum(update.times for update in updates)
+    num_read = num_batches * schedule.batch_size
     return Plan(
         recipe=recipe,
         sample=sample,
@@ -270,14 +266,13 @@ def _plan(
 
 def _sample(recipe: Recipe) -> Sample:
     """Return the largest sample."""
-    method = recipe.method
     samples = (
         Sample.of(
             bucket,
             recipe.model.shapes.transformer,
             sequence_parallel=recipe.cluster.sequence_parallel,
             activation_bytes=number_bytes(recipe.engine),
-            lora_rank=method.lora.rank if isinstance(method, DistributionMatchingConfig) else 0,
+            lora_rank=recipe.method.lora_rank,
         )
         for bucket in recipe.data.buckets
     )
@@ -348,7 +343,7 @@ def _pair_steps(pairs: PairsConfig) -> ForwardPass:
 
 def _video_operations(recipe: Recipe, sample: Sample) -> float:
     """Return the operations of sampling once as the generator is trained for."""
-    sampler = trained_sampler(recipe.method)
+    sampler = recipe.method.trained_sampler
     if sampler is None:
         return 0
     embeds = recipe.model.shapes.transformer.guidance_embeds

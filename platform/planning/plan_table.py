@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from magicdistill.models.objectives.config import trained_sampler
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig
 from magicdistill.platform.planning.memory import Row, total
 from magicdistill.platform.planning.plan import GIB, RESERVE_BYTES, Plan, verdict
@@ -133,7 +132,7 @@ def _scoring(made: Plan) -> Iterator[str]:
 
 
 def _sampling(made: Plan) -> Iterator[str]:
-    seconds, sampler = made.seconds_per_video_second, trained_sampler(made.recipe.method)
+    seconds, sampler = made.seconds_per_video_second, made.recipe.method.trained_sampler
     if seconds is None or sampler is None:
         return
     gpu, gpus = made.recipe.cluster.gpu, math.ceil(seconds)

@@ -128,7 +128,7 @@ def _facts(run: RunDirectory, recipe: Recipe, rows: Rows) -> dict[str, str]:
     made, schedule, cluster = run.provenance(), recipe.schedule, recipe.cluster
     seconds = sum(row.get("seconds_per_cycle", 0.0) for row in rows)
     method = recipe.method.model_dump(mode="json")
-    settings = (f"{key} {method[key]}" for key in _present(method))
+    settings = (f"{key} {method[key]}" for key in recipe.method.notable)
     devices = "GPUs" if cluster.uses_gpus else "processors"
     return {
         "recipe": recipe.name,
@@ -142,13 +142,6 @@ def _facts(run: RunDirectory, recipe: Recipe, rows: Rows) -> dict[str, str]:
         "code": f"{made.commit or 'unknown'}{', with uncommitted changes' if made.diff else ''}",
         "packages": ", ".join(f"{p} {made.packages[p]}" for p in PACKAGES if p in made.packages),
     }
-
-
-def _present(method: Mapping[str, Any]) -> Iterator[str]:
-    """Yield those settings of the method that the papers discuss."""
-    for key in ("alpha_weak", "alpha_strong", "num_fake_updates", "ground_truth_weight"):
-        if method.get(key) is not None:
-            yield key
 
 
 def _lineage(run: RunDirectory, recipe: Recipe) -> list[dict[str, str]]:

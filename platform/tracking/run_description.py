@@ -1,15 +1,8 @@
-"""What a run is for, and its description in MLflow."""
+"""The description of a run in MLflow."""
 
 import json
 from collections.abc import Iterator
 
-from magicdistill.models.objectives.config import (
-    EulerMethod,
-    FinetuneMethod,
-    SamplerConfig,
-    VaeMethod,
-)
-from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.runs.run_directory import RunDirectory
 
 LEGEND = """### How to read the curves
@@ -40,17 +33,6 @@ COLUMNS = {
 }
 
 
-def purpose_of(recipe: Recipe) -> str:
-    """Return what a recipe's run is for: one of the words by which MLflow's runs are told apart."""
-    method = recipe.method
-    if isinstance(method, VaeMethod):
-        return "vae"
-    if isinstance(method, FinetuneMethod):
-        return "teacher"
-    sampler: SamplerConfig | None = getattr(method, "sampler", None)
-    return "1-step" if sampler is not None and sampler.num_steps == 1 else "distillation"
-
-
 def describe(run: RunDirectory) -> str:
     """Return the Markdown text that MLflow shows on a run: what it is, and what came of it."""
     recipe = run.recipe()
@@ -64,18 +46,9 @@ def describe(run: RunDirectory) -> str:
         "folder": f"`{run.path}`",
     }
     rows = [f"| {name} | {value} |" for name, value in facts.items() if value]
-    return "\n".join([_title(recipe), "", "| | |", "|---|---|", *rows, "", *_scores(run), LEGEND])
-
-
-def _title(recipe: Recipe) -> str:
-    method, purpose = recipe.method, purpose_of(recipe)
-    if purpose in ("vae", "teacher"):
-        return f"**Training of a {'VAE decoder' if purpose == 'vae' else 'teacher'}**"
-    if isinstance(method, EulerMethod):
-        return "**The teacher as it is**, with few steps: nothing is trained"
-    sampler: SamplerConfig | None = getattr(method, "sampler", None)
-    steps = f" to {sampler.num_steps} step{'s'[: sampler.num_steps - 1]}" if sampler else ""
-    return f"**Distillation{steps}** by `{method.name}`"
+    return "\n".join(
+        [recipe.method.headline, "", "| | |", "|---|---|", *rows, "", *_scores(run), LEGEND]
+    )
 
 
 def _scores(run: RunDirectory) -> Iterator[str]:

@@ -32,7 +32,6 @@ from magicdistill.platform.tracking.events import (
     Text,
     Weights,
 )
-from magicdistill.platform.tracking.run_description import purpose_of
 from magicdistill.platform.tracking.sender import NOTE, Sender
 from magicdistill.platform.tracking.system_metrics import SystemMonitor
 
@@ -67,7 +66,7 @@ class Tracker:
         self._num_looks = sum(point.source == "machine" for point in points)
         self._samples = {(file.path, file.mtime_ns) for file in entries if isinstance(file, File)}
         if not entries:
-            purpose = purpose or purpose_of(run.recipe())
+            purpose = purpose or run.recipe().method.purpose
             own = Key(key=_key(run), name=f"{purpose}: {run.path.name}")
             above = parent and Key(key=_key(parent), name=parent.path.name)
             begin = {"time_ms": _now_ms(), "experiment": config.experiment}

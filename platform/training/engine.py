@@ -277,17 +277,6 @@ def deepspeed_config(
     }
 
 
-@contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """Hold the whole parameters on every rank while the context lasts, also under ZeRO-3."""
-    shards = [p for p in module.parameters() if hasattr(p, "ds_id")]
-    if not shards:
-        yield
-        return
-    with import_deepspeed().zero.GatheredParameters(shards):
-        yield
-
-
 class Ema:
     """Exponential moving average of a role's trainable parameters, each rank its own shards."""
 

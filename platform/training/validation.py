@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,13 +14,8 @@ from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.methods.build import vae
 from magicdistill.models.metrics.collapse_signs import collapse_signs, compare_signs
 from magicdistill.models.metrics.suite import Measured, MetricSuite, summarise
-from magicdistill.models.objectives.config import (
-    DistributionMatchingConfig,
-    SamplerConfig,
-    WeakToStrongPart,
-)
-from magicdistill.models.objectives.score_gap import weak_to_strong_gap
-from magicdistill.models.objectives.types import Batch
+from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.objectives.types import Batch, Method
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.inference.contact_sheets import (
@@ -61,7 +55,7 @@ class Validation:
     ) -> None:
         assert recipe.evaluation is not None
         self.recipe, self.device, self.config = recipe, device, recipe.evaluation
-        self.sampler: SamplerConfig = getattr(recipe.method, "sampler", self.config.teacher)
+        self.sampler = recipe.method.trained_sampler or self.config.teacher
         self.cache = LatentCache(cache)
         self.batch = held_out(self.cache, range(self.config.num_shown), device)
         self.vae = vae(recipe.model).to(device)
@@ -145,24 +139,14 @@ class Validation:
             if isinstance(value, float)
         }
 
-    def score_gap(self, networks: Mapping[str, nn.Module], latents: Tensor) -> dict[str, float]:
-        """Compare weak-to-strong's gap with the plain one on latents that `generate` made."""
-        method, conditions = self.recipe.method, self.batch.conditions
-        if not isinstance(method, WeakToStrongPart) or method.alpha_weak == 0:
-            return {}
-        assert isinstance(method, DistributionMatchingConfig) and conditions is not None
-        critic = networks["critic"]
-        gap = weak_to_strong_gap(
-            partial(critic, output="velocity"),
-            critic,
-            latents,
-            conditions,
-            Rng(self.recipe.seed, -1, -1, self.batch.positions, self.device),
-            method.score_sigma,
-            alpha_weak=method.alpha_weak,
-            alpha_strong=method.alpha_strong,
-        )
-        return {f"{VALIDATION}{name}": float(value) for name, value in gap.items()}
+    def method_terms(
+        self, method: Method, networks: Mapping[str, nn.Module], latents: Tensor
+    ) -> dict[str, float]:
+        """Return what the method logs of latents that `generate` made."""
+        assert self.batch.conditions is not None
+        rng = Rng(self.recipe.seed, -1, -1, self.batch.positions, self.device)
+        terms = method.validation_terms(networks, latents, self.batch.conditions, rng)
+        return {f"{VALIDATION}{name}": float(value) for name, value in terms.items()}
 
     def _share(self, wanted: int, groups: int) -> int:
         """Return the scored clips of each group: as many on all, so that all call alike."""

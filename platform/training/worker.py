@@ -6,14 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.models.methods.build import build_method
 from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
-from magicdistill.models.networks.transformer import VelocityModel
-from magicdistill.models.networks.weights import save_transformer
-from magicdistill.models.objectives.vae import VaeTraining
 from magicdistill.models.profiling import span
 from magicdistill.platform.checkpoints.checkpoints import GENERATOR, Checkpoints, checkpoint_name
 from magicdistill.platform.cluster import ranks
@@ -21,7 +17,7 @@ from magicdistill.platform.cluster.preemption import LeavingError, Notice, Notic
 from magicdistill.platform.data.stream_source import StreamedBatches, open_batches
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory, write_text
-from magicdistill.platform.training.engine import Ema, build_engine, gathered
+from magicdistill.platform.training.engine import Ema, build_engine
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import (
     Callback,
@@ -61,7 +57,7 @@ class Worker:
         torch.manual_seed(recipe.seed)
         schedule = recipe.schedule
         self.placement = placement(recipe.engine)
-        self.method = build_method(recipe.method, recipe.model, self.placement)
+        self.method = recipe.method.build(recipe.model, self.placement)
         sequence = join_sequence_group(recipe.cluster.sequence_parallel)
         for module in self.method.modules.values():
             set_kernels(module, recipe.kernels, sequence)
@@ -211,7 +207,7 @@ class Worker:
             latents = self.validation.generate(generator)
             found = self.validation.scores(generator)
         modules = {role: engine.module for role, engine in self.engines.items()}
-        found |= self.validation.score_gap(modules, latents)
+        found |= self.validation.method_terms(self.method, modules, latents)
         pixels = self.validation.decode(latents)
         found |= self.validation.health(pixels)
         # the ranks judge alike where their numbers are the same to the last bit
@@ -224,14 +220,7 @@ class Worker:
         return self.ema.swapped() if self.ema else nullcontext()
 
     def _export(self) -> None:
-        """Write the trained network: the VAE, or the generator as a diffusers folder."""
-        directory = self.run.path / "model"
+        """Write the trained network."""
         with self._averaged():
-            if isinstance(self.method, VaeTraining):
-                with gathered(self.method.vae):
-                    if self.rank == 0:
-                        self.method.vae.save(directory)
-            elif self.rank == 0 or self.placement is not WHOLE:
-                generator = self.method.modules[GENERATOR]
-                assert isinstance(generator, VelocityModel)
-                save_transformer(generator.transformer, directory, placement=self.placement)
+            if self.rank == 0 or self.placement is not WHOLE:
+                self.method.save(self.run.path / "model", self.placement)

@@ -3,6 +3,7 @@
 import ast
 import os
 import platform
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -105,6 +106,40 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         tuple(TopologicalSorter(imports).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+OPEN_TO_THE_PLATFORM = {
+    "magicdistill.models.methods": {"base", "build", "forward_passes", "registry"},
+    "magicdistill.models.objectives": {"config", "types"},
+}
+"""Modules of methods and objectives that are about all methods."""
+
+
+@pytest.mark.parametrize(("package", "names"), OPEN_TO_THE_PLATFORM.items())
+def test_no_method_is_known_outside_models(package: str, names: set[str]) -> None:
+    graph = grimp.build_graph(*(f"magicdistill.{room}" for room in ROOMS), cache_dir=None)
+    known = {
+        (importer, module)
+        for module in graph.find_descendants(package)
+        for importer in graph.find_modules_that_directly_import(module)
+        if not importer.startswith("magicdistill.models.")
+        and module.rpartition(".")[2] not in names
+    }
+    assert known == set()
+
+
+def test_no_kind_of_method_is_asked_for_outside_models() -> None:
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for room in ROOMS
+        if room != "models"
+        for file in (ROOT / room).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("isinstance", "issubclass", "type", "getattr", "hasattr")
+        and re.search(r"\bmethod\b", ast.unparse(node))
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("folder", folders_of_code(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -17,10 +17,10 @@ from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import sample
-from magicdistill.models.methods.build import build_method
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.models.networks.conditioning.conditions import Conditions
+from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints
@@ -59,7 +59,7 @@ def folder(request, tmp_path_factory) -> Path:
         overrides += ["--model.vae", str(path / "plain")]
     recipe = load_recipe("portrait-tiny-smoke", overrides)
     run = RunDirectory.create(path, recipe)
-    generator = build_method(recipe.method, recipe.model).modules["generator"]
+    generator = recipe.method.build(recipe.model, WHOLE).modules["generator"]
     optimizer = recipe.schedule.optimizers["generator"]
     engine = build_engine(recipe.engine, generator, optimizer, num_micro_batches=1)
     Checkpoints(run.checkpoints, keep=1).save(1, {"generator": engine}, None)

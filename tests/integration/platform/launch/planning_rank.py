@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig, TransformerConfig
@@ -18,7 +19,6 @@ from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig, OptimizerConfig
 from magicdistill.platform.planning.flops import Sample, saved_bytes
-from magicdistill.platform.planning.forward_passes import ForwardPass
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.training.engine import DeepSpeedEngine, local_shard
 from tests.tiny import tiny_shapes

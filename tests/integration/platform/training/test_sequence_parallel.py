@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
-from magicdistill.models.methods.distribution_matching import DistributionMatching
+from magicdistill.models.methods.magic_gt import MagicGtMethod
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig
@@ -18,7 +18,7 @@ from magicdistill.models.networks.transformer import (
     build_transformer,
     copy_transformer,
 )
-from magicdistill.models.objectives.config import MagicGtMethod
+from magicdistill.models.objectives.distribution_matching import DistributionMatching
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.sections import OptimizerConfig, ScheduleConfig, TorchEngineConfig
 from magicdistill.platform.data.batches import deal

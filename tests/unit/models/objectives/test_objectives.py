@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import sample
-from magicdistill.models.methods.distribution_matching import DistributionMatching
+from magicdistill.models.methods.registry import AnyMethod
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, motion
 from magicdistill.models.networks.config import LoraConfig
@@ -16,20 +16,15 @@ from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.student import Student, add_guidance_embedding
 from magicdistill.models.networks.transformer import VelocityModel, copy_transformer
 from magicdistill.models.objectives.cfg_distillation import CfgDistill
-from magicdistill.models.objectives.config import (
-    CfgDistillMethod,
-    FinetuneMethod,
-    LcmMethod,
-    MethodConfig,
-    SamplerConfig,
-)
+from magicdistill.models.objectives.config import CfgDistillation, SamplerConfig
+from magicdistill.models.objectives.distribution_matching import DistributionMatching
 from magicdistill.models.objectives.dmd import real_and_fake_x0
 from magicdistill.models.objectives.flow_matching import Finetune
 from magicdistill.models.objectives.lcm import Lcm
 from magicdistill.models.objectives.rollouts import Rollouts
 
 DRAWS = Rng(0, cycle=0, update=0, positions=range(2))
-CONFIGS: TypeAdapter[Any] = TypeAdapter(MethodConfig)
+CONFIGS: TypeAdapter[Any] = TypeAdapter(AnyMethod)
 
 
 def method(generator, critic, name="magic", **changes) -> DistributionMatching:
@@ -50,7 +45,7 @@ def assert_frozen_is_untouched(module) -> None:
     assert frozen and all(parameter.grad is None for parameter in frozen)
 
 
-def generator_turn(magic, batch, rng=DRAWS):
+def generator_loss(magic, batch, rng=DRAWS):
     with magic.prepared_for("generator"):
         loss = magic.loss("generator", magic.modules, batch, rng)
         loss.total.backward()
@@ -77,14 +72,14 @@ def prompted(batch):
 
 def test_equal_strengths_give_exactly_no_distribution_matching_gradient(generator, critic, batch):
     magic = method(generator, critic, alpha_weak=1.0, adversarial_weight=0.0)
-    loss = generator_turn(magic, batch)
+    loss = generator_loss(magic, batch)
     assert loss.terms["score_gap"] == 0
     assert gradients(generator) == set()
 
 
 def test_a_weak_strength_of_zero_is_plain_distribution_matching(generator, critic, batch):
     losses = [
-        generator_turn(method(generator, critic, name, **changes), batch).total
+        generator_loss(method(generator, critic, name, **changes), batch).total
         for name, changes in (("magic", {"alpha_weak": 0.0}), ("dmd2", {}))
     ]
     assert torch.equal(*losses)
@@ -109,14 +104,14 @@ def test_weak_to_strong_scales_the_gradient_of_a_small_lora(generator, critic, b
     found = {}
     for alpha in (0.0, 0.25, 0.5, 0.75):
         generator.zero_grad()
-        generator_turn(method(generator, critic, alpha_weak=alpha, adversarial_weight=0.0), batch)
+        generator_loss(method(generator, critic, alpha_weak=alpha, adversarial_weight=0.0), batch)
         found[alpha] = torch.cat([p.grad.flatten() for p in generator.parameters()])
     for alpha, gradient in found.items():
         expected = (1 - alpha) * found[0.0]
         assert (gradient - expected).norm() < 0.02 * found[0.0].norm()
 
 
-def test_the_critics_turn_trains_lora_and_discriminator_only(generator, critic, batch):
+def test_the_critics_update_trains_lora_and_discriminator_only(generator, critic, batch):
     magic = method(generator, critic, r1_weight=1.0)
     with magic.prepared_for("critic"):
         loss = magic.loss("critic", magic.modules, batch, DRAWS)
@@ -157,11 +152,11 @@ def test_the_loss_scale_of_the_lora_leaves_discriminator_and_logs_alone(generato
         ("magic-gt", {"ground_truth": "dmd"}, {"dmd", "adversarial", "ground_truth"}),
     ],
 )
-def test_the_generators_turn_trains_the_generator_only(
+def test_the_generators_update_trains_the_generator_only(
     generator, critic, prompted, name, changes, terms
 ):
     magic = method(generator, critic, name, **changes)
-    loss = generator_turn(magic, prompted)
+    loss = generator_loss(magic, prompted)
     assert gradients(critic) == set()
     assert_frozen_is_untouched(critic)
     assert len(gradients(generator)) > 10
@@ -170,14 +165,14 @@ def test_the_generators_turn_trains_the_generator_only(
 
 
 def test_guidance_is_distilled_inside_the_stage(generator, critic, prompted):
-    """Scales are drawn in the Ho form, the same for all turns of a cycle, and reach the input."""
+    """Scales are drawn in the Ho form, the same for all updates of a cycle, and reach the input."""
     student = guided_student(generator)
     scales = {"low": 0.0, "high": 5.0, "form": "magic141"}
     magic = method(student, critic, "dmd2", cfg_distillation={"guidance": scales})
     with magic.prepared_for("critic"):
         magic.loss("critic", magic.modules, prompted, DRAWS).total.backward()
     assert gradients(student) == set()
-    loss = generator_turn(magic, prompted, replace(DRAWS, update=1))
+    loss = generator_loss(magic, prompted, replace(DRAWS, update=1))
     assert {"cfg", "cfg_base", "dmd", "adversarial"} <= loss.terms.keys()
     assert loss.terms["guidance"] == (1 + 5 * DRAWS.of_cycle().uniform("guidance")).mean()
     assert_frozen_is_untouched(critic)
@@ -189,8 +184,8 @@ def test_a_guidance_embedded_teacher_scores_in_one_doubled_forward(generator, ba
     base = guided_student(generator).transformer
     critic = Critic(copy_transformer(base), LoraConfig(rank=2), adversarial=True)
     sampler = {"guidance": 2.0}
-    same = generator_turn(method(VelocityModel(base), critic, sampler=sampler), batch)
-    apart = generator_turn(
+    same = generator_loss(method(VelocityModel(base), critic, sampler=sampler), batch)
+    apart = generator_loss(
         method(VelocityModel(base), critic, sampler=sampler, real_guidance=6.0), batch
     )
     assert same.terms["score_gap"] == 0  # a fresh LoRA is zero
@@ -204,7 +199,7 @@ def test_a_scale_for_a_generator_without_the_input_is_refused(generator, critic)
 
 def test_the_consistency_method_trains_the_student_only(generator, batch):
     student = Student(copy_transformer(generator.transformer), generator.transformer)
-    lcm = Lcm(LcmMethod(name="lcm"), student)
+    lcm = Lcm(student, SamplerConfig(), SamplerConfig(num_steps=28), huber_c=1e-3)
     loss = lcm.loss("generator", lcm.modules, batch, DRAWS)
     loss.total.backward()
     assert_frozen_is_untouched(student)
@@ -214,7 +209,7 @@ def test_the_consistency_method_trains_the_student_only(generator, batch):
 
 def test_guidance_distillation_trains_the_student_only(generator, prompted):
     student = Student(guided_student(generator).transformer, generator.transformer)
-    distill = CfgDistill(CfgDistillMethod(name="cfg-distill"), student)
+    distill = CfgDistill(CfgDistillation(), student)
     loss = distill.loss("generator", distill.modules, prompted, DRAWS)
     loss.total.backward()
     assert_frozen_is_untouched(student)
@@ -318,7 +313,7 @@ def test_names_set_their_parts_and_a_zero_weight_agrees_with_them():
 
 
 def test_fine_tuning_reaches_every_block(generator, batch):
-    finetune = Finetune(FinetuneMethod(name="finetune"), generator)
+    finetune = Finetune(generator, shift=1.0, uniform_share=0.15)
     finetune.loss("generator", finetune.modules, batch, DRAWS).total.backward()
     reached = gradients(generator)
     assert any("single_transformer_blocks.1" in name for name in reached)

@@ -13,9 +13,9 @@ from magicdistill.models.objectives.adversarial import finite_difference_r1
 from magicdistill.models.objectives.cfg_distillation import cfg_distillation_loss, draw_guidance
 from magicdistill.models.objectives.config import CfgDistillation, GuidanceRange
 from magicdistill.models.objectives.dmd import descend, dmd_gradient, fake_score_loss
-from magicdistill.models.objectives.ground_truth import ground_truth_loss
 from magicdistill.models.objectives.huber import pseudo_huber
 from magicdistill.models.objectives.lcm import consistency_loss, consistency_target
+from magicdistill.models.objectives.supervision import ground_truth_loss
 from magicdistill.models.objectives.types import Batch
 
 

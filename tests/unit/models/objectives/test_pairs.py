@@ -7,8 +7,9 @@ import torch
 from pydantic import ValidationError
 
 from magicdistill.models.diffusion.rng import Rng
-from magicdistill.models.methods.distribution_matching import DistributionMatching
-from magicdistill.models.objectives.config import MagicMethod, PairSupervision, SamplerConfig
+from magicdistill.models.methods.magic import MagicMethod
+from magicdistill.models.objectives.config import PairSupervision, SamplerConfig
+from magicdistill.models.objectives.distribution_matching import DistributionMatching
 from magicdistill.models.objectives.types import Pair
 
 ONE_STEP = SamplerConfig(num_steps=1)

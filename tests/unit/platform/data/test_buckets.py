@@ -14,7 +14,7 @@ from magicdistill.data_pipeline.latents.cache import (
     publish,
     write_shard,
 )
-from magicdistill.models.methods.distribution_matching import DistributionMatching
+from magicdistill.models.methods.magic_gt import MagicGtMethod
 from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.transformer import (
@@ -22,7 +22,7 @@ from magicdistill.models.networks.transformer import (
     build_transformer,
     copy_transformer,
 )
-from magicdistill.models.objectives.config import MagicGtMethod
+from magicdistill.models.objectives.distribution_matching import DistributionMatching
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.config.sections import OptimizerConfig, ScheduleConfig, TorchEngineConfig

@@ -12,14 +12,14 @@ from peft import PeftModel
 from torch import Tensor
 
 from magicdistill.models.locations import is_int8
-from magicdistill.models.methods.build import build_method
+from magicdistill.models.methods.cfg_distill import CfgDistillMethod
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
+from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.state_dicts import INDEX
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.weights import write_transformer
-from magicdistill.models.objectives.config import CfgDistillMethod
 from magicdistill.platform.checkpoints.checkpoints import COMMITTED, Checkpoints
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.export.export import ExportError, export, export_lora
@@ -37,7 +37,7 @@ class Trained:
     def __init__(self, folder: Path) -> None:
         recipe = load_recipe("portrait-tiny-smoke", ["--engine.kind", "torch"])
         self.run = RunDirectory.create(folder, recipe)
-        generator = build_method(recipe.method, recipe.model).modules["generator"]
+        generator = recipe.method.build(recipe.model, WHOLE).modules["generator"]
         assert isinstance(generator, VelocityModel)
         optimizer = recipe.schedule.optimizers["generator"]
         engine = build_engine(recipe.engine, generator, optimizer, num_micro_batches=1)
@@ -194,7 +194,7 @@ def test_a_checkpoint_of_another_network_is_refused(copied, tmp_path):
 
 def test_the_branch_alone_goes_onto_the_teacher_by_peft_and_by_diffusers(copied, tmp_path):
     recipe = copied.recipe()
-    critic = build_method(recipe.method, recipe.model).modules["critic"]
+    critic = recipe.method.build(recipe.model, WHOLE).modules["critic"]
     assert isinstance(critic, Critic)
     with torch.no_grad():
         for name, parameter in critic.named_parameters():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig
@@ -20,7 +21,6 @@ from magicdistill.platform.config.recipe import load_recipe, recipe_names
 from magicdistill.platform.config.sections import OptimizerConfig, Precision, TorchEngineConfig
 from magicdistill.platform.launch.cli import parse_job
 from magicdistill.platform.planning.flops import Sample, operations, saved_bytes
-from magicdistill.platform.planning.forward_passes import ForwardPass
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.planning.plan import Change, changed, plan
 from magicdistill.platform.planning.plan_table import format_plan, to_json

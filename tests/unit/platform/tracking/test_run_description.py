@@ -7,7 +7,7 @@ import pytest
 
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.tracking.run_description import COLUMNS, describe, purpose_of
+from magicdistill.platform.tracking.run_description import COLUMNS, describe
 from magicdistill.platform.tracking.system_metrics import LOOKS, SystemMonitor
 
 
@@ -21,7 +21,7 @@ from magicdistill.platform.tracking.system_metrics import LOOKS, SystemMonitor
     ],
 )
 def test_a_recipes_purpose_follows_from_its_method(recipe: str, purpose: str) -> None:
-    assert purpose_of(load_recipe(recipe)) == purpose
+    assert load_recipe(recipe).method.purpose == purpose
 
 
 def test_a_run_is_described_with_its_scores_once_it_has_some(tmp_path: Path) -> None:

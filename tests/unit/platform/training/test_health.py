@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.step import bench_recipe, write_cache
 from magicdistill.models.metrics.collapse_signs import collapse_signs, compare_signs
-from magicdistill.models.objectives.types import Batch, Loss, OneRole
+from magicdistill.models.objectives.types import Batch, Loss, Method
 from magicdistill.platform.checkpoints.checkpoints import cycle_of
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import HealthConfig, Thresholds
@@ -129,11 +129,11 @@ def test_drift_is_a_mean_of_factors() -> None:
     assert math.isnan(compare_signs({"contrast": math.nan}, {"contrast": 1.0})["drift"])
 
 
-class Doomed(OneRole):
+class Doomed(Method):
     """A method whose loss is no number from the third cycle on."""
 
     def __init__(self) -> None:
-        super().__init__("decoder", torch.nn.Linear(1, 1))
+        super().__init__({"decoder": torch.nn.Linear(1, 1)})
 
     def loss(self, role: str, networks: Any, batch: Batch, rng: Any) -> Loss:
         total = torch.tensor(math.nan if rng.cycle >= 2 else 1.0)

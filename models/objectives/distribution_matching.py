@@ -1,13 +1,13 @@
-"""Distribution matching by generator and critic: dmd, dmd2, magic and magic-gt (002 section 3)."""
+"""Distribution matching by generator and critic: dmd, dmd2, magic, magic-gt (002 section 3)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from magicdistill.models.diffusion.flow import Noised, noised, score_sigma, x0_from_velocity
 from magicdistill.models.diffusion.guidance import Scale, demand_null, embedded, is_unguided, scales
@@ -16,35 +16,30 @@ from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
+from magicdistill.models.networks.state_dicts import WRAPPER
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.objectives import adversarial
 from magicdistill.models.objectives.cfg_distillation import (
     cfg_distillation_loss,
     draw_guidance,
 )
-from magicdistill.models.objectives.config import (
-    AdversarialPart,
-    CfgDistillation,
-    DistributionMatchingConfig,
-    GroundTruthPart,
-    WeakToStrongPart,
-)
+from magicdistill.models.objectives.config import CfgDistillation, DistributionMatchingConfig
 from magicdistill.models.objectives.dmd import (
     descend,
     dmd_gradient,
     fake_score_loss,
     real_and_fake_x0,
 )
-from magicdistill.models.objectives.ground_truth import ground_truth_loss
-from magicdistill.models.objectives.pairs import pair_loss
 from magicdistill.models.objectives.rollouts import Rollouts, Visit
-from magicdistill.models.objectives.types import Batch, Loss, Networks
+from magicdistill.models.objectives.score_gap import weak_to_strong_gap
+from magicdistill.models.objectives.supervision import ground_truth_loss, pair_loss
+from magicdistill.models.objectives.types import Batch, Lora, Loss, Method, Networks
 from magicdistill.models.profiling import span
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss of one turn is computed from."""
+    """What the loss of one update is computed from."""
 
     networks: Networks
     batch: Batch
@@ -59,8 +54,8 @@ class LossInputs:
         return self.batch.conditions
 
 
-class DistributionMatching:
-    """Train the generator (role `generator`) and LoRA plus discriminator (role `critic`)."""
+class DistributionMatching(Method):
+    """Train the role `generator`, and LoRA and discriminator in the role `critic`."""
 
     def __init__(
         self, config: DistributionMatchingConfig, generator: VelocityModel, critic: Critic
@@ -70,16 +65,14 @@ class DistributionMatching:
                 f"method.sampler.guidance {config.sampler.guidance}: this generator has no "
                 "guidance input; set it to 1, or method.cfg_distillation to add the input"
             )
+        super().__init__({"generator": generator, "critic": critic})
         self.config = config
-        # what the method's name leaves out has no weight
-        weak_to_strong = isinstance(config, WeakToStrongPart)
-        self.strengths = config if weak_to_strong else WeakToStrongPart(alpha_weak=0)
-        has_discriminator = isinstance(config, AdversarialPart)
-        self.adversarial = config if has_discriminator else AdversarialPart(adversarial_weight=0)
-        supervised = isinstance(config, GroundTruthPart)
-        self.truth = config if supervised else GroundTruthPart(ground_truth_weight=0)
+        self.strengths, self.adversarial, self.truth = (
+            config.strengths,
+            config.adversarial,
+            config.truth,
+        )
         self.generator, self.critic = generator, critic
-        self.modules: Mapping[str, nn.Module] = {"generator": generator, "critic": critic}
         self.shares_batch = config.share_rollout
         self.rollouts = Rollouts(config.sampler, shared=config.share_rollout)
 
@@ -90,7 +83,7 @@ class DistributionMatching:
 
     @contextmanager
     def prepared_for(self, role: str) -> Iterator[None]:
-        """In the generator's turn, freeze the critic and set its LoRA aside until the backward."""
+        """For the generator's update, freeze the critic and set its LoRA to strength 0."""
         if role == "critic":
             yield
             return
@@ -105,12 +98,39 @@ class DistributionMatching:
                 parameter.requires_grad_(True)
 
     def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:
-        """Return the loss of a role on generated samples of its turn's grid index."""
+        """Return the loss of a role on generated samples of its update's grid index."""
         inputs = LossInputs(networks, batch, rng, self._guidance(rng))
         visit = self.rollouts.visit(self._generator(inputs), batch, rng)
         if role == "critic":
             return self._critic_loss(inputs, visit.x0)
         return self._generator_loss(inputs, visit)
+
+    def validation_terms(
+        self, networks: Networks, latents: Tensor, conditions: Conditions, rng: Rng
+    ) -> dict[str, Tensor]:
+        """Compare the gap of both scores with plain distribution matching's (`score_gap`)."""
+        if self.strengths.alpha_weak == 0:
+            return {}
+        return weak_to_strong_gap(
+            partial(networks["critic"], output="velocity"),
+            self.critic,
+            latents,
+            conditions,
+            rng,
+            self.config.score_sigma,
+            alpha_weak=self.strengths.alpha_weak,
+            alpha_strong=self.strengths.alpha_strong,
+        )
+
+    def lora(self) -> Lora:
+        """Return the critic's LoRA on the frozen teacher."""
+        return Lora(
+            "critic",
+            self.critic.score.transformer,
+            f"score.{WRAPPER}",
+            weak=self.strengths.alpha_weak,
+            strong=self.strengths.alpha_strong,
+        )
 
     def _guidance(self, rng: Rng) -> Scale:
         if self.config.cfg_distillation is None:
@@ -206,7 +226,7 @@ class DistributionMatching:
     def _scores(
         self, inputs: LossInputs, sigma: Tensor
     ) -> tuple[Velocity, tuple[Scale, Conditions] | None]:
-        """Return the scores' network, and the guidance that the real one needs beside it."""
+        """Return the network of both scores, and the guidance that the real one needs."""
         network = partial(inputs.networks["critic"], output="velocity")
         scale = inputs.guidance if self.config.real_guidance is None else self.config.real_guidance
         if self.critic.score.guidance_embeds:
@@ -217,7 +237,7 @@ class DistributionMatching:
         return network, (scale, demand_null(inputs.batch.null))
 
     def _cfg_distillation(self, inputs: LossInputs, config: CfgDistillation) -> Loss:
-        """Teach the guidance input; this turn's critic, its LoRA at strength 0, is the teacher."""
+        """Teach the guidance input; the critic with its LoRA at strength 0 is the teacher."""
         assert isinstance(inputs.guidance, Tensor)
         return cfg_distillation_loss(
             config,

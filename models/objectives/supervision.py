@@ -1,13 +1,15 @@
-"""Supervision of generated latents by real ones (002 Eq. 7)."""
+"""Supervision of generated latents: by real ones (002 Eq. 7), and by pairs of noise and video."""
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from magicdistill.models.objectives.dmd import Latents, descend, dmd_gradient
 from magicdistill.models.objectives.huber import pseudo_huber
+from magicdistill.models.objectives.types import Batch, Loss
 
 
 def ground_truth_loss(
@@ -25,3 +27,16 @@ def ground_truth_loss(
             return pseudo_huber(x_hat, x_gt)
         case "dmd":
             return descend(x_hat, dmd_gradient(x_hat, x_gt, fake_x0))
+
+
+def pair_loss(x_hat: Tensor, batch: Batch, weight: float, huber_c: float) -> Loss:
+    """Return weight * Huber(G(noise), video) of a batch's pairs. Known in words: 002 section 4.
+
+    Raises:
+        ValueError: if the batch has no pairs.
+    """
+    if batch.pair is None:
+        raise ValueError("method.pairs is set, and nothing makes pairs: give the recipe `pairs`")
+    distance = pseudo_huber(x_hat, batch.pair.video, huber_c)
+    terms = {"pairs": distance.detach(), "pair_weight": torch.tensor(weight)}
+    return Loss(weight * distance, terms)

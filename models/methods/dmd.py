@@ -1,0 +1,134 @@
+"""Distribution matching alone, and what the methods that add to it have in common."""
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from magicdistill.models.methods.base import Method, MethodConfig, Placement
+from magicdistill.models.methods.forward_passes import (
+    ForwardPass,
+    Update,
+    cfg_distillation_forwards,
+    guided_forwards,
+)
+from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.objectives.config import (
+    AdversarialPart,
+    DistributionMatchingConfig,
+    GroundTruthPart,
+    SamplerConfig,
+    WeakToStrongPart,
+)
+
+PARTS = {"dmd2": AdversarialPart, "magic": WeakToStrongPart, "magic-gt": GroundTruthPart}
+"""The first method that has each part."""
+
+
+class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
+    """A method that matches distributions by a generator and a critic (002 section 3)."""
+
+    roles = ("generator", "critic")
+    notable = ("num_fake_updates",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_parts_of_other_methods(cls, values: Any) -> Any:
+        """Name the method that has a part; a zero weight of an absent part is left out."""
+        if not isinstance(values, dict):
+            return values
+        kept = dict(values)
+        for name, part in PARTS.items():
+            for key in part.model_fields.keys() & kept.keys() - cls.model_fields.keys():
+                if kept.pop(key) != 0:
+                    raise ValueError(f"{values.get('name')} has no {key}; use method.name {name}")
+        return kept
+
+    @property
+    def trained_sampler(self) -> SamplerConfig:
+        """The sampler of its rollouts."""
+        return self.sampler
+
+    @property
+    def uses_pairs(self) -> bool:
+        """Whether it supervises a 1-step generator by pairs."""
+        return self.pairs is not None
+
+    @property
+    def shares_batch(self) -> bool:
+        """One shared rollout is of one batch."""
+        return self.share_rollout
+
+    @property
+    def lora_rank(self) -> int:
+        """The rank of the critic's LoRA."""
+        return self.lora.rank
+
+    def cycle_updates(self, *, embeds: bool) -> tuple[Update, ...]:
+        """Return the rollout, the critic's updates and the generator's."""
+        critic = self._critic_forwards()
+        generator = self._generator_forwards(embeds=embeds)
+        steps = self.sampler.num_steps
+        if self.share_rollout:
+            return (
+                Update("rollout", (ForwardPass("generator", "rollout", repeats=steps),)),
+                Update("critic", critic, self.num_fake_updates),
+                Update("generator", generator),
+            )
+        # each update's own rollout ends at a step that is drawn evenly
+        rollout = ForwardPass("generator", "rollout", repeats=(steps + 1) / 2)
+        return (
+            Update("critic", (rollout, *critic), self.num_fake_updates),
+            Update("generator", (rollout, *generator)),
+        )
+
+    def _critic_forwards(self) -> tuple[ForwardPass, ...]:
+        score = ForwardPass("critic", "fake score", "lora")
+        if self.adversarial.adversarial_weight == 0:
+            return (score,)
+        parts = 3 if self.adversarial.r1_weight > 0 else 2
+        return (
+            score,
+            ForwardPass("critic", "features", samples=parts, blocks="double"),
+            ForwardPass(
+                "critic", "discriminator", "weights", samples=parts, blocks="discriminator"
+            ),
+        )
+
+    def _generator_forwards(self, *, embeds: bool) -> tuple[ForwardPass, ...]:
+        forwards = [ForwardPass("generator", "generator", "weights"), self._scores(embeds=embeds)]
+        if self.adversarial.adversarial_weight > 0:
+            forwards += [
+                ForwardPass("critic", "features", "inputs", blocks="double"),
+                ForwardPass("critic", "discriminator", "inputs", blocks="discriminator"),
+            ]
+        if self.cfg_distillation is not None:
+            forwards += cfg_distillation_forwards("critic", embeds=embeds)
+        return tuple(forwards)
+
+    def _scores(self, *, embeds: bool) -> ForwardPass:
+        """Both scores in one batch, and the real one's prediction under the null prompt."""
+        scale = self.real_guidance
+        if scale is None and self.cfg_distillation is None:
+            scale = self.sampler.guidance
+        samples = 1 + guided_forwards(scale, embeds=embeds)
+        return ForwardPass("critic", "both scores", samples=samples)
+
+    def build(self, model: ModelConfig, placement: Placement) -> Method:
+        """Build generator and critic from one teacher."""
+        from magicdistill.models.methods.build import copy_of, teacher, trained
+        from magicdistill.models.networks.critic import Critic
+        from magicdistill.models.networks.transformer import VelocityModel
+        from magicdistill.models.objectives.distribution_matching import DistributionMatching
+
+        base = teacher(model, placement)
+        first = base if model.generator is None else trained(model.generator, model, placement)
+        generator = copy_of(first, placement, takes_guidance=self.cfg_distillation is not None)
+        adversarial = self.adversarial.adversarial_weight > 0
+        critic = Critic(base, self.lora, adversarial=adversarial, placement=placement)
+        return DistributionMatching(self, VelocityModel(generator), critic)
+
+
+class DmdMethod(DistributionMatchingMethod):
+    """Distribution matching alone. Known: 003 Eq. 4 and 5."""
+
+    name: Literal["dmd"]

@@ -1,0 +1,39 @@
+"""The training of a VAE's decoder."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from magicdistill.models.methods.base import Method, MethodConfig, Placement
+from magicdistill.models.networks.config import ModelConfig
+
+
+class VaeMethod(MethodConfig):
+    """Train the decoder of the VAE; the encoder is a closed-form patch code."""
+
+    roles = ("decoder",)
+    makes = "vae"
+    data = "pixels"
+
+    name: Literal["vae"]
+    latent_noise: float = Field(default=0.03, ge=0)
+    """Standard deviation of the noise on the decoder's input, in units of the latents'."""
+    edge_weight: float = Field(default=0.3, ge=0)
+    """Weight of the L1 distance of spatial and temporal differences."""
+
+    @property
+    def purpose(self) -> str:
+        """Runs that train a VAE."""
+        return "vae"
+
+    @property
+    def headline(self) -> str:
+        """The part that is trained."""
+        return "**Training of a VAE decoder**"
+
+    def build(self, model: ModelConfig, placement: Placement) -> Method:
+        """Load the VAE, or build it with random weights."""
+        from magicdistill.models.methods.build import vae
+        from magicdistill.models.objectives.vae import VaeTraining
+
+        return VaeTraining(vae(model), latent_noise=self.latent_noise, edge_weight=self.edge_weight)
