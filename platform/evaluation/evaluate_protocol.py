@@ -22,8 +22,6 @@ from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.selection.curation_result import CurationResult
 from magicdistill.data_pipeline.selection.publishing import NothingAcceptedError
-from magicdistill.data_pipeline.sources.config import VbenchI2v
-from magicdistill.data_pipeline.sources.vbench_i2v import pairs
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.locations import find_weights
@@ -198,14 +196,19 @@ class EvaluationRun:
 
     @cached_property
     def _counting(self) -> dict[str, np.ndarray]:
-        """Which videos count for a dimension, by VBench's list; empty without one."""
-        lists = [s for s in self.config.data.sources if isinstance(s, VbenchI2v)]
-        counts = {pair.prompt: pair.dimensions for each in lists for pair in pairs(each)}
+        """Which videos count for a dimension, by the sources' lists; empty without one."""
+        counts: dict[str, frozenset[str]] = {}
+        for source in self.config.data.sources:
+            counts |= source.counted_dimensions()
         if not counts:
             return {}
+
+        def counts_for(metric: str, name: str) -> bool:
+            return name not in counts or metric in counts[name]
+
         names = [clip.entry for rows in self.rows for clip in self.inputs[rows.start : rows.stop]]
         return {
-            metric: np.tile([metric in counts[name] for name in names], self.config.num_samples)
+            metric: np.tile([counts_for(metric, name) for name in names], self.config.num_samples)
             for metric in METRICS
             if any(metric in dimensions for dimensions in counts.values())
         }
