@@ -25,11 +25,11 @@ from magicdistill.data_pipeline.selection.publishing import NothingAcceptedError
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.locations import find_weights
+from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.metrics.frechet import reference_path
-from magicdistill.models.metrics.names import METRICS
+from magicdistill.models.metrics.networks import absent_metrics, digest_networks
 from magicdistill.models.metrics.results import AbsentMetric, Metric
 from magicdistill.models.metrics.suite import Measured, MetricSuite, reference, summarise
-from magicdistill.models.metrics.weight_files import absent_metrics, digest_networks
 from magicdistill.models.networks.state_dicts import checkpoint_config
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.cluster.ray_cluster import announced_cluster
@@ -191,7 +191,7 @@ class EvaluationRun:
         self, found: Measured | None, real: Measured | None, absent: Mapping[str, AbsentMetric]
     ) -> Mapping[str, Metric]:
         if found is None:
-            return dict.fromkeys(METRICS, COLLAPSED)
+            return dict.fromkeys(METRICS.names(), COLLAPSED)
         return summarise(found, real, absent, self.config.counted, self._counting)
 
     @cached_property
@@ -209,7 +209,7 @@ class EvaluationRun:
         names = [clip.entry for rows in self.rows for clip in self.inputs[rows.start : rows.stop]]
         return {
             metric: np.tile([counts_for(metric, name) for name in names], self.config.num_samples)
-            for metric in METRICS
+            for metric in METRICS.names()
             if any(metric in dimensions for dimensions in counts.values())
         }
 
