@@ -245,14 +245,11 @@ class EvaluationConfig(Config):
 
     @model_validator(mode="after")
     def _check_columns(self) -> "EvaluationConfig":
+        known = METRICS.names()
         for name in self.columns:
-            if METRICS.get(name) is None:
-                near = get_close_matches(name, METRICS.names(), n=1)
-                hint = (
-                    f"did you mean {near[0]}?"
-                    if near
-                    else f"there are {', '.join(METRICS.names())}"
-                )
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
                 raise ValueError(f"columns: no metric {name}; {hint}")
         return self
 
