@@ -7,18 +7,13 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from magicdistill.data_pipeline.scorers import AnyScorer, score_names
-from magicdistill.data_pipeline.sources.config import Folder, Inter4K, JsonLines, Mixture, Source
+from magicdistill.data_pipeline.scorers.registry import AnyScorer, score_names
+from magicdistill.data_pipeline.sources.base import Mixture
+from magicdistill.data_pipeline.sources.registry import Source, importers
 from magicdistill.models.config import Config
 
 SCORES_VERSION = 2
 """Raised when shots or motion change their meaning: all videos are then scored again."""
-
-INTER4K_SIZE = (3840, 2160)
-"""Width and height of its films; smaller copies have the same aspect."""
-
-IMPORTERS = ("koala", "talkvid")
-"""Published sets whose scores are imported under these names."""
 
 
 class Bucket(Config):
@@ -287,34 +282,35 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check_limits(self) -> "DataConfig":
-        if any(isinstance(source, JsonLines) for source in self.sources):
+        if any(source.SCORES is None for source in self.sources):
             return self  # its lines name data sets of their own
+        known = {*score_names(), *importers()}
         for name in {name for limits in self.policy.limits.values() for name in limits}:
-            if name.partition(".")[0] not in {*score_names(), *IMPORTERS}:
-                choice = ", ".join(sorted({*score_names(), *IMPORTERS}))
+            if name.partition(".")[0] not in known:
+                choice = ", ".join(sorted(known))
                 raise ValueError(f"limits name scores: {name!r} is of none of {choice}")
         return self
 
     @model_validator(mode="after")
-    def _check_folders(self) -> "DataConfig":
+    def _check_places(self) -> "DataConfig":
         places: dict[str, str] = {}
-        for folder in (source for source in self.sources if isinstance(source, Folder)):
-            place = places.setdefault(folder.label, folder.location)
-            if place != folder.location:
+        for label, location in filter(None, (source.named_place() for source in self.sources)):
+            place = places.setdefault(label, location)
+            if place != location:
                 raise ValueError(
-                    f"the folders {place} and {folder.location} are both called {folder.label!r} "
+                    f"the folders {place} and {location} are both called {label!r} "
                     "in source ids, which caps and takedowns go by: give one of them a `name`"
                 )
         return self
 
     @model_validator(mode="after")
-    def _check_inter4k(self) -> "DataConfig":
-        policies = {source.policy for source in self.sources if isinstance(source, Inter4K)}
-        bucket = self.bucket_of(*INTER4K_SIZE)
-        seconds = bucket.num_frames / bucket.fps
-        if "bucket-117" in policies and seconds > 5:
-            raise ValueError(
-                f"Inter4K's clips last 5 s and the bucket {bucket} asks for {seconds:.2f} s: "
-                "set bucket.num_frames to 117, or the source's policy to stride-2 or reject"
-            )
+    def _check_lengths(self) -> "DataConfig":
+        for clips in filter(None, (source.uniform_clips() for source in self.sources)):
+            bucket = self.bucket_of(clips.width, clips.height)
+            seconds = bucket.num_frames / bucket.fps
+            if seconds > clips.seconds:
+                raise ValueError(
+                    f"{clips.whose} clips last {clips.seconds:g} s and the bucket {bucket} asks "
+                    f"for {seconds:.2f} s: {clips.fix}"
+                )
         return self

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import fsspec
-
 REMOTE = "s3"
 
 
@@ -21,6 +19,8 @@ def is_remote(location: str) -> bool:
 
 def filesystem() -> Any:
     """Return the object store that the environment's AWS variables describe."""
+    import fsspec  # slow to import: only where a store is remote
+
     return fsspec.filesystem(REMOTE, **store_options())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from magicdistill.data_pipeline.sources.config import Mixture
+from magicdistill.data_pipeline.sources.base import Mixture
 
 CYCLE = 1000
 """Turns after which shares are met exactly."""

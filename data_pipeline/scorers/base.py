@@ -37,8 +37,9 @@ class Frame:
 class Scorer(Config):
     """Settings of one scorer, with its two pure functions: a look at a frame, and a summary.
 
-    A scorer is one file with a subclass and one line in the list of this package. It decides
-    nothing: `Policy.limits` judges its numbers by their names, `<kind>.<score>`.
+    A scorer is one file with a subclass that names itself, `kind: Literal["mine"] = "mine"`, and
+    one line in `registry.py`, or `SCORERS.register` in a plugin. It decides nothing:
+    `Policy.limits` judges its numbers by their names, `<kind>.<score>`.
     """
 
     kind: str

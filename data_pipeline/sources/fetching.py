@@ -13,9 +13,9 @@ import psutil
 from magicdistill.data_pipeline.io.object_stores import filesystem, is_remote
 from magicdistill.data_pipeline.media.video import VideoError, pack_pictures
 from magicdistill.data_pipeline.rows import UNREACHABLE
-from magicdistill.data_pipeline.sources.portrait_world import world
+from magicdistill.data_pipeline.sources.base import SourceConfig
+from magicdistill.data_pipeline.sources.registry import SOURCES
 
-WORLD_SCHEME = "portrait-world"
 SCRATCH = f"magicdistill-scratch-{os.getuid()}"
 SPARE_BYTES = 1 << 30
 """Disk space that a copy has to leave free."""
@@ -23,7 +23,12 @@ SPARE_BYTES = 1 << 30
 
 def is_rendered(uri: str) -> bool:
     """Tell whether a clip is made here, from its address."""
-    return uri.startswith(f"{WORLD_SCHEME}:")
+    return _renderer(uri) is not None
+
+
+def _renderer(uri: str) -> type[SourceConfig] | None:
+    scheme = uri.partition(":")[0]
+    return next((cls for cls in SOURCES if cls.SCHEME and scheme == cls.SCHEME), None)
 
 
 class Scratch:
@@ -71,10 +76,8 @@ class Scratch:
     def _fetch(self, uri: str, path: str) -> Path:
         if is_remote(uri):
             return self._kept(uri) or self._download(uri)
-        if is_rendered(uri) and not Path(path).exists():
-            address = urlsplit(uri)
-            shape = {name: int(value) for name, value in parse_qsl(address.query)}
-            world.write_clips(Path(path).parent, [int(address.path)], **shape)
+        if (source := _renderer(uri)) and not Path(path).exists():
+            source.render(uri, Path(path))
         if not Path(path).exists():
             raise VideoError(f"{UNREACHABLE}: missing file")
         if Path(path).is_dir():

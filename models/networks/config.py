@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from magicdistill.models.config import Config
 
@@ -49,7 +49,18 @@ class NetworkPreset(Config):
     patch_decoder: PatchDecoderConfig | None = None
 
 
-PRESETS: dict[str, NetworkPreset] = {
+class Presets(dict[str, NetworkPreset]):
+    """The presets by name: those of the project and those of plugins."""
+
+    def register(self, name: str, preset: NetworkPreset) -> NetworkPreset:
+        """Add a preset; raises ValueError if another one has the name."""
+        if self.setdefault(name, preset) != preset:
+            raise ValueError(f"preset {name} has other shapes already; choose another name")
+        return preset
+
+
+PRESETS = Presets()
+PRESETS |= {
     "portrait-tiny": NetworkPreset(
         transformer=TransformerConfig(
             num_attention_heads=4,
@@ -144,7 +155,9 @@ def demand_share(what: str, count: int, size: int) -> None:
 class ModelConfig(Config):
     """The model of a recipe: a preset and where its weights are."""
 
-    preset: Literal["portrait-tiny", "nano", "magic141-13b"] = "portrait-tiny"
+    preset: str = "portrait-tiny"
+    """Shapes of the networks: portrait-tiny, nano, magic141-13b, or a name that a plugin
+    registers."""
     vae: str | None = None
     """Folder of the VAE."""
     teacher: str | None = None
@@ -152,6 +165,13 @@ class ModelConfig(Config):
     generator: str | None = None
     """Folder of the generator's first weights where distribution matching goes on from an earlier
     stage; null copies the teacher, as the paper does."""
+
+    @field_validator("preset")
+    @classmethod
+    def _check_preset(cls, name: str) -> str:
+        if name not in PRESETS:
+            raise ValueError(f"no such preset; there are {', '.join(PRESETS)}")
+        return name
 
     @property
     def shapes(self) -> NetworkPreset:

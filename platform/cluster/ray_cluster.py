@@ -17,6 +17,7 @@ import ray
 
 import magicdistill
 from magicdistill.platform.cluster.forkserver import fork_server
+from magicdistill.platform.config.plugins import worker_environment
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import is_submitted
@@ -148,7 +149,9 @@ def _runtime_env(config: ClusterConfig, *, joined: bool) -> dict[str, Any]:
     variables["OMP_NUM_THREADS"] = str(config.threads_per_worker)
     if not config.uses_gpus:
         variables |= {"DS_ACCELERATOR": "cpu", **KEEP_FREED_MEMORY}
-    environment: dict[str, Any] = {"env_vars": variables}
+    plugins = worker_environment()
+    variables |= plugins.pop("env_vars", {})
+    environment: dict[str, Any] = {"env_vars": variables, **plugins}
     if not joined:
         path = [str(IMPORT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables["PYTHONPATH"] = os.pathsep.join(path)

@@ -27,6 +27,10 @@ FLAGS_TAKE_VALUES = tyro.conf.FlagConversionOff
 """Marks a form whose booleans are given as `--flag true`."""
 
 
+UNLOADED_PLUGIN = "unloaded_plugin"
+"""Type of the validation error for a plugin that cannot be imported."""
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message names the field, the value and the fix."""
 
@@ -142,6 +146,8 @@ def _explain(cls: type[Config], values: Values, problem: Any) -> str:
         return f"unknown key {name}" + (f"; did you mean {near[0]}?" if near else "")
     if kind == "missing":
         return f"{name} is missing"
+    if kind == UNLOADED_PLUGIN:
+        return problem["msg"]
     if kind == UNKNOWN_CHOICE:
         return f"{name}.{problem['msg']}"
     shown = "" if isinstance(given, dict) else f" {given!r}:"

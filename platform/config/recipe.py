@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import model_validator
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
 from magicdistill.models.methods.registry import AnyMethod
 from magicdistill.models.networks.config import KernelsConfig, ModelConfig
-from magicdistill.platform.config.overrides import RecipeError, apply_overrides, merge, validate
+from magicdistill.platform.config.overrides import (
+    UNLOADED_PLUGIN,
+    RecipeError,
+    apply_overrides,
+    merge,
+    validate,
+)
+from magicdistill.platform.config.plugins import load_flagged, load_plugins
 from magicdistill.platform.config.sections import (
     ClusterConfig,
     DeepSpeedEngineConfig,
@@ -60,6 +68,20 @@ class Recipe(Config):
     kernels: KernelsConfig = KernelsConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+    plugins: tuple[str, ...] = Field(default=(), exclude_if=lambda modules: not modules)
+    """Python modules of your own that register methods, sources, scorers, metrics and presets
+    (docs/extending.md)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load_plugins(cls, values: Any) -> Any:
+        """Import the plugins before the other fields choose what those register."""
+        modules = values.get("plugins", ()) if isinstance(values, dict) else ()
+        try:
+            load_plugins(_texts(modules))
+        except RecipeError as error:
+            raise PydanticCustomError(UNLOADED_PLUGIN, "{why}", {"why": str(error)}) from error
+        return values
 
     @model_validator(mode="after")
     def _pairs_are_made_and_used(self) -> Self:
@@ -82,6 +104,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     a wrong value.
     """
     path = find_recipe(name_or_path)
+    load_flagged(overrides)
     recipe = validate(Recipe, read_values(path), str(path))
     return apply_overrides(recipe, overrides, program=recipe.name) if overrides else recipe
 
@@ -94,8 +117,10 @@ def with_protocol(recipe: Recipe, name: str) -> Recipe:
     the metrics' networks stay the recipe's.
     Raises RecipeError as `load_recipe` does.
     """
+    plugins = list(recipe.plugins)
     if name in recipe_names():
-        values = read_values(find_recipe(name)).get("evaluation")
+        other = read_values(find_recipe(name))
+        values, plugins = other.get("evaluation"), [*plugins, *_texts(other.get("plugins"))]
         if values is None:
             raise RecipeError(f"--protocol {name}: the recipe {name} has no evaluation")
         values = {"name": name} | values
@@ -106,7 +131,8 @@ def with_protocol(recipe: Recipe, name: str) -> Recipe:
     if recipe.evaluation is not None:
         values["teacher"] = recipe.evaluation.teacher.model_dump()
         values = {"networks": recipe.evaluation.networks} | values
-    return validate(Recipe, recipe.model_dump() | {"evaluation": values}, f"--protocol {name}")
+    changed = {"evaluation": values, "plugins": list(dict.fromkeys(plugins))}
+    return validate(Recipe, recipe.model_dump() | changed, f"--protocol {name}")
 
 
 def recipe_names(folder: Path = RECIPES) -> list[str]:
@@ -150,12 +176,24 @@ def _read(path: Path, extended_by: tuple[Path, ...], cls: type[Config]) -> dict[
         raise RecipeError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
-    parent = values.pop("extends", None)
+    parent, plugins = values.pop("extends", None), _texts(values.get("plugins"))
+    try:
+        load_plugins(plugins)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
     if parent is None:
         return values
     base = _read(find_recipe(parent, beside=path.parent), (*extended_by, path), cls)
     base.pop("name", None)
+    if plugins := dict.fromkeys([*_texts(base.get("plugins")), *plugins]):
+        values["plugins"] = list(plugins)
     return merge(cls, base, values)
+
+
+def _texts(values: Any) -> list[str]:
+    """Return the texts in a list; validation refuses everything else."""
+    found = values if isinstance(values, list | tuple) else ()
+    return [value for value in found if isinstance(value, str)]
 
 
 def differences(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:

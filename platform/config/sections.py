@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
-from magicdistill.models.metrics.names import METRICS
+from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.registry import Registry
 
@@ -213,7 +213,7 @@ class EvaluationConfig(Config):
     @property
     def counted(self) -> tuple[str, ...]:
         """The metrics that count; no other metric's network is loaded."""
-        return self.columns or METRICS
+        return self.columns or METRICS.names()
 
     @property
     def networks_path(self) -> Path | None:
@@ -245,10 +245,11 @@ class EvaluationConfig(Config):
 
     @model_validator(mode="after")
     def _check_columns(self) -> "EvaluationConfig":
+        known = METRICS.names()
         for name in self.columns:
-            if name not in METRICS:
-                near = get_close_matches(name, METRICS, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
                 raise ValueError(f"columns: no metric {name}; {hint}")
         return self
 

@@ -22,16 +22,14 @@ from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.selection.curation_result import CurationResult
 from magicdistill.data_pipeline.selection.publishing import NothingAcceptedError
-from magicdistill.data_pipeline.sources.config import VbenchI2v
-from magicdistill.data_pipeline.sources.vbench_i2v import pairs
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.locations import find_weights
+from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.metrics.frechet import reference_path
-from magicdistill.models.metrics.names import METRICS
+from magicdistill.models.metrics.networks import absent_metrics, digest_networks
 from magicdistill.models.metrics.results import AbsentMetric, Metric
 from magicdistill.models.metrics.suite import Measured, MetricSuite, reference, summarise
-from magicdistill.models.metrics.weight_files import absent_metrics, digest_networks
 from magicdistill.models.networks.state_dicts import checkpoint_config
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.cluster.ray_cluster import announced_cluster
@@ -193,20 +191,25 @@ class EvaluationRun:
         self, found: Measured | None, real: Measured | None, absent: Mapping[str, AbsentMetric]
     ) -> Mapping[str, Metric]:
         if found is None:
-            return dict.fromkeys(METRICS, COLLAPSED)
+            return dict.fromkeys(METRICS.names(), COLLAPSED)
         return summarise(found, real, absent, self.config.counted, self._counting)
 
     @cached_property
     def _counting(self) -> dict[str, np.ndarray]:
-        """Which videos count for a dimension by VBench's list; empty if there is no list."""
-        lists = [s for s in self.config.data.sources if isinstance(s, VbenchI2v)]
-        counts = {pair.prompt: pair.dimensions for each in lists for pair in pairs(each)}
+        """Which videos count for a dimension, by the sources' lists; empty if none has one."""
+        counts: dict[str, frozenset[str]] = {}
+        for source in self.config.data.sources:
+            counts |= source.counted_dimensions()
         if not counts:
             return {}
+
+        def counts_for(metric: str, name: str) -> bool:
+            return name not in counts or metric in counts[name]
+
         names = [clip.entry for rows in self.rows for clip in self.inputs[rows.start : rows.stop]]
         return {
-            metric: np.tile([metric in counts[name] for name in names], self.config.num_samples)
-            for metric in METRICS
+            metric: np.tile([counts_for(metric, name) for name in names], self.config.num_samples)
+            for metric in METRICS.names()
             if any(metric in dimensions for dimensions in counts.values())
         }
 

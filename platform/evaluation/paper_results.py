@@ -8,7 +8,7 @@ import yaml
 from pydantic import TypeAdapter, model_validator
 
 from magicdistill.models.config import Config
-from magicdistill.models.metrics.names import METRICS
+from magicdistill.models.metrics.columns.registry import METRICS
 
 FILE = Path(__file__).with_name("papers.yaml")
 STEPS = ("nfe", "steps")
@@ -28,7 +28,7 @@ class PaperTable(Config):
     @model_validator(mode="after")
     def _rows_fill_the_columns(self) -> Self:
         first, *metrics = self.columns
-        if first not in STEPS or not set(metrics) <= set(METRICS):
+        if first not in STEPS or not set(metrics) <= set(METRICS.names()):
             raise ValueError(f"columns are {' or '.join(STEPS)} and metrics: {self.columns}")
         for row in self.rows:
             if len(row) != len(self.columns) + 1:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from magicdistill.models.metrics.names import ARROWS, title
+from magicdistill.models.metrics.columns.registry import arrow, title
 from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
 
 OURS, PAPERS = "#3367a8", "#b8bfca"
@@ -38,7 +38,7 @@ def _panels(
     figure = Figure(figsize=(2 + 3 * columns, 0.4 + height_inch * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flat
     for axes, metric in zip(grid, metrics, strict=False):
-        axes.set_title(f"{title(metric)} {ARROWS[metric]}", fontsize=10)
+        axes.set_title(f"{title(metric)} {arrow(metric)}", fontsize=10)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes, rows, metric)

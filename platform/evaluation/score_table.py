@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magicdistill.models.metrics.names import ARROWS, METRICS, title
+from magicdistill.models.metrics.columns.registry import METRICS, arrow, digits, title
 from magicdistill.models.metrics.results import AbsentMetric, Metric
 from magicdistill.platform.evaluation.paper_results import PaperTable, tables_of
 from magicdistill.platform.runs.run_directory import write_text
 
 OURS = "measured here"
-DIGITS = {"fid": 2, "fvd": 2}
-"""Digits after the point as the papers print them; other metrics have four."""
 Cells = dict[str, str]
 """The texts of one row, by column."""
 
@@ -58,7 +56,7 @@ class ScoreTable:
     def shown(self) -> list[str]:
         """The metrics of the table."""
         found = {k for row in self.rows for k, v in row.metrics.items() if isinstance(v, float)}
-        return list(self.columns) or [name for name in METRICS if name in found]
+        return list(self.columns) or [name for name in METRICS.names() if name in found]
 
     def cells(self) -> list[Cells]:
         """Return the papers' rows and then ours, with the same columns."""
@@ -86,7 +84,7 @@ class ScoreTable:
         lacking: dict[tuple[str, str], list[str]] = {}
         for row in self.rows:
             for name, metric in row.metrics.items():
-                if isinstance(metric, AbsentMetric) and name in (self.columns or METRICS):
+                if isinstance(metric, AbsentMetric) and name in (self.columns or METRICS.names()):
                     lacking.setdefault((name, metric.reason), []).append(row.method)
         whole = len(self.rows)
         notes = {k: f" ({', '.join(w)})" if len(w) < whole else "" for k, w in lacking.items()}
@@ -117,7 +115,7 @@ class ScoreTable:
     def _cells(self, row: ScoreRow) -> Cells:
         steps = f"{row.nfe} {row.unit}".strip() if row.nfe else ""
         head = {"method": row.method, "NFE ↓": steps}
-        values = {f"{title(m)} {ARROWS[m]}": _spell(m, row.metrics.get(m)) for m in self.shown}
+        values = {f"{title(m)} {arrow(m)}": _spell(m, row.metrics.get(m)) for m in self.shown}
         return head | values | {"source": row.source}
 
     def _as_json(self) -> dict[str, Any]:
@@ -159,4 +157,4 @@ def _row_as_json(row: ScoreRow) -> dict[str, Any]:
 def _spell(name: str, metric: Metric | None) -> str:
     if metric is None:
         return "-"
-    return f"{metric:.{DIGITS.get(name, 4)}f}" if isinstance(metric, float) else "absent"
+    return f"{metric:.{digits(name)}f}" if isinstance(metric, float) else "absent"

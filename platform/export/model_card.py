@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from magicdistill.data_pipeline.sources import package_clips
-from magicdistill.data_pipeline.sources.config import PackageClips, PortraitWorld
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, sigma_grid
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.types import Lora
@@ -202,11 +200,7 @@ def _use(recipe: Recipe, *, patch_decoder: bool) -> str:
 
 
 def _licence(recipe: Recipe) -> str:
-    terms = {PortraitWorld: "Apache-2.0", PackageClips: package_clips.LICENSE}
-    sources = (
-        f"- {source.kind}: {terms.get(type(source)) or getattr(source, 'license', 'line by line')}"
-        for source in recipe.data.sources
-    )
+    sources = (f"- {source.kind}: {source.terms()}" for source in recipe.data.sources)
     model = recipe.model
     return LICENCE.format(teacher=model.teacher, vae=model.vae, sources="\n".join(sources))
 

@@ -15,6 +15,7 @@ from magicdistill.platform.config.overrides import (
     choose_alternatives,
     parse,
 )
+from magicdistill.platform.config.plugins import load_flagged
 from magicdistill.platform.config.recipe import (
     Recipe,
     differences,
@@ -153,6 +154,7 @@ def _parse(
     first.add_argument("--resume")
     first.add_argument("--runs")
     early, _ = first.parse_known_args(list(arguments))
+    load_flagged(arguments)
     start = load_recipe(early.recipe or default_recipe)
     resume = None
     if early.resume is not None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.reports.pages import data_uri, write_page
-from magicdistill.models.metrics.names import ARROWS, title
+from magicdistill.models.metrics.columns.registry import METRICS, arrow, title
 from magicdistill.platform.config.recipe import (
     Recipe,
     differences,
@@ -39,7 +39,7 @@ HEADS: dict[str, str] = {
     "num_clips": "n",
     "nfe": "network evaluations",
     "seconds_per_clip": "s per clip",
-} | {name: f"{title(name)} {ARROWS[name]}" for name in ARROWS}
+}
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "peft", "ray")
 Rows = Sequence[Mapping[str, Any]]
 
@@ -212,7 +212,7 @@ def _own_scores(run: RunDirectory) -> list[dict[str, str]]:
         return []
     return [
         {
-            HEADS.get(name) or str(name): f"{value:.4g}" if isinstance(value, float) else str(value)
+            _head(name): f"{value:.4g}" if isinstance(value, float) else str(value)
             for name, value in row.items()
         }
         for row in json.loads(run.scores_path.read_text())
@@ -235,3 +235,8 @@ def _duration(seconds: float) -> str:
 
 def _text(path: Path) -> str:
     return path.read_text().strip() if path.exists() else ""
+
+
+def _head(name: str) -> str:
+    """Return the head of a column of scores."""
+    return HEADS.get(name) or (f"{title(name)} {arrow(name)}" if METRICS.get(name) else name)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from magicdistill.models.metrics.names import ARROWS
+from magicdistill.models.metrics.columns.registry import arrow
 from magicdistill.platform.config.sections import HealthConfig, Thresholds
 from magicdistill.platform.runs.logs import ExplainedError
 
@@ -90,5 +90,5 @@ class HealthMonitor:
 def cost(metric: str, value: float) -> float:
     """Return what is least where a metric is best; infinite for a value that is no number."""
     costs = {"↑": -value, "→ 1": abs(value - 1)}
-    found = costs.get(ARROWS.get(metric, "↓"), value)
+    found = costs.get(arrow(metric, default="↓"), value)
     return math.inf if math.isnan(found) else found

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.models.metrics.names import METRICS
+from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
@@ -168,7 +168,7 @@ class Worker:
 
     def _with_best(self, words: str) -> str:
         """Add which checkpoint is the best, unless that is told beside the training."""
-        is_told = self.is_scored_apart and self.recipe.health.best_by in METRICS
+        is_told = self.is_scored_apart and self.recipe.health.best_by in METRICS.names()
         return words if is_told else f"{words}; {self.monitor.best}"
 
     @span("checkpoints")

@@ -20,7 +20,9 @@ from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.data_pipeline.latents.windows import read_windows
 from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.pipeline import CurationResult, curate
-from magicdistill.data_pipeline.sources.config import Folder, PackageClips, PortraitWorld
+from magicdistill.data_pipeline.sources.folder import Folder
+from magicdistill.data_pipeline.sources.package_clips import PackageClips
+from magicdistill.data_pipeline.sources.portrait_clips import PortraitWorld
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.config import VaeConfig

@@ -10,11 +10,11 @@ from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.pipeline import select_clips
 from magicdistill.data_pipeline.rows import ClipRow
-from magicdistill.data_pipeline.scorers import AnyScorer
 from magicdistill.data_pipeline.scorers.aesthetics import Aesthetics
 from magicdistill.data_pipeline.scorers.exposure import Exposure
 from magicdistill.data_pipeline.scorers.phash import PHash
-from magicdistill.data_pipeline.sources.config import Folder
+from magicdistill.data_pipeline.scorers.registry import AnyScorer
+from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.listing import list_videos
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.platform.cluster.ray_cluster import ray_cluster

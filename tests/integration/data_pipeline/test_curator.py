@@ -11,7 +11,7 @@ from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.scorers.phash import PHash
 from magicdistill.data_pipeline.selection.curation_result import Selection
-from magicdistill.data_pipeline.sources.config import Folder
+from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.listing import list_videos
 
 MEASURES = Measures(scorers=(PHash(),))

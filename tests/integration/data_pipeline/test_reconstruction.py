@@ -11,7 +11,7 @@ from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.maintenance.reconstruction import Reconstruction, reconstruct
 from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.rows import ClipRow, Video, clips_to_table
-from magicdistill.data_pipeline.sources.config import Folder
+from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import score_video

@@ -17,9 +17,11 @@ from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.data_pipeline.latents.windows import read_windows
 from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.pipeline import curate
-from magicdistill.data_pipeline.sources.config import Hdtf, PortraitWorld, Store
+from magicdistill.data_pipeline.sources.data_sets.hdtf import Hdtf
 from magicdistill.data_pipeline.sources.fetching import SCRATCH
+from magicdistill.data_pipeline.sources.portrait_clips import PortraitWorld
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
+from magicdistill.data_pipeline.sources.stores import Store
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.config import VaeConfig
 from magicdistill.platform.cluster.ray_cluster import ray_cluster

@@ -16,9 +16,12 @@ from magicdistill.data_pipeline.io import object_stores
 from magicdistill.data_pipeline.media.video import PYAV, VideoError, decode, probe
 from magicdistill.data_pipeline.rows import may_pass
 from magicdistill.data_pipeline.sources import fetching
-from magicdistill.data_pipeline.sources.config import Folder, JsonLines, Koala, Store
+from magicdistill.data_pipeline.sources.data_sets.koala import Koala
 from magicdistill.data_pipeline.sources.fetching import Scratch
+from magicdistill.data_pipeline.sources.folder import Folder
+from magicdistill.data_pipeline.sources.json_lines import JsonLines
 from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.stores import Store
 
 if TYPE_CHECKING:
     from tests.s3_server import Server

@@ -10,7 +10,7 @@ from magicdistill.data_pipeline.latents.row_order import (
     RowOrder,
     open_row_order,
 )
-from magicdistill.data_pipeline.sources.config import Mixture
+from magicdistill.data_pipeline.sources.base import Mixture
 
 
 def test_every_epoch_reads_every_row_once_in_another_order():

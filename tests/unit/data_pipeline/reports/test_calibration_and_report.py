@@ -19,7 +19,7 @@ from magicdistill.data_pipeline.reports.curation_report import write_report
 from magicdistill.data_pipeline.reports.thumbnails import thumbnails
 from magicdistill.data_pipeline.rows import Video, failed
 from magicdistill.data_pipeline.selection.curation_result import Part, Pass, Selection
-from magicdistill.data_pipeline.sources.config import Folder
+from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.listing import list_videos
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.score import score_video

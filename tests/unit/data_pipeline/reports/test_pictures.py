@@ -10,9 +10,10 @@ from PIL import Image
 from magicdistill.data_pipeline.config import Bucket, Measures
 from magicdistill.data_pipeline.latents.windows import decode_windows
 from magicdistill.data_pipeline.media.video import VideoError
-from magicdistill.data_pipeline.sources.config import Folder, Source, VbenchI2v
+from magicdistill.data_pipeline.sources.data_sets.vbench_i2v import VbenchI2v, pairs
+from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.listing import list_videos
-from magicdistill.data_pipeline.sources.vbench_i2v import pairs
+from magicdistill.data_pipeline.sources.registry import Source
 from magicdistill.data_pipeline.stages.score import score_video
 
 SUBJECT = ["i2v_subject", "dynamic_degree", "temporal_flickering"]

@@ -7,9 +7,12 @@ from pydantic import ValidationError
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.rows import videos_from_table, videos_to_table
 from magicdistill.data_pipeline.sources import package_clips
-from magicdistill.data_pipeline.sources.config import Folder, JsonLines, PackageClips, PortraitWorld
 from magicdistill.data_pipeline.sources.fetching import Scratch
+from magicdistill.data_pipeline.sources.folder import Folder
+from magicdistill.data_pipeline.sources.json_lines import JsonLines
 from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.package_clips import PackageClips
+from magicdistill.data_pipeline.sources.portrait_clips import PortraitWorld
 
 
 def test_a_world_is_listed_without_rendering_and_rendered_on_demand(tmp_path: Path):

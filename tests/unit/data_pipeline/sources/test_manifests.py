@@ -10,18 +10,16 @@ from pydantic import ValidationError
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.rows import Video, videos_from_table, videos_to_table
-from magicdistill.data_pipeline.sources.config import (
-    CelebvHq,
-    Hdtf,
-    Inter4K,
-    JsonLines,
-    Koala,
-    Store,
-    TalkVid,
-    Vfhq,
-)
+from magicdistill.data_pipeline.sources.data_sets.celebv_hq import CelebvHq
+from magicdistill.data_pipeline.sources.data_sets.hdtf import Hdtf
+from magicdistill.data_pipeline.sources.data_sets.inter4k import Inter4K
+from magicdistill.data_pipeline.sources.data_sets.koala import Koala
+from magicdistill.data_pipeline.sources.data_sets.talkvid import TalkVid
+from magicdistill.data_pipeline.sources.data_sets.vfhq import Vfhq
 from magicdistill.data_pipeline.sources.entries import Fault, parse_time
+from magicdistill.data_pipeline.sources.json_lines import JsonLines
 from magicdistill.data_pipeline.sources.listing import iter_videos, list_videos
+from magicdistill.data_pipeline.sources.stores import Store
 
 KOALA_HEADER = [
     "videoID", "url", "timestamp", "caption", "clarity_score", "aesthetic_score", "motion_score",

@@ -8,13 +8,20 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from magicdistill.models.metrics import weight_files
-from magicdistill.models.metrics.names import DIMENSIONS
-from magicdistill.models.metrics.networks import I3D, Aesthetics, Dino, Inception, load_network
+from magicdistill.models.metrics.columns.registry import dimensions
+from magicdistill.models.metrics.networks import (
+    I3D,
+    Aesthetics,
+    Dino,
+    Inception,
+    absent_metrics,
+    digest_networks,
+    load_network,
+)
 from magicdistill.models.metrics.results import AbsentMetric
 from magicdistill.models.metrics.weight_files import (
     NETWORKS,
     MetricNetwork,
-    digest_networks,
     find_files,
 )
 
@@ -70,7 +77,7 @@ def absent(found: object) -> str:
     return found.reason
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.metrics[0])
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.files[0].name)
 def test_without_its_files_a_network_is_absent_with_where_to_get_them(
     network: MetricNetwork, tmp_path: Path
 ) -> None:
@@ -79,7 +86,7 @@ def test_without_its_files_a_network_is_absent_with_where_to_get_them(
     assert network.files[0].name in reason and network.files[0].source in reason
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.metrics[0])
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.files[0].name)
 def test_a_file_with_a_known_digest_is_not_replaced_by_another(
     network: MetricNetwork, tmp_path: Path
 ) -> None:
@@ -93,8 +100,8 @@ def test_a_file_with_a_known_digest_is_not_replaced_by_another(
 
 
 def test_networks_and_dimensions_cover_each_other() -> None:
-    metrics = [metric for network in NETWORKS for metric in network.metrics]
-    assert sorted([*metrics, "temporal_flickering"]) == sorted([*DIMENSIONS, "fid", "fvd", "lpips"])
+    metrics = [*absent_metrics(None), "temporal_flickering"]
+    assert sorted(metrics) == sorted([*dimensions(), "fid", "fvd", "lpips"])
     names = [file.name for network in NETWORKS for file in network.files]
     assert len(set(names)) == len(names)
     digests = [file.sha256 for network in NETWORKS for file in network.files if file.sha256]

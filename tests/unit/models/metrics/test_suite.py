@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from magicdistill.models.metrics import weight_files
-from magicdistill.models.metrics.names import COMPARING, DIMENSIONS, METRICS
+from magicdistill.models.metrics.columns.registry import METRICS, comparing, dimensions
+from magicdistill.models.metrics.networks import absent_metrics, digest_networks
 from magicdistill.models.metrics.results import AbsentMetric
 from magicdistill.models.metrics.suite import (
     NO_CLIPS,
@@ -18,7 +19,6 @@ from magicdistill.models.metrics.suite import (
     reference,
     summarise,
 )
-from magicdistill.models.metrics.weight_files import absent_metrics, digest_networks
 
 FPS = 24.0
 
@@ -66,7 +66,7 @@ def test_without_weights_only_what_needs_none_is_measured() -> None:
     pixels = clips(4)
     measured = MetricSuite(None).measure(pixels, pixels, FPS)
     table = summarise(measured, measured, absent_metrics(None))
-    assert tuple(table) == METRICS
+    assert tuple(table) == METRICS.names()
     numbers = {name for name, metric in table.items() if not isinstance(metric, AbsentMetric)}
     assert numbers == {
         "temporal_flickering", "proxy_frechet_distance", "dynamic_degree_proxy", "flicker_proxy",
@@ -74,7 +74,7 @@ def test_without_weights_only_what_needs_none_is_measured() -> None:
     assert table["proxy_frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert table["dynamic_degree_proxy"] == table["flicker_proxy"] == 1
     assert isinstance(table["average"], AbsentMetric)
-    assert all(name in table["average"].reason for name in DIMENSIONS[:-1])
+    assert all(name in table["average"].reason for name in dimensions()[:-1])
 
 
 def test_a_given_network_brings_its_metrics(exports: Path) -> None:
@@ -99,7 +99,7 @@ def test_chunks_merge_to_all_clips_at_once(exports: Path, tmp_path: Path) -> Non
     merged = Measured.merged(Measured.load(tmp_path / f"{i}.npz") for i in range(3))
     reference = suite.measure(real, real, FPS)
     expected, found = (summarise(m, reference, absent_metrics(exports)) for m in (whole, merged))
-    for name in METRICS:
+    for name in METRICS.names():
         if isinstance(expected[name], AbsentMetric):
             assert found[name] == expected[name]
         else:
@@ -119,7 +119,7 @@ def test_saved_measures_are_read_back_exactly(tmp_path: Path) -> None:
 
 def test_one_clip_has_no_distance() -> None:
     measured = MetricSuite(None).measure(clips(1), clips(1), FPS)
-    found = summarise(measured, measured, {n: AbsentMetric("") for n in METRICS})
+    found = summarise(measured, measured, {n: AbsentMetric("") for n in METRICS.names()})
     assert isinstance(found["proxy_frechet_distance"], AbsentMetric)
 
 
@@ -132,7 +132,7 @@ def test_pictures_have_nothing_to_be_compared_with(exports: Path) -> None:
     pixels = clips(3)
     measured = MetricSuite(exports).measure(pixels, pixels[:, :, :1], FPS)
     table = summarise(measured, None, absent_metrics(exports))
-    assert {table[name] for name in COMPARING} == {NO_CLIPS}
+    assert {table[name] for name in comparing()} == {NO_CLIPS}
     assert isinstance(table["imaging_quality"], float)
 
 
@@ -146,7 +146,9 @@ def test_only_networks_that_count_are_loaded_and_averaged(exports: Path) -> None
     flickering, imaging = table["temporal_flickering"], table["imaging_quality"]
     assert isinstance(flickering, float) and isinstance(imaging, float)
     assert table["average"] == pytest.approx((flickering + imaging) / 2)
-    digests = {digest_networks(exports, names) for names in (columns, ("average",), METRICS)}
+    digests = {
+        digest_networks(exports, names) for names in (columns, ("average",), METRICS.names())
+    }
     assert len(digests) == 3
 
 
@@ -154,10 +156,10 @@ def test_a_score_is_the_mean_of_the_clips_that_count_for_it() -> None:
     measured = MetricSuite(None).measure(clips(4), clips(4), FPS)
     scores = measured.scores["temporal_flickering"]
     counting = {"temporal_flickering": np.array([True, False, True, False])}
-    table = summarise(measured, measured, absent_metrics(None), METRICS, counting)
+    table = summarise(measured, measured, absent_metrics(None), METRICS.names(), counting)
     assert table["temporal_flickering"] == pytest.approx(scores[[0, 2]].mean())
     none = {"temporal_flickering": np.zeros(4, bool)}
-    table = summarise(measured, measured, absent_metrics(None), METRICS, none)
+    table = summarise(measured, measured, absent_metrics(None), METRICS.names(), none)
     assert isinstance(table["temporal_flickering"], AbsentMetric)
 
 

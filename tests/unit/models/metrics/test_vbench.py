@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from magicdistill.models.metrics import vbench
-from magicdistill.models.metrics.names import DIMENSIONS
+from magicdistill.models.metrics.columns.registry import dimensions
 from magicdistill.models.metrics.results import AbsentMetric, Metric, average
 
 SIDE = 64
@@ -184,12 +184,12 @@ def test_one_frame_has_no_motion() -> None:
 )
 def test_the_average_is_that_of_the_papers_tables(row: tuple[float, ...], printed: float) -> None:
     """Rows of 002, tables 1 and 2."""
-    found = average(dict(zip(DIMENSIONS, row, strict=True)))
+    found = average(dict(zip(dimensions(), row, strict=True)))
     assert found == pytest.approx(printed, abs=1.1e-4)
 
 
 def test_an_absent_dimension_leaves_no_average() -> None:
-    scores: dict[str, Metric] = dict.fromkeys(DIMENSIONS, 0.5)
+    scores: dict[str, Metric] = dict.fromkeys(dimensions(), 0.5)
     assert average(scores) == 0.5
     found = average(scores | {"dynamic_degree": AbsentMetric("no RAFT")})
     assert isinstance(found, AbsentMetric) and "dynamic_degree" in found.reason

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.models.metrics.names import DIMENSIONS
+from magicdistill.models.metrics.columns.registry import dimensions
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import PROTOCOLS, load_recipe, recipe_names, with_protocol
 
@@ -36,8 +36,8 @@ def test_vbench_takes_pictures() -> None:
         with_protocol(LARGE, name).evaluation for name in ("portrait-vbench", "i2v-vbench")
     )
     assert portraits is not None and official is not None
-    assert portraits.columns == (*DIMENSIONS, "average")
-    assert official.columns == (*DIMENSIONS[:-1], "average")
+    assert portraits.columns == (*dimensions(), "average")
+    assert official.columns == (*dimensions()[:-1], "average")
     for found, count in ((portraits, 58), (official, 355)):
         assert (found.num_clips, found.num_samples, found.num_frames) == (count, 5, 129)
         assert found.data.bucket.num_frames == 1 and not found.has_clips

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from magicdistill.models.metrics.names import DIMENSIONS, METRICS
+from magicdistill.models.metrics.columns.registry import METRICS, dimensions
 from magicdistill.models.metrics.results import AbsentMetric, Metric
 from magicdistill.platform.evaluation.paper_results import PaperTable, paper_tables, tables_of
 from magicdistill.platform.evaluation.score_plots import plot_scores
@@ -16,7 +16,7 @@ COLLAPSED = AbsentMetric("no numbers")
 
 
 def row(method: str, nfe: int = 4, **numbers: float) -> ScoreRow:
-    metrics: dict[str, Metric] = dict.fromkeys(METRICS, MISSING)
+    metrics: dict[str, Metric] = dict.fromkeys(METRICS.names(), MISSING)
     return ScoreRow(method, nfe, metrics | numbers)
 
 
@@ -37,7 +37,7 @@ def test_the_table_has_the_metrics_that_are_there() -> None:
 
 
 def test_a_reason_of_some_ways_names_them() -> None:
-    collapsed = ScoreRow("student", 4, dict.fromkeys(METRICS, COLLAPSED))
+    collapsed = ScoreRow("student", 4, dict.fromkeys(METRICS.names(), COLLAPSED))
     reasons = table("own", row("real", 0, fid=0.0), collapsed).reasons()
     assert "absent fid (student): no numbers" in reasons
     assert f"absent fvd (real): {MISSING.reason}" in reasons
@@ -56,7 +56,7 @@ def test_the_papers_rows_stand_first_and_say_where_they_are_from() -> None:
 
 
 def test_steps_are_not_called_evaluations() -> None:
-    cells = table("portrait-vbench", row("student"), columns=DIMENSIONS).cells()
+    cells = table("portrait-vbench", row("student"), columns=dimensions()).cells()
     assert cells[0]["NFE ↓"] == "28 steps" and cells[-1]["NFE ↓"] == "4"
 
 

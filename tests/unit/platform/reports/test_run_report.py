@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from magicdistill.data_pipeline.media.video import write_mp4
-from magicdistill.models.metrics.names import METRICS
+from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.metrics.results import AbsentMetric, Metric
 from magicdistill.platform.evaluation.score_plots import plot_scores
 from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
@@ -96,7 +96,7 @@ def test_an_ill_run_says_why_it_was_stopped(run: RunDirectory) -> None:
 
 
 def test_scores_stand_beside_the_papers(run: RunDirectory) -> None:
-    absent: dict[str, Metric] = dict.fromkeys(METRICS, AbsentMetric("no file"))
+    absent: dict[str, Metric] = dict.fromkeys(METRICS.names(), AbsentMetric("no file"))
     rows = (ScoreRow("student", 4, absent | {"fid": 33.25}),)
     table = ScoreTable("vfhq", ("fid", "fvd"), rows, {"inputs": "99 of 100 clips"})
     table.save(run.path / "evaluation" / "vfhq")

@@ -1,12 +1,32 @@
 """TalkVid's JSON lines, or the same objects as one JSON list."""
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qs, urlsplit
 
+from pydantic import Field
+
 from magicdistill.data_pipeline.io.object_stores import read_json, read_json_lines
-from magicdistill.data_pipeline.sources.config import TalkVid
+from magicdistill.data_pipeline.rows import Video
+from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_span, numbers
+from magicdistill.data_pipeline.sources.stores import Store
+
+
+class TalkVid(SourceConfig):
+    """TalkVid (Chen et al. 2025): JSON lines, or one JSON list, with captions and scores."""
+
+    kind: Literal["talkvid"] = "talkvid"
+    manifests: tuple[Location, ...] = Field(min_length=1)
+    store: Store
+    license: str = "CC BY-NC 4.0"
+    mixture: Mixture = "portrait"
+    SCORES: ClassVar = ("talkvid",)
+
+    def videos(self, clips_directory: Path) -> Iterator[Video]:
+        """Yield the videos of the store that the manifests name."""
+        return self.store.videos(entries(self), self.kind, self.license, self.mixture)
 
 
 def entries(source: TalkVid) -> Iterator[Entry]:

@@ -1,9 +1,12 @@
 """HDTF's text files: addresses, resolutions, spans and crops of three sets of videos."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
 
 from magicdistill.data_pipeline.io.object_stores import open_text
-from magicdistill.data_pipeline.sources.config import Hdtf
+from magicdistill.data_pipeline.rows import Video
+from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,
@@ -11,8 +14,25 @@ from magicdistill.data_pipeline.sources.entries import (
     checked_span,
     parse_time,
 )
+from magicdistill.data_pipeline.sources.stores import Store
 
 Rows = dict[str, list[str]]
+
+
+class Hdtf(SourceConfig):
+    """HDTF (Zhang et al. 2021): text files of spans and face crops for three sets of videos."""
+
+    kind: Literal["hdtf"] = "hdtf"
+    path: Location
+    """The folder of `RD_annotion_time.txt` and the others, spelt as published."""
+    splits: tuple[Literal["RD", "WDA", "WRA"], ...] = ("RD", "WDA", "WRA")
+    store: Store
+    license: str = "CC BY 4.0"
+    mixture: Mixture = "portrait"
+
+    def videos(self, clips_directory: Path) -> Iterator[Video]:
+        """Yield the videos of the store that the text files name."""
+        return self.store.videos(entries(self), self.kind, self.license, self.mixture)
 
 
 def entries(source: Hdtf) -> Iterator[Entry]:

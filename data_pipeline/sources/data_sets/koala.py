@@ -4,10 +4,14 @@ import csv
 import re
 from collections.abc import Iterator
 from io import TextIOWrapper
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from magicdistill.data_pipeline.io.object_stores import open_text
-from magicdistill.data_pipeline.sources.config import Koala
+from magicdistill.data_pipeline.rows import Video
+from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,
@@ -15,6 +19,7 @@ from magicdistill.data_pipeline.sources.entries import (
     numbers,
     parse_time,
 )
+from magicdistill.data_pipeline.sources.stores import Store
 
 SCORES = {
     "clarity": "clarity_score",
@@ -25,6 +30,21 @@ SCORES = {
 COLUMNS = ("videoID", "timestamp", "caption", *SCORES.values())
 MAX_FIELD_CHARS = 1 << 20
 _PYTHON_LIST = re.compile(r"""\[\s*["']([^"']*)["']\s*,\s*["']([^"']*)["']\s*\]""")
+
+
+class Koala(SourceConfig):
+    """Koala-36M (Wang et al. 2024): CSV files with captions and scores, one row per clip."""
+
+    kind: Literal["koala-36m"] = "koala-36m"
+    manifests: tuple[Location, ...] = Field(min_length=1)
+    store: Store
+    license: str = "Koala-36M (non-commercial research)"
+    mixture: Mixture = "general"
+    SCORES: ClassVar = ("koala",)
+
+    def videos(self, clips_directory: Path) -> Iterator[Video]:
+        """Yield the videos of the store that the manifests name."""
+        return self.store.videos(entries(self), self.kind, self.license, self.mixture)
 
 
 def entries(source: Koala) -> Iterator[Entry]:

@@ -1,13 +1,30 @@
 """CelebV-HQ's single JSON file."""
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from magicdistill.data_pipeline.io.object_stores import read_json
-from magicdistill.data_pipeline.sources.config import CelebvHq
+from magicdistill.data_pipeline.rows import Video
+from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
+from magicdistill.data_pipeline.sources.stores import Store
 
 UNIT_FRAME = (1.0, 1.0)
+
+
+class CelebvHq(SourceConfig):
+    """CelebV-HQ (Zhu et al. 2022): one JSON file with spans and face boxes."""
+
+    kind: Literal["celebv-hq"] = "celebv-hq"
+    manifest: Location
+    store: Store
+    license: str = "CelebV-HQ (non-commercial research)"
+    mixture: Mixture = "portrait"
+
+    def videos(self, clips_directory: Path) -> Iterator[Video]:
+        """Yield the videos of the store that the manifest names."""
+        return self.store.videos(entries(self), self.kind, self.license, self.mixture)
 
 
 def entries(source: CelebvHq) -> Iterator[Entry]:

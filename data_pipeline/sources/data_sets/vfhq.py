@@ -3,12 +3,31 @@
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
 from magicdistill.data_pipeline.io.object_stores import Folder, open_text
-from magicdistill.data_pipeline.sources.config import Vfhq
+from magicdistill.data_pipeline.rows import Video
+from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
+from magicdistill.data_pipeline.sources.stores import Store
 
 _NAME = re.compile(r"Clip\+(?P<video>.+)\+P\d+\+C\d+\+F(?P<start>\d+)-(?P<stop>\d+)")
+
+
+class Vfhq(SourceConfig):
+    """VFHQ (Xie et al. 2022): one text file per clip, `Clip+<id>+P<p>+C<c>+F<a>-<b>.txt`."""
+
+    kind: Literal["vfhq"] = "vfhq"
+    path: Location
+    """The folder of the text files."""
+    store: Store
+    license: str = "VFHQ (research only)"
+    mixture: Mixture = "portrait"
+
+    def videos(self, clips_directory: Path) -> Iterator[Video]:
+        """Yield the videos of the store that the text files name."""
+        return self.store.videos(entries(self), self.kind, self.license, self.mixture)
 
 
 def entries(source: Vfhq) -> Iterator[Entry]:

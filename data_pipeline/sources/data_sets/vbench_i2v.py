@@ -2,15 +2,49 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from magicdistill.data_pipeline.io.object_stores import Folder, read_json
-from magicdistill.data_pipeline.sources.config import VbenchI2v
+from magicdistill.data_pipeline.rows import Video
+from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.entries import Entry
+from magicdistill.data_pipeline.sources.stores import Terms, listed
 
 ORIGIN = (
     "vbench2_beta_i2v in VBench's repository, github.com/Vchitect/VBench, has the list "
     "vbench2_i2v_full_info.json, and its download_data.sh fetches the pictures"
 )
+
+
+class VbenchI2v(SourceConfig):
+    """The pictures and prompts of VBench-I2V (Huang et al. 2024), one row per pair.
+
+    VBench's repository has the list; its script `download_data.sh` fetches the pictures, in a
+    folder for each aspect.
+    """
+
+    kind: Literal["vbench-i2v"] = "vbench-i2v"
+    manifest: Location
+    """`vbench2_i2v_full_info.json`."""
+    images: Location
+    """The folder of the pictures, such as `crop/16-9`."""
+    left_out: tuple[str, ...] = ("camera_motion",)
+    """Pairs that count for these dimensions alone are not listed."""
+    license: str = "VBench-I2V (pictures of Pexels and Pixabay)"
+    mixture: Mixture = "general"
+
+    def videos(self, clips_directory: Path) -> Iterator[Video]:
+        """Yield one picture per pair, with its prompt as caption."""
+        folder = pictures(self)
+        terms = Terms(self.kind, self.license, self.mixture, is_cut=True)
+        for pair in pairs(self):
+            entry = Entry(pair.prompt, pair.image, caption=pair.prompt, fault=pair.fault)
+            yield listed(entry, folder, pair.image, terms)
+
+    def counted_dimensions(self) -> dict[str, frozenset[str]]:
+        """Return the dimensions of each pair, by its prompt."""
+        return {pair.prompt: pair.dimensions for pair in pairs(self)}
 
 
 @dataclass(frozen=True)
