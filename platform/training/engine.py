@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -317,3 +317,8 @@ class Ema:
     def _write(self, values: list[Tensor]) -> None:
         for live, value in zip(self.live, values, strict=True):
             live.copy_(value)
+
+
+def averaged(ema: Ema | None) -> AbstractContextManager[None]:
+    """Run the body with a role's averaged weights, where the recipe averages any."""
+    return ema.swapped() if ema else nullcontext()

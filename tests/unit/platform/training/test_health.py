@@ -169,7 +169,7 @@ def test_what_is_being_measured_stays_beside_a_new_best(tmp_path):
 
     def kept_after(cycle: int, drift: float) -> list[int]:
         worker.monitor.observe(cycle, {"drift": drift})
-        worker._save(cycle)
+        worker.checkpointer.save(cycle)
         return sorted(cycle_of(path) for path in run.checkpoints.glob("cycle-*"))
 
     assert kept_after(1, 0.3) == [1]
