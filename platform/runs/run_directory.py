@@ -10,6 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.platform.config.recipe import Recipe, load_recipe, to_yaml
 from magicdistill.platform.runs.provenance import Provenance
 
@@ -208,13 +209,6 @@ def is_submitted() -> bool:
 def resolve_root(root: str | Path) -> Path:
     """Return the absolute folder of the runs; see `Recipe.runs`."""
     return (Path.home() if is_submitted() else Path.cwd()) / Path(root).expanduser()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _append_line(path: Path, line: str) -> None:

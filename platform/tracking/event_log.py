@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.config import Config
-from magicdistill.platform.runs.run_directory import RunDirectory, write_text
+from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.events import AnyEvent, Event
 
 LINE: TypeAdapter[Event] = TypeAdapter(AnyEvent)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.methods.build import build_method
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.placement import WHOLE, Placement
@@ -20,7 +21,7 @@ from magicdistill.platform.cluster.preemption import LeavingError, Notices
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.stream_source import open_batches
 from magicdistill.platform.runs import logs
-from magicdistill.platform.runs.run_directory import RunDirectory, write_text
+from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.callbacks import (
     Callback,
     Checkpointer,
