@@ -22,11 +22,8 @@ from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig
-from magicdistill.platform.training.engine import (
-    build_optimizer,
-    deepspeed_config,
-    import_deepspeed,
-)
+from magicdistill.platform.training.deepspeed_import import import_deepspeed
+from magicdistill.platform.training.engine import build_optimizer, deepspeed_config
 from magicdistill.platform.training.zero3 import placement
 
 NUM_RANKS = 2

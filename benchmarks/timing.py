@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from magicdistill.platform.runs.run_directory import write_text
+from magicdistill.data_pipeline.io.whole_files import write_text
 
 PACKAGES = ("torch", "diffusers", "peft", "deepspeed")
 

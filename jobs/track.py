@@ -44,7 +44,7 @@ def main() -> None:
         config = config.model_copy(update={"uri": args.uri})
     if not send_unsent(config, run, register_model):
         sys.exit(1)
-    logs.say(f"MLflow has been told all of {run.path.name}")
+    logs.say(f"MLflow has received all of {run.path.name}")
 
 
 if __name__ == "__main__":

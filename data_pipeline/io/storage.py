@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from filelock import FileLock
 from upath import UPath
 
 from magicdistill.data_pipeline.io.object_stores import is_remote, store_options
+from magicdistill.data_pipeline.io.whole_files import write_whole
 
 AnyPath = Path | UPath
 COPIES = f"magicdistill-copies-{os.getuid()}"
@@ -29,8 +30,6 @@ MAX_REQUESTS = 16
 """Objects that one process asks for at once."""
 WHOLE_BYTES = 32 << 20
 """Of an object beyond this size only the rows that are asked for are fetched."""
-PART_BYTES = 16 << 20
-"""An object from twice this size on is uploaded in parts."""
 
 
 def place(location: AnyPath | str) -> AnyPath:
@@ -51,25 +50,6 @@ def write_parquet(table: pa.Table, path: AnyPath, **options: Any) -> None:
     """Write a table with checksums, whole or not at all."""
     options["write_page_checksum"] = True
     write_whole(path, lambda temporary: pq.write_table(table, temporary, **options))
-
-
-def write_text(path: AnyPath, text: str) -> None:
-    """Write a text, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text))
-
-
-def write_whole(path: AnyPath, write: Callable[[Path], object]) -> None:
-    """Let `write` make a local file, then put it in its place; folders are made at need."""
-    if isinstance(path, Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        write(temporary)
-        os.replace(temporary, path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder) / path.name
-        write(temporary)
-        path.fs.put_file(str(temporary), path.path, chunksize=PART_BYTES)
 
 
 def remove(path: AnyPath) -> None:

@@ -32,8 +32,8 @@ from magicdistill.data_pipeline.io.storage import (
     read_table,
     read_tables,
     write_parquet,
-    write_text,
 )
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.data_pipeline.latents.windows import Window
 from magicdistill.data_pipeline.rows import ClipRow, digest
 

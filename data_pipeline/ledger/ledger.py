@@ -15,8 +15,8 @@ from magicdistill.data_pipeline.io.storage import (
     read_files,
     remove,
     write_parquet,
-    write_text,
 )
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.rows import (
     CLIP_SCHEMA,

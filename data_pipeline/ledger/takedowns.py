@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from magicdistill.data_pipeline.io.storage import AnyPath, list_files, write_text
+from magicdistill.data_pipeline.io.storage import AnyPath, list_files
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.data_pipeline.rows import Video, digest
 
 REASON = "takedown"

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from magicdistill.data_pipeline.io.storage import write_whole
+from magicdistill.data_pipeline.io.whole_files import write_whole
 
 
 def write_page(path: Path, template: Path, **values: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from magicdistill.data_pipeline.config import Decoder
-from magicdistill.data_pipeline.io.storage import write_whole
+from magicdistill.data_pipeline.io.whole_files import write_whole
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.media.frame_ranges import cropped
 from magicdistill.data_pipeline.media.sandbox import Sandbox

@@ -5,8 +5,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,6 @@ import psutil
 import ray
 
 import magicdistill
-from magicdistill.platform.cluster.forkserver import fork_server
 from magicdistill.platform.config.plugins import worker_environment
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.runs import logs
@@ -26,14 +25,17 @@ IMPORT_ROOT = Path(magicdistill.__file__).parents[1]
 GRACE_S = 10
 """How long Ray's processes may take to end once they are killed."""
 STARTED_AT_ONCE = max(4, os.cpu_count() or 1)
-"""Processes that a local Ray starts together; beyond four times as many it warns of too many."""
+"""Worker processes that a local Ray starts at a time; it warns once four times as many exist."""
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
-"""On a processor glibc hands freed tensors back to the kernel and faults them in at each step."""
+"""Settings of glibc's malloc for workers on processors, in bytes.
+
+By default it hands the memory of freed tensors back to the kernel, and each training step then pays
+for the page faults of getting it again."""
 
 
 @dataclass(frozen=True)
 class ClusterShape:
-    """What the job runs on."""
+    """The cluster that a job runs on, counted when the job joined it."""
 
     num_nodes: int
     num_cpus: float
@@ -50,52 +52,66 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
     local one with token authentication, its dashboard on the loopback interface. Afterwards,
     also after Ctrl-C or SIGTERM, disconnects and stops every process that it started.
     """
+    address = joined_address(config)
+    options: dict[str, Any] = {"address": address} if address else _local_options(config)
+    with _leaving_no_process() as note_started:
+        context = ray.init(
+            runtime_env=_runtime_env(config, joined=bool(address)),
+            log_to_driver=logs.is_verbose(),
+            logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
+            **options,
+        )
+        note_started()
+        signal.signal(signal.SIGTERM, _leave)  # Ray's own handler dies on the spot
+        resources = ray.cluster_resources()
+        yield ClusterShape(
+            num_nodes=sum(node["Alive"] for node in ray.nodes()),
+            num_cpus=resources.get("CPU", 0),
+            num_gpus=resources.get("GPU", 0),
+            local=not address,
+            dashboard_url=context.dashboard_url or None,
+        )
+
+
+@contextmanager
+def _leaving_no_process() -> Iterator[Callable[[], None]]:
+    """Shut Ray down after the body and kill what it started; yields what notes its processes.
+
+    They are noted as soon as they run, since those of a Ray that has ended are nobody's children.
+    """
     others = _processes()
     started: set[psutil.Process] = set()
-    address = joined_address(config)
-    environment = _runtime_env(config, joined=bool(address))
-    options: dict[str, Any] = {"address": address}
-    if not address:
-        options = {
-            "address": "local",
-            "num_cpus": config.logical_cpus,
-            "include_dashboard": config.dashboard,
-            "dashboard_host": "127.0.0.1",
-            "_system_config": {
-                "worker_maximum_startup_concurrency": STARTED_AT_ONCE,
-                "enable_worker_prestart": False,  # they would not have the workers' environment
-                "prestart_worker_first_driver": False,
-            },
-        }
-    forks = not address and not config.uses_gpus
-    with fork_server(environment["env_vars"]) if forks else nullcontext() as python:
-        if python:
-            environment["py_executable"] = python
-        try:
-            context = ray.init(
-                runtime_env=environment,
-                log_to_driver=logs.is_verbose(),
-                logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
-                **options,
-            )
-            started = _processes() - others
-            signal.signal(signal.SIGTERM, _leave)  # Ray's own handler dies on the spot
-            resources = ray.cluster_resources()
-            yield ClusterShape(
-                num_nodes=sum(node["Alive"] for node in ray.nodes()),
-                num_cpus=resources.get("CPU", 0),
-                num_gpus=resources.get("GPU", 0),
-                local=not address,
-                dashboard_url=context.dashboard_url or None,
-            )
-        finally:
-            started |= {child for process in started for child in _processes(process)}
-            with _garbage_left():
-                ray.shutdown()
-            for process in started:  # all that is worth keeping is written
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(started, timeout=GRACE_S)
+
+    def note_started() -> None:
+        started.update(_processes() - others)
+
+    try:
+        yield note_started
+    finally:
+        for process in [*started]:
+            started |= _processes(process)
+        with _no_garbage_collection():
+            ray.shutdown()
+        for process in started:  # all that is worth keeping is written
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(started, timeout=GRACE_S)
+
+
+def _local_options(config: ClusterConfig) -> dict[str, Any]:
+    """Return what Ray needs to know to start a cluster on this machine alone."""
+    return {
+        "address": "local",
+        "num_cpus": config.logical_cpus,
+        "include_dashboard": config.dashboard,
+        "dashboard_host": "127.0.0.1",
+        "_system_config": {
+            "worker_maximum_startup_concurrency": STARTED_AT_ONCE,
+            # Workers started ahead of time lack the job's environment: they would only stand by.
+            "enable_worker_prestart": False,
+            "prestart_worker_first_driver": False,
+        },
+    }
 
 
 @contextmanager
@@ -109,9 +125,12 @@ def announced_cluster(config: ClusterConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _garbage_left() -> Iterator[None]:
-    """Search for no garbage meanwhile: a thread that frees one of Ray's objects while Ray shuts
-    down ends the process."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect no garbage while the body runs.
+
+    A collection runs in whichever thread happens to allocate. One that frees an object of Ray's
+    while the main thread shuts Ray down ends the process with a fatal error.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

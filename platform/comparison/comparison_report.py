@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median, stdev
 
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.platform.comparison.comparison_recipe import ComparisonRecipe, base_recipe
 from magicdistill.platform.evaluation.evaluate_run import read_scores
 from magicdistill.platform.inference.contact_sheets import (
@@ -16,7 +17,7 @@ from magicdistill.platform.inference.contact_sheets import (
 from magicdistill.platform.inference.variants import REAL
 from magicdistill.platform.reports.comparison_curves import DISTANCE, curve, plot_curves
 from magicdistill.platform.runs import logs
-from magicdistill.platform.runs.run_directory import RunDirectory, write_text
+from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.tracker import Tracker
 
 DIGITS = {

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 import yaml
 
 from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.locations import find_weights
 from magicdistill.platform.cluster.ray_cluster import announced_cluster
@@ -31,7 +32,7 @@ from magicdistill.platform.launch.steps import (
 )
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import resume_hint
-from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root, write_text
+from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.tracking.run_description import describe
 from magicdistill.platform.tracking.tracker import Tracker
 

@@ -13,6 +13,7 @@ from ray.util import ActorPool
 from torch import Tensor
 
 from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, flicker_proxy, motion
@@ -20,7 +21,7 @@ from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.inference.contact_sheets import contact_sheet, save_clips, side_by_side
 from magicdistill.platform.inference.variants import REAL, Variant
-from magicdistill.platform.runs.run_directory import RunDirectory, write_text
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 CHUNK = 16
 MEASURES = ("proxy_frechet_distance", "dynamic_degree_proxy", "flicker_proxy")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.metrics.columns.registry import METRICS, arrow, digits, title
 from magicdistill.models.metrics.results import AbsentMetric, Metric
 from magicdistill.platform.evaluation.paper_results import PaperTable, tables_of
-from magicdistill.platform.runs.run_directory import write_text
 
 OURS = "measured here"
 Cells = dict[str, str]

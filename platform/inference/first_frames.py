@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from magicdistill.data_pipeline.io.storage import write_whole
+from magicdistill.data_pipeline.io.whole_files import write_whole
 from magicdistill.data_pipeline.latents.windows import fit
 from magicdistill.data_pipeline.media.video import hash_content
 from magicdistill.data_pipeline.progress import Bars

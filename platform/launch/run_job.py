@@ -1,14 +1,12 @@
 """The frame of a job: its run directory, tracking and cluster around the steps themselves."""
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from threading import Thread
 
 from magicdistill.data_pipeline.io.storage import place
 from magicdistill.platform.cluster.ray_cluster import announced_cluster, joined_address
 from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.launch.steps import perform, store_pairs
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import resume_hint
 from magicdistill.platform.runs.run_directory import RunDirectory
@@ -16,8 +14,6 @@ from magicdistill.platform.tracking.events import Destination, FinalModel
 from magicdistill.platform.tracking.prometheus import published
 from magicdistill.platform.tracking.run_description import describe
 from magicdistill.platform.tracking.tracker import Tracker
-
-STEPS, PAIRS = "magicdistill.platform.launch.steps", "magicdistill.platform.data.stream_source"
 
 
 def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
@@ -29,22 +25,17 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     with (
         resume_hint(f"--resume {run.path}"),
         Tracker.start(recipe.tracking, run, register=register_model) as tracker,
-        importing(STEPS),
         announced_cluster(recipe.cluster),
         followed(run, tracker, watch_machine=joined_address(recipe.cluster) is None),
     ):
-        from magicdistill.platform.launch.steps import perform
-
         tracker.note(describe(run))
         perform(recipe, run, tracker)
     return run
 
 
 def save_pairs(recipe: Recipe, folder: str) -> None:
-    """Make the pairs that a recipe trains on, but for those made already, and store them."""
-    with resume_hint("the same command"), importing(PAIRS), announced_cluster(recipe.cluster):
-        from magicdistill.platform.launch.steps import store_pairs
-
+    """Make the pairs that a recipe trains on, except those made already, and store them."""
+    with resume_hint("the same command"), announced_cluster(recipe.cluster):
         version = store_pairs(recipe, place(folder))
     logs.say(f"pairs  {version}; train on them with --pairs.stored {version}")
 
@@ -57,24 +48,8 @@ def register_model(model: FinalModel, to: Destination) -> None:
 
 
 @contextmanager
-def importing(module: str) -> Iterator[None]:
-    """Import a module in the background: the packages take as long as Ray's start."""
-    Thread(target=_import, args=(module,), daemon=True).start()
-    yield
-
-
-def _import(module: str) -> None:
-    gc.disable()  # what is imported stays: searching it for garbage is a tenth of the time
-    try:
-        import_module(module)
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-@contextmanager
 def followed(run: RunDirectory, tracker: Tracker, *, watch_machine: bool = False) -> Iterator[None]:
-    """Say the run's progress lines, track and publish its metrics while the body runs.
+    """Print the run's progress lines, track and publish its metrics while the body runs.
 
     `watch_machine` also tracks this machine's load: that of the workers on a local cluster.
     """

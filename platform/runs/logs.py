@@ -1,7 +1,5 @@
-"""What a job prints, plain progress lines without the frameworks' noise, and its quick end."""
+"""What a job prints: progress lines with the time, without the noise of the frameworks."""
 
-import atexit
-import gc
 import logging
 import os
 import signal
@@ -45,7 +43,6 @@ NOISY = (
 )
 
 _started_s = time.monotonic()
-atexit.register(gc.freeze)  # or every end takes seconds: a search of all packages for garbage
 
 
 class ExplainedError(RuntimeError):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.platform.config.recipe import Recipe, load_recipe, to_yaml
 from magicdistill.platform.runs.provenance import Provenance
+
+TIME = "time_ms"
+"""The key of a row that says when it was written, in milliseconds since 1970; it is no metric."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,11 @@ class RunDirectory:
         return before if before.exists() else self.path / "checkpoint-scores.jsonl"
 
     @property
+    def system_metrics_path(self) -> Path:
+        """The load of the machine that runs the job, one JSON object for each measurement."""
+        return self.path / "system-metrics.jsonl"
+
+    @property
     def scored_now_path(self) -> Path:
         """The cycle whose checkpoint is being measured and must stay; absent where none is."""
         return self.path / "scored-now.txt"
@@ -156,11 +166,15 @@ class RunDirectory:
 
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the metrics of a step; readers see whole lines only."""
-        _append_line(self.metrics_path, json.dumps({"step": step, **metrics}))
+        _append_row(self.metrics_path, step, metrics)
 
     def append_checkpoint_scores(self, cycle: int, scores: Mapping[str, float]) -> None:
         """Add what was measured on the checkpoint of a cycle."""
-        _append_line(self.checkpoint_scores_path, json.dumps({"step": cycle, **scores}))
+        _append_row(self.checkpoint_scores_path, cycle, scores)
+
+    def append_system_metrics(self, number: int, load: Mapping[str, float]) -> None:
+        """Add a measurement of the machine's load, by its number in the run."""
+        _append_row(self.system_metrics_path, number, load)
 
     def mark_best(self, cycle: int) -> None:
         """Name the cycle of the best checkpoint, for whoever looks for it."""
@@ -194,7 +208,8 @@ class RunDirectory:
     def rewind_metrics(self, step: int) -> None:
         """Drop what is known of cycles after `step`: a run that resumes there does them again."""
         for path in (self.metrics_path, self.checkpoint_scores_path):
-            kept = (json.dumps(row) + "\n" for row in list(_rows(path)) if row["step"] <= step)
+            # Lines stay as they are: readers that remember a place in the file find it again.
+            kept = (line for line in _lines(path) if json.loads(line)["step"] <= step)
             write_text(path, "".join(kept))
         if (self.best() or 0) > step:
             self.best_path.unlink()
@@ -210,22 +225,33 @@ def resolve_root(root: str | Path) -> Path:
     return (Path.home() if is_submitted() else Path.cwd()) / Path(root).expanduser()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def _append_line(path: Path, line: str) -> None:
     with path.open("ab") as file:
         file.write(line.encode() + b"\n")
 
 
+def _append_row(path: Path, step: int, values: Mapping[str, float]) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    _append_line(path, json.dumps({"step": step, TIME: now_ms, **values}))
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in _lines(path):
+        yield read_row(line)
+
+
+def read_row(line: str) -> dict[str, Any]:
+    """Return the step and the metrics of a line of a metrics file."""
+    row: dict[str, Any] = json.loads(line)
+    row.pop(TIME, None)
+    return row
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the whole lines."""
     if path.exists():
-        with path.open() as rows:
-            yield from (json.loads(row) for row in rows if row.endswith("\n"))
+        with path.open() as lines:
+            yield from (line for line in lines if line.endswith("\n"))
 
 
 def _read_cycle(path: Path) -> int | None:

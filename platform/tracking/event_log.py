@@ -1,29 +1,34 @@
-"""What a run has to tell MLflow, kept in its folder until it is told."""
+"""What a run sends to MLflow beside the rows of its metrics, kept in its folder until then."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.config import Config
-from magicdistill.platform.runs.run_directory import RunDirectory, write_text
-from magicdistill.platform.tracking.events import AnyEvent, Event
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.tracking.events import AnyEvent, Event, Points, Source
+from magicdistill.platform.tracking.metric_rows import MetricFile, SentRows, metric_files
 
 LINE: TypeAdapter[Event] = TypeAdapter(AnyEvent)
 
 
 class Progress(Config):
-    """How far one store of MLflow has been told."""
+    """How far one store of MLflow has received a run."""
 
     run_id: str | None = None
-    """MLflow's name for the run."""
+    """The store's own identifier of the run."""
     sent_bytes: int = 0
-    """All before this place of the outbox was sent, or put aside."""
+    """Place in the event log up to which all was sent, or put aside."""
     aside: tuple[int, ...] = ()
-    """Places of what the store refused though it answers."""
+    """Places of the events that the store refused though it answers."""
+    rows: dict[str, SentRows] = Field(default_factory=dict)
+    """How far the files of metrics were sent, by name."""
 
 
 PROGRESS = TypeAdapter(dict[str, Progress])
@@ -31,7 +36,7 @@ PROGRESS = TypeAdapter(dict[str, Progress])
 
 @dataclass(frozen=True)
 class LoggedEvent:
-    """An entry and its place, in bytes, from `start` to `end`."""
+    """An event and its place in the log in bytes, from `start` to `end`."""
 
     start: int
     end: int
@@ -39,23 +44,24 @@ class LoggedEvent:
 
 
 class EventLog:
-    """Two files of a run: what there is to tell, line by line, and how far each store was told.
+    """Two files of a run: its events, one a line, and how far each store has received the run.
 
-    Any thread adds. An entry is on the disk before it is sent, so that nothing is lost.
+    Any thread adds. An event is on the disk before it is sent, so that nothing is lost.
     """
 
     def __init__(self, run: RunDirectory) -> None:
+        self._run = run
         self.path, self._progress_path = run.path / "mlflow.jsonl", run.path / "mlflow-sent.json"
         self._lock = threading.Lock()
         self._cut_torn_line()
 
     def add(self, event: Event) -> None:
-        """Keep an entry for sending."""
+        """Keep an event for sending."""
         with self._lock, self.path.open("ab") as file:
             file.write(event.model_dump_json().encode() + b"\n")
 
     def logged_events(self, start: int = 0) -> Iterator[LoggedEvent]:
-        """Yield what was added from a place on, but for lines that a full disk has torn."""
+        """Yield what was added from a place on, except lines that a full disk has torn."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -68,18 +74,37 @@ class EventLog:
                 start += len(line)
 
     def progress(self, store: str) -> Progress:
-        """Return how far a store was told."""
+        """Return how far a store has received the run."""
         return self._all_progress().get(store, Progress())
 
     def record(self, store: str, progress: Progress) -> None:
-        """Keep how far a store was told."""
+        """Keep how far a store has received the run."""
         everything = self._all_progress() | {store: progress}
         write_text(self._progress_path, PROGRESS.dump_json(everything, indent=2).decode())
 
     def num_unsent(self, store: str) -> int:
-        """Return how many entries a store lacks."""
+        """Return how many events and rows of metrics a store lacks."""
         progress = self.progress(store)
-        return len(progress.aside) + sum(1 for _ in self.logged_events(progress.sent_bytes))
+        events = len(progress.aside) + sum(1 for _ in self.logged_events(progress.sent_bytes))
+        for file in self.metric_files:
+            sent = progress.rows.get(file.name, SentRows())
+            events += len(file.refused(sent)) + sum(1 for _ in file.unsent(sent))
+        return events
+
+    @cached_property
+    def metric_files(self) -> list[MetricFile]:
+        """The run's files of metrics, whose rows are no events."""
+        steps: dict[Source, int] = {}
+        for logged in self.logged_events():
+            if isinstance(points := logged.event, Points):
+                steps[points.source] = max(points.step, steps.get(points.source, points.step))
+        return metric_files(self._run, steps)
+
+    def next_number(self, name: str) -> int:
+        """Return the step of the next row of a metrics file that numbers its rows."""
+        file = next(file for file in self.metric_files if file.name == name)
+        steps = [row.points.step for row in file.unsent(SentRows())]
+        return max([-1 if file.logged_step is None else file.logged_step, *steps]) + 1
 
     def _all_progress(self) -> dict[str, Progress]:
         path: Path = self._progress_path

@@ -1,4 +1,4 @@
-"""What a run tells MLflow: one small type for each thing, which knows how it is sent."""
+"""What a run logs to MLflow: one small type for each thing, which knows how it is sent."""
 
 import json
 from abc import ABC, abstractmethod
@@ -32,8 +32,9 @@ TABLES = "mlflow.loggedArtifacts"
 SHA256 = "weights.sha256"
 """The tag by which weights are known as the same ones."""
 Source = Literal["cycle", "exam", "job", "machine"]
-"""Of points: a row of the run's metrics, what was measured on a checkpoint beside the training,
-what a job measured, or this machine's load."""
+"""Where points come from: a row of the run's metrics, scores of a checkpoint (`exam`), what a job
+measured, or the load of its machine. Event logs hold those of jobs alone; in runs of version 0.1
+they hold the others too, which are read from their files now."""
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -54,24 +55,24 @@ class Destination:
 
 
 class Event(Config, ABC):
-    """One thing to tell; paths start at the run's folder where they lie in it."""
+    """One thing to log; paths within the run's folder are relative to it, since that may move."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
     @abstractmethod
     def send(self, to: Destination) -> None:
-        """Tell it; a second time changes nothing."""
+        """Send it; a second time changes nothing."""
 
 
 class Key(Config):
-    """By what a run is known in every store."""
+    """What identifies a run in every store, and the name that people read there."""
 
     key: str
     name: str
 
 
 class Begin(Event):
-    """The first of every outbox: what the run is."""
+    """The first of every event log: what the run is."""
 
     kind: Literal["begin"] = "begin"
     time_ms: int
@@ -240,8 +241,8 @@ def find_model(to: Destination, sha256: str) -> str | None:
 
 
 def model_name(text: str) -> str:
-    """Return a text without the letters that MLflow's names of models cannot have."""
-    return "".join("-" if letter in "/:.%\"'" else letter for letter in text)
+    """Return a text with a dash for each character that MLflow forbids in names of models."""
+    return "".join("-" if character in "/:.%\"'" else character for character in text)
 
 
 class FinalModel(Event):

@@ -1,13 +1,12 @@
 """A run's metrics on Ray's metrics endpoint, for Prometheus and Grafana."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray.util.metrics import Gauge
 
 from magicdistill.platform.runs.file_polling import Tail, polling
-from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.runs.run_directory import RunDirectory, read_row
 
 
 @contextmanager
@@ -24,7 +23,7 @@ def published(run: RunDirectory, every_s: float = 1.0) -> Iterator[None]:
 
     def publish() -> None:
         for line in tail.lines()[-1:]:
-            values = json.loads(line)
+            values = read_row(line)
             cycle.set(values.pop("step"), {"run": name})
             for key, value in values.items():
                 metric.set(value, {"run": name, "metric": key})

@@ -1,11 +1,12 @@
-"""Sending a run's outbox to MLflow from a thread, whether the server is there or not."""
+"""Sends a run's metrics and events to MLflow from a thread, also after the server was away."""
 
 import getpass
 import os
 import textwrap
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby, islice
 
 from filelock import FileLock
@@ -25,6 +26,7 @@ from magicdistill.platform.tracking.events import (
     Register,
     send_points,
 )
+from magicdistill.platform.tracking.metric_rows import MetricFile, SentRows
 
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow's pages nest runs."""
@@ -64,7 +66,7 @@ PARENT_NOTE = "The run below which all others of the experiment stand; it has no
 
 
 class Sender:
-    """Sends an outbox in order, again and again; what fails stays in it."""
+    """Sends new rows of metrics and new events, each in order; what fails is sent again later."""
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class Sender:
         self.problem: Exception | None = None
         """Why the last delivery stopped."""
         self.refusal: Exception | None = None
-        """Why an entry was put aside last."""
+        """Why an event or a row was put aside last."""
         self._to: Destination | None = None
         self._leaving, self._given_up = threading.Event(), threading.Event()
         self._retries_refused = True
@@ -129,20 +131,38 @@ class Sender:
         try:
             with FileLock(self.run.path / ".mlflow.lock"):
                 to = self._to = self._to or self._open()
+                for file in self.event_log.metric_files:  # before the event that ends the run
+                    self._send_rows(file, to)
                 self._send_new(to)
                 if self._retries_refused:
                     self._retry_refused(to)
         except Exception as error:  # of any library that a store is reached by
             self.problem = error
             if before is None:
-                logs.say(f"MLflow is away, the run keeps what it has to tell: {self.explain()}")
+                logs.say(f"MLflow is away, the run keeps what there is to send: {self.explain()}")
             return False
         self.problem, self._retries_refused = None, False
         if before is not None:
-            logs.say("MLflow is back and has been told everything")
+            logs.say("MLflow is back and has received everything")
         return True
 
+    def _send_rows(self, file: MetricFile, to: Destination) -> None:
+        """Send the new rows of a file."""
+        rows = file.unsent(self._sent_rows(file))
+        while some := list(islice(rows, POINTS_AT_ONCE)):
+            points = [row.points for row in some]
+            accepted = self._attempt(partial(send_points, points, to), to)
+            refused = () if accepted else tuple(one.step for one in points)
+            sent = self._sent_rows(file)
+            self._record_rows(
+                file,
+                last_row=some[-1].start,
+                last_step=points[-1].step,
+                refused=(*sent.refused, *refused),
+            )
+
     def _send_new(self, to: Destination) -> None:
+        """Send the new events, the points among them in groups."""
         logged_events = self.event_log.logged_events(self.event_log.progress(self.store).sent_bytes)
         for are_points, group in groupby(logged_events, lambda one: isinstance(one.event, Points)):
             while some := list(islice(group, POINTS_AT_ONCE if are_points else 1)):
@@ -153,24 +173,44 @@ class Sender:
 
     def _retry_refused(self, to: Destination) -> None:
         """Try again what was refused before."""
+        for file in self.event_log.metric_files:
+            sent = self._sent_rows(file)
+            for row in file.refused(sent):
+                if self._attempt(partial(send_points, [row.points], to), to):
+                    sent = sent.model_copy(
+                        update={"refused": tuple(x for x in sent.refused if x != row.points.step)}
+                    )
+            if sent != self._sent_rows(file):
+                self._record_rows(file, refused=sent.refused)
         places = self.event_log.progress(self.store).aside
         logged_events = [next(self.event_log.logged_events(place)) for place in places]
         left = [one.start for one in logged_events if not self._send([one], to)]
         self._record(aside=tuple(left))
 
     def _send(self, logged_events: Sequence[LoggedEvent], to: Destination) -> bool:
-        """Return whether it was sent; raise what tells that the server is away."""
+        """Send one event or many points; return whether they were accepted, as `_attempt` does."""
+        points = [one.event for one in logged_events if isinstance(one.event, Points)]
+        if points:
+            return self._attempt(partial(send_points, points, to), to)
+        return self._attempt(partial(logged_events[0].event.send, to), to)
+
+    def _attempt(self, send: Callable[[], None], to: Destination) -> bool:
+        """Return whether the store accepted it; raise where the server is away."""
         try:
-            points = [one.event for one in logged_events if isinstance(one.event, Points)]
-            if points:
-                send_points(points, to)
-            else:
-                logged_events[0].event.send(to)
+            send()
         except Exception as error:
-            to.client.get_run(to.run_id)
+            to.client.get_run(to.run_id)  # fails too where it is the server that is away
             self.refusal = error
             return False
         return True
+
+    def _sent_rows(self, file: MetricFile) -> SentRows:
+        return self.event_log.progress(self.store).rows.get(file.name, SentRows())
+
+    def _record_rows(self, file: MetricFile, **changes: object) -> None:
+        rows = self.event_log.progress(self.store).rows
+        sent = self._sent_rows(file).model_copy(update=changes)
+        self._record(rows=rows | {file.name: sent})
 
     def _record(self, **changes: object) -> None:
         progress = self.event_log.progress(self.store)
@@ -186,7 +226,7 @@ class Sender:
             run_id = self.event_log.progress(self.store).run_id
             if run_id is None or not _is_there(client, run_id):
                 run_id = _find_or_create(client, experiment, begin.own, begin.time_ms)
-                self._record(run_id=run_id, sent_bytes=0, aside=())
+                self._record(run_id=run_id, sent_bytes=0, aside=(), rows={})
             if begin.parent is None:
                 parent = _parent_of_all(client, experiment, begin)
             else:

@@ -9,7 +9,7 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
 LOOKS = 10
-"""That one point is the mean of."""
+"""Number of readings that are averaged into each logged point."""
 
 
 class SystemMonitor:
@@ -18,7 +18,7 @@ class SystemMonitor:
     def __init__(self) -> None:
         self._monitors = list(_monitors())
         self._num_looks = 0
-        self._look()  # the first CPU load that psutil tells is since nowhen
+        self._look()  # the first value of psutil's cpu_percent() means nothing
         self._clear()
 
     def look(self) -> dict[str, float]:

@@ -1,10 +1,11 @@
-"""MLflow: what a run's owner reads."""
+"""Track a run in MLflow: its recipe, metrics, samples, inputs and model."""
 
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from magicdistill.platform.config.recipe import flatten
 from magicdistill.platform.config.sections import TrackingConfig
 from magicdistill.platform.runs import logs
-from magicdistill.platform.runs.file_polling import Tail, polling
+from magicdistill.platform.runs.file_polling import polling
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.event_log import EventLog
 from magicdistill.platform.tracking.events import (
@@ -25,7 +26,6 @@ from magicdistill.platform.tracking.events import (
     Params,
     Points,
     Register,
-    Source,
     Status,
     Table,
     Tags,
@@ -39,9 +39,9 @@ from magicdistill.platform.tracking.system_metrics import SystemMonitor
 class Tracker:
     """One MLflow run, beside the run directory from which it can be rebuilt.
 
-    Whatever it is told is on the disk when a method returns and goes to MLflow in the background;
-    what a server that is away does not get by the end is sent by the next job of the run, or by
-    `jobs/track.py`.
+    What is logged is on the disk when a method returns and goes to MLflow in the background, as do
+    the metrics that workers write to the run. What a server that is away does not get by the end is
+    sent by the next job of the run, or by `jobs/track.py`.
     """
 
     def __init__(
@@ -56,14 +56,7 @@ class Tracker:
         self.run = run
         self.event_log = EventLog(run)
         self.sender = Sender(run, config, self.event_log, register)
-        self._tails: dict[Source, Tail] = {
-            "cycle": Tail(run.metrics_path, from_start=True),
-            "exam": Tail(run.checkpoint_scores_path, from_start=True),
-        }
         entries = [logged.event for logged in self.event_log.logged_events()]
-        points = [event for event in entries if isinstance(event, Points)]
-        self._told = {(point.source, point.step) for point in points}
-        self._num_looks = sum(point.source == "machine" for point in points)
         self._samples = {(file.path, file.mtime_ns) for file in entries if isinstance(file, File)}
         if not entries:
             purpose = purpose or run.recipe().method.purpose
@@ -103,10 +96,10 @@ class Tracker:
         """MLflow's name for the run; None before a server has it."""
         return self.event_log.progress(self.sender.store).run_id
 
-    def metrics(self, metrics: Mapping[str, float], step: int, source: Source = "job") -> None:
-        """Add one point to each curve."""
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add one point to each curve, of what a job has measured."""
         values = {name: float(value) for name, value in metrics.items()}
-        self.event_log.add(Points(source=source, time_ms=_now_ms(), step=step, values=values))
+        self.event_log.add(Points(source="job", time_ms=_now_ms(), step=step, values=values))
 
     def params(self, values: Mapping[str, object]) -> None:
         """Name what the run was made with.
@@ -152,7 +145,7 @@ class Tracker:
 
     @contextmanager
     def mirror(self, every_s: float = 1.0, *, watch_machine: bool = False) -> Iterator[None]:
-        """Track, while the body runs, the metrics and samples that workers write to the run.
+        """Track, while the body runs, the samples that workers write to the run.
 
         `watch_machine` also tracks the load of this machine.
         """
@@ -160,16 +153,12 @@ class Tracker:
             stack.enter_context(polling(self.collect, every_s))
             if watch_machine:
                 monitor = SystemMonitor()
-                stack.enter_context(polling(lambda: self._watch(monitor), 1.0))
+                numbers = count(self.event_log.next_number("system-metrics"))
+                stack.enter_context(polling(lambda: self._watch(monitor, numbers), 1.0))
             yield
 
     def collect(self) -> None:
-        """Take over the metrics and samples that are new in the run's folder."""
-        for source, tail in self._tails.items():
-            for row in map(json.loads, tail.lines()):
-                if (source, step := row.pop("step")) not in self._told:
-                    self.metrics(row, step, source)
-                    self._told.add((source, step))
+        """Log the samples that are new in the run's folder, or were made again."""
         for path in sorted(self.run.samples.glob("[!.]*")):
             self._collect_sample(path)
 
@@ -184,8 +173,8 @@ class Tracker:
             if page := self.sender.page():
                 logs.say(f"MLflow {page}")
             return True
-        count = self.event_log.num_unsent(self.sender.store)
-        logs.say(f"{count} entries for MLflow are not sent: {self.sender.explain()}")
+        unsent = self.event_log.num_unsent(self.sender.store)
+        logs.say(f"{unsent} entries for MLflow are not sent: {self.sender.explain()}")
         logs.say(f"nothing is lost; send them with python jobs/track.py {self.run.path}")
         return False
 
@@ -211,10 +200,9 @@ class Tracker:
         self._samples.add((inside, mtime_ns))
         self.event_log.add(File(path=inside, folder="samples", mtime_ns=mtime_ns))
 
-    def _watch(self, monitor: SystemMonitor) -> None:
+    def _watch(self, monitor: SystemMonitor, numbers: Iterator[int]) -> None:
         if load := monitor.look():
-            self.metrics(load, self._num_looks, "machine")
-            self._num_looks += 1
+            self.run.append_system_metrics(next(numbers), load)
 
     def _inside(self, path: Path) -> str:
         """Return a path from the run's folder on, where it is in there: that may move."""

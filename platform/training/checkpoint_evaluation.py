@@ -8,10 +8,11 @@ from typing import Any
 import ray
 
 from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints, checkpoint_name, cycle_of
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.runs.file_polling import polling
-from magicdistill.platform.runs.run_directory import RunDirectory, write_text
+from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.health import VALIDATION, cost
 
 START_S = 300.0

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ from magicdistill.platform.config.sections import (
     OptimizerConfig,
     TorchEngineConfig,
 )
+from magicdistill.platform.training.deepspeed_import import import_deepspeed
 
 
 class Engine(Protocol):
@@ -72,22 +73,6 @@ def build_engine(
     if isinstance(config, DeepSpeedEngineConfig):
         return DeepSpeedEngine(config, module, optimizer, num_micro_batches)
     return TorchEngine(config, module, optimizer, num_micro_batches)
-
-
-def import_deepspeed() -> Any:
-    """Import DeepSpeed without two things that are used nowhere here and cost much.
-
-    On processors its first process group would compile an operator of its inference for a minute,
-    after it has asked the compiler about all others. To see that an optimiser is not Muon it
-    would import torch's compiler, for seconds, to wrap Muon's functions.
-    """
-    import deepspeed
-    from deepspeed.runtime import compiler
-
-    ops: Any = deepspeed.ops
-    ops.__compatible_ops__ = {}
-    compiler.compile = lambda: compiler.dummy_decorator
-    return deepspeed
 
 
 def build_optimizer(
@@ -321,3 +306,8 @@ class Ema:
     def _write(self, values: list[Tensor]) -> None:
         for live, value in zip(self.live, values, strict=True):
             live.copy_(value)
+
+
+def averaged(ema: Ema | None) -> AbstractContextManager[None]:
+    """Run the body with a role's averaged weights, where the recipe averages any."""
+    return ema.swapped() if ema else nullcontext()

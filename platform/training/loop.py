@@ -16,8 +16,8 @@ from magicdistill.platform.training.engine import Ema, Engine
 from magicdistill.platform.training.health import UnhealthyError
 
 Metrics = dict[str, float]
-Callback = Callable[[int, Metrics], None]
-"""Called on every rank with the number of finished cycles and the cycle's mean metrics."""
+AfterCycle = Callable[[int, Metrics], None]
+"""Called after a cycle with the number of finished cycles and the cycle's mean metrics."""
 
 
 class Loop:
@@ -39,7 +39,7 @@ class Loop:
         self.ema, self.device = ema, device
         self.step_timer = StepTimer(device)
 
-    def run(self, start: int, stop: int, callbacks: Iterable[Callback]) -> None:
+    def run(self, start: int, stop: int, callbacks: Iterable[AfterCycle]) -> None:
         """Run cycles start .. stop - 1; raises UnhealthyError as `cycle` does."""
         callbacks = tuple(callbacks)
         # rank 0 alone records where the time goes

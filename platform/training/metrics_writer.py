@@ -1,19 +1,22 @@
-"""What rank 0 writes down of every cycle: metrics, where the time went, lines for people."""
+"""What rank 0 writes of every cycle: its metrics, where its time went, progress lines."""
 
 import time
 
 from magicdistill.models.profiling import StepTimer, span
 from magicdistill.platform.config.sections import ScheduleConfig
 from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.callbacks import Callback
 from magicdistill.platform.training.loop import Metrics
 
 STARVING = 0.05
-"""Share of the time that workers may wait for data."""
+"""Share of the time that workers may wait for data before the run says that they starve."""
 RELIEF = "jobs/plan.py says how many pairs.num_actors or data.num_readers it takes"
 
 
-class Recorder:
-    """Writes metrics of every cycle, and now and then a line for people."""
+class MetricsWriter(Callback):
+    """Writes the metrics of every cycle, and now and then a progress line."""
+
+    first_rank_only = True
 
     def __init__(self, run: RunDirectory, schedule: ScheduleConfig, step_timer: StepTimer) -> None:
         self.run, self.schedule, self.step_timer = run, schedule, step_timer
@@ -25,7 +28,7 @@ class Recorder:
 
     @span("logging")
     def __call__(self, cycle: int, metrics: Metrics) -> None:
-        """Record a finished cycle."""
+        """Write a finished cycle's metrics with its seconds."""
         now_s = time.perf_counter()
         seconds, self.last_s = now_s - self.last_s, now_s
         self.run.append_metrics(

@@ -1,32 +1,35 @@
 """What each worker of a training does."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.models.metrics.columns.registry import METRICS
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.placement import WHOLE
+from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
-from magicdistill.models.profiling import span
+from magicdistill.models.objectives.types import Method
 from magicdistill.platform.checkpoints.checkpoints import GENERATOR, Checkpoints, checkpoint_name
 from magicdistill.platform.cluster import ranks
-from magicdistill.platform.cluster.preemption import LeavingError, Notice, Notices, PreemptedError
-from magicdistill.platform.data.stream_source import StreamedBatches, open_batches
+from magicdistill.platform.cluster.preemption import LeavingError, Notices
+from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.data.stream_source import open_batches
 from magicdistill.platform.runs import logs
-from magicdistill.platform.runs.run_directory import RunDirectory, write_text
-from magicdistill.platform.training.engine import Ema, build_engine
-from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
-from magicdistill.platform.training.loop import (
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.callbacks import (
     Callback,
-    Loop,
-    Metrics,
-    mean_over_ranks,
-    num_steps,
+    Checkpointer,
+    HealthCheck,
+    ProducerThroughput,
+    ValidationSamples,
+    of_rank,
 )
-from magicdistill.platform.training.metrics_writer import Recorder
+from magicdistill.platform.training.engine import Ema, Engine, averaged, build_engine
+from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
+from magicdistill.platform.training.loop import Loop, num_steps
+from magicdistill.platform.training.metrics_writer import MetricsWriter
 from magicdistill.platform.training.validation import Validation, num_scored
 from magicdistill.platform.training.zero3 import placement
 
@@ -34,7 +37,7 @@ from magicdistill.platform.training.zero3 import placement
 class Worker:
     """One rank: its method, engines, batches and callbacks.
 
-    Where the checkpoints are examined, beside the training, the ranks score nothing.
+    Where an actor scores the checkpoints beside the training (`is_scored_apart`), ranks score none.
     """
 
     def __init__(
@@ -50,64 +53,58 @@ class Worker:
         is_scored_apart: bool = False,
     ) -> None:
         self.run, self.rank, self.device = run, rank, device
-        self.is_scored_apart = is_scored_apart
         self.recipe = recipe = run.recipe()
-        logs.configure(verbose=logs.is_verbose())
-        torch.set_num_threads(recipe.cluster.threads_per_worker)
-        torch.manual_seed(recipe.seed)
-        schedule = recipe.schedule
+        share = _Share(rank, world_size, device)
+        _set_up_process(recipe)
         self.placement = placement(recipe.engine)
-        self.method = recipe.method.build(recipe.model, self.placement)
-        sequence = join_sequence_group(recipe.cluster.sequence_parallel)
-        for module in self.method.modules.values():
-            set_kernels(module, recipe.kernels, sequence)
-        self.engines = {
-            role: build_engine(
-                recipe.engine,
-                module.to(device),
-                schedule.optimizers[role],
-                num_micro_batches=schedule.num_micro_batches,
-            )
-            for role, module in self.method.modules.items()
-        }
-        role, decay = next(iter(self.engines)), schedule.ema_decay
-        self.ema = Ema(role, self.engines[role].module, decay) if decay else None
+        self.method = _build_method(recipe, self.placement)
+        self.engines = _build_engines(recipe, self.method, device)
+        self.ema = _build_ema(recipe, self.engines)
         self.checkpoints = Checkpoints.of(run)
         self.notices = Notices(run.stop_path, is_draining, device)
         self.monitor = HealthMonitor(recipe.health)
-        self.loop = Loop(
+        self.loop = self._build_loop(data, share)
+        scored = 0 if is_scored_apart else num_scored(recipe)
+        self.validation = _build_validation(recipe, held_out, share, scored) if held_out else None
+        self.health = HealthCheck(run, recipe.health, self.monitor, is_scored_apart=is_scored_apart)
+        self.checkpointer = self._build_checkpointer()
+        self.callbacks = callbacks_of(self)
+
+    def _build_loop(self, data: AnyPath, share: "_Share") -> Loop:
+        schedule = self.recipe.schedule
+        batches = open_batches(
+            self.recipe,
+            data,
+            num_steps=num_steps(self.method, schedule.num_cycles),
+            rank=share.rank,
+            world_size=share.world_size,
+            device=share.device,
+        )
+        return Loop(
             self.method,
             self.engines,
-            open_batches(
-                recipe,
-                data,
-                num_steps=num_steps(self.method, schedule.num_cycles),
-                rank=rank,
-                world_size=world_size,
-                device=device,
-            ),
-            seed=recipe.seed,
+            batches,
+            seed=self.recipe.seed,
             num_micro_batches=schedule.num_micro_batches,
             ema=self.ema,
-            device=device,
+            device=share.device,
         )
-        self.validation = (
-            Validation(
-                recipe,
-                held_out,
-                rank=rank,
-                world_size=world_size,
-                device=device,
-                num_scored=0 if is_scored_apart else num_scored(recipe),
-            )
-            if held_out
-            else None
+
+    def _build_checkpointer(self) -> Checkpointer:
+        return Checkpointer(
+            self.run,
+            self.recipe.schedule,
+            self.checkpoints,
+            self.engines,
+            self.ema,
+            self.notices,
+            self.monitor,
         )
 
     def run_all(self) -> None:
         """Train from the last checkpoint to the end, then export the weights.
 
-        A run that is stopped for its health leaves its verdict instead. Raises PreemptedError
+        A run that is stopped for its health leaves a health report instead. Raises PreemptedError
         where Ray should start the group again.
         """
         schedule = self.recipe.schedule
@@ -117,27 +114,16 @@ class Worker:
             self.run.rewind_metrics(start)
             if start:
                 self.run.say(f"continuing after cycle {start}")
-        self._recall(start)
+        self._replay_health(start)
         try:
-            self.loop.run(start, schedule.num_cycles, self._callbacks())
+            self.loop.run(start, schedule.num_cycles, self.callbacks)
         except UnhealthyError as error:  # all ranks raise it together
             if self.rank == 0:
-                write_text(self.run.health_report_path, self._with_best(str(error)))
+                write_text(self.run.health_report_path, self.health.with_best(str(error)))
             return
         except LeavingError:
             return
         self._export()
-
-    def _callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = [self._sample, self._judge, self._checkpoint]
-        if self.rank == 0:
-            recorder = Recorder(self.run, self.recipe.schedule, self.loop.step_timer)
-            callbacks[1:1] = [self._measure_supply, recorder]
-        return callbacks
-
-    def _measure_supply(self, cycle: int, metrics: Metrics) -> None:
-        if isinstance(self.loop.batches, StreamedBatches):
-            metrics.update(self.loop.batches.throughput())
 
     def _measure_teacher(self) -> None:
         """Let the generator show what health is: before it is trained it is the teacher."""
@@ -146,8 +132,8 @@ class Worker:
             generator = self.engines[GENERATOR].module if has_teacher else None
             self.validation.measure_teacher(generator)
 
-    def _recall(self, start: int) -> None:
-        """Let the watch see again what a resumed run has recorded."""
+    def _replay_health(self, start: int) -> None:
+        """Let the health monitor see again what a resumed run has recorded."""
         kept, rows = ranks.of_first((self.checkpoints.names(), list(self.run.metrics())))
         for row in rows:
             if (cycle := row["step"]) <= start:
@@ -155,72 +141,88 @@ class Worker:
                 if checkpoint_name(cycle) in kept and self.monitor.keeps(cycle) and self.rank == 0:
                     self.run.mark_best(cycle)
 
-    def _judge(self, cycle: int, metrics: Metrics) -> None:
-        """Stop an ill run before it saves a checkpoint, or say that it is ill."""
-        health = self.recipe.health
-        violation = self.monitor.observe(cycle, metrics)
-        if violation is None:
-            return
-        if health.action == "stop":
-            raise UnhealthyError(str(violation))
-        if self.rank == 0:
-            self.run.say(self._with_best(str(violation)))
-
-    def _with_best(self, words: str) -> str:
-        """Add which checkpoint is the best, unless that is told beside the training."""
-        is_told = self.is_scored_apart and self.recipe.health.best_by in METRICS.names()
-        return words if is_told else f"{words}; {self.monitor.best}"
-
-    @span("checkpoints")
-    def _checkpoint(self, cycle: int, metrics: Metrics) -> None:
-        schedule, notice = self.recipe.schedule, self.notices.read()
-        is_due = cycle % schedule.checkpoint_every == 0 or cycle == schedule.num_cycles
-        if is_due or notice:
-            self._save(cycle)
-        if notice and self.rank == 0:
-            self.run.say(f"saved cycle {cycle}, asked to {notice.name.lower()}")
-        if notice is Notice.LEAVE:
-            raise LeavingError
-        if notice is Notice.RESTART:
-            raise PreemptedError(f"a worker received SIGTERM; cycle {cycle} is saved")
-
-    def _save(self, cycle: int) -> None:
-        is_best = self.monitor.keeps(cycle)
-
-        def spared() -> set[int]:
-            scored_now = self.run.scored_now()  # first: at its end it may be the best
-            wanted = (scored_now, cycle if is_best else self.run.best())
-            return {number for number in wanted if number is not None}
-
-        self.checkpoints.save(cycle, self.engines, self.ema, spared)
-        if is_best and self.rank == 0:
-            self.run.mark_best(cycle)
-
-    @span("samples")
-    def _sample(self, cycle: int, metrics: Metrics) -> None:
-        """Write pictures and add scores to the cycle's metrics; the recorder comes next."""
-        every = self.recipe.schedule.sample_every
-        if self.validation is None or not every or cycle % every:
-            return
-        with self._averaged():
-            generator = self.engines[GENERATOR].module
-            latents = self.validation.generate(generator)
-            found = self.validation.scores(generator)
-        modules = {role: engine.module for role, engine in self.engines.items()}
-        found |= self.validation.method_terms(self.method, modules, latents)
-        pixels = self.validation.decode(latents)
-        found |= self.validation.health(pixels)
-        # the ranks judge alike where their numbers are the same to the last bit
-        values = {name: torch.tensor(value) for name, value in found.items()}
-        metrics.update(mean_over_ranks(values, self.device))
-        if self.rank == 0:
-            self.validation.write(pixels, self.run.samples / f"cycle-{cycle:07d}.png")
-
-    def _averaged(self) -> AbstractContextManager[None]:
-        return self.ema.swapped() if self.ema else nullcontext()
-
     def _export(self) -> None:
         """Write the trained network."""
-        with self._averaged():
+        with averaged(self.ema):
             if self.rank == 0 or self.placement is not WHOLE:
                 self.method.save(self.run.path / "model", self.placement)
+
+
+class _Share(NamedTuple):
+    """Which rank this is, of how many, and where it computes."""
+
+    rank: int
+    world_size: int
+    device: torch.device | str
+
+
+def callbacks_of(worker: Worker) -> list[Callback]:
+    """Return what a rank does after each cycle, in this order; see `callbacks.py` for why."""
+    schedule = worker.recipe.schedule
+    return of_rank(
+        worker.rank,
+        [
+            ValidationSamples(
+                worker.run,
+                schedule,
+                worker.method,
+                worker.validation,
+                worker.engines,
+                worker.ema,
+                worker.device,
+            ),
+            ProducerThroughput(worker.loop.batches),
+            MetricsWriter(worker.run, schedule, worker.loop.step_timer),
+            worker.health,
+            worker.checkpointer,
+        ],
+    )
+
+
+def _set_up_process(recipe: Recipe) -> None:
+    """Set what holds for the whole process of a worker: its output, its threads, its seed."""
+    logs.configure(verbose=logs.is_verbose())
+    torch.set_num_threads(recipe.cluster.threads_per_worker)
+    torch.manual_seed(recipe.seed)
+
+
+def _build_method(recipe: Recipe, placement: Placement) -> Method:
+    """Return the method with its networks, which share sequences out over their group."""
+    method = recipe.method.build(recipe.model, placement)
+    sequence = join_sequence_group(recipe.cluster.sequence_parallel)
+    for module in method.modules.values():
+        set_kernels(module, recipe.kernels, sequence)
+    return method
+
+
+def _build_engines(recipe: Recipe, method: Method, device: torch.device | str) -> dict[str, Engine]:
+    """Return an engine for each role, in the method's order."""
+    schedule = recipe.schedule
+    return {
+        role: build_engine(
+            recipe.engine,
+            module.to(device),
+            schedule.optimizers[role],
+            num_micro_batches=schedule.num_micro_batches,
+        )
+        for role, module in method.modules.items()
+    }
+
+
+def _build_ema(recipe: Recipe, engines: Mapping[str, Engine]) -> Ema | None:
+    """Return the average of the first role's weights, which is the one that is exported."""
+    role, decay = next(iter(engines)), recipe.schedule.ema_decay
+    return Ema(role, engines[role].module, decay) if decay else None
+
+
+def _build_validation(
+    recipe: Recipe, held_out: AnyPath, share: _Share, num_scored: int
+) -> Validation:
+    return Validation(
+        recipe,
+        held_out,
+        rank=share.rank,
+        world_size=share.world_size,
+        device=share.device,
+        num_scored=num_scored,
+    )

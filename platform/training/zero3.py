@@ -12,7 +12,8 @@ from magicdistill.platform.config.sections import (
     EngineConfig,
     OptimizerConfig,
 )
-from magicdistill.platform.training.engine import deepspeed_config, import_deepspeed
+from magicdistill.platform.training.deepspeed_import import import_deepspeed
+from magicdistill.platform.training.engine import deepspeed_config
 
 
 def placement(config: EngineConfig) -> Placement:

@@ -1,7 +1,5 @@
 """One rank of the ZeRO-3 checks: writes what it finds as JSON beside the weights."""
 
-import atexit
-import gc
 import json
 import os
 import sys
@@ -26,7 +24,8 @@ from magicdistill.models.networks.transformer import (
 )
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig, OptimizerConfig
-from magicdistill.platform.training.engine import DeepSpeedEngine, import_deepspeed
+from magicdistill.platform.training.deepspeed_import import import_deepspeed
+from magicdistill.platform.training.engine import DeepSpeedEngine
 from magicdistill.platform.training.zero3 import placement
 
 STRENGTHS = torch.tensor([0.25, 1.0])
@@ -142,5 +141,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    atexit.register(gc.freeze)  # or the end takes seconds
     main(Path(sys.argv[1]))

@@ -25,7 +25,7 @@ def look():
     import magicdistill
     print("noise")
     parent = open(f"/proc/{{os.getppid()}}/cmdline").read()
-    assert "forkserver" in parent or os.path.exists("/dev/nvidiactl"), parent
+    assert "raylet" in parent, parent  # it starts workers here as on any other cluster
     return magicdistill.__file__, os.environ["OMP_NUM_THREADS"], os.environ["DS_ACCELERATOR"]
 
 class Ring:  # a search for garbage alone frees it

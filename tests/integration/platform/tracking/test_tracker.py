@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
 from magicdistill.platform.inference.variants import Variant
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.event_log import EventLog
+from magicdistill.platform.tracking.events import Points
 from magicdistill.platform.tracking.sender import PARENT
 from magicdistill.platform.tracking.tracker import Tracker, send_unsent
 
@@ -109,7 +111,73 @@ def test_metrics_and_samples_of_workers_are_mirrored_also_after_a_resume(
     assert files(run, resumed, "samples") == ["samples/all.png"]
 
 
-def test_a_run_that_was_deleted_in_mlflow_is_told_anew(run: RunDirectory) -> None:
+def test_rows_of_metrics_are_sent_once_however_they_are_cut_off_and_written_again(
+    run: RunDirectory,
+) -> None:
+    """The rows of the second try are shorter, so that no place in the file is what it was."""
+    config, event_log = run.recipe().tracking, EventLog(run)
+    for step in range(1, 6):
+        run.append_metrics(step, {"loss": 1 / 3})
+    with Tracker.start(config, run) as tracker:
+        pass
+    run.rewind_metrics(2)
+    for step in range(3, 8):
+        run.append_metrics(step, {"loss": 1.0})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 8, "loss": 1')
+    assert event_log.num_unsent("") == 2
+    assert send_unsent(config, run)
+    assert steps(run, tracker) == [1, 2, 3, 4, 5, 6, 7]
+    assert not any(isinstance(logged.event, Points) for logged in event_log.logged_events())
+    with run.metrics_path.open("a") as file:
+        file.write("}\n")
+    assert event_log.num_unsent("") == 1
+    assert send_unsent(config, run)
+    assert steps(run, tracker) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_row_that_was_sent_but_not_noted_is_no_second_point(run: RunDirectory) -> None:
+    run.append_metrics(1, {"loss": 1.0})
+    config, event_log = run.recipe().tracking, EventLog(run)
+    with Tracker.start(config, run) as tracker:
+        pass
+    progress = event_log.progress("")
+    event_log.record("", progress.model_copy(update={"rows": {}}))  # as after a kill
+    assert event_log.num_unsent("") == 1
+    assert send_unsent(config, run)
+    assert steps(run, tracker) == [1]
+
+
+def test_rows_that_the_event_log_of_an_old_run_holds_are_sent_from_there(
+    run: RunDirectory,
+) -> None:
+    config, event_log = run.recipe().tracking, EventLog(run)
+    old = Tracker(config, run)
+    for step in (1, 2, 3):
+        run.append_metrics(step, {"loss": 0.5})
+        if step < 3:
+            values = {"loss": 0.5}
+            event_log.add(Points(source="cycle", time_ms=step, step=step, values=values))
+    event_log.add(Points(source="exam", time_ms=2, step=2, values={"validation/lpips": 0.25}))
+    assert send_unsent(config, run)
+    assert steps(run, old) == [1, 2, 3]
+    run.append_checkpoint_scores(2, {"validation/lpips": 0.25})
+    assert EventLog(run).num_unsent("") == 0
+
+
+def test_a_refused_row_waits_and_holds_no_other_up(run: RunDirectory) -> None:
+    config = run.recipe().tracking
+    run.append_metrics(1, {"loss": 1.0, "loss?": 1.0})
+    with Tracker.start(config, run) as tracker, tracker.mirror(every_s=0.05):
+        while EventLog(run).progress("").rows == {}:
+            time.sleep(0.05)
+        run.append_metrics(2, {"loss": 1.0})
+    assert 2 in steps(run, tracker)
+    assert EventLog(run).num_unsent("") == 1
+    assert EventLog(run).progress("").rows["metrics"].refused == (1,)
+
+
+def test_a_run_that_was_deleted_in_mlflow_is_sent_again(run: RunDirectory) -> None:
     for step in range(3):
         run.append_metrics(step, {"loss": 1.0})
     config = run.recipe().tracking

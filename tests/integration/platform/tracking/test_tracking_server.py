@@ -72,7 +72,7 @@ def assert_all_there(run: RunDirectory, server: MlflowServer, steps: range) -> N
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_at_the_start_and_killed_midway_is_told_everything_once(
+def test_a_server_that_is_away_at_the_start_and_killed_midway_receives_everything_once(
     run: RunDirectory, server: MlflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Tracker.start(config(server), run) as tracker, tracker.mirror(every_s=0.1):

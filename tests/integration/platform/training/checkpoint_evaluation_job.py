@@ -12,6 +12,7 @@ from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.checkpoint_evaluation import has_room, scoring_checkpoints
+from magicdistill.platform.training.engine import averaged
 from magicdistill.platform.training.validation import Validation
 from magicdistill.platform.training.worker import Worker
 
@@ -58,7 +59,7 @@ def main() -> None:
             for stop in STOPS:
                 worker = train(run, cache, stop)
     own = Validation(run.recipe(), cache, rank=0, world_size=1, device="cpu", num_scored=4)
-    with worker._averaged():
+    with averaged(worker.ema):
         scores = own.scores(worker.engines["generator"].module)
     facts = {
         "rows": list(run.checkpoint_scores()),

@@ -103,7 +103,7 @@ def test_help_is_fast_and_shows_present_values_and_alternatives(job: Job) -> Non
     for text in ("Do nothing.", "--dry-run", "--resume", "-v", "--method.alpha_weak FLOAT"):
         assert text in result.stdout
     assert "--engine.kind {deepspeed,torch}" in result.stdout
-    assert any(cpu_seconds(job, "--help") < 2 for _ in range(3))  # about 1; others take wall time
+    assert any(cpu_seconds(job, "--help") < 3 for _ in range(3))  # about 1.7; others take wall time
 
 
 def cpu_seconds(job: Job, *arguments: str) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.metrics.results import AbsentMetric, Metric
@@ -15,7 +16,7 @@ from magicdistill.platform.evaluation.score_plots import plot_scores
 from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
 from magicdistill.platform.reports.run_curves import curves, time_shares
 from magicdistill.platform.reports.run_report import best_checkpoint, write_run_report
-from magicdistill.platform.runs.run_directory import RunDirectory, write_text
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 DRIFTS = {2: 0.4, 4: 0.1, 6: 0.3}
 VOID = {"meta", "img", "link", "br"}

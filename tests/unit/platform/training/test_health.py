@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from benchmarks.step import bench_recipe, write_cache
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.metrics.collapse_signs import collapse_signs, compare_signs
 from magicdistill.models.objectives.types import Batch, Loss, Method
 from magicdistill.platform.checkpoints.checkpoints import cycle_of
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import HealthConfig, Thresholds
-from magicdistill.platform.runs.run_directory import RunDirectory, write_text
+from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import Loop
 from magicdistill.platform.training.worker import Worker
@@ -169,7 +170,7 @@ def test_what_is_being_measured_stays_beside_a_new_best(tmp_path):
 
     def kept_after(cycle: int, drift: float) -> list[int]:
         worker.monitor.observe(cycle, {"drift": drift})
-        worker._save(cycle)
+        worker.checkpointer.save(cycle)
         return sorted(cycle_of(path) for path in run.checkpoints.glob("cycle-*"))
 
     assert kept_after(1, 0.3) == [1]

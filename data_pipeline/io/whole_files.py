@@ -1,0 +1,53 @@
+"""Files that are written whole or not at all, on the local disk or in an object store.
+
+Apart from `storage.py`, whose packages take a second to import: every command line reads and writes
+the small files of runs.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+PART_BYTES = 16 << 20
+"""An object from twice this size on is uploaded in parts."""
+
+
+@runtime_checkable
+class ObjectPath(Protocol):
+    """A file of an object store: a UPath."""
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Its address within the store."""
+        ...
+
+    @property
+    def fs(self) -> Any:
+        """The store, as fsspec has it."""
+        ...
+
+
+def write_text(path: Path | ObjectPath, text: str) -> None:
+    """Write a text, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def write_whole(path: Path | ObjectPath, write: Callable[[Path], object]) -> None:
+    """Let `write` make a local file, then put it in its place; folders are made at need."""
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        write(temporary)
+        os.replace(temporary, path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / path.name
+        write(temporary)
+        path.fs.put_file(str(temporary), path.path, chunksize=PART_BYTES)
