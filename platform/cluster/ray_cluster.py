@@ -52,12 +52,13 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
     also after Ctrl-C or SIGTERM, disconnects and stops every process that it started.
     """
     address = joined_address(config)
+    options: dict[str, Any] = {"address": address} if address else _local_options(config)
     with _leaving_no_process() as note_started:
         context = ray.init(
             runtime_env=_runtime_env(config, joined=bool(address)),
             log_to_driver=logs.is_verbose(),
             logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
-            **({"address": address} if address else _local_options(config)),
+            **options,
         )
         note_started()
         signal.signal(signal.SIGTERM, _leave)  # Ray's own handler dies on the spot
