@@ -40,7 +40,7 @@ COLUMNS = {
 
 
 def purpose_of(recipe: Recipe) -> str:
-    """Return what a recipe's run is for: one of the words by which MLflow's runs are told apart."""
+    """Return what a recipe's run is for: the tag `purpose` of its run in MLflow."""
     method = recipe.method
     if isinstance(method, VaeMethod):
         return "vae"
