@@ -1,4 +1,4 @@
-"""Where engines keep the state of a role, and how it is saved and restored in pieces."""
+"""Where engines keep the state of a role, and how it is saved and restored in flat shards."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ from magicdistill.platform.checkpoints.flat_shards import (
 
 @dataclass(frozen=True)
 class ShardPlace:
-    """Where this rank keeps a stretch of a parameter for its optimiser.
+    """Where this rank keeps a slice of a flattened parameter for its optimiser.
 
-    The stretch from `start` lies in `owner`, a tensor that the optimiser updates, from `offset`.
+    The `size` numbers from `start` lie in `owner`, a tensor that the optimiser updates, from
+    `offset` on.
     """
 
     name: str
@@ -32,7 +33,7 @@ class ShardPlace:
     size: int
 
     def piece(self, kind: str, like_owner: Tensor) -> FlatShard:
-        """Return the stretch in a tensor of the owner's shape."""
+        """Return the slice of a tensor of the owner's shape."""
         values = like_owner.detach().view(-1)[self.offset : self.offset + self.size]
         return FlatShard(f"{kind}/{self.name}", self.start, values)
 

@@ -1,4 +1,4 @@
-"""Look at growing files from a thread: how a driver shows what its workers write."""
+"""Watches growing files from a thread, by which a driver shows what its workers write."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Where a model that a job is given lies, told before the networks' packages are imported."""
+"""Finds the model that a job is given, before the networks' packages are imported."""
 
 from pathlib import Path
 

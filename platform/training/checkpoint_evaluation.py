@@ -16,12 +16,12 @@ from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.health import VALIDATION, cost
 
 START_S = 300.0
-"""How long a finished training waits for an examiner that has yet to start."""
+"""Seconds that a finished training waits for an evaluator that has yet to start."""
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
 class CheckpointEvaluatorActor:
-    """An examiner in a process of its own, which alone imports the networks' packages."""
+    """An evaluator in a process of its own, which alone imports the networks' packages."""
 
     def __init__(self, run: RunDirectory, held_out: str) -> None:
         from magicdistill.platform.training.checkpoint_evaluator import CheckpointEvaluator
@@ -34,7 +34,7 @@ class CheckpointEvaluatorActor:
 
 
 class CheckpointEvaluation:
-    """Has the newest checkpoint scored whenever the examiner is free, and marks the best."""
+    """Has the newest checkpoint scored whenever the evaluator is free, and marks the best."""
 
     def __init__(self, run: RunDirectory, held_out: AnyPath) -> None:
         recipe = run.recipe()
@@ -50,9 +50,9 @@ class CheckpointEvaluation:
         self._ready = self.evaluator.__ray_ready__.remote()
 
     def look(self, patience_s: float = 0.0) -> None:
-        """Score the newest checkpoint, if that is not done; what fails is told and left alone.
+        """Score the newest checkpoint, if that is not done; what fails is logged and left alone.
 
-        Waits no longer than `patience_s` for an examiner that has yet to start.
+        Waits no longer than `patience_s` for an evaluator that has yet to start.
         """
         newest = self.checkpoints.committed()[-1:]
         done = {row["step"] for row in self.run.checkpoint_scores()} | self._failed
@@ -70,9 +70,8 @@ class CheckpointEvaluation:
         ray.kill(self.evaluator)
 
     def _score(self, path: Path, cycle: int) -> None:
-        write_text(
-            self.run.scored_now_path, f"{cycle}\n"
-        )  # pruning that begins after this spares it
+        # Pruning that begins after this spares the checkpoint.
+        write_text(self.run.scored_now_path, f"{cycle}\n")
         try:
             scores: dict[str, float] = ray.get(self.evaluator.score.remote(path))
             self.run.append_checkpoint_scores(cycle, scores)
@@ -115,7 +114,10 @@ def scoring_checkpoints(run: RunDirectory, held_out: AnyPath) -> Iterator[None]:
 
 
 def has_room(recipe: Recipe, say: Callable[[str], None]) -> bool:
-    """Tell whether there is to be an examiner beside workers and makers of pairs, and its room."""
+    """Tell whether the recipe wants an evaluator and the cluster has room for it.
+
+    Room is what the workers and the producers of pairs leave; `say` receives why there is none.
+    """
     evaluation, cluster, pairs = recipe.evaluation, recipe.cluster, recipe.pairs
     if evaluation is None or evaluation.scored_by != "actor" or not evaluation.num_scored:
         return False

@@ -1,4 +1,4 @@
-"""Is a training healthy? Limits from the recipe, judged on the metrics of every cycle."""
+"""Judges whether a training is healthy, by the limits of the recipe and every cycle's metrics."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from magicdistill.platform.config.sections import HealthConfig, Thresholds
 from magicdistill.platform.runs.logs import ExplainedError
 
 VALIDATION = "validation/"
-"""Before the names of the evaluation's metrics."""
+"""Prefix of the evaluation's metrics where they are measured in training."""
 
 
 class UnhealthyError(ExplainedError):
@@ -25,7 +25,7 @@ class Violation:
     value: float
     limits: Thresholds
     times: int
-    """Values in a row outside the limits: the patience."""
+    """Number of values in a row outside the limits, which is the recipe's patience."""
 
     def __str__(self) -> str:
         repeated = f", for {self.times} values in a row" if self.times > 1 else ""

@@ -1,4 +1,4 @@
-"""The training loop: cycles, turns and accumulation windows. It sees no formula."""
+"""The training loop: cycles, updates of roles and accumulation steps. It sees no formula."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ AfterCycle = Callable[[int, Metrics], None]
 
 
 class Loop:
-    """Runs cycles of a method; every rank runs the same turns."""
+    """Runs cycles of a method; every rank runs the same updates."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Loop:
                     callback(cycle + 1, metrics)
 
     def cycle(self, cycle: int) -> Metrics:
-        """Give each role its turns; return every loss term's mean over turns and ranks.
+        """Give each role its updates; return every loss term's mean over updates and ranks.
 
         Raises UnhealthyError on all ranks where a term or a gradient is no finite number on one.
         """
@@ -104,7 +104,7 @@ def mean_over_ranks(values: dict[str, torch.Tensor], device: torch.device | str)
 
 
 def _demand_finite(cycle: int, mine: Mapping[str, torch.Tensor], means: Metrics) -> None:
-    """Raise where a value is no number; `mine` has this rank's in the order of the turns."""
+    """Raise where a value is no number; `mine` has this rank's in the order of the updates."""
     if all(map(math.isfinite, means.values())):
         return
     on_ranks = ranks.of_all([name for name, value in mine.items() if not value.isfinite()])

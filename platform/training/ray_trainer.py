@@ -52,7 +52,7 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
             "run": str(run.path),
             "data": str(data),
             "held_out": held_out and str(held_out),
-            "is_examined": is_scored_apart,
+            "is_scored_apart": is_scored_apart,
         },
         torch_config=TorchConfig(backend="nccl" if cluster.uses_gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -96,5 +96,5 @@ def train_worker(config: dict[str, Any]) -> None:
             world_size=context.get_world_size(),
             device="cpu" if cluster.rehearsal else ray.train.torch.get_device(),
             is_draining=is_draining,
-            is_scored_apart=config["is_examined"],
+            is_scored_apart=config["is_scored_apart"],
         ).run_all()

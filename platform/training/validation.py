@@ -29,7 +29,7 @@ from magicdistill.platform.training.health import VALIDATION
 
 CHUNK = 8
 NUM_FRAMES = 9
-"""About as many of a clip are in a contact sheet."""
+"""Approximate number of frames of each clip in a contact sheet."""
 
 
 def num_scored(recipe: Recipe) -> int:
@@ -87,7 +87,7 @@ class Validation:
         self.teacher_signs = collapse_signs(pixels)
 
     def health(self, pixels: Tensor) -> dict[str, float]:
-        """Return the vital signs of generated clips over those of the teacher's, and the drift."""
+        """Return clips' collapse signs over those of the teacher's clips, and the drift."""
         ratios = compare_signs(collapse_signs(pixels), self.teacher_signs)
         return {f"health/{name}": ratio for name, ratio in ratios.items()}
 
