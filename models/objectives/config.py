@@ -13,8 +13,8 @@ class ScoreSigmaConfig(Config):
     """The law of the noise level at which scores are compared. Standard."""
 
     shift: float = Field(default=5.0, gt=0)
-    low: float = Field(default=0.02, ge=0, le=1)
-    high: float = Field(default=0.98, ge=0, le=1)
+    min: float = Field(default=0.02, ge=0, le=1)
+    max: float = Field(default=0.98, ge=0, le=1)
 
 
 class SamplerConfig(Config):
@@ -31,8 +31,8 @@ class SamplerConfig(Config):
 class GuidanceRange(Config):
     """Guidance scales, drawn uniformly. The code knows the Ho form alone; this is its border."""
 
-    low: float = Field(default=1.0, ge=0)
-    high: float = Field(default=8.0, ge=0)
+    min: float = Field(default=1.0, ge=0)
+    max: float = Field(default=8.0, ge=0)
     form: Literal["ho", "magic141"] = "ho"
     """ho: u + w (c - u). magic141: (1 + w) c - w u, whose w is the Ho scale less one (003 Eq. 7).
     The range is not in the papers."""
@@ -41,12 +41,12 @@ class GuidanceRange(Config):
     def ho(self) -> tuple[float, float]:
         """The range in the Ho form."""
         offset = 1.0 if self.form == "magic141" else 0.0
-        return self.low + offset, self.high + offset
+        return self.min + offset, self.max + offset
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "GuidanceRange":
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
         return self
 
 

@@ -19,6 +19,7 @@ from tyro.constructors import (
 
 from magicdistill.models.config import Config
 from magicdistill.models.registry import UNKNOWN_CHOICE, Registry
+from magicdistill.platform.config.renamed import present_name
 
 C = TypeVar("C", bound=Config)
 T = TypeVar("T")
@@ -138,6 +139,8 @@ def _explain(cls: type[Config], values: Values, problem: Any) -> str:
     name = _dotted(values, problem["loc"])
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
+        if (present := present_name(name)) is not None:
+            return f"unknown key {name}; it is {present} now"
         near = get_close_matches(name, list(_names(cls, values)), n=1, cutoff=0.5)
         return f"unknown key {name}" + (f"; did you mean {near[0]}?" if near else "")
     if kind == "missing":

@@ -13,6 +13,7 @@ from magicdistill.models.config import Config
 from magicdistill.models.networks.config import KernelsConfig, ModelConfig
 from magicdistill.models.objectives.config import MethodConfig, VaeMethod
 from magicdistill.platform.config.overrides import RecipeError, apply_overrides, merge, validate
+from magicdistill.platform.config.renamed import with_present_names
 from magicdistill.platform.config.sections import (
     ClusterConfig,
     DeepSpeedEngineConfig,
@@ -85,6 +86,14 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     path = find_recipe(name_or_path)
     recipe = validate(Recipe, read_values(path), str(path))
     return apply_overrides(recipe, overrides, program=recipe.name) if overrides else recipe
+
+
+def load_stored(path: Path) -> Recipe:
+    """Load the resolved recipe of a run or a model, which may be older than the names of its keys.
+
+    Raises RecipeError as `load_recipe` does.
+    """
+    return validate(Recipe, with_present_names(read_values(path)), str(path))
 
 
 def with_protocol(recipe: Recipe, name: str) -> Recipe:

@@ -125,16 +125,16 @@ class ScheduleConfig(Config):
 class Thresholds(Config):
     """Between what a metric may lie; null is no limit."""
 
-    least: float | None = None
-    most: float | None = None
+    min: float | None = None
+    max: float | None = None
 
     def __contains__(self, value: float) -> bool:
         """A value that is no number lies in no limits but the open ones."""
-        above = self.least is None or value >= self.least
-        return above and (self.most is None or value <= self.most)
+        above = self.min is None or value >= self.min
+        return above and (self.max is None or value <= self.max)
 
     def __str__(self) -> str:
-        parts = {"below": self.least, "above": self.most}
+        parts = {"below": self.min, "above": self.max}
         return " or ".join(
             f"{word} {limit:g}" for word, limit in parts.items() if limit is not None
         )
@@ -158,20 +158,20 @@ class HealthConfig(Config):
     there. Known after a validation (`schedule.sample_every`) or by `evaluation.scored_by`."""
     score_gap: Thresholds = Thresholds()
     """mean|f - r|: how far the scores are apart."""
-    real_distance: Thresholds = Thresholds(most=1)
+    real_distance: Thresholds = Thresholds(max=1)
     """mean|x - r|: how far the real score moves a sample; latents have a variance of about 1."""
     gap_share: Thresholds = Thresholds()
     """Their ratio."""
-    fake_score: Thresholds = Thresholds(most=1)
+    fake_score: Thresholds = Thresholds(max=1)
     """Loss of the fake score, unscaled; a network that says nothing has about 2."""
     grad_norm: Thresholds = Thresholds()
     """Of every role, before clipping."""
-    dynamic_degree: Thresholds = Thresholds(least=0.3, most=3)
+    dynamic_degree: Thresholds = Thresholds(min=0.3, max=3)
     """Frame differences of the validation samples over those of the teacher's, as below."""
-    saturation: Thresholds = Thresholds(least=0.4, most=2.5)
-    contrast: Thresholds = Thresholds(least=0.4, most=2.5)
-    temporal_variance: Thresholds = Thresholds(least=0.1, most=10)
-    drift: Thresholds = Thresholds(most=0.7)
+    saturation: Thresholds = Thresholds(min=0.4, max=2.5)
+    contrast: Thresholds = Thresholds(min=0.4, max=2.5)
+    temporal_variance: Thresholds = Thresholds(min=0.1, max=10)
+    drift: Thresholds = Thresholds(max=0.7)
     """How far these four are from 1 together; 0.7 is a factor of two in each."""
 
 

@@ -10,7 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from magicdistill.platform.config.recipe import Recipe, load_recipe, to_yaml
+from magicdistill.platform.config.recipe import Recipe, load_stored, to_yaml
 from magicdistill.platform.runs.provenance import Provenance
 
 
@@ -140,7 +140,7 @@ class RunDirectory:
 
     def recipe(self) -> Recipe:
         """Load the resolved recipe."""
-        return load_recipe(self.recipe_path)
+        return load_stored(self.recipe_path)
 
     def provenance(self) -> Provenance:
         """Load what the run was made with."""
