@@ -18,6 +18,7 @@ class SourceConfig(Config):
     """Where clips come from: one of `SOURCES`, by its `kind`."""
 
     kind: str
+    """Kind of the source, which decides its other fields."""
 
 
 class PortraitWorld(SourceConfig):
@@ -25,8 +26,11 @@ class PortraitWorld(SourceConfig):
 
     kind: Literal["portrait-world"] = "portrait-world"
     num_clips: int = Field(ge=1)
+    """Clips that are rendered."""
     first_seed: int = Field(default=0, ge=0)
+    """Seed of the first clip; the next ones follow it."""
     num_frames: int = Field(default=51, ge=1)
+    """Frames of each clip."""
     size: int = Field(default=64, ge=16, multiple_of=2)
     """Height and width in pixels."""
 
@@ -43,8 +47,11 @@ class Folder(SourceConfig):
 
     kind: Literal["folder"] = "folder"
     path: Location
+    """Folder or address of the files."""
     license: str
+    """License that is recorded for every clip."""
     mixture: Mixture
+    """Kind of the clips, which decides their limits."""
     split_shots: bool = False
     """Cut films into their shots; without it a clip with a cut inside is left to the policy."""
     name: str = Field(default="", pattern="^[^/]*$")
@@ -67,6 +74,7 @@ class Store(Config):
     """Where the videos that a manifest names are kept."""
 
     path: Location
+    """Folder or address of the videos."""
     holds: Literal["clips", "videos"] = "clips"
     """Clips that are cut and cropped already, or whole videos: spans and crops are then applied."""
     pattern: str = ""
@@ -94,9 +102,13 @@ class Koala(SourceConfig):
 
     kind: Literal["koala-36m"] = "koala-36m"
     manifests: tuple[Location, ...] = Field(min_length=1)
+    """The CSV files of the data set."""
     store: Store
+    """Where the videos of the data set are kept."""
     license: str = "Koala-36M (non-commercial research)"
+    """License that is recorded for every clip."""
     mixture: Mixture = "general"
+    """Kind of the clips, which decides their limits."""
 
 
 class Inter4K(SourceConfig):
@@ -114,9 +126,14 @@ class Inter4K(SourceConfig):
     path: Location
     """The folder of `1.mp4`, `2.mp4`, …: `<root>/60fps/<resolution>`."""
     policy: Literal["bucket-117", "stride-2", "reject"]
+    """How clips that are shorter than the bucket are treated: `bucket-117`, `stride-2` or
+    `reject`."""
     num_clips: int = Field(default=1000, ge=1)
+    """Clips of the set, counted from the first."""
     license: str = "CC BY-NC-SA 4.0"
+    """License that is recorded for every clip."""
     mixture: Mixture = "general"
+    """Kind of the clips, which decides their limits."""
 
 
 class Hdtf(SourceConfig):
@@ -126,9 +143,13 @@ class Hdtf(SourceConfig):
     path: Location
     """The folder of `RD_annotion_time.txt` and the others, spelt as published."""
     splits: tuple[Literal["RD", "WDA", "WRA"], ...] = ("RD", "WDA", "WRA")
+    """Sets of videos that are taken."""
     store: Store
+    """Where the videos of the data set are kept."""
     license: str = "CC BY 4.0"
+    """License that is recorded for every clip."""
     mixture: Mixture = "portrait"
+    """Kind of the clips, which decides their limits."""
 
 
 class Vfhq(SourceConfig):
@@ -138,8 +159,11 @@ class Vfhq(SourceConfig):
     path: Location
     """The folder of the text files."""
     store: Store
+    """Where the videos of the data set are kept."""
     license: str = "VFHQ (research only)"
+    """License that is recorded for every clip."""
     mixture: Mixture = "portrait"
+    """Kind of the clips, which decides their limits."""
 
 
 class CelebvHq(SourceConfig):
@@ -147,9 +171,13 @@ class CelebvHq(SourceConfig):
 
     kind: Literal["celebv-hq"] = "celebv-hq"
     manifest: Location
+    """The JSON file of the data set."""
     store: Store
+    """Where the videos of the data set are kept."""
     license: str = "CelebV-HQ (non-commercial research)"
+    """License that is recorded for every clip."""
     mixture: Mixture = "portrait"
+    """Kind of the clips, which decides their limits."""
 
 
 class TalkVid(SourceConfig):
@@ -157,9 +185,13 @@ class TalkVid(SourceConfig):
 
     kind: Literal["talkvid"] = "talkvid"
     manifests: tuple[Location, ...] = Field(min_length=1)
+    """The JSON files of the data set."""
     store: Store
+    """Where the videos of the data set are kept."""
     license: str = "CC BY-NC 4.0"
+    """License that is recorded for every clip."""
     mixture: Mixture = "portrait"
+    """Kind of the clips, which decides their limits."""
 
 
 class VbenchI2v(SourceConfig):
@@ -171,13 +203,15 @@ class VbenchI2v(SourceConfig):
 
     kind: Literal["vbench-i2v"] = "vbench-i2v"
     manifest: Location
-    """`vbench2_i2v_full_info.json`."""
+    """The file `vbench2_i2v_full_info.json` of VBench."""
     images: Location
     """The folder of the pictures, such as `crop/16-9`."""
     left_out: tuple[str, ...] = ("camera_motion",)
     """Pairs that count for these dimensions alone are not listed."""
     license: str = "VBench-I2V (pictures of Pexels and Pixabay)"
+    """License that is recorded for every clip."""
     mixture: Mixture = "general"
+    """Kind of the clips, which decides their limits."""
 
 
 class JsonLines(SourceConfig):
@@ -190,11 +224,13 @@ class JsonLines(SourceConfig):
 
     kind: Literal["jsonl"] = "jsonl"
     manifests: tuple[Location, ...] = Field(min_length=1)
+    """The files of JSON lines."""
     root: Location | None = None
     """What relative `uri`s are below; by default the folder of their manifest."""
     mixture: Mixture
-    """Of lines that do not say."""
+    """Kind of the clips of lines that name none."""
     split_shots: bool = False
+    """Cut films into their shots; without it a clip with a cut inside is left to the policy."""
 
 
 Manifest = Koala | Hdtf | Vfhq | CelebvHq | TalkVid

@@ -13,16 +13,22 @@ class ScoreSigmaConfig(Config):
     """The law of the noise level at which scores are compared. Standard."""
 
     shift: float = Field(default=5.0, gt=0)
+    """Flow shift of the uniform noise level."""
     min: float = Field(default=0.02, ge=0, le=1)
+    """Smallest noise level."""
     max: float = Field(default=0.98, ge=0, le=1)
+    """Largest noise level."""
 
 
 class SamplerConfig(Config):
     """A sampler with its grid: of rollouts, validation and inference, or of the teacher."""
 
     name: Literal["euler", "consistency"] = "euler"
+    """Rule of a step: `euler` follows the flow, `consistency` predicts x0 and adds noise again."""
     num_steps: int = Field(default=4, ge=1)
+    """Steps from noise to video."""
     shift: float = Field(default=5.0, gt=0)
+    """Flow shift of the grid; a larger one spends more steps at high noise."""
     guidance: float = Field(default=1.0, ge=0)
     """Guidance scale in the Ho form, 1 is none. A guidance-embedded network takes it as an input;
     another network is run with the prompt and without."""
@@ -32,10 +38,12 @@ class GuidanceRange(Config):
     """Guidance scales, drawn uniformly. The code knows the Ho form alone; this is its border."""
 
     min: float = Field(default=1.0, ge=0)
+    """Smallest scale that is drawn."""
     max: float = Field(default=8.0, ge=0)
+    """Largest scale that is drawn."""
     form: Literal["ho", "magic141"] = "ho"
-    """ho: u + w (c - u). magic141: (1 + w) c - w u, whose w is the Ho scale less one (003 Eq. 7).
-    The range is not in the papers."""
+    """Form of the scales: `ho` is u + w (c - u); `magic141` is (1 + w) c - w u, whose w is the Ho
+    scale less one (003 Eq. 7). The range is not in the papers."""
 
     @property
     def ho(self) -> tuple[float, float]:
@@ -58,6 +66,7 @@ class CfgDistillation(Config):
     base_weight: float = Field(default=1.0, ge=0)
     """Weight of flow matching on data at scale 1 (003 Eq. 9)."""
     guidance: GuidanceRange = GuidanceRange()
+    """Scales that the network learns."""
     shift: float = Field(default=1.0, gt=0)
     """Flow shift of the uniform noise level; the paper has none."""
 
@@ -66,6 +75,7 @@ class MethodBase(Config):
     """What all methods have."""
 
     name: str
+    """Name of the method, which decides its other fields."""
 
 
 class VaeMethod(MethodBase):
@@ -83,6 +93,7 @@ class FinetuneMethod(MethodBase):
 
     name: Literal["finetune"]
     shift: float = Field(default=1.0, gt=0)
+    """Flow shift of the noise levels."""
     uniform_share: float = Field(default=0.15, ge=0, le=1)
     """Share of samples with uniform instead of logit-normal sigma."""
 
@@ -108,6 +119,7 @@ class LcmMethod(MethodBase):
     teacher: SamplerConfig = SamplerConfig(num_steps=28)
     """The grid on which neighbours are made consistent, by Euler steps of the teacher."""
     huber_c: float = Field(default=1e-3, gt=0)
+    """Width of the pseudo-Huber distance; a smaller one is nearer to L1."""
 
     @model_validator(mode="after")
     def _teacher_follows_the_flow(self) -> "LcmMethod":
@@ -123,11 +135,11 @@ class PairSupervision(Config):
     num_cycles: int = Field(ge=1)
     """Cycles over which the weights go from their first value to their last, in a line."""
     weight: tuple[float, float] = (1.0, 0.25)
-    """Of the distance to the pair's video."""
+    """First and last weight of the distance to the pair's video."""
     dmd_weight: tuple[float, float] = (0.25, 1.0)
-    """Of distribution matching, beside the method's own."""
+    """First and last factor on distribution matching, beside the method's own."""
     huber_c: float = Field(default=1e-3, gt=0)
-    """Not in the paper."""
+    """Width of the pseudo-Huber distance; not in the paper."""
 
     def weights(self, cycle: int) -> tuple[float, float]:
         """Return the weights of the pairs and of distribution matching in a cycle."""
@@ -140,6 +152,7 @@ class DistributionMatchingConfig(MethodBase):
     """What all methods of distribution matching have; the parts below make the difference."""
 
     name: str
+    """Name of the method, which decides its other fields."""
     lora: LoraConfig = LoraConfig()
     sampler: SamplerConfig = SamplerConfig()
     score_sigma: ScoreSigmaConfig = ScoreSigmaConfig()
@@ -151,6 +164,7 @@ class DistributionMatchingConfig(MethodBase):
     """One rollout serves a whole cycle, its earlier x0 predictions the fake updates; otherwise
     each turn makes its own, up to its grid index, on samples of its own."""
     dmd_weight: float = Field(default=1.0, ge=0)
+    """Weight of distribution matching in the generator's loss."""
     real_guidance: float | None = Field(default=None, ge=0)
     """Ho scale of the real score; null takes the generator's (sampler.guidance, or the scales
     that `cfg_distillation` draws). Not in the paper."""
@@ -208,7 +222,7 @@ class GroundTruthPart(Config):
     ground_truth: Literal["mse", "huber", "dmd"] = "mse"
     """Reading of 002 Eq. 7: a distance to the data, or the data in the real score's place."""
     ground_truth_weight: float = Field(default=0.2, ge=0)
-    """Not in the paper."""
+    """Weight of this supervision; not in the paper."""
 
 
 class DmdMethod(DistributionMatchingConfig):

@@ -27,6 +27,7 @@ from magicdistill.platform.config.sections import (
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 PROTOCOLS = RECIPES / "protocols"
+COMPARISONS = RECIPES / "comparisons"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Libyaml's, where there is one: seven times as fast as Python's own."""
 MODEL_FIELDS = ("null_text", "prompts", "encoding", "decoder", "num_actors")
@@ -39,6 +40,7 @@ class Recipe(Config):
     name: str
     """Names the run's folder; a recipe file without it is named after the file."""
     seed: int = 0
+    """Seed of every random number of the run."""
     runs: str = "runs"
     """Folder that receives the run. A relative one starts at the current folder; in a submitted
     job, whose current folder is a passing copy, at the home folder."""
@@ -49,18 +51,27 @@ class Recipe(Config):
     """Folder or s3://bucket/prefix of the ledger and the latents, which runs share; null is `data`
     beside the runs. A relative one starts where that of `runs` does."""
     model: ModelConfig = ModelConfig()
+    """Networks of the run and where their first weights are."""
     data: DataConfig
+    """Training clips: sources, how they are judged, and how they are stored as latents."""
     method: MethodConfig
+    """What is trained, and by which loss."""
     pairs: PairsConfig | None = None
-    """Who makes the pairs of `method.pairs`."""
+    """Generator that makes the pairs of `method.pairs`."""
     schedule: ScheduleConfig
+    """Length of the training, batch, optimisers, checkpoints and validation."""
     evaluation: EvaluationConfig | None = None
-    """Held-out clips to judge a generator on; null skips the judging."""
+    """Held-out clips on which a generator is judged; null judges none."""
     health: HealthConfig = HealthConfig()
+    """Limits of a healthy training, and what happens beyond them."""
     engine: EngineConfig = DeepSpeedEngineConfig()
+    """What runs forward, backward and update: DeepSpeed or plain PyTorch."""
     kernels: KernelsConfig = KernelsConfig()
+    """How the transformer's blocks are computed; what they compute stays the same."""
     cluster: ClusterConfig = ClusterConfig()
+    """Ray cluster, number of workers and their GPUs."""
     tracking: TrackingConfig = TrackingConfig()
+    """Where MLflow keeps the runs."""
 
     @model_validator(mode="after")
     def _pairs_are_made_and_used(self) -> Self:
@@ -160,6 +171,7 @@ def _read(path: Path, extended_by: tuple[Path, ...], cls: type[Config]) -> dict[
         raise RecipeError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
+    values.pop("about", None)  # what the file is for: recipe_list reads it
     parent = values.pop("extends", None)
     if parent is None:
         return values
