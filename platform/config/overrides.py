@@ -96,7 +96,9 @@ def _missing_entry(cls: type[Config], value: Any, path: Sequence[str]) -> Values
         return {}
     if isinstance(inner, Config):
         update = _missing_entry(type(inner), inner, rest)
-    elif isinstance(inner, dict) and dict in map(get_origin, get_args(field.annotation)):
+    elif isinstance(inner, dict) and any(
+        get_origin(part) is dict for part in get_args(field.annotation)
+    ):
         group, key = rest[0], ".".join(rest[1:-1])
         known = inner.get(group, {})
         update = {group: {**known, key: {}}} if key and key not in known else {}

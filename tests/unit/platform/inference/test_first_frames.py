@@ -70,6 +70,7 @@ def test_without_a_painter_the_nearest_image_is_the_frame(sources, model, tmp_pa
     config = changed(sources, text_to_image=None, ip_adapter=None)
     order = Order(Path(), tmp_path / "v.mp4", prompt="a face")
     found = first_frame(config, model, order)
+    assert config.index is not None
     with ImagePriors(config, model) as priors:
         text = priors._clip.texts(["a face"])
         names = [str(config.index / f"{seed}.png") for seed in range(3)]
