@@ -130,7 +130,7 @@ class BareLoop:
 
     def _noised(self, x0: Tensor, rng: Randomness, stream: str) -> tuple[Tensor, Tensor, Tensor]:
         law = self.method.score_sigma
-        sigma = score_sigma(rng.uniform(f"{stream}-sigma"), law.shift, law.low, law.high)
+        sigma = score_sigma(rng.uniform(f"{stream}-sigma"), law.shift, law.min, law.max)
         eps = rng.normal(f"{stream}-eps", x0.shape[1:])
         return add_noise(x0, eps, sigma), sigma, eps
 

@@ -20,10 +20,13 @@ class Bucket(Config):
     """The shape that every window of a clip is brought to before encoding."""
 
     num_frames: int = Field(default=17, ge=1)
-    """4k+1, for the causal VAE."""
+    """Frames of a window, 4k+1 for the causal VAE."""
     height: int = Field(default=64, multiple_of=8)
+    """Height of a window in pixels."""
     width: int = Field(default=64, multiple_of=8)
+    """Width of a window in pixels."""
     fps: float = Field(default=24.0, gt=0)
+    """Frames per second of a window."""
 
     def __str__(self) -> str:
         return f"{self.num_frames}x{self.height}x{self.width}@{self.fps:g}"
@@ -56,8 +59,8 @@ class Measures(Config):
     """What else is measured of every clip. A new scorer, or one with other settings, weights or
     code, measures what is known already; everything else is left alone."""
     num_gpus_per_actor: float = Field(default=0.0, ge=0)
-    """Reserved by processes that run networks of torch, `embedding` and `aesthetics`; OpenCV's run
-    on CPUs. Scores that were taken on either are kept."""
+    """GPUs that the processes of `embedding` and `aesthetics` reserve; scorers of OpenCV run on
+    CPUs. Changing it takes no score again."""
 
     @model_validator(mode="after")
     def _check_scorers(self) -> "Measures":
@@ -80,7 +83,9 @@ class Limit(Config):
     """What a score may be."""
 
     min: float | None = None
+    """Smallest value that passes; null is no limit."""
     max: float | None = None
+    """Largest value that passes; null is no limit."""
 
 
 _EVERYWHERE = {
@@ -117,9 +122,9 @@ class Policy(Config):
     """Thresholds over stored scores; changing one decodes and encodes nothing again."""
 
     min_short_side: int = 540
-    """Pixels."""
+    """Smallest short side of a clip in pixels."""
     min_long_side: int = 960
-    """Pixels."""
+    """Smallest long side of a clip in pixels."""
     max_upscale: float = Field(default=1.0, ge=1)
     """How many times smaller than the bucket a clip may be; 1 enlarges nothing."""
     min_frames: int | None = None
@@ -127,21 +132,25 @@ class Policy(Config):
     min_decoded_ratio: float = Field(default=0.98, ge=0, le=1)
     """Decoded frames over those that the container announces."""
     max_cuts: int = Field(default=0, ge=0)
+    """Cuts that a clip may have inside."""
     min_motion_px: float | None = Field(default=None, ge=0)
     """Mean optical flow in pixels, under `Measures`; null is 0.3 for portraits, 1 for others."""
     max_motion_px: float | None = Field(default=None, gt=0)
-    """Null is 8 for portraits, 10 for others."""
+    """Largest mean optical flow in pixels; null is 8 for portraits, 10 for others."""
     limits: dict[Literal["all", Mixture], dict[str, Limit]] = Field(default_factory=dict)
-    """Limits by score, such as `text.area`, for `all` mixtures or for one, instead of the usual
-    ones; `{}` for a score lifts its limit."""
+    """Limits by score, such as `text.area`, for `all` mixtures or for one. A limit given here
+    replaces the usual one whole, so a bound that is left out is lifted; `{}` in a recipe file lifts
+    both."""
     crop_bars: bool = False
     """Cut black bars off and judge the size of what is left, instead of rejecting the clip."""
     max_clips_per_source: int = Field(default=8, ge=1)
+    """Clips that are kept of each source, drawn by a hash."""
     max_hash_bits: float = Field(default=6.0, ge=0, le=32)
     """Clips are near duplicates where their 64-bit perceptual hashes differ in at most so many
     bits on average, if the recipe takes `phash`."""
     min_cosine: float = Field(default=0.98, gt=0, le=1)
-    """The same for `embedding`, which goes before hashes."""
+    """Clips are near duplicates where the cosine of their embeddings is at least this, if the
+    recipe takes `embedding`, which goes before hashes."""
 
     def limits_of(self, mixture: str) -> dict[str, Limit]:
         """Return what holds for the scores of a mixture's clips."""
@@ -181,6 +190,7 @@ class Decoder(Config):
     """Limits for the child process that opens untrusted files."""
 
     timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds after which a file that is being decoded is given up."""
     num_attempts: int = Field(default=2, ge=1)
     """A file that crashes or hangs the decoder this many times is given up and recorded."""
 
@@ -189,11 +199,15 @@ class Encoding(Config):
     """How windows become cached latents."""
 
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numbers in which the VAE computes."""
     stored_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Numbers in which latents are stored."""
     batch_size: int = Field(default=4, ge=1)
     """Windows per forward of the VAE. On CPUs 2 to 4 are fastest; 1 is several times slower."""
     rows_per_shard: int = Field(default=64, ge=1)
+    """Latents in one file of the cache."""
     num_gpus_per_actor: float = Field(default=0.0, ge=0)
+    """GPUs that each encoding process reserves; 0 encodes on CPUs."""
 
     @property
     def dtypes(self) -> str:
@@ -206,8 +220,11 @@ class NullText(Config):
     """Shape of the null prompt's zero embedding."""
 
     num_tokens: int = Field(default=4, ge=1)
+    """Tokens of the embedding."""
     token_dim: int = Field(default=64, ge=1)
+    """Width of each token."""
     pooled_dim: int = Field(default=64, ge=1)
+    """Width of the pooled embedding."""
 
 
 class Prompts(Config):
@@ -216,22 +233,28 @@ class Prompts(Config):
     encoder: str
     """Local folder of diffusers: text_encoder, tokenizer, text_encoder_2, tokenizer_2."""
     num_tokens: int = Field(default=256, ge=1)
-    """Of a prompt; longer ones are cut."""
+    """Tokens of a prompt; longer ones are cut."""
     drop: float = Field(default=0.1, ge=0, le=1)
     """Share of the training samples that get the null prompt."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Numbers in which the text encoders compute."""
     stored_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Numbers in which embeddings are stored."""
     batch_size: int = Field(default=8, ge=1)
     """Prompts per forward of the encoders."""
     prompts_per_shard: int = Field(default=256, ge=1)
+    """Prompts in one file of the cache."""
     num_gpus_per_actor: float = Field(default=0.0, ge=0)
+    """GPUs that each encoding process reserves; 0 encodes on CPUs."""
 
 
 class DataConfig(Config):
     """Everything that `curate` needs to turn sources into a latent cache."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
+    """Where clips come from, one entry for each collection."""
     bucket: Bucket = Bucket()
+    """Shape of the windows that are encoded."""
     other_buckets: tuple[Bucket, ...] = ()
     """More shapes, such as portrait beside landscape: a clip goes to the one of the nearest aspect
     and is judged against that. All samples of an update have one shape."""
@@ -240,10 +263,15 @@ class DataConfig(Config):
     flip: bool = True
     """Add a mirrored row for every window."""
     measures: Measures = Measures()
+    """How clips are found and scored."""
     policy: Policy = Policy()
+    """Which clips are kept, by limits on stored scores."""
     decoder: Decoder = Decoder()
+    """Limits of the process that opens untrusted files."""
     encoding: Encoding = Encoding()
+    """How windows become cached latents."""
     null_text: NullText = NullText()
+    """Shape of the null prompt's zero embedding."""
     prompts: Prompts | None = None
     """How captions are embedded; null trains every clip on the zero embedding of `null_text`."""
     mixture_weights: dict[Mixture, PositiveFloat] = Field(default_factory=dict)

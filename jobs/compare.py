@@ -3,48 +3,53 @@
 A run that is finished is kept, one that was interrupted goes on: give the same command again.
 """
 
-import sys
-from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
+from magicdistill.models.config import Config
 from magicdistill.platform.comparison.comparison_recipe import (
     ComparisonRecipe,
     check_names,
     describe_plan,
     load_comparison,
 )
-from magicdistill.platform.config.overrides import RecipeError, parse
-from magicdistill.platform.launch.cli import refuse
+from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.config.recipe_list import demand_job, format_list
+from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse, width
 from magicdistill.platform.runs import logs
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The flags of the job."""
+class Arguments(Config):
+    """Flags of this job."""
 
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = "portrait-tiny-compare"
     """Comparison to run: a name in jobs/recipes/comparisons, or a YAML file."""
+    list_recipes: Annotated[Switch, tyro.conf.arg(name="list")] = False
+    """List the comparisons that come with the project, with purpose, hardware and time."""
     only: tuple[str, ...] = ()
     """Methods and ablations to run; the report has all that is finished."""
     seeds: tuple[int, ...] = ()
     """Seeds of the methods, instead of the recipe's."""
     runs: str | None = None
     """Folder that receives the runs, instead of the recipe's."""
-    report: tyro.conf.FlagCreatePairsOff[bool] = False
+    report: Switch = False
     """Train nothing; make tables, curves and pictures of what is finished."""
-    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    dry_run: Switch = False
     """List the runs with what they change in the base recipe, and exit."""
-    verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False
-    """Show what the frameworks have to say."""
+    verbose: Annotated[Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """Also show the messages of the frameworks."""
 
 
 def main() -> None:
     """Parse the command line and run the job."""
-    with logs.ending_with_its_reader():
-        args = parse(Arguments, sys.argv[1:], prog="python jobs/compare.py", description=__doc__)
+    args = parse_arguments("compare", Arguments, __doc__)
+    if args.list_recipes:
+        with logs.ending_with_its_reader():
+            print(format_list("compare", Arguments().recipe, width()))
+        return
     try:
+        demand_job(args.recipe, "compare")
         comparison = _comparison(args)
     except RecipeError as error:
         refuse("compare", error)

@@ -1,40 +1,49 @@
 """Turn a recipe's sources into a verified latent cache; what is done already is not done again.
 
---stage STAGE does one part alone, on what earlier runs left: ingest (list the sources, record what
-is missing), score, decide, encode. Without it all of them run, and a report is written.
---calibrate prints the quantiles of every score beside the present thresholds, and what each of
-them rejects. --report writes the report. Given without a stage, both do no other work.
---verify reads every committed shard and every part of the ledger and exits with 1 where one is
-damaged; with --repair those are dropped, and the next run makes them anew. It also prints
-statistics of the latents' channels and the PSNR of a decoded sample.
---takedown SOURCE_ID removes a film from ledger, clips and latents, and keeps it away.
+Without --stage the job lists the sources, scores their clips, decides which are kept, encodes those
+and writes a report. --calibrate and --report, given without a stage, do no other work.
 """
 
-import argparse
 import sys
+from typing import Annotated, Literal
 
-from magicdistill.platform.launch.cli import parse_job, refuse
+import tyro
+
+from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.launch.cli import JobFlags, Switch, parse_job, refuse
+
+
+class Flags(JobFlags):
+    """Flags of this job."""
+
+    stage: Literal["ingest", "score", "decide", "encode", "all"] | None = None
+    """Do one part alone, on what earlier runs left: ingest lists the sources and records what is
+    missing, score measures clips, decide applies the policy, encode makes latents."""
+    calibrate: Switch = False
+    """Print the quantiles of every score beside the present limits, and what each limit rejects."""
+    report: Switch = False
+    """Write the report."""
+    verify: Switch = False
+    """Read every committed shard and every part of the ledger, print statistics of the latents and
+    the PSNR of a decoded sample, and exit with 1 where something is damaged."""
+    repair: Switch = False
+    """With --verify, drop what is damaged; the next run makes it again."""
+    takedown: Annotated[str | None, tyro.conf.arg(metavar="SOURCE_ID")] = None
+    """Remove a film from the ledger, the clips and the latents, and keep it away."""
 
 
 def main() -> None:
     """Parse the command line and run the job."""
-    own = argparse.ArgumentParser("python jobs/curate.py", add_help=False, allow_abbrev=False)
-    own.add_argument("--stage", choices=("ingest", "score", "decide", "encode", "all"))
-    own.add_argument("--calibrate", action="store_true")
-    own.add_argument("--report", action="store_true")
-    own.add_argument("--verify", action="store_true")
-    own.add_argument("--repair", action="store_true")
-    own.add_argument("--takedown", metavar="SOURCE_ID")
-    flags, rest = own.parse_known_args()
-    if flags.repair and not flags.verify:
-        own.error("--repair goes with --verify")
     args = parse_job(
-        "curate", default_recipe="portrait-tiny-data", description=__doc__ or "", arguments=rest
+        "curate", Flags, default_recipe="portrait-tiny-data", description=__doc__ or ""
     )
+    flags = args.flags
+    if flags.repair and not flags.verify:
+        refuse("curate", RecipeError("--repair goes with --verify"))
     if args.resume:
-        own.error("curation goes on by itself: give the command without --resume again")
+        message = "curation goes on by itself: give the command without --resume again"
+        refuse("curate", RecipeError(message))
 
-    from magicdistill.platform.config.overrides import RecipeError
     from magicdistill.platform.launch import curation_commands
 
     try:

@@ -1,31 +1,35 @@
-"""Distil a many-step teacher to a few-step generator.
+"""Distil a many-step teacher to a few-step generator."""
 
---save_pairs DIR makes the noise-data pairs of a 1-step recipe, as many as its training reads,
-stores them in DIR, where `--pairs.stored` finds them, and trains nothing.
-"""
+from typing import Annotated
 
-import argparse
+import tyro
 
-from magicdistill.platform.launch.cli import parse_job
+from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse
+
+
+class Flags(JobFlags):
+    """Flags of this job."""
+
+    save_pairs: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Train nothing: make the noise-data pairs of a 1-step recipe, as many as its training reads,
+    and store them in DIR, where `--pairs.stored` finds them."""
 
 
 def main() -> None:
     """Parse the command line and run the job."""
-    own = argparse.ArgumentParser("python jobs/distill.py", add_help=False, allow_abbrev=False)
-    own.add_argument("--save_pairs", "--save-pairs", metavar="DIR")
-    flags, rest = own.parse_known_args()
-    args = parse_job(
-        "distill", default_recipe="portrait-tiny", description=__doc__ or "", arguments=rest
-    )
+    args = parse_job("distill", Flags, default_recipe="portrait-tiny", description=__doc__ or "")
+    folder = args.flags.save_pairs
+    if folder is not None and (args.recipe.pairs is None or args.resume):
+        message = "--save_pairs goes with a recipe that has `pairs`, and without --resume"
+        refuse("distill", RecipeError(message))
 
     from magicdistill.platform.launch import run_job
 
-    if flags.save_pairs is None:
+    if folder is None:
         run_job.run_job(args.recipe, args.resume)
-    elif args.recipe.pairs is None or args.resume:
-        own.error("--save_pairs goes with a recipe that has `pairs`, and without --resume")
     else:
-        run_job.save_pairs(args.recipe, flags.save_pairs)
+        run_job.save_pairs(args.recipe, folder)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,52 @@
-"""Score a model beside its teacher by a protocol, with every metric that is there.
+"""Score a model beside its teacher by a protocol, with every metric that can be measured.
 
---protocol takes vfhq, hdtf, celebv, portrait-vbench, i2v-vbench, portrait-tiny or a file of one's
-own; by default it is the recipe's `evaluation`. --model takes a run (a folder, a name, or `latest`)
-or a folder of weights; --weights the folder of the metrics' networks (docs/evaluation.md), without
-which only temporal flickering and the proxies are measured. Give the same command again to go on
-with a stopped evaluation.
-
---report RUN writes one page about a run instead: what was trained on what, its curves, best
-checkpoint, videos and scores.
+Give the same command again to go on with a stopped evaluation.
 """
 
-import argparse
-from functools import partial
+from typing import Annotated
 
+import tyro
+
+from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import Recipe, with_protocol
-from magicdistill.platform.launch.cli import parse_job, refuse
+from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.find_model import find_model
 from magicdistill.platform.runs.run_directory import RunDirectory
 
 
+class Flags(JobFlags):
+    """Flags of this job."""
+
+    model: Annotated[str | None, tyro.conf.arg(metavar="RUN|DIR")] = None
+    """Model to score: a run (a folder, a name, or `latest`) or a folder of weights."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the metrics' networks (docs/evaluation.md), without which only temporal flickering
+    and the proxies are measured."""
+    protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    """Protocol to score by: vfhq, hdtf, celebv, portrait-vbench, i2v-vbench, portrait-tiny or a
+    file of your own; by default it is the recipe's `evaluation`."""
+    report: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Score nothing: write one page about a run, with what was trained on what, its curves, best
+    checkpoint, videos and scores."""
+
+
 def main() -> None:
     """Parse the command line and run the job."""
-    own = argparse.ArgumentParser("python jobs/evaluate.py", add_help=False, allow_abbrev=False)
-    own.add_argument("--model", metavar="RUN|DIR")
-    own.add_argument("--weights", metavar="DIR")
-    own.add_argument("--protocol", metavar="NAME|FILE")
-    own.add_argument("--report", metavar="RUN")
-    flags, rest = own.parse_known_args()
     args = parse_job(
         "evaluate",
+        Flags,
         default_recipe="portrait-tiny",
         description=__doc__ or "",
-        arguments=rest,
-        adapt=partial(_with, flags.protocol, flags.weights),
+        adapt=_with,
         trains=False,
     )
+    flags = args.flags
     if flags.report is not None:
         return _report(flags.report, args.recipe.runs)
     if flags.model is None or args.resume is not None or args.recipe.evaluation is None:
-        own.error("give --model, --protocol or a recipe that has `evaluation`, and no --resume")
+        message = "give --model, --protocol or a recipe that has `evaluation`, and no --resume"
+        refuse("evaluate", RecipeError(message))
 
     try:
         student, folder = find_model(args.recipe, flags.model)
@@ -59,11 +66,11 @@ def _report(name: str, runs: str) -> None:
         refuse("evaluate", error)
 
 
-def _with(protocol: str | None, networks: str | None, recipe: Recipe) -> Recipe:
-    recipe = with_protocol(recipe, protocol) if protocol else recipe
-    if networks is None or recipe.evaluation is None:
+def _with(flags: Flags, recipe: Recipe) -> Recipe:
+    recipe = with_protocol(recipe, flags.protocol) if flags.protocol else recipe
+    if flags.weights is None or recipe.evaluation is None:
         return recipe
-    evaluation = recipe.evaluation.model_copy(update={"networks": networks})
+    evaluation = recipe.evaluation.model_copy(update={"networks": flags.weights})
     return recipe.model_copy(update={"evaluation": evaluation})
 
 

@@ -4,21 +4,18 @@ SOURCE is a run (a folder, a name in --runs, or `latest`), whose newest intact c
 or the folder of one checkpoint.
 """
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from magicdistill.platform.config.overrides import parse
-from magicdistill.platform.launch.cli import refuse
+from magicdistill.models.config import Config
+from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The flags of the job."""
+class Arguments(Config):
+    """Flags of this job."""
 
     source: Annotated[str, tyro.conf.arg(metavar="RUN|CHECKPOINT"), tyro.conf.Positional]
     """Run or checkpoint to export."""
@@ -26,24 +23,23 @@ class Arguments:
     """Folder to write, which must be new or empty."""
     role: str = "generator"
     """Role whose network is exported."""
-    ema: bool = True
-    """Take the average of the weights, where the run keeps one, instead of the last ones."""
+    no_ema: Switch = False
+    """Take the last weights, also where the run keeps their average."""
     dtype: Literal["fp16", "bf16", "fp32", "int8"] = "fp16"
-    """Numbers of the files; int8 is of the linears' weights, beside bf16."""
+    """Numbers of the files; int8 holds the linears' weights as integers and the rest in bf16."""
     encoders: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of diffusers whose text encoders are written too, in the same numbers."""
-    lora_only: bool = False
+    lora_only: Switch = False
     """Write the weak-to-strong LoRA alone, which goes on the teacher."""
     runs: str = "runs"
     """Folder of the runs."""
-    verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False
-    """Show what the frameworks have to say."""
+    verbose: Annotated[Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """Also show the messages of the frameworks."""
 
 
 def main() -> None:
     """Parse the command line and run the job."""
-    with logs.ending_with_its_reader():
-        args = parse(Arguments, sys.argv[1:], prog="python jobs/export.py", description=__doc__)
+    args = parse_arguments("export", Arguments, __doc__)
     logs.configure(verbose=args.verbose)
 
     from magicdistill.platform.export.export import ExportError, export, export_lora
@@ -57,7 +53,7 @@ def main() -> None:
             args.to,
             runs=args.runs,
             role=args.role,
-            ema=args.ema,
+            ema=not args.no_ema,
             dtype=args.dtype,
             encoders=args.encoders,
             say=logs.say,

@@ -1,34 +1,37 @@
-"""Tell what a recipe needs: memory by role and part, time, data, and whether it fits.
+"""Plan what a recipe needs: memory by role and part, time, data, and whether it fits."""
 
---json prints it for machines. --mfu SHARE is the share of the GPUs' peak that computation reaches;
-0.4 by default, what the papers' 10 minutes for 28 steps on one H100 come to. --rates FILE takes it
-from a result of benchmarks/gpu.py.
-"""
-
-import argparse
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from magicdistill.platform.launch.cli import parse_job
+import tyro
+
+from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.launch.cli import JobFlags, Switch, parse_job, refuse
 from magicdistill.platform.runs import logs
+
+
+class Flags(JobFlags):
+    """Flags of this job."""
+
+    json_output: Annotated[Switch, tyro.conf.arg(name="json")] = False
+    """Print the plan as JSON, for machines."""
+    mfu: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
+    """Share of the GPUs' peak that computation reaches; by default 0.4, which the papers' 10
+    minutes for 28 steps on one H100 come to."""
+    rates: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Take that share from a result of benchmarks/gpu.py instead."""
 
 
 def main() -> None:
     """Parse the command line and print the plan; exit with 1 where the recipe does not fit."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--json", action="store_true")
-    speed = own.add_mutually_exclusive_group()
-    speed.add_argument("--mfu", type=float)
-    speed.add_argument("--rates", type=Path)
-    flags, rest = own.parse_known_args()
     args = parse_job(
-        "plan",
-        default_recipe="magic141-4step-40xh100",
-        description=__doc__ or "",
-        arguments=rest,
+        "plan", Flags, default_recipe="magic141-4step-40xh100", description=__doc__ or ""
     )
+    flags = args.flags
+    if flags.mfu is not None and flags.rates is not None:
+        refuse("plan", RecipeError("give one of --mfu and --rates"))
 
-    from magicdistill.platform.config.overrides import RecipeError
     from magicdistill.platform.planning.gpu_rates import measured_mfu
     from magicdistill.platform.planning.plan import PAPER_MFU, plan
     from magicdistill.platform.planning.plan_table import format_plan, to_json
@@ -41,7 +44,7 @@ def main() -> None:
     except RecipeError as error:
         sys.exit(str(error))
     with logs.ending_with_its_reader():
-        print(to_json(made) if flags.json else format_plan(made))
+        print(to_json(made) if flags.json_output else format_plan(made))
     sys.exit(made.fits is False)
 
 

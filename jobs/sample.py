@@ -8,23 +8,22 @@ same seed gives the same video.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from magicdistill.models.config import Config
 from magicdistill.platform.config.first_frame_sections import PriorConfig
-from magicdistill.platform.config.overrides import parse
-from magicdistill.platform.launch.cli import refuse
+from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
 NO_PRIOR = PriorConfig()
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The flags of the job."""
+class Arguments(Config):
+    """Flags of this job."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="MP4|DIR")] = None
     """Video to write; with --inputs, folder of the videos."""
@@ -39,16 +38,18 @@ class Arguments:
     """Text of the video, and of its first frame without --image; by default the null prompt, which
     image-to-video is trained on."""
     prior: Annotated[PriorConfig, tyro.conf.arg(name="")] = NO_PRIOR
+    """Where the first frame of a prompt without an image comes from."""
     seconds: float | None = None
-    """Length; beyond the model's own, windows follow one another. By default one window."""
+    """Length of the video in seconds; beyond the model's own, windows follow one another. By
+    default one window."""
     seed: int = 0
-    """Noise. Line i of a list has this seed plus i."""
+    """Seed of the noise. Line i of a list has this seed plus i."""
     steps: int | None = None
     """Steps of the sampler; by default, like the next two, what the model was trained for."""
     shift: float | None = None
-    """Flow shift of its grid."""
+    """Flow shift of the sampler's grid."""
     guidance: float | None = None
-    """Ho scale of the guidance."""
+    """Guidance scale in the Ho form; 1 is none."""
     size: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="FRAMES HEIGHT WIDTH")] = (
         None
     )
@@ -58,12 +59,12 @@ class Arguments:
     pull: float = 0.2
     """How far every window starts nearer to the coarse picture of the first frame, against drift;
     0 for a camera or a subject that moves far."""
-    int8: bool = False
+    int8: Switch = False
     """Hold the linears' weights as eight-bit integers, in half the memory; the encoders' too."""
-    offload: bool = False
+    offload: Switch = False
     """Keep the transformer in host memory, its layers on the GPU only while they compute."""
-    psnr: bool = False
-    """Also make one window in bf16, and tell how near that of --int8 is."""
+    psnr: Switch = False
+    """Also make one window in bf16, and print the PSNR of --int8 against it."""
     vae: str | None = None
     """Folder of the VAE; by default that of the model's recipe, or `vae` beside the model."""
     encoders: str | None = None
@@ -72,14 +73,14 @@ class Arguments:
     """Actors for --inputs; by default one a GPU, without GPUs one a core."""
     address: str | None = None
     """Ray cluster for --inputs; by default one on this machine."""
-    serve: bool = False
+    serve: Switch = False
     """Answer a web page on this machine, where a portrait becomes a video."""
     port: int = 7860
-    """Of that page; 0 takes a free one."""
+    """Port of that page; 0 takes a free one."""
     runs: str = "runs"
     """Folder of the runs."""
-    verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False
-    """Show what the frameworks have to say."""
+    verbose: Annotated[Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """Also show the messages of the frameworks."""
 
     @property
     def only_indexes(self) -> bool:
@@ -97,8 +98,7 @@ class Arguments:
 
 def main() -> None:
     """Parse the command line and run the job."""
-    with logs.ending_with_its_reader():
-        args = parse(Arguments, sys.argv[1:], prog="python jobs/sample.py", description=__doc__)
+    args = parse_arguments("sample", Arguments, __doc__)
     if problem := args.problem():
         refuse("sample", ValueError(problem))
     logs.configure(verbose=args.verbose)

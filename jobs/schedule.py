@@ -9,47 +9,44 @@ schedule leaves a running job alone; the next one finds it.
 import re
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from magicdistill.platform.config.overrides import parse
-from magicdistill.platform.launch.cli import refuse
+from magicdistill.models.config import Config
+from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The flags of the job."""
+class Arguments(Config):
+    """Flags of this job."""
 
     cron: str | None = None
     """When to run: minute, hour, day of month, month, day of week; or six fields from seconds."""
     timezone: str = "UTC"
     """Time zone of --cron, such as Europe/Berlin."""
-    once: tyro.conf.FlagCreatePairsOff[bool] = False
+    once: Switch = False
     """Instead of --cron: run now, unless one is running, wait, and exit with 1 if it fails."""
-    catch_up: tyro.conf.FlagCreatePairsOff[bool] = False
+    catch_up: Switch = False
     """Make up for missed times with one run as soon as possible."""
-    skip_missed: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Let missed times go; the default."""
+    skip_missed: Switch = False
+    """Let missed times go, which is the default."""
     max_runs: int | None = None
     """Exit after so many runs, with 1 if one of them failed."""
     address: str | None = None
-    """Of the cluster's dashboard, as http://127.0.0.1:8265; else RAY_API_SERVER_ADDRESS."""
+    """Address of the cluster's dashboard, such as http://127.0.0.1:8265; by default
+    RAY_API_SERVER_ADDRESS."""
     name: str | None = None
-    """Of the schedule, by default the job's; jobs of one name never run at once."""
+    """Name of the schedule, by default the job's; jobs of one name never run at once."""
     history: Path | None = None
-    """File of what became of every run; by default runs/schedules/NAME.jsonl."""
+    """File that records every run; by default runs/schedules/NAME.jsonl."""
     working_dir: str = str(ROOT)
-    """Folder that goes along with the job."""
+    """Folder that is sent along with the job."""
     env: tuple[str, ...] = ()
-    """Environment of the job, as NAME=VALUE."""
-    stop_job: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Stop the running job as well when the schedule is stopped by SIGTERM or Ctrl-C."""
-    show: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Environment variables of the job, as NAME=VALUE."""
+    stop_job: Switch = False
+    """Also stop the running job when the schedule is stopped by SIGTERM or Ctrl-C."""
+    show: Switch = False
     """Print the history and exit."""
 
 
@@ -57,7 +54,7 @@ def main() -> None:
     """Parse the command line and keep the schedule."""
     own, entrypoint = _split(sys.argv[1:])
     with logs.ending_with_its_reader():
-        args = parse(Arguments, own, prog="python jobs/schedule.py", description=__doc__)
+        args = parse_arguments("schedule", Arguments, __doc__, own)
         if args.show:
             _show(args, entrypoint)
             return

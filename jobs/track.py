@@ -1,34 +1,31 @@
 """Send to MLflow what a run could not, because the server was away; or all to another server."""
 
 import sys
-from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from magicdistill.platform.config.overrides import parse
-from magicdistill.platform.launch.cli import refuse
+from magicdistill.models.config import Config
+from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The flags of the job."""
+class Arguments(Config):
+    """Flags of this job."""
 
     run: Annotated[str, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional] = "latest"
-    """Run by folder or name."""
+    """Run to send, by its folder, its name or `latest`."""
     uri: str | None = None
-    """MLflow server or store, instead of that of the run's recipe."""
+    """MLflow server or store that receives it, instead of the one of the run's recipe."""
     runs: str = "runs"
     """Folder of the runs."""
-    verbose: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(aliases=["-v"])] = False
-    """Show what the frameworks have to say."""
+    verbose: Annotated[Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """Also show the messages of the frameworks."""
 
 
 def main() -> None:
     """Parse the command line and run the job."""
-    with logs.ending_with_its_reader():
-        args = parse(Arguments, sys.argv[1:], prog="python jobs/track.py", description=__doc__)
+    args = parse_arguments("track", Arguments, __doc__)
     logs.configure(verbose=args.verbose)
 
     from magicdistill.platform.launch.run_job import register_model

@@ -43,6 +43,7 @@ class Scorer(Config):
     """
 
     kind: str
+    """Name of the scorer, which decides its other settings."""
     MODEL: ClassVar[str]
     """What measures, for people who read the stored scores."""
     SCORES: ClassVar[tuple[str, ...]] = ()
@@ -127,6 +128,7 @@ class CountScorer(Scorer):
 
     COSTLY: ClassVar = True
     num_frames: int = Field(default=3, ge=1)
+    """Frames of a clip that are looked at."""
 
     def indices(self, start: int, stop: int, fps: float) -> Sequence[int]:
         """Return the middles of `num_frames` equal parts."""

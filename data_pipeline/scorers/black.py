@@ -22,8 +22,11 @@ class Black(RateScorer):
     kind: Literal["black"] = "black"
     sampling_fps: float = 8.0
     short_side: int = 240
+    """Frames are reduced to this short side in pixels."""
     dark_level: int = 25
+    """Luma from 0 to 255 up to which a pixel is black."""
     black_share: float = 0.98
+    """Share of black pixels from which a frame is black."""
     MODEL: ClassVar = "FFmpeg blackdetect's rule"
     SCORES: ClassVar = ("longest_s", "share")
 

@@ -20,6 +20,7 @@ class Blur(RateScorer):
 
     kind: Literal["blur"] = "blur"
     short_side: int = 540
+    """Frames are reduced to this short side in pixels."""
     MODEL: ClassVar = "Crete et al. 2007, 9 taps"
     SCORES: ClassVar = ("effect",)
     PROXY_FOR: ClassVar = "clarity"

@@ -13,6 +13,7 @@ class Exposure(RateScorer):
 
     kind: Literal["exposure"] = "exposure"
     short_side: int = 240
+    """Frames are reduced to this short side in pixels."""
     MODEL: ClassVar = "BT.601 luma, full range"
     SCORES: ClassVar = ("luma", "clipped_share")
 

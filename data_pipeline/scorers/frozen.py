@@ -22,8 +22,9 @@ class Frozen(RateScorer):
     kind: Literal["frozen"] = "frozen"
     sampling_fps: float = 8.0
     short_side: int = 240
+    """Frames are reduced to this short side in pixels."""
     max_difference: float = 0.5
-    """Grey levels of 255."""
+    """Mean difference in grey levels of 255 up to which two samples are one picture."""
     MODEL: ClassVar = "FFmpeg freezedetect's rule"
     SCORES: ClassVar = ("longest_s",)
 

@@ -22,7 +22,9 @@ class Letterbox(RateScorer):
     kind: Literal["letterbox"] = "letterbox"
     sampling_fps: float = 1.0
     short_side: int = 540
+    """Frames are reduced to this short side in pixels."""
     dark_level: float = 24.0
+    """Mean luma from 0 to 255 up to which a row or column belongs to a bar."""
     min_step: float = 12.0
     """Grey levels between a bar and the picture three lines further, in some sample."""
     CODE: ClassVar = 1

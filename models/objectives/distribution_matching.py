@@ -147,7 +147,7 @@ class DistributionMatching(Method):
 
     def _noise(self, x0: Tensor, rng: Rng, stream: str) -> Noised:
         law = self.config.score_sigma
-        sigma = score_sigma(rng.uniform(f"{stream}-sigma"), law.shift, law.low, law.high)
+        sigma = score_sigma(rng.uniform(f"{stream}-sigma"), law.shift, law.min, law.max)
         return noised(x0, rng.normal(f"{stream}-eps", x0.shape[1:]), sigma)
 
     def _critic_loss(self, inputs: LossInputs, x_hat: Tensor) -> Loss:

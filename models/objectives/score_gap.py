@@ -32,7 +32,7 @@ def weak_to_strong_gap(
     the LoRA acts linearly they are 1 - alpha_weak / alpha_strong and 1: weak-to-strong is then a
     mere rescaling, which Adam undoes. Our own measure.
     """
-    sigma = score_sigma(rng.uniform("gap-sigma"), law.shift, law.low, law.high)
+    sigma = score_sigma(rng.uniform("gap-sigma"), law.shift, law.min, law.max)
     x_sigma = add_noise(x_hat, rng.normal("gap-eps", x_hat.shape[1:]), sigma)
 
     def gap(alpha: float) -> Float[Tensor, "b n"]:

@@ -12,10 +12,8 @@ from pydantic import Field, model_validator
 
 from magicdistill.models.config import Config
 from magicdistill.platform.config.overrides import RecipeError, Values, merge, validate
-from magicdistill.platform.config.recipe import RECIPES, Recipe, find_recipe, read_values
+from magicdistill.platform.config.recipe import COMPARISONS, Recipe, find_recipe, read_values
 from magicdistill.platform.config.sections import ScheduleConfig
-
-COMPARISONS = RECIPES / "comparisons"
 
 
 class TuningConfig(Config):

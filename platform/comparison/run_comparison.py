@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Collection, Iterable
 
 import yaml
+from pydantic_core import to_json
 
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.io.whole_files import write_text
@@ -19,6 +20,7 @@ from magicdistill.platform.comparison.comparison_recipe import (
 )
 from magicdistill.platform.comparison.comparison_report import Tuned, write_report
 from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.config.renamed import with_former_names
 from magicdistill.platform.data.prepare import prepare_latents
 from magicdistill.platform.evaluation.evaluate_run import Evaluators
 from magicdistill.platform.inference.variants import own_variant
@@ -79,7 +81,8 @@ def find_run(recipe: Recipe) -> RunDirectory | None:
 
 def digest(recipe: Recipe) -> str:
     """Return a name for a run's recipe and the weights it reads."""
-    text = recipe.model_dump_json(exclude=IRRELEVANT)
+    values = recipe.model_dump(mode="json", exclude=IRRELEVANT)
+    text = to_json(with_former_names(values)).decode()
     fields = initial_weights(recipe)
     weights = [digest_weights(find_weights(place, field)) for field, place in fields.items()]
     return hashlib.sha256(" ".join([text, *weights]).encode()).hexdigest()[:8]

@@ -1,21 +1,21 @@
 """Where the first frame of a prompt without an image comes from."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from magicdistill.models.config import Config
 
-@dataclass(frozen=True)
-class PriorConfig:
+
+class PriorConfig(Config):
     """Sources of an image prior: a text-to-image pipeline, a corpus of images, or both."""
 
     text_to_image: Annotated[str | None, tyro.conf.arg(metavar="DIR|ID")] = None
     """Pipeline of diffusers that paints the first frame of a --prompt without an --image."""
     index: Annotated[Path | None, tyro.conf.arg(metavar="IMAGES")] = None
-    """Folder of images to take it from; without a --prompt, only index them. With --text_to_image
-    those found are conditions of the painting."""
+    """Folder of images to take the first frame from; without a --prompt, they are only indexed.
+    With --text_to_image those found are conditions of the painting."""
     clip: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """CLIP-like model of transformers, by which --index compares images with the prompt."""
     ip_adapter: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -26,9 +26,9 @@ class PriorConfig:
     strength: float = 0.7
     """Without an adapter, how much of the nearest image is painted over, from 0 to 1."""
     image_steps: int | None = None
-    """Steps of --text_to_image; by default, like the next, the pipeline's own."""
+    """Steps of --text_to_image; by default the pipeline's own."""
     image_guidance: float | None = None
-    """Its guidance scale."""
+    """Guidance scale of --text_to_image; by default the pipeline's own."""
 
     def __bool__(self) -> bool:
         return self.text_to_image is not None or self.index is not None

@@ -3,28 +3,18 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-import tyro
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from tyro.constructors import (
-    ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    PrimitiveTypeInfo,
-    StructConstructorSpec,
-    StructFieldSpec,
-    StructTypeInfo,
-)
 
 from magicdistill.models.config import Config
 from magicdistill.models.registry import UNKNOWN_CHOICE, Registry
+from magicdistill.platform.config.command_line import FLAGS_TAKE_VALUES, parse
+from magicdistill.platform.config.renamed import present_name
 
 C = TypeVar("C", bound=Config)
-T = TypeVar("T")
 Values = dict[str, Any]
-FLAGS_TAKE_VALUES = tyro.conf.FlagConversionOff
-"""Marks a form whose booleans are given as `--flag true`."""
 
 
 UNLOADED_PLUGIN = "unloaded_plugin"
@@ -76,9 +66,49 @@ def validate(cls: type[C], values: Values, origin: str) -> C:
 
 def apply_overrides(config: C, arguments: Sequence[str], *, program: str) -> C:
     """Apply `--section.field value` flags; as command-line parsers do, exit with 2 on a bad one."""
-    config = choose_alternatives(config, arguments)
+    config = prepare(config, arguments)
     form: Any = Annotated[type(config), FLAGS_TAKE_VALUES]
     return parse(form, arguments, prog=program, default=config)
+
+
+def prepare(config: C, arguments: Sequence[str]) -> C:
+    """Return the configuration that has a flag for every field that the arguments name.
+
+    It has the alternatives that they choose, and entries for the scores that they limit.
+    Raises RecipeError for a former name.
+    """
+    names = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word[:2] == "--"]
+    for name in names:
+        if (present := present_name(name)) is not None:
+            raise RecipeError(f"unknown flag --{name}; it is --{present} now")
+    config = choose_alternatives(config, arguments)
+    for name in names:
+        if update := _missing_entry(type(config), config, name.split(".")):
+            values = merge(type(config), config.model_dump(), update)
+            config = validate(type(config), values, f"--{name}")
+    return config
+
+
+def _missing_entry(cls: type[Config], value: Any, path: Sequence[str]) -> Values:
+    """Return the update that adds what a flag names to a dictionary of dictionaries of sections.
+
+    The names of scores have dots: `limits.portrait.motion.px.max` is `max` of `motion.px`.
+    """
+    first, *rest = path
+    field, inner = cls.model_fields.get(first), getattr(value, first, None)
+    if field is None or not rest:
+        return {}
+    if isinstance(inner, Config):
+        update = _missing_entry(type(inner), inner, rest)
+    elif isinstance(inner, dict) and any(
+        get_origin(part) is dict for part in get_args(field.annotation)
+    ):
+        group, key = rest[0], ".".join(rest[1:-1])
+        known = inner.get(group, {})
+        update = {group: {**known, key: {}}} if key and key not in known else {}
+    else:
+        update = {}
+    return {first: update} if update else {}
 
 
 def choose_alternatives(config: C, arguments: Sequence[str]) -> C:
@@ -106,7 +136,7 @@ def alternatives(config: Config, prefix: str = "") -> dict[str, tuple[str, ...]]
         section = getattr(config, name)
         if not isinstance(section, Config):
             continue
-        if (registry := _registry_of(field)) is not None:
+        if (registry := registry_of(field)) is not None:
             present = getattr(section, registry.tag)
             others = sorted(set(registry.names()) - {present})
             found[f"{prefix}{name}.{registry.tag}"] = (present, *others)
@@ -114,7 +144,7 @@ def alternatives(config: Config, prefix: str = "") -> dict[str, tuple[str, ...]]
     return found
 
 
-def _registry_of(field: FieldInfo) -> Registry[Any] | None:
+def registry_of(field: FieldInfo) -> Registry[Any] | None:
     """Return the alternatives of a field, or of the members of its tuple."""
     members = (get_args(part) for part in (field.annotation, *get_args(field.annotation)))
     metadata = (*field.metadata, *(part for parts in members for part in parts))
@@ -123,18 +153,18 @@ def _registry_of(field: FieldInfo) -> Registry[Any] | None:
 
 def _alternative(field: FieldInfo, values: Values) -> type[Config] | None:
     """Return the configuration class that a section's values are for, if that can be told."""
-    if (registry := _registry_of(field)) is not None:
+    if (registry := registry_of(field)) is not None:
         default = field.get_default(call_default_factory=True)
         return registry.get(values.get(registry.tag, getattr(default, registry.tag, None)))
-    return next(_sections(field.annotation), None)
+    return next(sections_in(field.annotation), None)
 
 
-def _sections(annotation: Any) -> Iterator[type[Config]]:
+def sections_in(annotation: Any) -> Iterator[type[Config]]:
     """Yield the configuration classes inside a union, a tuple or an Annotated."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         yield annotation
     for argument in get_args(annotation):
-        yield from _sections(argument)
+        yield from sections_in(argument)
 
 
 def _explain(cls: type[Config], values: Values, problem: Any) -> str:
@@ -142,6 +172,8 @@ def _explain(cls: type[Config], values: Values, problem: Any) -> str:
     name = _dotted(values, problem["loc"])
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
+        if (present := present_name(name)) is not None:
+            return f"unknown key {name}; it is {present} now"
         near = get_close_matches(name, list(_names(cls, values)), n=1, cutoff=0.5)
         return f"unknown key {name}" + (f"; did you mean {near[0]}?" if near else "")
     if kind == "missing":
@@ -181,75 +213,3 @@ def _names(cls: type[Config], values: Values, prefix: str = "") -> Iterator[str]
             inner = value if isinstance(value, dict) else {}
             if (section := _alternative(field, inner)) is not None:
                 yield from _names(section, inner, f"{prefix}{name}.")
-
-
-def _description(cls: type[Config], name: str) -> str | None:
-    """Return a field's documentation, or what a field that it overrides has."""
-    bases = (base for base in cls.__mro__ if issubclass(base, Config))
-    fields = (base.model_fields.get(name) for base in bases)
-    return next((field.description for field in fields if field and field.description), None)
-
-
-def _default(info: StructTypeInfo, name: str) -> Any:
-    if isinstance(info.default, Config):
-        return getattr(info.default, name)
-    field = info.type.model_fields[name]
-    return tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
-
-
-def _registry() -> ConstructorRegistry:
-    """Let booleans and null be written as in YAML, and documentation be pydantic's alone: for a
-    field without any, tyro would search the source, a third of the time of `--help`."""
-    registry = ConstructorRegistry()
-
-    @registry.struct_rule
-    def _(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if not (isinstance(info.type, type) and issubclass(info.type, Config)):
-            return None
-        chosen = type(info.default) if isinstance(info.default, Config) else info.type
-        hints = get_type_hints(chosen, include_extras=True)
-        fields = [
-            StructFieldSpec(name, hints[name], _default(info, name), _description(chosen, name))
-            for name in chosen.model_fields
-        ]
-        return StructConstructorSpec(instantiate=chosen, fields=tuple(fields))
-
-    @registry.primitive_rule
-    def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
-        if info.type is not type(None):
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="null",
-            instance_from_str=lambda words: None,
-            choices=("null", "None"),
-            is_instance=lambda value: value is None,
-            str_from_instance=lambda value: ["null"],
-        )
-
-    @registry.primitive_rule
-    def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
-        if info.type is not bool:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="{true,false}",
-            instance_from_str=lambda words: words[0].lower() == "true",
-            choices=("true", "false", "True", "False"),
-            is_instance=lambda value: isinstance(value, bool),
-            str_from_instance=lambda value: [str(value).lower()],
-        )
-
-    return registry
-
-
-def parse(form: type[T], arguments: Sequence[str], **options: Any) -> T:
-    """Parse a command line into `form` by the house's conventions for flags."""
-    return tyro.cli(
-        form,
-        args=list(arguments),
-        config=(tyro.conf.AvoidSubcommands,),
-        use_underscores=True,
-        registry=_registry(),
-        **options,
-    )

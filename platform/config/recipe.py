@@ -21,6 +21,7 @@ from magicdistill.platform.config.overrides import (
     validate,
 )
 from magicdistill.platform.config.plugins import load_flagged, load_plugins
+from magicdistill.platform.config.renamed import with_present_names
 from magicdistill.platform.config.sections import (
     ClusterConfig,
     DeepSpeedEngineConfig,
@@ -34,6 +35,7 @@ from magicdistill.platform.config.sections import (
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 PROTOCOLS = RECIPES / "protocols"
+COMPARISONS = RECIPES / "comparisons"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Libyaml's, where there is one: seven times as fast as Python's own."""
 MODEL_FIELDS = ("null_text", "prompts", "encoding", "decoder", "num_actors")
@@ -46,6 +48,7 @@ class Recipe(Config):
     name: str
     """Names the run's folder; a recipe file without it is named after the file."""
     seed: int = 0
+    """Seed of every random number of the run."""
     runs: str = "runs"
     """Folder that receives the run. A relative one starts at the current folder; in a submitted
     job, whose current folder is a passing copy, at the home folder."""
@@ -56,18 +59,25 @@ class Recipe(Config):
     """Folder or s3://bucket/prefix of the ledger and the latents, which runs share; null is `data`
     beside the runs. A relative one starts where that of `runs` does."""
     model: ModelConfig = ModelConfig()
+    """Networks of the run and where their first weights are."""
     data: DataConfig
     method: AnyMethod
     pairs: PairsConfig | None = None
-    """Who makes the pairs of `method.pairs`."""
+    """Generator that makes the pairs of `method.pairs`."""
     schedule: ScheduleConfig
+    """Length of the training, batch, optimisers, checkpoints and validation."""
     evaluation: EvaluationConfig | None = None
-    """Held-out clips to judge a generator on; null skips the judging."""
+    """Held-out clips on which a generator is judged; null judges none."""
     health: HealthConfig = HealthConfig()
+    """Limits of a healthy training, and what happens beyond them."""
     engine: EngineConfig = DeepSpeedEngineConfig()
+    """What runs forward, backward and update: DeepSpeed or plain PyTorch."""
     kernels: KernelsConfig = KernelsConfig()
+    """How the transformer's blocks are computed; what they compute stays the same."""
     cluster: ClusterConfig = ClusterConfig()
+    """Ray cluster, number of workers and their GPUs."""
     tracking: TrackingConfig = TrackingConfig()
+    """Where MLflow keeps the runs."""
     plugins: tuple[str, ...] = Field(default=(), exclude_if=lambda modules: not modules)
     """Python modules of your own that register methods, sources, scorers, metrics and presets
     (docs/extending.md)."""
@@ -107,6 +117,14 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     load_flagged(overrides)
     recipe = validate(Recipe, read_values(path), str(path))
     return apply_overrides(recipe, overrides, program=recipe.name) if overrides else recipe
+
+
+def load_stored(path: Path) -> Recipe:
+    """Load the resolved recipe of a run or a model, which may be older than the names of its keys.
+
+    Raises RecipeError as `load_recipe` does.
+    """
+    return validate(Recipe, with_present_names(read_values(path)), str(path))
 
 
 def with_protocol(recipe: Recipe, name: str) -> Recipe:
@@ -181,6 +199,7 @@ def _read(path: Path, extended_by: tuple[Path, ...], cls: type[Config]) -> dict[
         load_plugins(plugins)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
+    values.pop("about", None)  # what the file is for: recipe_list reads it
     if parent is None:
         return values
     base = _read(find_recipe(parent, beside=path.parent), (*extended_by, path), cls)

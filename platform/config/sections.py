@@ -20,9 +20,11 @@ class DeepSpeedEngineConfig(Config):
     """DeepSpeed trains each role, with or without ZeRO sharding."""
 
     kind: Literal["deepspeed"] = "deepspeed"
+    """Engine that trains each role."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What is sharded over the ranks: 1 optimiser states, 2 gradients too, 3 parameters too."""
     precision: Precision = "fp32"
+    """Numbers of the forward and the backward."""
     offload_optimizer: bool = False
     """Keep optimiser states in host memory."""
     offload_parameters: bool = False
@@ -41,7 +43,9 @@ class TorchEngineConfig(Config):
     """Plain PyTorch trains each role: laptops and tests."""
 
     kind: Literal["torch"] = "torch"
+    """Engine that trains each role."""
     precision: Precision = "fp32"
+    """Numbers of the forward and the backward."""
 
 
 ENGINES: Registry[Config] = Registry("engine", Config, DeepSpeedEngineConfig, TorchEngineConfig)
@@ -52,11 +56,13 @@ class ClusterConfig(Config):
     """The Ray cluster and the shape of the group of training workers."""
 
     num_workers: PositiveInt = 2
+    """Processes that train together, one GPU each where there are GPUs."""
     threads_per_worker: PositiveInt = 1
     """OMP_NUM_THREADS of every worker."""
     gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs that each worker reserves; 0 computes on processors."""
     gpu: GpuName = "h100"
-    """What the GPUs are: plans count with its memory and speed (80 GB of an a100)."""
+    """Model of the GPUs, with whose memory and speed plans count (80 GB of an a100)."""
     rehearsal: bool = False
     """Ask Ray for the GPUs but compute on processors: tries a placement on a simulated cluster."""
     sequence_parallel: PositiveInt = 1
@@ -83,21 +89,26 @@ class TrackingConfig(Config):
     uri: str | None = None
     """An MLflow server or store; null is the SQLite file mlflow.db in the folder of the runs."""
     experiment: str = "magicdistill"
+    """Name of the MLflow experiment that the runs belong to."""
 
 
 class OptimizerConfig(Config):
     """AdamW and the learning-rate schedule of one role."""
 
     lr: float = Field(gt=0)
+    """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Not in the papers."""
+    """Decay of AdamW's two moments; not in the papers."""
     eps: float = Field(default=1e-8, gt=0)
+    """Number that AdamW adds to the denominator."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
     """Updates of a linear rise to `lr`."""
     decay_steps: int | None = Field(default=None, gt=0)
     """Updates of a half cosine down to `final_lr`; null keeps `lr` after the warm-up."""
     final_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of `decay_steps`."""
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; not in the papers."""
 
@@ -106,18 +117,21 @@ class ScheduleConfig(Config):
     """How long to train, on how much, and what happens on the way."""
 
     num_cycles: PositiveInt
-    """Cycles: one update of each role's turns (002: one generator with its fake updates)."""
+    """Length of the training in cycles: one cycle updates each role in turn (002: one update of the
+    generator with those of the fake score)."""
     batch_size: PositiveInt
     """Samples of one update over all workers and micro-batches."""
     num_micro_batches: PositiveInt = 1
-    """Gradient accumulation: backwards for each update."""
+    """Micro-batches whose gradients are accumulated for one update."""
     optimizers: dict[str, OptimizerConfig]
     """One optimiser for each trained role of the method."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Average of the generator's weights for sampling and export; null exports the last ones."""
+    """Decay of the average of the generator's weights that is sampled and exported; null takes the
+    last weights."""
     checkpoint_every: PositiveInt = 50
     """Cycles between checkpoints."""
     keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept, beside the best one."""
     sample_every: PositiveInt | None = None
     """Cycles between validation pictures."""
 
@@ -125,16 +139,18 @@ class ScheduleConfig(Config):
 class Thresholds(Config):
     """Between what a metric may lie; null is no limit."""
 
-    least: float | None = None
-    most: float | None = None
+    min: float | None = None
+    """Smallest healthy value; null is no limit."""
+    max: float | None = None
+    """Largest healthy value; null is no limit."""
 
     def __contains__(self, value: float) -> bool:
         """A value that is no number lies in no limits but the open ones."""
-        above = self.least is None or value >= self.least
-        return above and (self.most is None or value <= self.most)
+        above = self.min is None or value >= self.min
+        return above and (self.max is None or value <= self.max)
 
     def __str__(self) -> str:
-        parts = {"below": self.least, "above": self.most}
+        parts = {"below": self.min, "above": self.max}
         return " or ".join(
             f"{word} {limit:g}" for word, limit in parts.items() if limit is not None
         )
@@ -147,42 +163,50 @@ class HealthConfig(Config):
     """
 
     action: Literal["stop", "keep-best", "off"] = "stop"
-    """stop: end the run. keep-best: say so and go on. off: judge nothing."""
+    """What an unhealthy training does: `stop` ends the run, `keep-best` reports it and goes on,
+    `off` checks nothing."""
     grace_cycles: int = Field(default=10, ge=0)
-    """Cycles at the start that are not judged."""
+    """Cycles at the start that are not checked."""
     patience: PositiveInt = 2
-    """Values in a row outside the limits that it takes."""
+    """Values outside the limits in a row that make a training unhealthy."""
     best_by: str = "drift"
     """The metric, the last part of its name, by which a checkpoint is the best, which pruning
     spares: where it is least, or greatest or nearest to 1 where an evaluation's metric is best
     there. Known after a validation (`schedule.sample_every`) or by `evaluation.scored_by`."""
     score_gap: Thresholds = Thresholds()
-    """mean|f - r|: how far the scores are apart."""
-    real_distance: Thresholds = Thresholds(most=1)
-    """mean|x - r|: how far the real score moves a sample; latents have a variance of about 1."""
+    """Limits of mean|f - r|, how far the fake and the real score are apart."""
+    real_distance: Thresholds = Thresholds(max=1)
+    """Limits of mean|x - r|, how far the real score moves a sample; latents have a variance of
+    about 1."""
     gap_share: Thresholds = Thresholds()
-    """Their ratio."""
-    fake_score: Thresholds = Thresholds(most=1)
-    """Loss of the fake score, unscaled; a network that says nothing has about 2."""
+    """Limits of `score_gap` over `real_distance`."""
+    fake_score: Thresholds = Thresholds(max=1)
+    """Limits of the unscaled loss of the fake score; a network that predicts nothing has about
+    2."""
     grad_norm: Thresholds = Thresholds()
-    """Of every role, before clipping."""
-    dynamic_degree: Thresholds = Thresholds(least=0.3, most=3)
-    """Frame differences of the validation samples over those of the teacher's, as below."""
-    saturation: Thresholds = Thresholds(least=0.4, most=2.5)
-    contrast: Thresholds = Thresholds(least=0.4, most=2.5)
-    temporal_variance: Thresholds = Thresholds(least=0.1, most=10)
-    drift: Thresholds = Thresholds(most=0.7)
-    """How far these four are from 1 together; 0.7 is a factor of two in each."""
+    """Limits of every role's gradient norm before clipping."""
+    dynamic_degree: Thresholds = Thresholds(min=0.3, max=3)
+    """Limits of the frame differences of the validation samples over those of the teacher's."""
+    saturation: Thresholds = Thresholds(min=0.4, max=2.5)
+    """Limits of the colour saturation of the validation samples over that of the teacher's."""
+    contrast: Thresholds = Thresholds(min=0.4, max=2.5)
+    """Limits of the contrast of the validation samples over that of the teacher's."""
+    temporal_variance: Thresholds = Thresholds(min=0.1, max=10)
+    """Limits of the variance over time of the validation samples over that of the teacher's."""
+    drift: Thresholds = Thresholds(max=0.7)
+    """Limits of the distance of these four ratios from 1 together; 0.7 is a factor of two in
+    each."""
 
 
 class EvaluationConfig(Config):
     """What a trained generator is judged on: a protocol (jobs/recipes/protocols)."""
 
     name: str = "held-out"
-    """Of the protocol: the papers' rows of that name stand in its table."""
+    """Name of the protocol: the papers' rows of that name stand in its table."""
     data: DataConfig
-    """Held-out clips, or pictures: clips of one frame, for `jobs/evaluate.py` only."""
+    """Held-out clips, or pictures, which are clips of one frame, for `jobs/evaluate.py` only."""
     num_clips: PositiveInt = 192
+    """Clips or pictures that are judged."""
     num_samples: PositiveInt = 1
     """Videos of each first frame, of different noise (`jobs/evaluate.py`)."""
     num_frames: PositiveInt | None = None
@@ -190,7 +214,8 @@ class EvaluationConfig(Config):
     batch_size: PositiveInt = 16
     """Videos that a worker of `jobs/evaluate.py` makes at once and keeps as one part."""
     real: Literal["decoded", "originals"] = "decoded"
-    """What `jobs/evaluate.py` compares with: the clips as the VAE has them, or their own frames."""
+    """What `jobs/evaluate.py` compares with: the clips as the VAE decodes them, or their original
+    frames."""
     columns: tuple[str, ...] = ()
     """Metrics that count, in the order of the table; `average` is over the dimensions among them.
     Empty are all that can be measured."""
@@ -200,10 +225,11 @@ class EvaluationConfig(Config):
     """Clips, always the same, on which every metric is measured in training: the curve on which
     collapse shows, and by which `health.best_by` may choose. Null scores none."""
     scored_by: Literal["workers", "actor"] = "workers"
-    """workers: whenever pictures are made (`schedule.sample_every`), and the training waits.
-    actor: every checkpoint, beside the workers; where it has no room, the workers."""
+    """Who measures them: `workers` do whenever pictures are made (`schedule.sample_every`), and the
+    training waits; an `actor` beside the workers measures every checkpoint, and where there is no
+    room for it, the workers do."""
     actor_gpus: float = Field(default=0, ge=0)
-    """GPUs of that actor."""
+    """GPUs that the actor of `scored_by` reserves."""
     networks: str | None = None
     """Folder of the metrics' networks (docs/evaluation.md), without which only temporal flickering
     and the proxies are measured."""
@@ -260,6 +286,7 @@ class PairsConfig(Config):
     generator: str
     """Folder of its weights, such as the `model` folder of a run of four steps."""
     sampler: SamplerConfig = SamplerConfig()
+    """Sampler with which that generator makes the pairs."""
     num_actors: PositiveInt = 1
     """Processes that make pairs beside the training; `jobs/plan.py` says how many it takes."""
     gpus_per_actor: float = Field(default=0, ge=0)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.locations import CONFIG, PROJECT, find_weights, is_int8
 from magicdistill.models.objectives.config import SamplerConfig
-from magicdistill.platform.config.recipe import RECIPES, Recipe, load_recipe
+from magicdistill.platform.config.recipe import RECIPES, Recipe, load_recipe, load_stored
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import resolve_root
 
@@ -162,7 +162,7 @@ def _recipe_of(transformer: Path) -> Recipe | None:
     """Return the recipe of a run, an export or a shipped model."""
     for folder in (transformer, transformer.parent):
         if (folder / "recipe.yaml").is_file():
-            return load_recipe(folder / "recipe.yaml")
+            return load_stored(folder / "recipe.yaml")
     if transformer.parents[1] != ASSETS.resolve():
         return None
     name = transformer.parent.name

@@ -171,7 +171,7 @@ class ImagePriors:
         """Return a hash of everything that decides the pixels of a painting."""
         files = [Path(str(self.config.text_to_image)), self.config.ip_adapter]
         weights = [digest_weights(path) for path in files if path and path.exists()]
-        settings = replace(self.config, index=None, clip=None)
+        settings = self.config.model_copy(update={"index": None, "clip": None})
         found = [hash_content(match.path) for match in matches]
         return digest(order.prompt, order.seed, self.bucket, settings, weights, found)
 

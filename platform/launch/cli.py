@@ -1,28 +1,21 @@
 """The command line that all jobs share."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn
+from dataclasses import dataclass, make_dataclass
+from typing import Annotated, Generic, NoReturn, TypeVar
 
 import tyro
 
-from magicdistill.platform.config.overrides import (
-    FLAGS_TAKE_VALUES,
-    RecipeError,
-    alternatives,
-    choose_alternatives,
-    parse,
-)
+from magicdistill.models.config import Config
+from magicdistill.platform.config import help_pages
+from magicdistill.platform.config.command_line import FLAGS_TAKE_VALUES, parse, parse_known
+from magicdistill.platform.config.overrides import RecipeError, prepare
 from magicdistill.platform.config.plugins import load_flagged
-from magicdistill.platform.config.recipe import (
-    Recipe,
-    differences,
-    load_recipe,
-    recipe_names,
-    to_yaml,
-)
+from magicdistill.platform.config.recipe import Recipe, differences, load_recipe, to_yaml
+from magicdistill.platform.config.recipe_list import demand_job, format_list
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory
 
@@ -58,83 +51,85 @@ FREE_TO_CHANGE = (
     "schedule.num_micro_batches",
     "schedule.sample_every",
 )
-"""Fields that a resumed run may change: they leave the mathematics of a cycle as it is, but for
+"""Fields that a resumed run may change: they leave the mathematics of a cycle as it is, except
 the order in which numbers are added and, under bf16, an engine's precision of master weights."""
+Switch = tyro.conf.FlagCreatePairsOff[bool]
+"""A flag that is given without a value."""
+
+
+class JobFlags(Config):
+    """Flags of every job that takes a recipe."""
+
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    """Recipe to start from: a name that --list shows, or the path of a YAML file."""
+    list_recipes: Annotated[Switch, tyro.conf.arg(name="list")] = False
+    """List the recipes that fit this job, with purpose, hardware and time, and exit."""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Continue a run, by its folder, its name or `latest`, with its own recipe."""
+    force_changed: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
+    """Fields, or groups of them, that a resumed run may change although its results depend on
+    them."""
+    dry_run: Switch = False
+    """Print the resolved recipe and exit."""
+    verbose: Annotated[Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """Also show the messages of the frameworks."""
+
+
+F = TypeVar("F", bound=JobFlags)
+A = TypeVar("A", bound=Config)
 
 
 @dataclass(frozen=True)
-class JobArguments:
+class JobArguments(Generic[F]):
     """What the user asked a job to do."""
 
     recipe: Recipe
+    """The recipe with its overrides."""
     resume: RunDirectory | None
-    verbose: bool
+    """The run to continue."""
+    flags: F
+    """The job's own flags."""
 
-
-@dataclass(frozen=True)
-class _Form:
-    """The flags of a job; the recipe's own fields stand beside them without a prefix."""
-
-    recipe_name: Annotated[
-        str, tyro.conf.arg(name="recipe", metavar="NAME|FILE", help="Recipe to start from.")
-    ]
-    recipe: Annotated[Recipe, tyro.conf.arg(name=""), FLAGS_TAKE_VALUES]
-    resume: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="RUN", help="Continue a run, by folder or name, or `latest`, with its recipe."
-        ),
-    ] = None
-    force_changed: Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(
-            aliases=["--force-changed"],
-            metavar="KEY ...",
-            help="Fields, or groups of them, that a resumed run may change all the same.",
-        ),
-    ] = ()
-    dry_run: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(aliases=["--dry-run"], help="Print the resolved recipe and exit."),
-    ] = False
-    verbose: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool],
-        tyro.conf.arg(aliases=["-v"], help="Show what the frameworks have to say."),
-    ] = False
+    @property
+    def verbose(self) -> bool:
+        """Whether the frameworks' messages are shown."""
+        return self.flags.verbose
 
 
 def parse_job(
     job: str,
+    flags: type[F] = JobFlags,
     *,
     default_recipe: str,
     description: str,
     arguments: Sequence[str] | None = None,
-    adapt: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+    adapt: Callable[[F, Recipe], Recipe] = lambda flags, recipe: recipe,
     trains: bool = True,
-) -> JobArguments:
+) -> JobArguments[F]:
     """Parse the command line of a job and set up its output.
 
     `arguments` are those of the process by default; `adapt` changes the recipe before its
     overrides. A dry run of a job that `trains` refuses what cannot fit. Exits with 0 after
-    `--help` and `--dry-run`, and with 2, naming the field, the value and the fix, where the user
-    is mistaken.
+    `--help`, `--list` and `--dry-run`, and with 2, naming the field, the value and the fix, where
+    the user is mistaken.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with logs.ending_with_its_reader():
-            args, dry_run = _parse(job, default_recipe, description, arguments, adapt)
+            rest, topic = split_help(arguments)
+            args = _parse(job, flags, default_recipe, rest, adapt, topic, description)
         if trains and args.recipe.evaluation and not args.recipe.evaluation.has_clips:
             raise RecipeError(
                 "evaluation: a training is judged beside held-out clips, and these are pictures; "
                 "give clips or null here, and the pictures to jobs/evaluate.py --protocol"
             )
-        if dry_run and trains and args.recipe.cluster.gpus_per_worker:
+        if args.flags.dry_run and trains and args.recipe.cluster.gpus_per_worker:
             from magicdistill.platform.planning.plan import demand_fit  # imports torch
 
             demand_fit(args.recipe)
     except (RecipeError, FileNotFoundError) as error:
         refuse(job, error)
-    if dry_run:
+    if args.flags.dry_run:
         with logs.ending_with_its_reader():
             print(to_yaml(args.recipe), end="")
         sys.exit(0)
@@ -142,37 +137,128 @@ def parse_job(
     return args
 
 
+def parse_arguments(
+    job: str, form: type[A], description: str | None, arguments: Sequence[str] | None = None
+) -> A:
+    """Parse the command line of a job that takes no overrides; exits as `parse_job` does."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    rest, topic = split_help(arguments)
+    with logs.ending_with_its_reader():
+        if topic is not None:
+            print(_heading(job, description or "") + help_pages.form_page(form, width()))
+            sys.exit(0)
+        return parse(form, rest, prog=f"python jobs/{job}.py")
+
+
+def split_help(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return the arguments without `--help TOPIC`, and the topic: empty for none, None for no
+    `--help`."""
+    rest = list(arguments)
+    place = next((i for i, word in enumerate(rest) if word in ("--help", "-h")), None)
+    if place is None:
+        return rest, None
+    del rest[place]
+    named = place < len(rest) and not rest[place].startswith("-")
+    return rest, rest.pop(place) if named else ""
+
+
+def width() -> int:
+    """Return how many columns a page has: those of the terminal, from 60 to 120."""
+    return min(120, max(60, shutil.get_terminal_size().columns))
+
+
 def _parse(
     job: str,
+    flags: type[F],
     default_recipe: str,
-    description: str,
     arguments: Sequence[str],
-    adapt: Callable[[Recipe], Recipe],
-) -> tuple[JobArguments, bool]:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
-    first.add_argument("--resume")
-    first.add_argument("--runs")
-    early, _ = first.parse_known_args(list(arguments))
+    adapt: Callable[[F, Recipe], Recipe],
+    topic: str | None,
+    description: str,
+) -> JobArguments[F]:
     load_flagged(arguments)
-    start = load_recipe(early.recipe or default_recipe)
-    resume = None
-    if early.resume is not None:
-        if early.recipe is not None:
-            raise RecipeError("--resume brings the run's own recipe: leave --recipe out")
-        resume = RunDirectory.open(early.resume, root=early.runs or start.runs)
-        start = load_recipe(resume.recipe_path)
-    stored, start = start, choose_alternatives(adapt(start), arguments)
-    form: Any = parse(
-        _Form,
-        arguments,
-        default=_Form(early.recipe or default_recipe, start),
-        prog=f"python jobs/{job}.py",
-        description=_describe(description, start),
-    )
+    own, _ = parse_known(flags, arguments, prog=f"python jobs/{job}.py")
+    if own.list_recipes:
+        print(format_list(job, default_recipe, width()))
+        sys.exit(0)
+    resume, stored = _start(job, own, default_recipe, arguments)
+    start = prepare(adapt(own, stored), arguments)
+    if topic is not None:
+        name = own.recipe or default_recipe
+        print(_help(job, flags, description, name, start, topic))
+        sys.exit(0)
+    fields = [
+        ("flags", Annotated[flags, tyro.conf.arg(name="")]),
+        ("recipe", Annotated[Recipe, tyro.conf.arg(name=""), FLAGS_TAKE_VALUES]),
+    ]
+    form = make_dataclass("Form", fields, frozen=True)
+    parsed = parse(form, arguments, default=form(flags(), start), prog=f"python jobs/{job}.py")
     if resume is not None:
-        _check_changes(stored, form.recipe, form.force_changed)
-    return JobArguments(form.recipe, resume, form.verbose), form.dry_run
+        _check_changes(stored, parsed.recipe, own.force_changed)
+    return JobArguments(parsed.recipe, resume, parsed.flags)
+
+
+def _start(
+    job: str, own: JobFlags, default_recipe: str, arguments: Sequence[str]
+) -> tuple[RunDirectory | None, Recipe]:
+    """Return the run to continue and the recipe that overrides are laid over."""
+    if own.resume is None or own.recipe is not None:
+        name = own.recipe or default_recipe
+        demand_job(name, job)
+        recipe = load_recipe(name)
+        if own.resume is not None:
+            raise RecipeError("--resume brings the run's own recipe: leave --recipe out")
+        return None, recipe
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--runs", default=load_recipe(default_recipe).runs)
+    runs = first.parse_known_args(list(arguments))[0].runs
+    run = RunDirectory.open(own.resume, root=runs)
+    return run, run.recipe()
+
+
+def _help(
+    job: str, flags: type[JobFlags], description: str, name: str, recipe: Recipe, topic: str
+) -> str:
+    """Return the page of `--help`, which is short without a topic."""
+    top, columns = help_pages.root(recipe), width()
+    everything = help_pages.flags(help_pages.root(flags()))
+    common = {flag.name for flag in help_pages.flags(help_pages.root(JobFlags()))}
+    own = [flag for flag in everything if flag.name not in common]
+    if topic:
+        page = help_pages.page(top, topic, columns)
+        if topic != "all":
+            return page
+    blocks = [
+        _heading(job, description, "[--recipe NAME|FILE] [--section.field VALUE ...]").rstrip()
+    ]
+    if own:
+        blocks.append("Flags of this job:\n" + help_pages.format_flags(own, columns, present=False))
+    shared = [flag for flag in everything if flag.name in common]
+    blocks.append("Flags of every job:\n" + help_pages.format_flags(shared, columns, present=False))
+    if topic:
+        return "\n\n".join([*blocks, page])
+    blocks.append(
+        f"Flags of the recipe, with the values of {name}:\n"
+        + help_pages.format_flags(help_pages.flags(top), columns)
+    )
+    listed = help_pages.index(help_pages.sections(top), columns)
+    blocks.append(f"Sections of the recipe, each with a page that shows its flags:\n{listed}")
+    blocks.append(
+        help_pages.fill_text(
+            "Dots lead further in: --help data.policy is the page of a section inside another, "
+            "--help method.alpha_weak that of one flag. --help all prints everything.",
+            columns,
+        )
+    )
+    return "\n\n".join(blocks)
+
+
+def _heading(job: str, description: str, usage: str = "[FLAGS]") -> str:
+    paragraphs = [
+        help_pages.fill_text(text, width()) if not text.startswith("    ") else text
+        for text in description.strip("\n").split("\n\n")
+    ]
+    return "\n\n".join([*paragraphs, f"  python jobs/{job}.py {usage}"]).strip() + "\n\n"
 
 
 def _check_changes(stored: Recipe, wanted: Recipe, forced: Sequence[str]) -> None:
@@ -189,17 +275,6 @@ def _check_changes(stored: Recipe, wanted: Recipe, forced: Sequence[str]) -> Non
             + "\n  ".join(changes.values())
             + f"\nStart a new run, or add --force-changed {' '.join(changes)}"
         )
-
-
-def _describe(description: str, recipe: Recipe) -> str:
-    choices = "\n".join(
-        f"  --{name} {{{','.join(sorted(tags))}}}" for name, tags in alternatives(recipe).items()
-    )
-    return (
-        f"{description.strip()}\n\nRecipes: {', '.join(recipe_names())}.\n\n"
-        f"Below are the fields of the recipe with its present values. "
-        f"These flags swap a whole section:\n{choices}"
-    )
 
 
 def refuse(job: str, error: Exception) -> NoReturn:

@@ -103,6 +103,6 @@ def _thinned(values: Sequence[float]) -> list[float]:
 def _near(values: Sequence[float], limits: Thresholds) -> Iterator[float]:
     """Yield the thresholds close enough to the curve to be drawn without flattening it."""
     least, most = min(values), max(values)
-    for bound in (limits.least, limits.most):
+    for bound in (limits.min, limits.max):
         if bound is not None and max(least - bound, bound - most) <= 2 * max(most - least, 1e-12):
             yield bound

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from magicdistill.data_pipeline.io.whole_files import write_text
-from magicdistill.platform.config.recipe import Recipe, load_recipe, to_yaml
+from magicdistill.platform.config.recipe import Recipe, load_stored, to_yaml
 from magicdistill.platform.runs.provenance import Provenance
 
 TIME = "time_ms"
@@ -150,7 +150,7 @@ class RunDirectory:
 
     def recipe(self) -> Recipe:
         """Load the resolved recipe."""
-        return load_recipe(self.recipe_path)
+        return load_stored(self.recipe_path)
 
     def provenance(self) -> Provenance:
         """Load what the run was made with."""

@@ -70,7 +70,7 @@ def train(run: RunDirectory, cache: Path) -> None:
 def test_a_run_that_collapses_is_stopped_with_its_best_checkpoint_kept(
     tmp_path: Path, cache: Path
 ) -> None:
-    run = create(tmp_path, fake_score={"most": 4})
+    run = create(tmp_path, fake_score={"max": 4})
     train(run, cache)
     rows = list(run.metrics())
     verdict = run.health_report_path.read_text()
@@ -85,7 +85,7 @@ def test_a_run_that_collapses_is_stopped_with_its_best_checkpoint_kept(
 
 
 def test_a_run_that_only_keeps_the_best_goes_on_and_says_so(tmp_path: Path, cache: Path) -> None:
-    run = create(tmp_path, fake_score={"most": 4}, action="keep-best")
+    run = create(tmp_path, fake_score={"max": 4}, action="keep-best")
     train(run, cache)
     rows, progress = list(run.metrics()), run.progress_path.read_text()
     assert len(rows) == 6 and not run.health_report_path.exists()

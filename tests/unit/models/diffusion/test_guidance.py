@@ -34,11 +34,11 @@ def test_scale_one_is_the_prompt_zero_the_null_and_more_extrapolates():
 
 
 def test_a_range_of_magic141_is_the_same_guidance_in_the_ho_form():
-    low, high = GuidanceRange(low=0.0, high=5.0, form="magic141").ho
+    low, high = GuidanceRange(min=0.0, max=5.0, form="magic141").ho
     assert (low, high) == (1.0, 6.0)
     c, u = torch.randn(2, 3, 1, 1, 1), torch.randn(2, 3, 1, 1, 1)
     torch.testing.assert_close(guide(c, u, high), (1 + 5.0) * c - 5.0 * u)
-    assert GuidanceRange(low=2.0, high=5.0).ho == (2.0, 5.0)
+    assert GuidanceRange(min=2.0, max=5.0).ho == (2.0, 5.0)
 
 
 @torch.no_grad()

@@ -167,7 +167,7 @@ def test_the_generators_update_trains_the_generator_only(
 def test_guidance_is_distilled_inside_the_stage(generator, critic, prompted):
     """Scales are drawn in the Ho form, the same for all updates of a cycle, and reach the input."""
     student = guided_student(generator)
-    scales = {"low": 0.0, "high": 5.0, "form": "magic141"}
+    scales = {"min": 0.0, "max": 5.0, "form": "magic141"}
     magic = method(student, critic, "dmd2", cfg_distillation={"guidance": scales})
     with magic.prepared_for("critic"):
         magic.loss("critic", magic.modules, prompted, DRAWS).total.backward()
@@ -296,7 +296,7 @@ def test_warm_up_cycles_leave_the_generator_alone(generator, critic):
         ({"name": "dmd2", "alpha_weak": 0.25}, "dmd2 has no alpha_weak.*magic"),
         ({"name": "magic", "ground_truth_weight": 0.1}, "no ground_truth_weight.*magic-gt"),
         ({"name": "lcm", "teacher": {"name": "consistency"}}, "euler"),
-        ({"name": "cfg-distill", "guidance": {"low": 3, "high": 2}}, "above"),
+        ({"name": "cfg-distill", "guidance": {"min": 3, "max": 2}}, "above"),
     ],
 )
 def test_a_method_refuses_what_another_name_stands_for(values, right):

@@ -171,7 +171,7 @@ def test_guidance_distillation_recovers_the_guided_velocity():
         )
         return found[0] * w * prompt * x + found[1] * s + found[2] * prompt * x
 
-    scales = GuidanceRange(low=0.0, high=5.0, form="magic141")
+    scales = GuidanceRange(min=0.0, max=5.0, form="magic141")
     config = CfgDistillation(base_weight=0.0, guidance=scales)
     rng = Rng(0, 0, 0, range(64))
     batch = Batch(

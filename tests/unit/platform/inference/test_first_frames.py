@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,8 +40,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> PriorConfig:
     )
 
 
+def changed(config: PriorConfig, **fields: Any) -> PriorConfig:
+    return config.model_copy(update=fields)
+
+
 def painted_only(sources: PriorConfig) -> PriorConfig:
-    return replace(sources, index=None, clip=None, ip_adapter=None)
+    return changed(sources, index=None, clip=None, ip_adapter=None)
 
 
 def first_frame(config: PriorConfig, model: Pretrained, order: Order) -> Path:
@@ -62,9 +67,10 @@ def test_a_painted_frame_is_kept_until_what_it_is_made_from_changes(sources, mod
 
 
 def test_without_a_painter_the_nearest_image_is_the_frame(sources, model, tmp_path, capsys):
-    config = replace(sources, text_to_image=None, ip_adapter=None)
+    config = changed(sources, text_to_image=None, ip_adapter=None)
     order = Order(Path(), tmp_path / "v.mp4", prompt="a face")
     found = first_frame(config, model, order)
+    assert config.index is not None
     with ImagePriors(config, model) as priors:
         text = priors._clip.texts(["a face"])
         names = [str(config.index / f"{seed}.png") for seed in range(3)]
@@ -77,7 +83,7 @@ def test_without_a_painter_the_nearest_image_is_the_frame(sources, model, tmp_pa
 def test_what_is_found_is_a_condition_of_what_is_painted(sources, model, tmp_path, by_adapter):
     order = Order(Path(), tmp_path / "v.mp4", prompt="a face")
     alone = read_image(first_frame(painted_only(sources), model, order))
-    config = sources if by_adapter else replace(sources, ip_adapter=None)
+    config = sources if by_adapter else changed(sources, ip_adapter=None)
     together = read_image(first_frame(config, model, order))
     assert together.shape == alone.shape
     assert not np.array_equal(together, alone)
@@ -98,12 +104,14 @@ def test_what_is_missing_is_said_with_where_to_get_it(sources, model, tmp_path):
     wrong = {
         "--text_to_image DIR": PriorConfig(),
         "name the CLIP-like model .* hf download": PriorConfig(index=sources.index),
-        "--clip: no folder .* hf download": replace(sources, clip=tmp_path / "none"),
-        "--clip: .*config.json.* hf download": replace(sources, clip=tmp_path),
-        "--index: .*none is no folder": replace(sources, index=tmp_path / "none"),
-        "--ip_adapter: no file .* hf download": replace(sources, ip_adapter=tmp_path / "none"),
-        "--ip_adapter: it joins": replace(sources, index=None),
-        "--text_to_image .*none: [^$]*hf download": PriorConfig(str(tmp_path / "none")),
+        "--clip: no folder .* hf download": changed(sources, clip=tmp_path / "none"),
+        "--clip: .*config.json.* hf download": changed(sources, clip=tmp_path),
+        "--index: .*none is no folder": changed(sources, index=tmp_path / "none"),
+        "--ip_adapter: no file .* hf download": changed(sources, ip_adapter=tmp_path / "none"),
+        "--ip_adapter: it joins": changed(sources, index=None),
+        "--text_to_image .*none: [^$]*hf download": PriorConfig(
+            text_to_image=str(tmp_path / "none")
+        ),
     }
     for reason, config in wrong.items():
         with pytest.raises(ExplainedError, match=reason):

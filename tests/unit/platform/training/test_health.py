@@ -25,7 +25,7 @@ SHARE = "generator/gap_share"
 
 def monitor(**fields: Any) -> HealthMonitor:
     return HealthMonitor(
-        HealthConfig(gap_share=Thresholds(least=0.1, most=0.9), grace_cycles=0, **fields)
+        HealthConfig(gap_share=Thresholds(min=0.1, max=0.9), grace_cycles=0, **fields)
     )
 
 
@@ -41,7 +41,7 @@ def test_a_metric_must_stay_outside_for_as_long_as_the_patience() -> None:
 
 
 def test_nothing_is_judged_in_the_grace_cycles_or_when_off() -> None:
-    strict = HealthConfig(gap_share=Thresholds(most=0), grace_cycles=3, patience=1)
+    strict = HealthConfig(gap_share=Thresholds(max=0), grace_cycles=3, patience=1)
     assert feed(HealthMonitor(strict), [1.0] * 4) == [4]
     assert feed(monitor(action="off", patience=1), [2.0]) == []
 
@@ -63,7 +63,7 @@ def test_values_that_are_missing_neither_count_nor_reset() -> None:
 
 
 def test_a_limit_holds_for_every_role() -> None:
-    config = HealthConfig(grad_norm=Thresholds(most=5), grace_cycles=0, patience=1)
+    config = HealthConfig(grad_norm=Thresholds(max=5), grace_cycles=0, patience=1)
     ill = HealthMonitor(config).observe(7, {"generator/grad_norm": 1.0, "critic/grad_norm": 6.0})
     assert str(ill) == "unhealthy at cycle 7: critic/grad_norm is 6, above 5"
 
