@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from magicdistill.data_pipeline.scorers.registry import SCORERS
 from magicdistill.data_pipeline.sources.registry import SOURCES
@@ -15,7 +16,7 @@ from magicdistill.platform.config import plugins
 @contextmanager
 def registries_restored() -> Iterator[None]:
     """Take back, afterwards, what is registered and which plugins are loaded in the body."""
-    tables = [r._classes for r in (METHODS, SOURCES, SCORERS, METRICS)]
+    tables: list[Any] = [r._classes for r in (METHODS, SOURCES, SCORERS, METRICS)]
     tables += [PRESETS, plugins._loaded]
     before = [dict(table) for table in tables]
     try:
