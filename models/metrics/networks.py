@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from magicdistill.models.metrics import weight_files
-from magicdistill.models.metrics.columns.registry import METRICS, added
+from magicdistill.models.metrics.columns.registry import METRICS, added, all_metrics
 from magicdistill.models.metrics.lpips import Lpips
 from magicdistill.models.metrics.results import AbsentMetric
 from magicdistill.models.metrics.weight_files import (
@@ -124,7 +124,7 @@ def networks_of(metrics: Collection[str]) -> list[MetricNetwork]:
 def absent_metrics(folder: Path | None) -> dict[str, AbsentMetric]:
     """Return the metrics whose files cannot be used, with the reason."""
     found = {network: find_files(network, folder) for network in networks_of(METRICS.names())}
-    absent = {cls().name: found[cls.NETWORK] for cls in METRICS if cls.NETWORK is not None}
+    absent = {m.name: found[m.NETWORK] for m in all_metrics() if m.NETWORK is not None}
     return {name: files for name, files in absent.items() if isinstance(files, AbsentMetric)}
 
 

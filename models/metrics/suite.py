@@ -11,7 +11,12 @@ from torch import Tensor
 
 from magicdistill.models.metrics import preprocessing
 from magicdistill.models.metrics.columns.base import Clip, ClipBatch
-from magicdistill.models.metrics.columns.registry import METRICS, dimensions, measured
+from magicdistill.models.metrics.columns.registry import (
+    METRICS,
+    all_metrics,
+    dimensions,
+    measured,
+)
 from magicdistill.models.metrics.frechet import FrechetStatistics, save_arrays
 from magicdistill.models.metrics.networks import load_network, networks_of
 from magicdistill.models.metrics.results import AbsentMetric, Metric, average
@@ -127,10 +132,9 @@ def summarise(
     columns = METRICS.names() if columns is None else columns
     metrics: dict[str, Metric] = dict.fromkeys(METRICS.names(), NOT_COUNTED)
     metrics |= {name: reason for name, reason in absent.items() if name in columns}
-    for cls in METRICS:
-        metric = cls()
+    for metric in all_metrics():
         values = found.of(metric.name)
-        if cls.COMPARES and real is None:
+        if metric.COMPARES and real is None:
             metrics[metric.name] = NO_CLIPS
         elif values is not None:
             counts = (counting or {}).get(metric.name)

@@ -46,20 +46,24 @@ METRICS = Registry(
 _OWN = METRICS.names()
 
 
+def all_metrics() -> list[MetricBase]:
+    """Return one instance of every registered metric, in the order of tables."""
+    return [cls(name=name) for name in METRICS.names() if (cls := METRICS.get(name))]
+
+
 def dimensions() -> tuple[str, ...]:
     """Return the metrics whose mean is `average`, in the order of tables."""
-    return tuple(cls().name for cls in METRICS if cls.AVERAGED)
+    return tuple(metric.name for metric in all_metrics() if metric.AVERAGED)
 
 
 def comparing() -> tuple[str, ...]:
     """Return the metrics that need real clips, not their first frames alone."""
-    return tuple(cls().name for cls in METRICS if cls.COMPARES)
+    return tuple(metric.name for metric in all_metrics() if metric.COMPARES)
 
 
 def measured(counted: Collection[str]) -> list[MetricBase]:
     """Return the metrics to measure: those that count, and all that need no network."""
-    found = (cls() for cls in METRICS)
-    return [metric for metric in found if metric.NETWORK is None or metric.name in counted]
+    return [metric for metric in all_metrics() if metric.NETWORK is None or metric.name in counted]
 
 
 def added(counted: Collection[str]) -> list[MetricBase]:

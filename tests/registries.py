@@ -1,0 +1,29 @@
+"""Registries as they were: what a test registers is gone after it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from magicdistill.data_pipeline.scorers.registry import SCORERS
+from magicdistill.data_pipeline.sources.registry import SOURCES
+from magicdistill.models.metrics.columns.registry import METRICS
+from magicdistill.models.networks.config import PRESETS
+from magicdistill.models.objectives.config import METHODS
+from magicdistill.platform.config import plugins
+
+
+@contextmanager
+def registries_restored() -> Iterator[None]:
+    """Take back, afterwards, what is registered and which plugins are loaded in the body."""
+    tables: list[Any] = [r._classes for r in (METHODS, SOURCES, SCORERS, METRICS)]
+    tables += [PRESETS, plugins._loaded]
+    before = [dict(table) for table in tables]
+    try:
+        yield
+    finally:
+        for module in plugins._loaded.keys() - before[-1].keys():
+            sys.modules.pop(module, None)
+        for table, entries in zip(tables, before, strict=True):
+            table.clear()
+            table.update(entries)
