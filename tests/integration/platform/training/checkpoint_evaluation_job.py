@@ -1,11 +1,10 @@
-"""A driver for test_exams.py: a training whose checkpoints are scored beside it."""
+"""A driver for test_checkpoint_evaluation.py: a training whose checkpoints are scored beside it."""
 
 import json
 import sys
 import time
 from pathlib import Path
 
-from benchmarks.step import bench_recipe, write_cache
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.recipe import Recipe
@@ -14,9 +13,10 @@ from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.checkpoint_evaluation import has_room, scoring_checkpoints
 from magicdistill.platform.training.validation import Validation
 from magicdistill.platform.training.worker import Worker
+from tests.tiny_run import tiny_recipe, write_cache
 
 STOPS = (1, 2, 3)
-CHANGES = {
+SECTIONS = {
     "schedule": {"checkpoint_every": 1, "keep_checkpoints": 1, "ema_decay": 0.5},
     "evaluation": {"num_shown": 2, "num_scored": 4, "scored_by": "actor"},
     "health": {"best_by": "proxy_frechet_distance"},
@@ -27,11 +27,8 @@ CHANGES = {
 
 def recipe_to(stop: int) -> Recipe:
     """Return a recipe that ends after `stop` cycles."""
-    values = bench_recipe("torch", batch_size=4).model_dump()
-    for part, changes in CHANGES.items():
-        values[part] |= changes
-    values["schedule"] |= {"num_cycles": stop}
-    return Recipe.model_validate(values)
+    schedule = SECTIONS["schedule"] | {"num_cycles": stop}
+    return tiny_recipe(4, **SECTIONS | {"schedule": schedule})
 
 
 def train(run: RunDirectory, cache: AnyPath, stop: int) -> Worker:

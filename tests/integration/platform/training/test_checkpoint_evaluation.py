@@ -14,9 +14,14 @@ ROOT = Path(__file__).parents[4]
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("exams")
+    folder = tmp_path_factory.mktemp("evaluated")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.platform.exams_job", str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "tests.integration.platform.training.checkpoint_evaluation_job",
+            str(folder),
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
