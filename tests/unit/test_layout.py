@@ -30,6 +30,7 @@ LIBRARIES_OF_MODELS = {
     "numpy",
     "scipy",
     "pydantic",
+    "pydantic_core",
     "jaxtyping",
 }
 
