@@ -12,6 +12,7 @@ import pytest
 
 from tests.integration.platform.training.golden_losses_job import CASES
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[4]
 GOLDEN = ROOT / "tests" / "golden"
 ONE_ROUNDING = {
