@@ -1,5 +1,6 @@
 """Curation from files to a latent cache on a real local Ray, with a small untrained VAE."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def curated(
     return curate(make_config(folder, num_actors=2), vae, root, silent), root
 
 
+@pytest.fixture
+def own_root(curated: tuple[CurationResult, Path], tmp_path: Path) -> Path:
+    """A copy of what `curated` left, for a test that changes it."""
+    return shutil.copytree(curated[1], tmp_path / "root")
+
+
 def state_of(root: Path) -> dict[Path, int]:
     """Return when each file of scores, clips and latents was written."""
     patterns = ("ledger/scores/*", "clips/*/*", "latents/**/*")
@@ -144,28 +151,28 @@ def test_the_cache_holds_what_a_fresh_encoding_gives(
 
 
 def test_a_second_run_decodes_and_encodes_nothing(
-    curated: tuple[CurationResult, Path], vae: Path, folder: Path
+    curated: tuple[CurationResult, Path], own_root: Path, vae: Path, folder: Path
 ):
-    result, root = curated
-    for path in root.glob("clips/*/*.mp4"):
+    result, _ = curated
+    for path in own_root.glob("clips/*/*.mp4"):
         path.unlink()  # whoever decoded would have to render them again
-    before = state_of(root)
-    again = curate(make_config(folder), vae, root, silent)
+    before = state_of(own_root)
+    again = curate(make_config(folder), vae, own_root, silent)
     assert (again.version, again.counts) == (result.version, result.counts)
-    assert state_of(root) == before
+    assert state_of(own_root) == before
 
 
 def test_a_stricter_policy_only_decides_again(
-    curated: tuple[CurationResult, Path], vae: Path, folder: Path
+    curated: tuple[CurationResult, Path], own_root: Path, vae: Path, folder: Path
 ):
-    result, root = curated
-    before = state_of(root)
+    result, _ = curated
+    before = state_of(own_root)
     median_px = sorted(clip.motion_px or 0 for clip in result.clips)[3]
     policy = result.config.policy.model_copy(update={"min_motion_px": median_px})
-    stricter = curate(make_config(folder, policy=policy), vae, root, silent)
+    stricter = curate(make_config(folder, policy=policy), vae, own_root, silent)
     assert stricter.counts["accepted"] == 3
     assert stricter.version != result.version
-    written = state_of(root).keys() - before.keys()
+    written = state_of(own_root).keys() - before.keys()
     assert all("versions" in path.parts for path in written)
     kept = {decision.clip.clip_id for decision in stricter.decisions if not decision.reasons}
     cache = LatentCache(stricter.cache_path)

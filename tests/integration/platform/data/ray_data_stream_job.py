@@ -1,4 +1,4 @@
-"""A driver for test_streams.py: what a stream hands out, its makers killed or not."""
+"""A driver for test_ray_data_stream.py: what a stream hands out, its makers killed or not."""
 
 import os
 import pickle
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.step import bench_recipe, write_cache
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.data.ray_data_stream import ProducerConfig, make_items
 from magicdistill.platform.data.stream_source import open_batches
+from tests.tiny_run import tiny_recipe, write_cache
 
 ITEM_BYTES = 1 << 20
 
@@ -49,7 +49,7 @@ def none_is_lost_where_makers_are_killed() -> bool:
 
 def readers_read_what_a_worker_reads(folder: Path) -> bool:
     """Compare micro-batches through Ray Data, from the third window on, with direct ones."""
-    recipe = bench_recipe("torch", batch_size=4)
+    recipe = tiny_recipe(4)
     data = recipe.data.model_copy(update={"num_readers": 1})
     streamed, direct = (
         open_batches(r, write_cache(folder), num_steps=6, rank=0, world_size=1, device="cpu")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[4]
 @pytest.mark.parametrize("check", ["read alike", pytest.param("none lost", marks=pytest.mark.long)])
 def test_what_a_stream_hands_out(check):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.platform.streams_job", check],
+        [sys.executable, "-m", "tests.integration.platform.data.ray_data_stream_job", check],
         capture_output=True,
         text=True,
         cwd=ROOT,

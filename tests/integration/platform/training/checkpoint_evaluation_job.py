@@ -5,7 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.step import bench_recipe, write_cache
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.recipe import Recipe
@@ -15,9 +14,10 @@ from magicdistill.platform.training.checkpoint_evaluation import has_room, scori
 from magicdistill.platform.training.engine import averaged
 from magicdistill.platform.training.validation import Validation
 from magicdistill.platform.training.worker import Worker
+from tests.tiny_run import tiny_recipe, write_cache
 
 STOPS = (1, 2, 3)
-CHANGES = {
+SECTIONS = {
     "schedule": {"checkpoint_every": 1, "keep_checkpoints": 1, "ema_decay": 0.5},
     "evaluation": {"num_shown": 2, "num_scored": 4, "scored_by": "actor"},
     "health": {"best_by": "proxy_frechet_distance"},
@@ -28,11 +28,8 @@ CHANGES = {
 
 def recipe_to(stop: int) -> Recipe:
     """Return a recipe that ends after `stop` cycles."""
-    values = bench_recipe("torch", batch_size=4).model_dump()
-    for part, changes in CHANGES.items():
-        values[part] |= changes
-    values["schedule"] |= {"num_cycles": stop}
-    return Recipe.model_validate(values)
+    schedule = SECTIONS["schedule"] | {"num_cycles": stop}
+    return tiny_recipe(4, **SECTIONS | {"schedule": schedule})
 
 
 def train(run: RunDirectory, cache: AnyPath, stop: int) -> Worker:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[4]
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("scored")
+    folder = tmp_path_factory.mktemp("evaluated")
     done = subprocess.run(
         [
             sys.executable,

@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.step import bench_recipe, write_cache
 from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.metrics.collapse_signs import collapse_signs, compare_signs
 from magicdistill.models.objectives.types import Batch, Loss, Method
 from magicdistill.platform.checkpoints.checkpoints import cycle_of
-from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import HealthConfig, Thresholds
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import Loop
 from magicdistill.platform.training.worker import Worker
+from tests.tiny_run import tiny_recipe, write_cache
 
 SHARE = "generator/gap_share"
 
@@ -162,10 +161,8 @@ def test_a_value_that_is_no_number_stops_the_run_and_names_role_and_rank(
 
 
 def test_what_is_being_measured_stays_beside_a_new_best(tmp_path):
-    values = bench_recipe("torch", batch_size=2).model_dump()
-    values["schedule"] |= {"keep_checkpoints": 1}
-    values["health"] |= {"best_by": "drift"}
-    run = RunDirectory.create(tmp_path, Recipe.model_validate(values))
+    recipe = tiny_recipe(2, schedule={"keep_checkpoints": 1}, health={"best_by": "drift"})
+    run = RunDirectory.create(tmp_path, recipe)
     worker = Worker(run, write_cache(tmp_path / "data"), None, rank=0, world_size=1)
 
     def kept_after(cycle: int, drift: float) -> list[int]:
