@@ -261,7 +261,7 @@ class Curator:
             for table in self._through(blocks, Score, (config.measures, config.decoder), config):
                 clips = clips_from_table(table)
                 self._commit(clips)
-                advance(len({clip.video_id for clip in clips}))
+                advance(len({clip.video.video_id for clip in clips}))
 
     def _add_missing_scores(self, part: Part) -> None:
         """Commit the scores that clips lack, but for failures that may pass.

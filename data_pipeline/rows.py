@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
@@ -33,7 +33,8 @@ class Video:
     """Changes whenever the content may have changed."""
     license: str
     mixture: str
-    split_shots: bool
+    split_shots: bool = False
+    """Whether each shot becomes a clip of its own."""
     entry: str = ""
     """What the source's manifest calls this clip."""
     t0_s: float = 0.0
@@ -58,13 +59,10 @@ class ClipRow:
     """A span of a video with its scores, or the reason why it could not be scored."""
 
     clip_id: str
-    video_id: str
-    source_id: str
-    uri: str
-    path: str
-    fingerprint: str
-    license: str
-    mixture: str
+    video: Video
+    """The listed video. A row that was stored knows only the video's `STORED` fields; its span,
+    crop and fault have their defaults then, because `start`, `stop`, `crop` and `failure` hold
+    what became of them."""
     measures: str
     """Version of the settings under which the scores were taken."""
     start: int = 0
@@ -86,14 +84,8 @@ class ClipRow:
     motion_px: float | None = None
     """Mean optical flow; null where the span is shorter than one sampling step."""
     failure: str = ""
-    entry: str = ""
-    """What the source's manifest calls the clip."""
     crop: tuple[int, ...] = ()
     """Left, top, right and bottom in pixels; empty is the whole frame."""
-    time_scale: float = 1.0
-    caption: str = ""
-    imported_scores: dict[str, float] = field(default_factory=dict)
-    """What the source's authors measured; never our own."""
     scores: dict[str, float | None] = field(default_factory=dict)
     """What our scorers measured, by `<scorer>.<score>`; null where it could not be measured."""
     scorers: dict[str, str] = field(default_factory=dict)
@@ -102,7 +94,20 @@ class ClipRow:
     """What duplicates are found by: hashes and embeddings, by scorer."""
 
 
-Row = TypeVar("Row", Video, ClipRow)
+STORED = (
+    *("video_id", "source_id", "uri", "path", "fingerprint", "license", "mixture"),
+    *("entry", "time_scale", "caption", "imported_scores"),
+)
+"""Fields of a clip's video that its row keeps in the ledger."""
+CLIP_COLUMNS = (
+    "clip_id",
+    *("video_id", "source_id", "uri", "path", "fingerprint", "license", "mixture"),
+    *("measures", "start", "stop", "content_hash", "decoder", "width", "height", "fps"),
+    *("num_frames_header", "num_frames_decoded", "num_cuts", "motion_px", "failure"),
+    *("entry", "crop", "time_scale", "caption", "imported_scores", "scores", "scorers", "blobs"),
+)
+"""Columns of the ledger's files: fields of clip and video side by side, `crop` the clip's. Ledgers
+that exist have these names in this order, so they change only by additions at the end."""
 
 _ARROW_TYPES = {
     int: pa.int64(),
@@ -119,12 +124,13 @@ _ARROW_TYPES = {
 }
 
 
-def _schema(kind: type[Video] | type[ClipRow]) -> pa.Schema:
-    return pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in fields(kind)])  # type: ignore[index]
+def _arrow_types(kind: type[Video] | type[ClipRow]) -> dict[str, pa.DataType]:
+    return {f.name: _ARROW_TYPES[f.type] for f in fields(kind) if f.type is not Video}  # type: ignore[index]
 
 
-VIDEO_SCHEMA = _schema(Video)
-CLIP_SCHEMA = _schema(ClipRow)
+VIDEO_SCHEMA = pa.schema(_arrow_types(Video))
+_CLIP_TYPES = _arrow_types(Video) | _arrow_types(ClipRow)
+CLIP_SCHEMA = pa.schema({name: _CLIP_TYPES[name] for name in CLIP_COLUMNS})
 
 
 def videos_to_table(videos: Sequence[Video]) -> pa.Table:
@@ -134,12 +140,13 @@ def videos_to_table(videos: Sequence[Video]) -> pa.Table:
 
 def clips_to_table(clips: Sequence[ClipRow]) -> pa.Table:
     """Return clips as an Arrow table."""
-    return pa.Table.from_pylist([vars(clip) for clip in clips], schema=CLIP_SCHEMA)
+    records = [vars(clip.video) | vars(clip) for clip in clips]
+    return pa.Table.from_pylist(records, schema=CLIP_SCHEMA)  # which picks its own columns
 
 
 def videos_from_table(table: pa.Table) -> list[Video]:
     """Return the videos of a table made by `videos_to_table`."""
-    return _rows(Video, table)
+    return [Video(**values) for values in _rows(table)]
 
 
 def clips_from_table(table: pa.Table) -> list[ClipRow]:
@@ -147,21 +154,23 @@ def clips_from_table(table: pa.Table) -> list[ClipRow]:
 
     Columns that did not exist when a part was written read as null and take their defaults.
     """
-    return _rows(ClipRow, table)
+    clips: list[ClipRow] = []
+    for values in _rows(table):
+        listed = {name: values.pop(name) for name in STORED if name in values}
+        clips.append(ClipRow(video=Video(**listed), **values))
+    return clips
 
 
-def _rows(kind: type[Row], table: pa.Table) -> list[Row]:
-    records = table.to_pylist(maps_as_pydicts="strict")
-    return [kind(**_arguments(record)) for record in records]
-
-
-def _arguments(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record without nulls, with tuples where Arrow has lists."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in record.items()
-        if value is not None
-    }
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return a table's rows without nulls, with tuples where Arrow has lists."""
+    return [
+        {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in record.items()
+            if value is not None
+        }
+        for record in table.to_pylist(maps_as_pydicts="strict")
+    ]
 
 
 def may_pass(failure: str) -> bool:
@@ -171,18 +180,4 @@ def may_pass(failure: str) -> bool:
 
 def failed(video: Video, measures: str, reason: str) -> ClipRow:
     """Return the row of a video that could not be scored."""
-    return ClipRow(
-        clip_id=digest(video.video_id, "failed"),
-        video_id=video.video_id,
-        source_id=video.source_id,
-        uri=video.uri,
-        path=video.path,
-        fingerprint=video.fingerprint,
-        license=video.license,
-        mixture=video.mixture,
-        measures=measures,
-        failure=reason,
-        entry=video.entry,
-        caption=video.caption,
-        imported_scores=video.imported_scores,
-    )
+    return ClipRow(digest(video.video_id, "failed"), video, measures, failure=reason)

@@ -115,8 +115,8 @@ def row_facts(
     transform = f"centre-crop area {bucket}"
     if clip.crop:
         transform += f" of {clip.crop}"
-    if clip.time_scale != 1:
-        transform += f" at time scale {clip.time_scale:g}"
+    if clip.video.time_scale != 1:
+        transform += f" at time scale {clip.video.time_scale:g}"
     key = digest(
         clip.content_hash,
         clip.start,
@@ -130,9 +130,9 @@ def row_facts(
     return RowFacts(
         key=key,
         clip_id=clip.clip_id,
-        source_id=clip.source_id,
-        license=clip.license,
-        mixture=clip.mixture,
+        source_id=clip.video.source_id,
+        license=clip.video.license,
+        mixture=clip.video.mixture,
         bucket=str(bucket),
         window_start=window.start,
         flipped=window.flipped,

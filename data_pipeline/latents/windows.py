@@ -70,7 +70,11 @@ def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: 
         VideoError: if a frame cannot be decoded, or the file is another than the scored one. A
             clip that is rendered again is what it was, whatever the encoder of its bytes did.
     """
-    if clip.content_hash and not is_rendered(clip.uri) and hash_content(path) != clip.content_hash:
+    if (
+        clip.content_hash
+        and not is_rendered(clip.video.uri)
+        and hash_content(path) != clip.content_hash
+    ):
         raise VideoError(f"{UNREACHABLE}: the file was replaced since it was scored")
     starts = window_starts(clip, bucket, windows_per_clip)
     spans = np.array(starts)[:, None] + np.arange(bucket.num_frames)
@@ -89,7 +93,7 @@ def fetch_windows(
 ) -> Outcome:
     """Bring the clip's file here and decode its windows in a child process; never raise for it."""
     try:
-        path = scratch.fetch(clip.uri, clip.path)
+        path = scratch.fetch(clip.video.uri, clip.video.path)
     except VideoError as error:
         return Outcome(failure=f"VideoError: {error}")
     return sandbox.call(decode_windows, clip, path, bucket, windows_per_clip)
@@ -110,7 +114,7 @@ def read_windows(
         for clip in clips:
             outcome = fetch_windows(sandbox, scratch, clip, bucket, windows_per_clip)
             if outcome.failure:
-                raise VideoError(f"{clip.source_id}: {outcome.failure}")
+                raise VideoError(f"{clip.video.source_id}: {outcome.failure}")
             yield outcome.value
 
 

@@ -38,9 +38,9 @@ def calibrate(clips: Sequence[ClipRow], policy: Policy, *buckets: Bucket) -> lis
     """Return every score of every mixture; clips that failed have none."""
     gauges: list[Gauge] = []
     readable = [clip for clip in clips if not clip.failure]
-    for mixture in sorted({clip.mixture for clip in readable}):
+    for mixture in sorted({clip.video.mixture for clip in readable}):
         limits = _structural_limits(policy, buckets) | policy.limits_of(mixture)
-        numbers = [_numbers(clip, buckets) for clip in readable if clip.mixture == mixture]
+        numbers = [_numbers(clip, buckets) for clip in readable if clip.video.mixture == mixture]
         breached = [
             {name for name, value in row.items() if breach(value, limits.get(name, Limit()))}
             for row in numbers
@@ -90,7 +90,7 @@ def _numbers(clip: ClipRow, buckets: Sequence[Bucket]) -> dict[str, float]:
         "decoded ratio": clip.num_frames_decoded / clip.num_frames_header,
         "cuts": clip.num_cuts,
         "motion.px": clip.motion_px,
-        **clip.imported_scores,
+        **clip.video.imported_scores,
         **clip.scores,
     }
     return {name: float(value) for name, value in found.items() if value is not None}

@@ -24,7 +24,7 @@ class Copy:
 
     def __str__(self) -> str:
         place = " in the held-out clips" if self.is_held_out else ""
-        return f"of {self.of.source_id}{place} by {self.how}"
+        return f"of {self.of.video.source_id}{place} by {self.how}"
 
 
 def find_copies(
@@ -56,7 +56,7 @@ def find_copies(
     ranked = sorted((clip for clip in clips if clip.clip_id not in copies), key=_rank)
     originals: dict[tuple[object, ...], ClipRow] = {}
     for clip in ranked:
-        content = (clip.content_hash, clip.start, clip.stop, clip.crop, clip.time_scale)
+        content = (clip.content_hash, clip.start, clip.stop, clip.crop, clip.video.time_scale)
         original = originals.setdefault(content, clip) if clip.content_hash else clip
         if original is not clip:
             copies[clip.clip_id] = Copy(original, "the same file")
@@ -89,7 +89,13 @@ def _sharing(clips: Sequence[ClipRow], held_out: Sequence[ClipRow]) -> dict[str,
 
 def _rank(clip: ClipRow) -> tuple[object, ...]:
     blur = clip.scores.get("blur.effect") or 0.0
-    return (-clip.width * clip.height, blur, clip.start - clip.stop, clip.source_id, clip.clip_id)
+    return (
+        -clip.width * clip.height,
+        blur,
+        clip.start - clip.stop,
+        clip.video.source_id,
+        clip.clip_id,
+    )
 
 
 def _near(
@@ -117,9 +123,9 @@ def _near(
 
 def _are_neighbours(one: ClipRow, other: ClipRow) -> bool:
     """Tell whether clips are different moments of one source."""
-    if one.source_id != other.source_id:
+    if one.video.source_id != other.video.source_id:
         return False
-    return one.uri != other.uri or not _overlap(one, other)
+    return one.video.uri != other.video.uri or not _overlap(one, other)
 
 
 def _overlap(one: ClipRow, other: ClipRow) -> bool:

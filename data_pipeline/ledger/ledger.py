@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 import pyarrow as pa
@@ -19,7 +19,9 @@ from magicdistill.data_pipeline.io.storage import (
 )
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.rows import (
+    CLIP_COLUMNS,
     CLIP_SCHEMA,
+    STORED,
     ClipRow,
     Video,
     clips_from_table,
@@ -51,7 +53,10 @@ class Ledger:
         if not clips:
             return
         name = digest(
-            *(f"{c.clip_id} {c.fingerprint} {c.measures} {c.scorers} {c.failure}" for c in clips)
+            *(
+                f"{c.clip_id} {c.video.fingerprint} {c.measures} {c.scorers} {c.failure}"
+                for c in clips
+            )
         )
         write_parquet(clips_to_table(clips), self._scores / f"{name}.parquet")
 
@@ -74,8 +79,8 @@ class Ledger:
         clips: dict[str, ClipRow] = {}
         results: dict[str, _Results] = {}
         for clip in self._read():
-            video = present.get(clip.video_id)
-            if not video or clip.fingerprint != video.fingerprint:
+            video = present.get(clip.video.video_id)
+            if not video or clip.video.fingerprint != video.fingerprint:
                 continue
             if clip.scorers:
                 results.setdefault(clip.clip_id, _Results()).add(clip, versions)
@@ -86,21 +91,16 @@ class Ledger:
         absent = _absent(scorers, versions)
         by_video: dict[str, list[ClipRow]] = {}
         for clip in clips.values():
-            video, found = present[clip.video_id], results.get(clip.clip_id, absent)
+            video, found = present[clip.video.video_id], results.get(clip.clip_id, absent)
             row = replace(
                 clip,
-                uri=video.uri,
-                path=video.path,
-                license=video.license,
-                mixture=video.mixture,
-                entry=video.entry,
-                caption=video.caption,
-                imported_scores=video.imported_scores,
+                # The recorded source id stays: takedowns find all that a film left by it.
+                video=replace(video, source_id=clip.video.source_id),
                 scores=absent.scores | found.scores,
                 scorers=absent.scorers | found.scorers,
                 blobs=found.blobs,
             )
-            by_video.setdefault(clip.video_id, []).append(row)
+            by_video.setdefault(clip.video.video_id, []).append(row)
         return {
             video_id: sorted(found, key=attrgetter("start", "clip_id"))
             for video_id, found in by_video.items()
@@ -119,7 +119,7 @@ class Ledger:
         rows = [
             {
                 "clip_id": decision.clip.clip_id,
-                "source_id": decision.clip.source_id,
+                "source_id": decision.clip.video.source_id,
                 "status": decision.status,
                 "reasons": list(decision.reasons),
             }
@@ -193,8 +193,14 @@ _OF_OTHERS = {
     *("uri", "path", "license", "mixture", "entry", "caption", "imported_scores"),
     *("scores", "scorers", "blobs"),
 }
-"""Fields of a row that the present listing fills in, or that are brought together."""
-_findings = attrgetter(*(f.name for f in fields(ClipRow) if f.name not in _OF_OTHERS))
+"""Columns that the present listing fills in, or that are brought together from many rows."""
+_findings = attrgetter(
+    *(
+        f"video.{name}" if name in STORED else name
+        for name in CLIP_COLUMNS
+        if name not in _OF_OTHERS
+    )
+)
 
 
 def _stronger(one: ClipRow, other: ClipRow) -> ClipRow:

@@ -77,7 +77,7 @@ def count_incomparable(held_out: Sequence[ClipRow], versions: Mapping[str, str])
 def _decide(clip: ClipRow, policy: Policy, buckets: Sequence[Bucket]) -> Decision:
     if clip.failure:
         return Decision(clip, "failed", (clip.failure,))
-    clip, limits = framed(clip, policy), policy.limits_of(clip.mixture)
+    clip, limits = framed(clip, policy), policy.limits_of(clip.video.mixture)
     if policy.crop_bars:
         limits.pop("letterbox.share", None)
     bucket = nearest_bucket(clip.width, clip.height, buckets)
@@ -115,7 +115,7 @@ def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
             yield "motion: too short to be measured"
     elif breach(clip.motion_px, motion):
         yield f"motion: {clip.motion_px:.2f} px outside {_range(motion)}"
-    scores = clip.imported_scores | clip.scores
+    scores = clip.video.imported_scores | clip.scores
     for name, limit in limits.items():
         if name not in scores or limit == Limit():
             continue
@@ -129,7 +129,7 @@ def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
 
 def framed(clip: ClipRow, policy: Policy) -> ClipRow:
     """Return a clip as it is encoded: without black bars, where the policy crops them."""
-    limit = policy.limits_of(clip.mixture).get("letterbox.share", Limit())
+    limit = policy.limits_of(clip.video.mixture).get("letterbox.share", Limit())
     share = clip.scores.get("letterbox.share") or 0.0
     return _without_bars(clip) if policy.crop_bars and breach(share, limit) else clip
 
@@ -198,11 +198,11 @@ def _with_a_cap(decisions: Sequence[Decision], policy: Policy) -> list[Decision]
     by_source: dict[str, list[str]] = defaultdict(list)
     for decision in decisions:
         if decision.status == "accepted":
-            by_source[decision.clip.source_id].append(decision.clip.clip_id)
+            by_source[decision.clip.video.source_id].append(decision.clip.clip_id)
     most = policy.max_clips_per_source
     surplus = {clip_id for ids in by_source.values() for clip_id in sorted(ids, key=digest)[most:]}
     return [
-        _rejected(decision, f"cap: {decision.clip.source_id} has more than {most} clips")
+        _rejected(decision, f"cap: {decision.clip.video.source_id} has more than {most} clips")
         if decision.clip.clip_id in surplus
         else decision
         for decision in decisions

@@ -75,11 +75,11 @@ def reconstruct(
             bucket = config.bucket_of(clip.width, clip.height)
             windows = fetch_windows(sandbox, scratch, clip, bucket, config.windows_per_clip)
             if windows.failure:
-                yield Reconstruction(clip.source_id, failure=windows.failure)
+                yield Reconstruction(clip.video.source_id, failure=windows.failure)
                 continue
             frames = frames_of(origins[key].index, windows.value, config)
             latents = read_row(cache, by_key[key]).latents
-            yield Reconstruction(clip.source_id, _psnr_db(latents, frames, vae))
+            yield Reconstruction(clip.video.source_id, _psnr_db(latents, frames, vae))
 
 
 def _origins(

@@ -72,7 +72,7 @@ def take_down(root: AnyPath, source_id: str) -> Removed:
     clip_ids = {row.clip_id for row in rows}
     own = (pc.field("source_id") == source_id) | _is_in("clip_id", clip_ids)
     num_latents, versions = _remove_latents(root / "latents", own)
-    num_files = _remove_files(local_folder(root), {row.path for row in rows}, clip_ids)
+    num_files = _remove_files(local_folder(root), {row.video.path for row in rows}, clip_ids)
     num_decisions = sum(_drop(path, source_id) for path in ledger.decision_files())
     num_rows = sum(_drop(part, source_id) for part in ledger.parts())
     _sweep(root)

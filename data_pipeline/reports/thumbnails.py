@@ -30,7 +30,7 @@ def choose(decisions: Sequence[Decision], most: int) -> list[Decision]:
     groups: dict[str, list[Decision]] = defaultdict(list)
     for decision in sorted(decisions, key=lambda decision: digest(decision.clip.clip_id)):
         reason = decision.reasons[0].partition(":")[0] if decision.reasons else ""
-        groups[reason or decision.clip.mixture].append(decision)
+        groups[reason or decision.clip.video.mixture].append(decision)
     turns = chain.from_iterable(zip_longest(*groups.values()))
     return [decision for decision in turns if decision is not None][:most]
 
@@ -45,7 +45,9 @@ def thumbnails(clips: Sequence[ClipRow], root: Path, decoder: Decoder) -> list[b
     """
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{clip.clip_id}-{digest(clip.fingerprint, clip.crop)}.jpg" for clip in clips]
+    paths = [
+        folder / f"{clip.clip_id}-{digest(clip.video.fingerprint, clip.crop)}.jpg" for clip in clips
+    ]
     if not all(path.exists() for path in paths):
         with Sandbox(decoder.timeout_s, decoder.num_attempts) as sandbox, Scratch() as scratch:
             for clip, path in zip(clips, paths, strict=True):
@@ -57,7 +59,7 @@ def thumbnails(clips: Sequence[ClipRow], root: Path, decoder: Decoder) -> list[b
 def _make(clip: ClipRow, target: Path, sandbox: Sandbox, scratch: Scratch) -> None:
     """Write a clip's picture; an empty file where its frame cannot be decoded."""
     try:
-        path = scratch.fetch(clip.uri, clip.path)
+        path = scratch.fetch(clip.video.uri, clip.video.path)
     except VideoError:  # the file may come back
         return
     picture = sandbox.call(_picture, clip, path).value or b""

@@ -64,7 +64,7 @@ class Selection:
     @property
     def mixture(self) -> dict[str, int]:
         """Accepted clips by mixture, the most first."""
-        return dict(Counter(clip.mixture for clip in self.clips).most_common())
+        return dict(Counter(clip.video.mixture for clip in self.clips).most_common())
 
     @property
     def buckets(self) -> dict[str, int]:
@@ -108,7 +108,7 @@ class Part:
     def take(self, rows: Sequence[ClipRow]) -> None:
         """Put rows of this config's videos in the place of its clips of the same ids."""
         ids = {video.video_id for video in self.videos}
-        own = {row.clip_id: row for row in rows if row.video_id in ids}
+        own = {row.clip_id: row for row in rows if row.video.video_id in ids}
         kept = [own.pop(clip.clip_id, clip) for clip in self.clips]
         self.clips = [*kept, *own.values()]
 
@@ -131,7 +131,7 @@ class Part:
 
     def select(self) -> Selection:
         """Tell the whole story of what was judged."""
-        seen = {clip.video_id for clip in self.clips}
+        seen = {clip.video.video_id for clip in self.clips}
         faults: dict[str, Counter[str]] = {}
         for video in self.videos:
             if video.fault:

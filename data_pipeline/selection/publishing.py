@@ -36,7 +36,7 @@ def _text_keys(config: DataConfig, clips: Sequence[ClipRow]) -> tuple[dict[str, 
     if prompts is None:
         return {clip.clip_id: NULL_TEXT for clip in clips}, NULL_TEXT
     fingerprint = encoder_fingerprint(prompts.encoder)
-    keys = {clip.clip_id: text_key(clip.caption, prompts, fingerprint) for clip in clips}
+    keys = {clip.clip_id: text_key(clip.video.caption, prompts, fingerprint) for clip in clips}
     return keys, text_key(NULL_PROMPT, prompts, fingerprint)
 
 
@@ -54,8 +54,13 @@ def publish_selection(
     texts, null_key = _text_keys(config, selection.clips)
     entries = [
         present[key]
-        | {name: getattr(clip, name) for name in ("clip_id", "source_id", "license", "mixture")}
-        | {"text_key": texts[clip.clip_id]}
+        | {
+            "clip_id": clip.clip_id,
+            "source_id": clip.video.source_id,
+            "license": clip.video.license,
+            "mixture": clip.video.mixture,
+            "text_key": texts[clip.clip_id],
+        }
         for clip in selection.clips
         for key in wanted[clip.clip_id]
     ]

@@ -59,7 +59,7 @@ def text_key(prompt: str, config: Prompts, fingerprint: str) -> str:
 
 def prompts_of(clips: Iterable[ClipRow], config: Prompts, fingerprint: str) -> dict[str, str]:
     """Return the prompts of clips and the null prompt by key."""
-    prompts = {clip.caption for clip in clips} | {NULL_PROMPT}
+    prompts = {clip.video.caption for clip in clips} | {NULL_PROMPT}
     return {text_key(prompt, config, fingerprint): prompt for prompt in sorted(prompts)}
 
 

@@ -71,7 +71,7 @@ class AddScores:
     def _add(self, clip: ClipRow) -> ClipRow:
         scorers = [self._scorers[kind] for kind in lacking(clip, self._versions)]
         try:
-            path = self._scratch.fetch(clip.uri, clip.path)
+            path = self._scratch.fetch(clip.video.uri, clip.video.path)
         except VideoError as error:
             return _failed(clip, scorers, str(error))
         outcome = self._child.call(score_clip, clip, path, scorers)
@@ -98,7 +98,7 @@ def score_clip(clip: ClipRow, path: Path, scorers: Sequence[Scorer]) -> ClipRow:
     Raises:
         VideoError: if one of the frames cannot be decoded.
     """
-    fps = clip.fps * clip.time_scale
+    fps = clip.fps * clip.video.time_scale
     wanted = [scorer.indices(clip.start, clip.stop, fps) for scorer in scorers]
     indices = sorted(set().union(*wanted))
     looks: list[dict[int, Any]] = [{} for _ in scorers]

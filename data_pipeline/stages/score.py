@@ -103,13 +103,7 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
     clips = [
         ClipRow(
             clip_id=digest(video.video_id, view.start + start, view.start + stop),
-            video_id=video.video_id,
-            source_id=video.source_id,
-            uri=video.uri,
-            path=video.path,
-            fingerprint=video.fingerprint,
-            license=video.license,
-            mixture=video.mixture,
+            video=video,
             measures=measures.version,
             start=view.start + start,
             stop=view.start + stop,
@@ -122,11 +116,7 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
             num_frames_decoded=taken.num_frames,
             num_cuts=len(cuts),
             motion_px=taken.motion.mean_px(start, stop),
-            entry=video.entry,
             crop=view.crop,
-            time_scale=video.time_scale,
-            caption=video.caption,
-            imported_scores=video.imported_scores,
         )
         for start, stop in spans
     ]

@@ -203,7 +203,9 @@ class EvaluationRun:
         counts = {pair.prompt: pair.dimensions for each in lists for pair in pairs(each)}
         if not counts:
             return {}
-        names = [clip.entry for rows in self.rows for clip in self.inputs[rows.start : rows.stop]]
+        names = [
+            clip.video.entry for rows in self.rows for clip in self.inputs[rows.start : rows.stop]
+        ]
         return {
             metric: np.tile([metric in counts[name] for name in names], self.config.num_samples)
             for metric in METRICS

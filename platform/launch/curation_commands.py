@@ -110,7 +110,7 @@ def _tell_faults(selection: Selection) -> None:
         logs.say(f"  videos that nobody has looked at yet: {selection.num_unscored}")
     for decision in selection.failed:
         if decision.reasons[0].endswith(QUARANTINED):
-            logs.say(f"  quarantined {decision.clip.source_id}: {decision.reasons[0]}")
+            logs.say(f"  quarantined {decision.clip.video.source_id}: {decision.reasons[0]}")
 
 
 def _report(recipe: Recipe, curator: Curator, selections: Mapping[str, Selection]) -> None:

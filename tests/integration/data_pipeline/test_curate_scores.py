@@ -44,7 +44,7 @@ def run(config: DataConfig, root: Path) -> dict[str, ClipRow]:
     videos = list_videos(config.sources, root / "clips")
     measures = config.measures
     scored = Ledger(root / "ledger").scored(videos, measures.version, measures.scorers)
-    return {Path(clip.uri).name: clip for clips in scored.values() for clip in clips}
+    return {Path(clip.video.uri).name: clip for clips in scored.values() for clip in clips}
 
 
 def test_scorers_measure_only_what_they_have_not_seen(tmp_path: Path):

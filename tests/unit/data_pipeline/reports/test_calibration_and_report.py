@@ -69,7 +69,11 @@ def test_calibration_says_what_each_threshold_rejects_and_what_it_alone_does(sel
 
 def test_calibration_tells_lengths_of_several_buckets_apart(selection: Selection):
     clips = [decision.clip for decision in selection.decisions]
-    wide = [replace(clip, width=96, source_id="s") for clip in clips if not clip.failure]
+    wide = [
+        replace(clip, width=96, video=replace(clip.video, source_id="s"))
+        for clip in clips
+        if not clip.failure
+    ]
     long = Bucket(num_frames=49, width=96)
     gauges = {gauge.score: gauge for gauge in calibrate([*clips, *wide], POLICY, Bucket(), long)}
     assert (gauges["frames"].num_rejected, gauges["frames for 49"].num_rejected) == (1, 2)
