@@ -37,11 +37,6 @@ class RowOrder:
             self._order, self._epoch = rng.permutation(self._num_rows), epoch
         return int(self._order[offset])
 
-    def batch(self, step: int, rank: int, world_size: int, batch_size: int) -> list[int]:
-        """Return the rows that one rank reads at a step; the ranks' batches lie side by side."""
-        first = (step * world_size + rank) * batch_size
-        return [self.row(first + offset) for offset in range(batch_size)]
-
 
 class MixtureSampler:
     """Maps sample positions to rows of several kinds in given shares, without a state as well.

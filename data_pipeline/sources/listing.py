@@ -53,10 +53,11 @@ INTER4K_TIME_SCALE = 60 / 24 / 2
 """Of every second frame of 60 per second, shown 24 times a second."""
 
 
-def list_videos(sources: Sequence[Source], clips_directory: Path) -> list[Video]:
-    """Return the videos of all sources, without opening any and without duplicates.
+def iter_videos(sources: Sequence[Source], clips_directory: Path) -> Iterator[Video]:
+    """Yield the videos of all sources, each once, without opening any.
 
-    What a manifest names and nobody can use is listed too, with its `fault`.
+    Manifests are read as streams, so a million rows need little memory. What a manifest names and
+    nobody can use is listed too, with its `fault`.
 
     Args:
         sources: what to list.
@@ -66,16 +67,6 @@ def list_videos(sources: Sequence[Source], clips_directory: Path) -> list[Video]
         FileNotFoundError: if a folder or manifest does not exist or a package's videos are not
             installed.
         ValueError: if a manifest has another format.
-    """
-    return list(iter_videos(sources, clips_directory))
-
-
-def iter_videos(sources: Sequence[Source], clips_directory: Path) -> Iterator[Video]:
-    """Yield what `list_videos` returns, one by one: manifests are read as a stream.
-
-    Raises:
-        FileNotFoundError: as `list_videos`.
-        ValueError: as `list_videos`.
     """
     seen: set[str] = set()
     for source in sources:

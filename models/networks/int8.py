@@ -25,23 +25,12 @@ SCHEME = {
         }
     },
 }
-BYTES_PER_OUTPUT = 5
-"""A float32 scale and an int8 zero point."""
 
 
 def demand_torchao() -> None:
     """Raise ModuleNotFoundError, with the remedy, where torchao is not installed."""
     if find_spec("torchao") is None:
         raise ModuleNotFoundError("int8 weights need torchao: pip install 'magicdistill[int8]'")
-
-
-def predict_bytes(module: nn.Module) -> int:
-    """Return the bytes that a module's parameters will have in int8, from their shapes alone."""
-    linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    weights = sum(part.weight.numel() for part in linears)
-    outputs = sum(part.out_features for part in linears)
-    rest = sum(parameter.numel() for parameter in module.parameters()) - weights
-    return weights + BYTES_PER_OUTPUT * outputs + torch.bfloat16.itemsize * rest
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -18,7 +18,7 @@ from magicdistill.data_pipeline.rows import may_pass
 from magicdistill.data_pipeline.sources import fetching
 from magicdistill.data_pipeline.sources.config import Folder, JsonLines, Koala, Store
 from magicdistill.data_pipeline.sources.fetching import Scratch
-from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos
 
 if TYPE_CHECKING:
     from tests.s3_server import Server
@@ -54,13 +54,13 @@ def test_a_bucket_lists_like_a_folder_and_notices_a_change():
     files = object_stores.filesystem()
     files.pipe(f"{ROOT}/changing.mp4", b"1")
     folder = Folder(path=f"{ROOT}/", license="CC0", mixture="anime")
-    before = {video.uri: video for video in list_videos([folder], Path())}
+    before = {video.uri: video for video in iter_videos([folder], Path())}
     assert list(before) == [
         f"{ROOT}/{name}" for name in ("-a b#1%.mp4", "changing.mp4", "sub/b.mp4")
     ]
     assert {video.path for video in before.values()} == {""}
     files.pipe(f"{ROOT}/changing.mp4", b"2")
-    after = {video.uri: video for video in list_videos([folder], Path())}
+    after = {video.uri: video for video in iter_videos([folder], Path())}
     changed = [uri for uri in after if after[uri].fingerprint != before[uri].fingerprint]
     files.rm(f"{ROOT}/changing.mp4")
     assert changed == [f"{ROOT}/changing.mp4"]
@@ -73,7 +73,7 @@ def test_a_manifest_and_its_store_may_both_be_remote():
     )
     object_stores.filesystem().pipe("s3://bucket/koala.csv", f"\ufeff{HEADER}\n{rows}\n".encode())
     store = Store(path=ROOT, holds="videos")
-    videos = list_videos([Koala(manifests=("s3://bucket/koala.csv",), store=store)], Path())
+    videos = list(iter_videos([Koala(manifests=("s3://bucket/koala.csv",), store=store)], Path()))
     assert [(video.uri, video.fault) for video in videos] == [
         (f"{ROOT}/-a b#1%.mp4", ""),
         (f"{ROOT}/gone.mp4", "missing file"),
@@ -81,10 +81,10 @@ def test_a_manifest_and_its_store_may_both_be_remote():
     lines = f'{{"source_id": "a", "dataset": "d", "uri": "{ROOT}/sub/b.mp4", "license": "l"}}\n'
     object_stores.filesystem().pipe("s3://bucket/clips.jsonl", lines.encode())
     source = JsonLines(manifests=("s3://bucket/clips.jsonl",), mixture="general")
-    (video,) = list_videos([source], Path())
+    (video,) = iter_videos([source], Path())
     assert (video.uri, video.fault) == (f"{ROOT}/sub/b.mp4", "")
     with pytest.raises(FileNotFoundError, match=r"s3://bucket/none\.csv does not exist"):
-        list_videos([Koala(manifests=("s3://bucket/none.csv",), store=store)], Path())
+        list(iter_videos([Koala(manifests=("s3://bucket/none.csv",), store=store)], Path()))
 
 
 def test_one_copy_at_a_time_lives_until_it_is_cleared(

@@ -20,7 +20,7 @@ from magicdistill.data_pipeline.reports.thumbnails import thumbnails
 from magicdistill.data_pipeline.rows import Video, failed
 from magicdistill.data_pipeline.selection.curation_result import Part, Pass, Selection
 from magicdistill.data_pipeline.sources.config import Folder
-from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.score import score_video
 
@@ -41,7 +41,7 @@ def selection(tmp_path_factory: pytest.TempPathFactory) -> Selection:
         measures=Measures(motion_short_side=64, motion_fps=8.0),
         policy=POLICY,
     )
-    videos = list_videos(config.sources, folder)
+    videos = list(iter_videos(config.sources, folder))
     missing = Video("m", "hdtf/gone", "", "", "fault", "l", "portrait", False, fault="missing file")
     part = Part(config, [*videos, missing], Takedowns({}, {}))
     for video in videos:
