@@ -25,17 +25,16 @@ from magicdistill.data_pipeline.rows import (
     clips_to_table,
     digest,
     failed,
-    may_pass,
+    is_temporary,
     videos_to_table,
 )
 from magicdistill.data_pipeline.selection.curation_result import (
     CurationResult,
-    Part,
-    Pass,
     Selection,
+    StageTiming,
     accepted,
-    agreeing,
 )
+from magicdistill.data_pipeline.selection.curation_state import CurationState, agreeing
 from magicdistill.data_pipeline.selection.publishing import publish_selection, wanted_keys
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.stages.embed import (
@@ -147,7 +146,7 @@ class Curator:
         Raises:
             FileNotFoundError: if a source does not exist.
         """
-        self.passes: list[Pass] = []
+        self.timings: list[StageTiming] = []
         """What was done so far."""
         self._root = place(root)
         self._progress = progress or Bars()
@@ -155,16 +154,17 @@ class Curator:
         self._ledger = Ledger(self._root / "ledger")
         takedowns = Takedowns.load(self._root / "ledger")
         clips = local_folder(self._root) / "clips"
-        self._parts = [
-            Part(c, [*takedowns.mark(iter_videos(c.sources, clips))], takedowns) for c in configs
+        self._states = [
+            CurationState(c, [*takedowns.mark(iter_videos(c.sources, clips))], takedowns)
+            for c in configs
         ]
-        self._passing: list[ClipRow] = []
+        self._temporary: list[ClipRow] = []
 
     def ingest(self) -> None:
         """Commit a failed row for everything that the listing knows to be unusable."""
-        for part in self._parts:
-            version = part.config.measures.version
-            faulty = [video for video in part.videos if video.fault]
+        for state in self._states:
+            version = state.config.measures.version
+            faulty = [video for video in state.videos if video.fault]
             known = self._ledger.scored(faulty, version) if faulty else {}
             rows = [failed(v, version, v.fault) for v in faulty if v.video_id not in known]
             for first in range(0, len(rows), FAULTS_PER_PART):
@@ -172,16 +172,16 @@ class Curator:
 
     def score(self) -> None:
         """Find and score the clips of all videos."""
-        for group in agreeing(self._parts, ("measures", "decoder")):
+        for group in agreeing(self._states, ("measures", "decoder")):
             self._score_missing(group)
-        for part in self._parts:
-            self._add_missing_scores(part)
+        for state in self._states:
+            self._add_missing_scores(state)
 
     def decide(self) -> list[Selection]:
         """Judge what is scored and store the decisions; then tidy the ledger."""
         self._read()
         self._judge()
-        selections = [part.select() for part in self._parts]
+        selections = [state.select() for state in self._states]
         self._warn_of_near_copies()
         for selection in selections:
             absent = count_absent([decision.clip for decision in selection.decisions])
@@ -194,9 +194,9 @@ class Curator:
 
     def _warn_of_near_copies(self) -> None:
         """Say by what the held-out clips of other configs cannot be compared."""
-        for number, part in enumerate(self._parts, 1):
-            held_out = [c for other in self._parts[number:] for c in accepted(other.decisions)]
-            versions = versions_of(part.config.measures.scorers)
+        for number, state in enumerate(self._states, 1):
+            held_out = [c for other in self._states[number:] for c in accepted(other.decisions)]
+            versions = versions_of(state.config.measures.scorers)
             for kind, count in count_incomparable(held_out, versions).items():
                 logger.warning(
                     "%d held-out clips were not seen by the same %s: near copies of them stay "
@@ -214,45 +214,45 @@ class Curator:
         fingerprint = _fingerprint(vae_directory.absolute())
         cache = self._root / "latents"
         self._read()
-        groups = agreeing(self._parts, AGREED_TO_ENCODE)
+        groups = agreeing(self._states, AGREED_TO_ENCODE)
         failures = None
         while failures is None or failures:  # the copy of what failed may now be accepted
             failures = []
             self._judge()
             for group in groups:
                 job = EncodeJob(group[0].config, vae_directory.absolute(), fingerprint, cache)
-                clips = [clip for part in group for clip in accepted(part.decisions)]
+                clips = [clip for state in group for clip in accepted(state.decisions)]
                 failures += self._encode_missing(job, clips)
-            self._passing += failures
-            for part in self._parts:
-                part.take(failures)
-        for part in self._parts:
-            self._embed_missing(part, cache)
+            self._temporary += failures
+            for state in self._states:
+                state.take(failures)
+        for state in self._states:
+            self._embed_missing(state, cache)
         return [publish_selection(selection, fingerprint, cache) for selection in self.decide()]
 
     def _read(self) -> None:
         """Fill the parts with what the ledger has, and what failed for reasons that may pass."""
-        for part in self._parts:
-            part.clips = self._scored_clips(part)
-            part.take(self._passing)
+        for state in self._states:
+            state.clips = self._scored_clips(state)
+            state.take(self._temporary)
 
     def _judge(self) -> None:
         """Decide on all clips; what a config accepts is held out from those before it."""
         held_out: list[ClipRow] = []
-        for part in reversed(self._parts):
-            part.judge(held_out)
-            held_out += accepted(part.decisions)
+        for state in reversed(self._states):
+            state.judge(held_out)
+            held_out += accepted(state.decisions)
 
-    def _scored_clips(self, part: Part) -> list[ClipRow]:
+    def _scored_clips(self, state: CurationState) -> list[ClipRow]:
         """Return the clips of all videos in the order of the listing."""
-        measures = part.config.measures
-        scored = self._ledger.scored(part.videos, measures.version, measures.scorers)
-        return [clip for video in part.videos for clip in scored.get(video.video_id, ())]
+        measures = state.config.measures
+        scored = self._ledger.scored(state.videos, measures.version, measures.scorers)
+        return [clip for video in state.videos for clip in scored.get(video.video_id, ())]
 
-    def _score_missing(self, group: Sequence[Part]) -> None:
+    def _score_missing(self, group: Sequence[CurationState]) -> None:
         """Commit the clips of videos that have none, but for failures that may pass."""
         config = group[0].config
-        videos = {v.video_id: v for part in group for v in part.videos if not v.fault}
+        videos = {v.video_id: v for state in group for v in state.videos if not v.fault}
         scored = self._ledger.scored(videos.values(), config.measures.version)
         missing = [video for name, video in videos.items() if name not in scored]
         size = config.videos_per_block
@@ -263,19 +263,19 @@ class Curator:
                 self._commit(clips)
                 advance(len({clip.video.video_id for clip in clips}))
 
-    def _add_missing_scores(self, part: Part) -> None:
+    def _add_missing_scores(self, state: CurationState) -> None:
         """Commit the scores that clips lack, but for failures that may pass.
 
         Cheap scores are taken of all clips, costly ones then of those that are not yet hopeless.
         """
-        config = part.config
+        config = state.config
         self._ledger.describe(config.measures.scorers)
         for costly in (False, True):
             scorers = [s for s in config.measures.scorers if costly == s.COSTLY]
             versions = versions_of(scorers)
             clips = [
                 clip
-                for clip in (self._scored_clips(part) if scorers else ())
+                for clip in (self._scored_clips(state) if scorers else ())
                 if lacking(clip, versions)
                 and not clip.failure
                 and not (costly and is_hopeless(clip, config.policy, *config.buckets))
@@ -321,26 +321,26 @@ class Curator:
                 advance(len(reports))
         return failures
 
-    def _embed_missing(self, part: Part, cache_root: AnyPath) -> None:
+    def _embed_missing(self, state: CurationState, cache_root: AnyPath) -> None:
         """Embed the captions of accepted clips, and the null prompt, that the cache lacks."""
-        prompts = part.config.prompts
+        prompts = state.config.prompts
         if prompts is None:
             return
         fingerprint, present = encoder_fingerprint(prompts.encoder), committed_texts(cache_root)
-        wanted = prompts_of(accepted(part.decisions), prompts, fingerprint)
+        wanted = prompts_of(accepted(state.decisions), prompts, fingerprint)
         missing = [{"key": key, "prompt": wanted[key]} for key in wanted if key not in present]
         table, size = pa.Table.from_pylist(missing, schema=PROMPT_SCHEMA), prompts.prompts_per_shard
         blocks = [table.slice(first, size) for first in range(0, len(missing), size)]
         job = EmbedJob(prompts, fingerprint, cache_root)
         num_gpus = prompts.num_gpus_per_actor
         with self._timed("embed", len(missing), "prompts") as advance:
-            for embedded in self._through(blocks, Embed, (job,), part.config, num_gpus):
+            for embedded in self._through(blocks, Embed, (job,), state.config, num_gpus):
                 advance(len(embedded))
 
     def _commit(self, clips: Sequence[ClipRow]) -> None:
         """Append rows to the ledger; what may pass is kept for this run's decisions only."""
-        self._passing += [clip for clip in clips if may_pass(clip.failure)]
-        self._ledger.append([clip for clip in clips if not may_pass(clip.failure)])
+        self._temporary += [clip for clip in clips if is_temporary(clip.failure)]
+        self._ledger.append([clip for clip in clips if not is_temporary(clip.failure)])
 
     def _merge_parts(self) -> None:
         """Merge small parts of the ledger; where that fails nothing is lost but time."""
@@ -362,8 +362,8 @@ class Curator:
 
         yield advance
         if total:
-            self.passes.append(Pass(stage, total, unit, time.monotonic() - start_s))
-            logger.info("%s", self.passes[-1])
+            self.timings.append(StageTiming(stage, total, unit, time.monotonic() - start_s))
+            logger.info("%s", self.timings[-1])
 
     def _through(
         self,
@@ -378,8 +378,8 @@ class Curator:
             return
         if len(blocks) > MAX_BLOCKS:  # all blocks of a pass lie in the object store from its start
             for first in range(0, len(blocks), MAX_BLOCKS):
-                part = blocks[first : first + MAX_BLOCKS]
-                yield from self._through(part, stage, arguments, config, num_gpus)
+                some = blocks[first : first + MAX_BLOCKS]
+                yield from self._through(some, stage, arguments, config, num_gpus)
             return
         self._before_work()
         with _quiet_ray_data():

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 Array = npt.NDArray[Any]
 UNREACHABLE = "unreachable"
-"""Opens the reason of a failure that may pass, such as a broken connection."""
+"""Begins the reason of a temporary failure, such as a broken connection."""
 
 
 def digest(*parts: object) -> str:
@@ -173,8 +173,8 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-def may_pass(failure: str) -> bool:
-    """Tell whether the next run should try again what failed for this reason."""
+def is_temporary(failure: str) -> bool:
+    """Tell whether a failure's reason is temporary, so that the next run tries again."""
     return f"{UNREACHABLE}: " in failure
 
 

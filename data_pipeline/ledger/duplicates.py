@@ -146,12 +146,12 @@ class _Hashes:
         self._max_distance = max_bits * self._words.shape[1]
         order = np.random.default_rng(0).permutation(hashes.shape[1] * 8)
         mixed = np.unpackbits(hashes, axis=1)[:, order]  # neighbouring bits resemble each other
-        self._flat_shards = np.ascontiguousarray(np.packbits(mixed, axis=1)).view(np.uint16)
-        self._kept: list[dict[int, list[int]]] = [{} for _ in range(self._flat_shards.shape[1])]
+        self._pieces = np.ascontiguousarray(np.packbits(mixed, axis=1)).view(np.uint16)
+        self._kept: list[dict[int, list[int]]] = [{} for _ in range(self._pieces.shape[1])]
 
     def similar(self, position: int) -> list[int]:
         """Return the kept clips that a clip is a copy of, ascending."""
-        pieces = self._flat_shards[position].tolist()
+        pieces = self._pieces[position].tolist()
         found = set().union(
             *(kept.get(piece, ()) for kept, piece in zip(self._kept, pieces, strict=True))
         )
@@ -162,7 +162,7 @@ class _Hashes:
 
     def keep(self, position: int) -> None:
         """Let later clips be compared with this one."""
-        for kept, piece in zip(self._kept, self._flat_shards[position].tolist(), strict=True):
+        for kept, piece in zip(self._kept, self._pieces[position].tolist(), strict=True):
             kept.setdefault(piece, []).append(position)
 
 

@@ -5,12 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from magicdistill.data_pipeline.ledger.calibration import COLUMNS, Gauge, calibrate, spell
+from magicdistill.data_pipeline.ledger.calibration import (
+    COLUMNS,
+    ScoreDistribution,
+    calibrate,
+    spell,
+)
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.reports.histograms import COLOURS, histogram
 from magicdistill.data_pipeline.reports.pages import data_uri, write_page
 from magicdistill.data_pipeline.reports.thumbnails import choose, thumbnails
-from magicdistill.data_pipeline.selection.curation_result import CurationResult, Pass, Selection
+from magicdistill.data_pipeline.selection.curation_result import (
+    CurationResult,
+    Selection,
+    StageTiming,
+)
 
 MAX_KEPT = 16
 MAX_REJECTED = 24
@@ -39,7 +48,7 @@ class Section:
     steps: Sequence[Step]
     reasons: Mapping[str, int]
     """Clips by reason; a clip has as many as object to it."""
-    gauges: Sequence[Gauge]
+    distributions: Sequence[ScoreDistribution]
     histograms: Mapping[str, str]
     """Addresses of pictures by score."""
     kept: Sequence[tuple[Decision, str]]
@@ -52,7 +61,7 @@ def write_report(
     selections: Mapping[str, Selection],
     root: Path,
     facts: Mapping[str, str],
-    passes: Sequence[Pass],
+    timings: Sequence[StageTiming],
 ) -> None:
     """Write the page.
 
@@ -61,13 +70,13 @@ def write_report(
         selections: by title; published ones name the version of their latents.
         root: the folder of clips, ledger and latents, for pictures of clips.
         facts: what stands at the top.
-        passes: what was done in this run.
+        timings: what was done in this run.
     """
     write_page(
         path,
         Path(__file__).with_name("report.html.jinja"),
         facts=facts,
-        passes=passes,
+        timings=timings,
         sections=[_section(title, selection, root) for title, selection in selections.items()],
         columns=COLUMNS,
         colours=COLOURS,
@@ -77,10 +86,10 @@ def write_report(
 
 def _section(title: str, selection: Selection, root: Path) -> Section:
     config, decisions = selection.config, selection.decisions
-    gauges = calibrate([d.clip for d in decisions], config.policy, *config.buckets)
-    by_score: dict[str, list[Gauge]] = defaultdict(list)
-    for gauge in gauges:
-        by_score[gauge.score].append(gauge)
+    distributions = calibrate([d.clip for d in decisions], config.policy, *config.buckets)
+    by_score: dict[str, list[ScoreDistribution]] = defaultdict(list)
+    for distribution in distributions:
+        by_score[distribution.score].append(distribution)
     reasons = Counter(name for d in decisions for name in {_name(r) for r in d.reasons})
     kept = choose([d for d in decisions if d.status == "accepted"], MAX_KEPT)
     rejected = choose(selection.rejected, MAX_REJECTED)
@@ -94,7 +103,7 @@ def _section(title: str, selection: Selection, root: Path) -> Section:
         version=selection.version if isinstance(selection, CurationResult) else "",
         steps=_funnel(selection),
         reasons=dict(reasons.most_common()),
-        gauges=gauges,
+        distributions=distributions,
         histograms={
             score: data_uri("image/svg+xml", histogram(found)) for score, found in by_score.items()
         },

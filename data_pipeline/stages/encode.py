@@ -68,7 +68,7 @@ class Encode:
         self._compute_dtype = getattr(torch, config.encoding.compute_dtype)
         self._stored_dtype = getattr(torch, config.encoding.stored_dtype)
         self._vae = vae.to(self._device, self._compute_dtype)
-        self._child = Sandbox(config.decoder.timeout_s, config.decoder.num_attempts)
+        self._sandbox = Sandbox(config.decoder.timeout_s, config.decoder.num_attempts)
         self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -94,7 +94,7 @@ class Encode:
         for clip in clips:
             bucket = config.bucket_of(clip.width, clip.height)
             outcome = fetch_windows(
-                self._child, self._scratch, clip, bucket, config.windows_per_clip
+                self._sandbox, self._scratch, clip, bucket, config.windows_per_clip
             )
             reports.append({"clip_id": clip.clip_id, "failure": outcome.failure})
             if outcome.failure:

@@ -58,8 +58,8 @@ class AddScores:
         self._versions = versions_of(scorers)
         present = [s for s in scorers if not self._versions[s.kind].startswith(ABSENT)]
         load = partial(try_out, present, has_gpu)
-        self._child = Sandbox(decoder.timeout_s, decoder.num_attempts, load)
-        self._child.start()
+        self._sandbox = Sandbox(decoder.timeout_s, decoder.num_attempts, load)
+        self._sandbox.start()
         self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -74,7 +74,7 @@ class AddScores:
             path = self._scratch.fetch(clip.video.uri, clip.video.path)
         except VideoError as error:
             return _failed(clip, scorers, str(error))
-        outcome = self._child.call(score_clip, clip, path, scorers)
+        outcome = self._sandbox.call(score_clip, clip, path, scorers)
         return _failed(clip, scorers, outcome.failure) if outcome.failure else outcome.value
 
 

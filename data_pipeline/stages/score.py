@@ -39,7 +39,7 @@ class Score:
     def __init__(self, measures: Measures, decoder: Decoder) -> None:
         shot_meters(measures.shots)  # a missing package is no video's fault
         self._measures = measures
-        self._child = Sandbox(decoder.timeout_s, decoder.num_attempts)
+        self._sandbox = Sandbox(decoder.timeout_s, decoder.num_attempts)
         self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -55,7 +55,7 @@ class Score:
             path = self._scratch.fetch(video.uri, video.path)
         except VideoError as error:
             return [failed(video, self._measures.version, str(error))]
-        outcome = self._child.call(score_video, video, path, self._measures)
+        outcome = self._sandbox.call(score_video, video, path, self._measures)
         if outcome.failure:
             reason = outcome.failure.removeprefix("VideoError: ")
             return [failed(video, self._measures.version, reason)]
@@ -63,8 +63,8 @@ class Score:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What one decoder made of a file."""
+class _Decoded:
+    """What the measures found in the frames that one decoder read from a file."""
 
     decoder: str
     num_frames: int
@@ -87,8 +87,8 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
     if not path.stat().st_size:
         raise VideoError("empty file")
     header = probe(path)
-    view = frame_range_of(video, header)
-    taken = _measure(path, header.fps, view, measures)
+    frame_range = frame_range_of(video, header)
+    taken = _measure(path, header.fps, frame_range, measures)
     if not taken.num_frames:
         raise VideoError(taken.failure or "corrupt: no frames")
     cuts = taken.shots.cuts()
@@ -102,21 +102,21 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
     content_hash = hash_content(path)
     clips = [
         ClipRow(
-            clip_id=digest(video.video_id, view.start + start, view.start + stop),
+            clip_id=digest(video.video_id, frame_range.start + start, frame_range.start + stop),
             video=video,
             measures=measures.version,
-            start=view.start + start,
-            stop=view.start + stop,
+            start=frame_range.start + start,
+            stop=frame_range.start + stop,
             content_hash=content_hash,
             decoder=taken.decoder,
-            width=view.width,
-            height=view.height,
+            width=frame_range.width,
+            height=frame_range.height,
             fps=header.fps / video.time_scale,
-            num_frames_header=view.num_frames or taken.num_frames,
+            num_frames_header=frame_range.num_frames or taken.num_frames,
             num_frames_decoded=taken.num_frames,
             num_cuts=len(cuts),
             motion_px=taken.motion.mean_px(start, stop),
-            crop=view.crop,
+            crop=frame_range.crop,
         )
         for start, stop in spans
     ]
@@ -129,9 +129,9 @@ def _with_scores(clip: ClipRow, meters: Sequence[Meter]) -> ClipRow:
     return clip
 
 
-def _measure(path: Path, fps: float, view: FrameRange, measures: Measures) -> _Pass:
-    """Decode with each decoder in turn until one reads to the end; else keep the longest pass."""
-    passes: list[_Pass] = []
+def _measure(path: Path, fps: float, frame_range: FrameRange, measures: Measures) -> _Decoded:
+    """Try each decoder until one reads to the end; else keep the attempt with the most frames."""
+    attempts: list[_Decoded] = []
     for decoder in decoders_of(path):
         shots = shot_meters(measures.shots)
         motion = MotionMeter(fps, measures.motion_short_side, measures.motion_fps)
@@ -142,18 +142,18 @@ def _measure(path: Path, fps: float, view: FrameRange, measures: Measures) -> _P
         ]
         num_frames, failure = 0, ""
         try:
-            for whole in decode(path, decoder, view.start, view.stop):
-                frame = cropped(whole, view.crop)
+            for whole in decode(path, decoder, frame_range.start, frame_range.stop):
+                frame = cropped(whole, frame_range.crop)
                 shots.update(frame)
                 motion.update(frame)
                 shared = Frame(frame)
                 for meter in meters:
-                    meter.update(view.start + num_frames, shared)
+                    meter.update(frame_range.start + num_frames, shared)
                 num_frames += 1
         except VideoError as error:
             failure = str(error)
-        passes.append(_Pass(decoder, num_frames, shots, motion, meters, failure))
+        attempts.append(_Decoded(decoder, num_frames, shots, motion, meters, failure))
         if not failure:
             break
     # On damage decord stops at a frame that differs from run to run; on a tie PyAV is kept.
-    return max(reversed(passes), key=lambda taken: taken.num_frames)
+    return max(reversed(attempts), key=lambda taken: taken.num_frames)

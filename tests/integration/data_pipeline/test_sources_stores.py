@@ -14,7 +14,7 @@ import s3fs
 
 from magicdistill.data_pipeline.io import object_stores
 from magicdistill.data_pipeline.media.video import PYAV, VideoError, decode, probe
-from magicdistill.data_pipeline.rows import may_pass
+from magicdistill.data_pipeline.rows import is_temporary
 from magicdistill.data_pipeline.sources import fetching
 from magicdistill.data_pipeline.sources.config import Folder, JsonLines, Koala, Store
 from magicdistill.data_pipeline.sources.fetching import Scratch
@@ -115,13 +115,13 @@ def test_what_was_listed_and_cannot_be_had_may_come_back(
     for gone in (f"{ROOT}/none.mp4", "none.mp4", "file/b.mp4", "x" * 256, "\ud83d.mp4"):
         with pytest.raises(VideoError, match=r"^unreachable: ") as failure:
             scratch.fetch(gone, str(tmp_path / gone))
-        assert may_pass(str(failure.value))
+        assert is_temporary(str(failure.value))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setattr(s3, "num_slow_downs", 1000)
     with pytest.raises(VideoError, match=r"^unreachable: ") as refused:
         scratch.fetch(f"{ROOT}/-a b#1%.mp4", "")
-    assert may_pass(str(refused.value)) and may_pass(f"encode: VideoError: {refused.value}")
+    assert is_temporary(str(refused.value)) and is_temporary(f"encode: VideoError: {refused.value}")
     s3.num_downloads = 0
     with pytest.raises(VideoError, match=r"^unreachable: "):  # the film's next clip does not wait
         scratch.fetch(f"{ROOT}/-a b#1%.mp4", "")

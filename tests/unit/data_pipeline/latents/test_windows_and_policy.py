@@ -16,7 +16,7 @@ from magicdistill.data_pipeline.latents.windows import (
 )
 from magicdistill.data_pipeline.ledger.policy import decide
 from magicdistill.data_pipeline.media.video import VideoError, hash_content, write_mp4
-from magicdistill.data_pipeline.rows import STORED, ClipRow, Video, may_pass
+from magicdistill.data_pipeline.rows import STORED, ClipRow, Video, is_temporary
 
 BUCKET = Bucket()
 TALL, WIDE = Bucket(height=96, width=64), Bucket(num_frames=33, height=64, width=96)
@@ -89,7 +89,7 @@ def test_a_file_that_was_replaced_since_it_was_scored_is_not_taken_for_it(tmp_pa
     write_mp4(path, np.full((51, 64, 64, 3), 99, np.uint8), 24)
     with pytest.raises(VideoError, match="the file was replaced") as failure:
         decode_windows(clip, path, BUCKET, 1)
-    assert may_pass(str(failure.value))  # the next listing scores it again
+    assert is_temporary(str(failure.value))  # the next listing scores it again
     rendered = make_clip(str(path), content_hash="x", uri="portrait-world:0?size=64")
     assert decode_windows(rendered, path, BUCKET, 1).any()
 
