@@ -1,4 +1,4 @@
-"""Curate: sources -> scored clips -> kept clips -> latent cache, through Ray Data."""
+"""Curate: sources -> scored clips -> accepted clips -> latent cache, through Ray Data."""
 
 import logging
 import time
@@ -56,9 +56,9 @@ from magicdistill.data_pipeline.stages.score import Score
 logger = logging.getLogger(__name__)
 
 MAX_BLOCKS = 2048
-"""Blocks that go through Ray Data in one pass: with 16 videos a block about 64 MB of rows."""
+"""Most blocks in one Ray Data pipeline; with 16 videos a block that is about 64 MB of rows."""
 FAULTS_PER_PART = 50_000
-"""Rows of the ledger's parts for what the listing already knows to be unusable."""
+"""Rows in one part of the ledger, for videos that the listing already knows to be unusable."""
 
 
 AGREED_TO_ENCODE = (
@@ -70,7 +70,7 @@ AGREED_TO_ENCODE = (
     "decoder",
     "policy.crop_bars",
 )
-"""Configs that have the same values here make the same latents of a clip."""
+"""Fields of a config that shape latents: configs that agree in them are encoded together."""
 
 
 def curate(
@@ -79,13 +79,12 @@ def curate(
     root: AnyPath | str,
     progress: Progress | None = None,
 ) -> CurationResult:
-    """Score, judge and encode everything that the sources list; redo nothing already done.
+    """Score, decide and encode everything that the sources list; repeat nothing already done.
 
     Args:
         config: sources, policy and shapes.
         vae_directory: a folder written by `VideoVae.save`.
-        root: where clips, ledger and latents live, a folder or s3://bucket/prefix; several configs
-            may share one.
+        root: folder or s3://bucket/prefix of clips, ledger and latents; configs may share one.
         progress: called as clips complete; bars on a terminal by default.
 
     Returns:
@@ -104,10 +103,10 @@ def curate_together(
     root: AnyPath | str,
     progress: Progress | None = None,
 ) -> list[CurationResult]:
-    """Do as `curate` for several configs; those that agree in a stage pass through it at once.
+    """Curate several configs; those that agree in a stage's settings go through it together.
 
-    What a config accepts is held out from the configs before it: of training clips and held-out
-    ones, in that order, those for training have no copy of a held-out one.
+    The clips that a config accepts are held out from all configs before it. With the training
+    config first and the evaluation's second, no training clip is a copy of a held-out one.
     """
     curator = Curator(configs, root, progress)
     curator.ingest()
@@ -118,7 +117,7 @@ def curate_together(
 def select_clips(
     config: DataConfig, root: AnyPath | str, progress: Progress | None = None
 ) -> list[ClipRow]:
-    """Score and judge as `curate` does, and return the accepted clips without encoding them."""
+    """Score and decide as `curate` does, and return the accepted clips without encoding them."""
     curator = Curator([config], root, progress)
     curator.ingest()
     curator.score()
@@ -126,7 +125,7 @@ def select_clips(
 
 
 class Curator:
-    """Takes configs through the stages; each stage does what earlier runs have left undone."""
+    """Takes configs through the stages; each stage does only what earlier runs have not done."""
 
     def __init__(
         self,
@@ -138,16 +137,16 @@ class Curator:
         """List the videos of all configs.
 
         Args:
-            configs: what to curate; the clips of each are held out from those before it.
-            root: where clips, ledger and latents live, a folder or s3://bucket/prefix.
+            configs: the configs to curate; clips of each are held out from those before it.
+            root: folder or s3://bucket/prefix of clips, ledger and latents.
             progress: called as clips complete; bars on a terminal by default.
-            before_work: called before each pass through Ray Data; never where all is done.
+            before_work: called before each use of Ray Data, so never if everything is done.
 
         Raises:
             FileNotFoundError: if a source does not exist.
         """
         self.timings: list[StageTiming] = []
-        """What was done so far."""
+        """One entry for each stage that had something to do."""
         self._root = place(root)
         self._progress = progress or Bars()
         self._before_work = before_work
@@ -161,7 +160,7 @@ class Curator:
         self._temporary: list[ClipRow] = []
 
     def ingest(self) -> None:
-        """Commit a failed row for everything that the listing knows to be unusable."""
+        """Commit a failed row for every video that the listing knows to be unusable."""
         for state in self._states:
             version = state.config.measures.version
             faulty = [video for video in state.videos if video.fault]
@@ -178,7 +177,7 @@ class Curator:
             self._add_missing_scores(state)
 
     def decide(self) -> list[Selection]:
-        """Judge what is scored and store the decisions; then tidy the ledger."""
+        """Decide on all scored clips, write the decisions, and merge small parts of the ledger."""
         self._read()
         self._judge()
         selections = [state.select() for state in self._states]
@@ -193,7 +192,7 @@ class Curator:
         return selections
 
     def _warn_of_near_copies(self) -> None:
-        """Say by what the held-out clips of other configs cannot be compared."""
+        """Warn if held-out clips lack the hashes or embeddings by which copies are found."""
         for number, state in enumerate(self._states, 1):
             held_out = [c for other in self._states[number:] for c in accepted(other.decisions)]
             versions = versions_of(state.config.measures.scorers)
@@ -206,7 +205,7 @@ class Curator:
                 )
 
     def encode(self, vae_directory: Path) -> list[CurationResult]:
-        """Encode what is accepted and publish a version for each config.
+        """Encode the accepted clips and publish a version of the cache for each config.
 
         Raises:
             NothingAcceptedError: if no clip of a config is accepted.
@@ -216,7 +215,7 @@ class Curator:
         self._read()
         groups = agreeing(self._states, AGREED_TO_ENCODE)
         failures = None
-        while failures is None or failures:  # the copy of what failed may now be accepted
+        while failures is None or failures:  # if a clip fails, a copy of it may be accepted instead
             failures = []
             self._judge()
             for group in groups:
@@ -231,13 +230,13 @@ class Curator:
         return [publish_selection(selection, fingerprint, cache) for selection in self.decide()]
 
     def _read(self) -> None:
-        """Fill the parts with what the ledger has, and what failed for reasons that may pass."""
+        """Fill the states with the ledger's clips and this run's temporary failures."""
         for state in self._states:
             state.clips = self._scored_clips(state)
             state.take(self._temporary)
 
     def _judge(self) -> None:
-        """Decide on all clips; what a config accepts is held out from those before it."""
+        """Decide on all clips, last config first: what it accepts is held out from the others."""
         held_out: list[ClipRow] = []
         for state in reversed(self._states):
             state.judge(held_out)
@@ -250,7 +249,7 @@ class Curator:
         return [clip for video in state.videos for clip in scored.get(video.video_id, ())]
 
     def _score_missing(self, group: Sequence[CurationState]) -> None:
-        """Commit the clips of videos that have none, but for failures that may pass."""
+        """Find the clips of videos that have none; commit all rows except temporary failures."""
         config = group[0].config
         videos = {v.video_id: v for state in group for v in state.videos if not v.fault}
         scored = self._ledger.scored(videos.values(), config.measures.version)
@@ -264,9 +263,9 @@ class Curator:
                 advance(len({clip.video.video_id for clip in clips}))
 
     def _add_missing_scores(self, state: CurationState) -> None:
-        """Commit the scores that clips lack, but for failures that may pass.
+        """Commit the scores that clips lack; temporary failures are not committed.
 
-        Cheap scores are taken of all clips, costly ones then of those that are not yet hopeless.
+        Cheap scorers see all clips; costly ones then see only clips that are not yet rejected.
         """
         config = state.config
         self._ledger.describe(config.measures.scorers)
@@ -290,8 +289,10 @@ class Curator:
                     advance(len(rows))
 
     def _encode_missing(self, job: EncodeJob, clips: Sequence[ClipRow]) -> list[ClipRow]:
-        """Encode accepted clips that the cache lacks; return failed rows, of which lasting ones
-        are committed."""
+        """Encode accepted clips that the cache lacks, and return the rows of those that failed.
+
+        Temporary failures are not committed.
+        """
         config, present = job.config, committed_rows(job.cache_root)
         wanted = wanted_keys(config, clips, job.vae_fingerprint)
         by_id = {
@@ -299,7 +300,7 @@ class Curator:
             for clip in clips
             if any(key not in present for key in wanted[clip.clip_id])
         }
-        missing = sorted(  # shapes apart, as a batch of windows has one
+        missing = sorted(  # sorted by shape, because a batch has one
             by_id.values(), key=lambda clip: str(config.bucket_of(clip.width, clip.height))
         )
         if not missing:
@@ -322,7 +323,7 @@ class Curator:
         return failures
 
     def _embed_missing(self, state: CurationState, cache_root: AnyPath) -> None:
-        """Embed the captions of accepted clips, and the null prompt, that the cache lacks."""
+        """Embed those captions of accepted clips that the cache lacks, and the null prompt."""
         prompts = state.config.prompts
         if prompts is None:
             return
@@ -338,12 +339,12 @@ class Curator:
                 advance(len(embedded))
 
     def _commit(self, clips: Sequence[ClipRow]) -> None:
-        """Append rows to the ledger; what may pass is kept for this run's decisions only."""
+        """Append rows to the ledger; temporary failures are only kept for this run's decisions."""
         self._temporary += [clip for clip in clips if is_temporary(clip.failure)]
         self._ledger.append([clip for clip in clips if not is_temporary(clip.failure)])
 
     def _merge_parts(self) -> None:
-        """Merge small parts of the ledger; where that fails nothing is lost but time."""
+        """Merge small parts of the ledger; if that fails, reading it only stays slower."""
         try:
             if count := self._ledger.compact():
                 logger.info("merged %d small parts of the ledger", count)
@@ -352,7 +353,10 @@ class Curator:
 
     @contextmanager
     def _timed(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Report and time a pass over `total` items while the body advances; none for nothing."""
+        """Time a stage over `total` items and report progress as the body calls `advance`.
+
+        Nothing is recorded if there are no items.
+        """
         start_s, done = time.monotonic(), 0
 
         def advance(count: int) -> None:
@@ -373,10 +377,12 @@ class Curator:
         config: DataConfig,
         num_gpus: float = 0.0,
     ) -> Iterator[pa.Table]:
-        """Yield what a stage makes of each block, as the actors finish them."""
+        """Run a stage over blocks in a pool of actors; yield the results as they are finished."""
         if not blocks:
             return
-        if len(blocks) > MAX_BLOCKS:  # all blocks of a pass lie in the object store from its start
+        if (
+            len(blocks) > MAX_BLOCKS
+        ):  # all blocks of a pipeline are in the object store from its start
             for first in range(0, len(blocks), MAX_BLOCKS):
                 some = blocks[first : first + MAX_BLOCKS]
                 yield from self._through(some, stage, arguments, config, num_gpus)
@@ -398,9 +404,9 @@ class Curator:
 
 
 def _fingerprint(vae_directory: Path) -> str:
-    """Return what identifies the VAE's latents; a worker on this node tells it where Ray runs.
+    """Return the VAE's fingerprint; if Ray runs, a worker on this node computes it.
 
-    The packages that load a VAE take seconds to import, and workers need them anyway.
+    The packages that load a VAE take seconds to import, and the workers need them anyway.
     """
     if not ray.is_initialized():
         return fingerprint_of(vae_directory)
@@ -411,7 +417,7 @@ def _fingerprint(vae_directory: Path) -> str:
 
 @contextmanager
 def _quiet_ray_data() -> Iterator[None]:
-    """Silence Ray Data's bars and plans: this module reports progress itself."""
+    """Silence Ray Data's progress bars and plans, because this module reports progress itself."""
     context = ray.data.DataContext.get_current()
     bars = context.enable_progress_bars
     loggers = {

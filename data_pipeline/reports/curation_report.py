@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a curation."""
+"""Write one self-contained HTML page about a curation: funnel, reasons, scores and thumbnails."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,34 +24,36 @@ from magicdistill.data_pipeline.selection.curation_result import (
 MAX_KEPT = 16
 MAX_REJECTED = 24
 MAX_FAILED = 100
-"""Failed clips that are listed by name; all of them are counted."""
+"""Most failed clips that are listed by name; all are counted."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the funnel."""
+    """A stage of the funnel from listed videos to cached clips."""
 
     name: str
     left: int
+    """Number of videos or clips that are left after the stage."""
     lost: Mapping[str, int]
-    """Rows that went, by the first reason of each."""
+    """Number of those lost in the stage, by the first reason of each."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one config."""
+    """The part of the page about one config."""
 
     title: str
     selection: Selection
     version: str
-    """Of the latents; empty where none were published."""
+    """Version of the latent cache; empty if none was published."""
     steps: Sequence[Step]
     reasons: Mapping[str, int]
-    """Clips by reason; a clip has as many as object to it."""
+    """Number of clips by reason; a clip counts for each of its reasons."""
     distributions: Sequence[ScoreDistribution]
     histograms: Mapping[str, str]
-    """Addresses of pictures by score."""
+    """Histogram of each score as a data URI."""
     kept: Sequence[tuple[Decision, str]]
+    """Some accepted clips, each with its thumbnail as a data URI; likewise `rejected`."""
     rejected: Sequence[tuple[Decision, str]]
     failed: Sequence[Decision]
 
@@ -69,8 +71,8 @@ def write_report(
         path: the HTML file.
         selections: by title; published ones name the version of their latents.
         root: the folder of clips, ledger and latents, for pictures of clips.
-        facts: what stands at the top.
-        timings: what was done in this run.
+        facts: names and values for the head of the page.
+        timings: the stages that had something to do in this run.
     """
     write_page(
         path,
@@ -114,7 +116,7 @@ def _section(title: str, selection: Selection, root: Path) -> Section:
 
 
 def _funnel(selection: Selection) -> list[Step]:
-    """Return how many are left after each stage, and why the others went."""
+    """Return how many videos or clips are left after each stage, and why the others are lost."""
     faults: Counter[str] = Counter()
     for found in selection.faults.values():
         faults.update(found)

@@ -1,4 +1,4 @@
-"""Histograms of scores with their thresholds, as SVG."""
+"""Histograms of scores with their limits, as SVG."""
 
 import io
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ NUM_BINS = 24
 
 
 def histogram(distributions: Sequence[ScoreDistribution]) -> bytes:
-    """Draw one score, a colour for each mixture, and a dashed line for each limit.
+    """Draw the histogram of one score: a colour for each mixture, a dashed line for each limit.
 
     Args:
-        distributions: the same score of different mixtures.
+        distributions: the same score in different mixtures.
 
     Returns:
         An SVG file.

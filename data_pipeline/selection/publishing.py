@@ -1,4 +1,4 @@
-"""From accepted clips to a version of the latent cache that lists their windows."""
+"""Publish a version of the latent cache that lists the windows of accepted clips."""
 
 import logging
 from collections import Counter
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class NothingAcceptedError(ValueError):
-    """No clip of a config is left to encode; the message has the most frequent reasons."""
+    """No clip of a config is accepted; the message has the most frequent reasons."""
 
 
 def wanted_keys(
@@ -46,7 +46,7 @@ def publish_selection(
     """Publish a version of the cache with the windows of the clips that a config accepts.
 
     Raises:
-        NothingAcceptedError: if there are none.
+        NothingAcceptedError: if no clip is accepted.
     """
     config = selection.config
     wanted = wanted_keys(config, selection.clips, vae_fingerprint)

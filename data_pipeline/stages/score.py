@@ -1,4 +1,4 @@
-"""Score a video: one pass over its frames feeds every measure; nothing is decided here."""
+"""Find the clips of a video and take their cheap scores, in one pass over its frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,13 +37,15 @@ class Score:
     """Scores tables of videos; a file that cannot be read becomes a failed row."""
 
     def __init__(self, measures: Measures, decoder: Decoder) -> None:
-        shot_meters(measures.shots)  # a missing package is no video's fault
+        shot_meters(
+            measures.shots
+        )  # raises here if a package is missing, not as a failure of every video
         self._measures = measures
         self._sandbox = Sandbox(decoder.timeout_s, decoder.num_attempts)
         self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the table of clips found in a table of videos."""
+        """Return the table of clips found in a table of videos; failures are rows, too."""
         clips = [clip for video in videos_from_table(table) for clip in self._score(video)]
         self._scratch.clear()
         return clips_to_table(clips)
@@ -78,8 +80,8 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
     """Return the clips of one video, whose file is at `path`, with their scores.
 
     Raises:
-        VideoError: if the file is empty or no video, not one frame can be decoded, the source's
-            span or crop lies outside, or no shot is longer than what is trimmed.
+        VideoError: if the file is empty or no video, no frame can be decoded, the source's span or
+            crop is outside the video, or no shot is longer than what is trimmed.
     """
     known = (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
     if path.suffix.lower() not in known:
@@ -155,5 +157,5 @@ def _measure(path: Path, fps: float, frame_range: FrameRange, measures: Measures
         attempts.append(_Decoded(decoder, num_frames, shots, motion, meters, failure))
         if not failure:
             break
-    # On damage decord stops at a frame that differs from run to run; on a tie PyAV is kept.
+    # decord stops at a random frame of a damaged file; on a tie PyAV, the last tried, is kept.
     return max(reversed(attempts), key=lambda taken: taken.num_frames)
