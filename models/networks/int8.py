@@ -1,7 +1,7 @@
 """Weights as eight-bit integers: half the memory of bfloat16, computed in bfloat16.
 
-Every linear keeps int8 weights and one scale for each output; all else stays bfloat16. torchao does
-it, an optional package, by way of diffusers and transformers, which read and write the folders.
+Every linear layer has int8 weights and one scale for each output; all else stays bfloat16. The
+optional package torchao quantises; diffusers and transformers read and write the folders.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ SCHEME = {
 
 
 def demand_torchao() -> None:
-    """Raise ModuleNotFoundError, with the remedy, where torchao is not installed."""
+    """Raise ModuleNotFoundError, naming the package to install, if torchao is missing."""
     if find_spec("torchao") is None:
         raise ModuleNotFoundError("int8 weights need torchao: pip install 'magicdistill[int8]'")
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Return the bytes that a module's parameters have, int8 or not."""
+    """Return the size of a module's parameters in bytes, quantised or not."""
     return sum(part.nbytes for p in module.parameters() for part in _parts(p.detach()))
 
 
@@ -48,7 +48,7 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def encoder_arguments(folder: Path) -> dict[str, Any]:
-    """Return what transformers' `from_pretrained` takes to hold the folder of an encoder in int8.
+    """Return arguments of transformers' `from_pretrained` that load an encoder's folder as int8.
 
     Raises ModuleNotFoundError without torchao.
     """
@@ -60,7 +60,7 @@ def encoder_arguments(folder: Path) -> dict[str, Any]:
 
 
 def load_int8(folder: Path) -> HunyuanVideoTransformer3DModel:
-    """Load a folder of diffusers, quantised or to be quantised, tensor by tensor.
+    """Load a transformer's folder as int8; one that is not quantised yet is, tensor by tensor.
 
     Raises ModuleNotFoundError without torchao.
     """
@@ -72,5 +72,5 @@ def load_int8(folder: Path) -> HunyuanVideoTransformer3DModel:
 
 
 def write_int8(source: Path, folder: Path) -> None:
-    """Quantise the folder of a transformer into another one, which stock diffusers reads."""
+    """Quantise a transformer's folder into another one, which plain diffusers reads."""
     load_int8(source).save_pretrained(folder)

@@ -16,13 +16,13 @@ from magicdistill.models.networks.config import TransformerConfig
 from magicdistill.models.networks.placement import WHOLE, Placement
 
 Part = dict[str, Tensor]
-"""Tensors by name; they are mapped from disk, so that only what is copied takes memory."""
+"""Tensors by name. They are memory-mapped: a 26 GB file takes memory only for what is copied."""
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 PATCH_EMBEDDING = "x_embedder.proj.weight"
 ORIGINAL_PATCH_EMBEDDING = "img_in.proj.weight"
 WRAPPER = "transformer."
-"""Prefix of the names in a checkpoint of our own: a VelocityModel holds the transformer."""
+"""Prefix of the names in our own checkpoints, where a VelocityModel holds the transformer."""
 
 
 def checkpoint_parts(path: Path) -> Iterator[Part]:
@@ -67,7 +67,7 @@ def checkpoint_config(path: Path, shapes: TransformerConfig | None) -> dict[str,
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration of diffusers without its notes on class and version."""
+    """Return a diffusers configuration without its private entries on class and version."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
@@ -83,7 +83,7 @@ def transformer_arguments(shapes: TransformerConfig) -> dict[str, Any]:
 
 
 def widened(parts: Iterable[Part], num_extra: int) -> Iterator[Part]:
-    """Give the patch embedding (d c kt kh kw) further input channels with zero weights.
+    """Add input channels with zero weights to the patch embedding (d c kt kh kw).
 
     A fresh image-to-video model equals the text-to-video one. Known: 003 section 3.
     """
