@@ -80,7 +80,7 @@ class StepTimer:
         return event
 
 
-_running: ContextVar[StepTimer | None] = ContextVar("stopwatch", default=None)
+_running: ContextVar[StepTimer | None] = ContextVar("step_timer", default=None)
 
 
 @contextmanager
