@@ -1,4 +1,4 @@
-"""Curate: sources -> scored clips -> kept clips -> latent cache, through Ray Data."""
+"""Curate: sources -> scored clips -> accepted clips -> latent cache, through Ray Data."""
 
 import logging
 import time
@@ -25,17 +25,16 @@ from magicdistill.data_pipeline.rows import (
     clips_to_table,
     digest,
     failed,
-    may_pass,
+    is_temporary,
     videos_to_table,
 )
 from magicdistill.data_pipeline.selection.curation_result import (
     CurationResult,
-    Part,
-    Pass,
     Selection,
+    StageTiming,
     accepted,
-    agreeing,
 )
+from magicdistill.data_pipeline.selection.curation_state import CurationState, agreeing
 from magicdistill.data_pipeline.selection.publishing import publish_selection, wanted_keys
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.stages.embed import (
@@ -57,9 +56,9 @@ from magicdistill.data_pipeline.stages.score import Score
 logger = logging.getLogger(__name__)
 
 MAX_BLOCKS = 2048
-"""Blocks that go through Ray Data in one pass: with 16 videos a block about 64 MB of rows."""
+"""Most blocks in one Ray Data pipeline; with 16 videos a block that is about 64 MB of rows."""
 FAULTS_PER_PART = 50_000
-"""Rows of the ledger's parts for what the listing already knows to be unusable."""
+"""Rows in one part of the ledger, for videos that the listing already knows to be unusable."""
 
 
 AGREED_TO_ENCODE = (
@@ -71,7 +70,7 @@ AGREED_TO_ENCODE = (
     "decoder",
     "policy.crop_bars",
 )
-"""Configs that have the same values here make the same latents of a clip."""
+"""Fields of a config that shape latents: configs that agree in them are encoded together."""
 
 
 def curate(
@@ -80,13 +79,12 @@ def curate(
     root: AnyPath | str,
     progress: Progress | None = None,
 ) -> CurationResult:
-    """Score, judge and encode everything that the sources list; redo nothing already done.
+    """Score, decide and encode everything that the sources list; repeat nothing already done.
 
     Args:
         config: sources, policy and shapes.
         vae_directory: a folder written by `VideoVae.save`.
-        root: where clips, ledger and latents live, a folder or s3://bucket/prefix; several configs
-            may share one.
+        root: folder or s3://bucket/prefix of clips, ledger and latents; configs may share one.
         progress: called as clips complete; bars on a terminal by default.
 
     Returns:
@@ -105,10 +103,10 @@ def curate_together(
     root: AnyPath | str,
     progress: Progress | None = None,
 ) -> list[CurationResult]:
-    """Do as `curate` for several configs; those that agree in a stage pass through it at once.
+    """Curate several configs; those that agree in a stage's settings go through it together.
 
-    What a config accepts is held out from the configs before it: of training clips and held-out
-    ones, in that order, those for training have no copy of a held-out one.
+    The clips that a config accepts are held out from all configs before it. With the training
+    config first and the evaluation's second, no training clip is a copy of a held-out one.
     """
     curator = Curator(configs, root, progress)
     curator.ingest()
@@ -119,7 +117,7 @@ def curate_together(
 def select_clips(
     config: DataConfig, root: AnyPath | str, progress: Progress | None = None
 ) -> list[ClipRow]:
-    """Score and judge as `curate` does, and return the accepted clips without encoding them."""
+    """Score and decide as `curate` does, and return the accepted clips without encoding them."""
     curator = Curator([config], root, progress)
     curator.ingest()
     curator.score()
@@ -127,7 +125,7 @@ def select_clips(
 
 
 class Curator:
-    """Takes configs through the stages; each stage does what earlier runs have left undone."""
+    """Takes configs through the stages; each stage does only what earlier runs have not done."""
 
     def __init__(
         self,
@@ -139,32 +137,33 @@ class Curator:
         """List the videos of all configs.
 
         Args:
-            configs: what to curate; the clips of each are held out from those before it.
-            root: where clips, ledger and latents live, a folder or s3://bucket/prefix.
+            configs: the configs to curate; clips of each are held out from those before it.
+            root: folder or s3://bucket/prefix of clips, ledger and latents.
             progress: called as clips complete; bars on a terminal by default.
-            before_work: called before each pass through Ray Data; never where all is done.
+            before_work: called before each use of Ray Data, so never if everything is done.
 
         Raises:
             FileNotFoundError: if a source does not exist.
         """
-        self.passes: list[Pass] = []
-        """What was done so far."""
+        self.timings: list[StageTiming] = []
+        """One entry for each stage that had something to do."""
         self._root = place(root)
         self._progress = progress or Bars()
         self._before_work = before_work
         self._ledger = Ledger(self._root / "ledger")
         takedowns = Takedowns.load(self._root / "ledger")
         clips = local_folder(self._root) / "clips"
-        self._parts = [
-            Part(c, [*takedowns.mark(iter_videos(c.sources, clips))], takedowns) for c in configs
+        self._states = [
+            CurationState(c, [*takedowns.mark(iter_videos(c.sources, clips))], takedowns)
+            for c in configs
         ]
-        self._passing: list[ClipRow] = []
+        self._temporary: list[ClipRow] = []
 
     def ingest(self) -> None:
-        """Commit a failed row for everything that the listing knows to be unusable."""
-        for part in self._parts:
-            version = part.config.measures.version
-            faulty = [video for video in part.videos if video.fault]
+        """Commit a failed row for every video that the listing knows to be unusable."""
+        for state in self._states:
+            version = state.config.measures.version
+            faulty = [video for video in state.videos if video.fault]
             known = self._ledger.scored(faulty, version) if faulty else {}
             rows = [failed(v, version, v.fault) for v in faulty if v.video_id not in known]
             for first in range(0, len(rows), FAULTS_PER_PART):
@@ -172,16 +171,16 @@ class Curator:
 
     def score(self) -> None:
         """Find and score the clips of all videos."""
-        for group in agreeing(self._parts, ("measures", "decoder")):
+        for group in agreeing(self._states, ("measures", "decoder")):
             self._score_missing(group)
-        for part in self._parts:
-            self._add_missing_scores(part)
+        for state in self._states:
+            self._add_missing_scores(state)
 
     def decide(self) -> list[Selection]:
-        """Judge what is scored and store the decisions; then tidy the ledger."""
+        """Decide on all scored clips, write the decisions, and merge small parts of the ledger."""
         self._read()
         self._judge()
-        selections = [part.select() for part in self._parts]
+        selections = [state.select() for state in self._states]
         self._warn_of_near_copies()
         for selection in selections:
             absent = count_absent([decision.clip for decision in selection.decisions])
@@ -193,10 +192,10 @@ class Curator:
         return selections
 
     def _warn_of_near_copies(self) -> None:
-        """Say by what the held-out clips of other configs cannot be compared."""
-        for number, part in enumerate(self._parts, 1):
-            held_out = [c for other in self._parts[number:] for c in accepted(other.decisions)]
-            versions = versions_of(part.config.measures.scorers)
+        """Warn if held-out clips lack the hashes or embeddings by which copies are found."""
+        for number, state in enumerate(self._states, 1):
+            held_out = [c for other in self._states[number:] for c in accepted(other.decisions)]
+            versions = versions_of(state.config.measures.scorers)
             for kind, count in count_incomparable(held_out, versions).items():
                 logger.warning(
                     "%d held-out clips were not seen by the same %s: near copies of them stay "
@@ -206,7 +205,7 @@ class Curator:
                 )
 
     def encode(self, vae_directory: Path) -> list[CurationResult]:
-        """Encode what is accepted and publish a version for each config.
+        """Encode the accepted clips and publish a version of the cache for each config.
 
         Raises:
             NothingAcceptedError: if no clip of a config is accepted.
@@ -214,45 +213,45 @@ class Curator:
         fingerprint = _fingerprint(vae_directory.absolute())
         cache = self._root / "latents"
         self._read()
-        groups = agreeing(self._parts, AGREED_TO_ENCODE)
+        groups = agreeing(self._states, AGREED_TO_ENCODE)
         failures = None
-        while failures is None or failures:  # the copy of what failed may now be accepted
+        while failures is None or failures:  # if a clip fails, a copy of it may be accepted instead
             failures = []
             self._judge()
             for group in groups:
                 job = EncodeJob(group[0].config, vae_directory.absolute(), fingerprint, cache)
-                clips = [clip for part in group for clip in accepted(part.decisions)]
+                clips = [clip for state in group for clip in accepted(state.decisions)]
                 failures += self._encode_missing(job, clips)
-            self._passing += failures
-            for part in self._parts:
-                part.take(failures)
-        for part in self._parts:
-            self._embed_missing(part, cache)
+            self._temporary += failures
+            for state in self._states:
+                state.take(failures)
+        for state in self._states:
+            self._embed_missing(state, cache)
         return [publish_selection(selection, fingerprint, cache) for selection in self.decide()]
 
     def _read(self) -> None:
-        """Fill the parts with what the ledger has, and what failed for reasons that may pass."""
-        for part in self._parts:
-            part.clips = self._scored_clips(part)
-            part.take(self._passing)
+        """Fill the states with the ledger's clips and this run's temporary failures."""
+        for state in self._states:
+            state.clips = self._scored_clips(state)
+            state.take(self._temporary)
 
     def _judge(self) -> None:
-        """Decide on all clips; what a config accepts is held out from those before it."""
+        """Decide on all clips, last config first: what it accepts is held out from the others."""
         held_out: list[ClipRow] = []
-        for part in reversed(self._parts):
-            part.judge(held_out)
-            held_out += accepted(part.decisions)
+        for state in reversed(self._states):
+            state.judge(held_out)
+            held_out += accepted(state.decisions)
 
-    def _scored_clips(self, part: Part) -> list[ClipRow]:
+    def _scored_clips(self, state: CurationState) -> list[ClipRow]:
         """Return the clips of all videos in the order of the listing."""
-        measures = part.config.measures
-        scored = self._ledger.scored(part.videos, measures.version, measures.scorers)
-        return [clip for video in part.videos for clip in scored.get(video.video_id, ())]
+        measures = state.config.measures
+        scored = self._ledger.scored(state.videos, measures.version, measures.scorers)
+        return [clip for video in state.videos for clip in scored.get(video.video_id, ())]
 
-    def _score_missing(self, group: Sequence[Part]) -> None:
-        """Commit the clips of videos that have none, but for failures that may pass."""
+    def _score_missing(self, group: Sequence[CurationState]) -> None:
+        """Find the clips of videos that have none; commit all rows except temporary failures."""
         config = group[0].config
-        videos = {v.video_id: v for part in group for v in part.videos if not v.fault}
+        videos = {v.video_id: v for state in group for v in state.videos if not v.fault}
         scored = self._ledger.scored(videos.values(), config.measures.version)
         missing = [video for name, video in videos.items() if name not in scored]
         size = config.videos_per_block
@@ -261,21 +260,21 @@ class Curator:
             for table in self._through(blocks, Score, (config.measures, config.decoder), config):
                 clips = clips_from_table(table)
                 self._commit(clips)
-                advance(len({clip.video_id for clip in clips}))
+                advance(len({clip.video.video_id for clip in clips}))
 
-    def _add_missing_scores(self, part: Part) -> None:
-        """Commit the scores that clips lack, but for failures that may pass.
+    def _add_missing_scores(self, state: CurationState) -> None:
+        """Commit the scores that clips lack; temporary failures are not committed.
 
-        Cheap scores are taken of all clips, costly ones then of those that are not yet hopeless.
+        Cheap scorers see all clips; costly ones then see only clips that are not yet rejected.
         """
-        config = part.config
+        config = state.config
         self._ledger.describe(config.measures.scorers)
         for costly in (False, True):
             scorers = [s for s in config.measures.scorers if costly == s.COSTLY]
             versions = versions_of(scorers)
             clips = [
                 clip
-                for clip in (self._scored_clips(part) if scorers else ())
+                for clip in (self._scored_clips(state) if scorers else ())
                 if lacking(clip, versions)
                 and not clip.failure
                 and not (costly and is_hopeless(clip, config.policy, *config.buckets))
@@ -290,8 +289,10 @@ class Curator:
                     advance(len(rows))
 
     def _encode_missing(self, job: EncodeJob, clips: Sequence[ClipRow]) -> list[ClipRow]:
-        """Encode accepted clips that the cache lacks; return failed rows, of which lasting ones
-        are committed."""
+        """Encode accepted clips that the cache lacks, and return the rows of those that failed.
+
+        Temporary failures are not committed.
+        """
         config, present = job.config, committed_rows(job.cache_root)
         wanted = wanted_keys(config, clips, job.vae_fingerprint)
         by_id = {
@@ -299,7 +300,7 @@ class Curator:
             for clip in clips
             if any(key not in present for key in wanted[clip.clip_id])
         }
-        missing = sorted(  # shapes apart, as a batch of windows has one
+        missing = sorted(  # sorted by shape, because a batch has one
             by_id.values(), key=lambda clip: str(config.bucket_of(clip.width, clip.height))
         )
         if not missing:
@@ -321,29 +322,29 @@ class Curator:
                 advance(len(reports))
         return failures
 
-    def _embed_missing(self, part: Part, cache_root: AnyPath) -> None:
-        """Embed the captions of accepted clips, and the null prompt, that the cache lacks."""
-        prompts = part.config.prompts
+    def _embed_missing(self, state: CurationState, cache_root: AnyPath) -> None:
+        """Embed those captions of accepted clips that the cache lacks, and the null prompt."""
+        prompts = state.config.prompts
         if prompts is None:
             return
         fingerprint, present = encoder_fingerprint(prompts.encoder), committed_texts(cache_root)
-        wanted = prompts_of(accepted(part.decisions), prompts, fingerprint)
+        wanted = prompts_of(accepted(state.decisions), prompts, fingerprint)
         missing = [{"key": key, "prompt": wanted[key]} for key in wanted if key not in present]
         table, size = pa.Table.from_pylist(missing, schema=PROMPT_SCHEMA), prompts.prompts_per_shard
         blocks = [table.slice(first, size) for first in range(0, len(missing), size)]
         job = EmbedJob(prompts, fingerprint, cache_root)
         num_gpus = prompts.num_gpus_per_actor
         with self._timed("embed", len(missing), "prompts") as advance:
-            for embedded in self._through(blocks, Embed, (job,), part.config, num_gpus):
+            for embedded in self._through(blocks, Embed, (job,), state.config, num_gpus):
                 advance(len(embedded))
 
     def _commit(self, clips: Sequence[ClipRow]) -> None:
-        """Append rows to the ledger; what may pass is kept for this run's decisions only."""
-        self._passing += [clip for clip in clips if may_pass(clip.failure)]
-        self._ledger.append([clip for clip in clips if not may_pass(clip.failure)])
+        """Append rows to the ledger; temporary failures are only kept for this run's decisions."""
+        self._temporary += [clip for clip in clips if is_temporary(clip.failure)]
+        self._ledger.append([clip for clip in clips if not is_temporary(clip.failure)])
 
     def _merge_parts(self) -> None:
-        """Merge small parts of the ledger; where that fails nothing is lost but time."""
+        """Merge small parts of the ledger; if that fails, reading it only stays slower."""
         try:
             if count := self._ledger.compact():
                 logger.info("merged %d small parts of the ledger", count)
@@ -352,7 +353,10 @@ class Curator:
 
     @contextmanager
     def _timed(self, stage: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Report and time a pass over `total` items while the body advances; none for nothing."""
+        """Time a stage over `total` items and report progress as the body calls `advance`.
+
+        Nothing is recorded if there are no items.
+        """
         start_s, done = time.monotonic(), 0
 
         def advance(count: int) -> None:
@@ -362,8 +366,8 @@ class Curator:
 
         yield advance
         if total:
-            self.passes.append(Pass(stage, total, unit, time.monotonic() - start_s))
-            logger.info("%s", self.passes[-1])
+            self.timings.append(StageTiming(stage, total, unit, time.monotonic() - start_s))
+            logger.info("%s", self.timings[-1])
 
     def _through(
         self,
@@ -373,13 +377,15 @@ class Curator:
         config: DataConfig,
         num_gpus: float = 0.0,
     ) -> Iterator[pa.Table]:
-        """Yield what a stage makes of each block, as the actors finish them."""
+        """Run a stage over blocks in a pool of actors; yield the results as they are finished."""
         if not blocks:
             return
-        if len(blocks) > MAX_BLOCKS:  # all blocks of a pass lie in the object store from its start
+        if (
+            len(blocks) > MAX_BLOCKS
+        ):  # all blocks of a pipeline are in the object store from its start
             for first in range(0, len(blocks), MAX_BLOCKS):
-                part = blocks[first : first + MAX_BLOCKS]
-                yield from self._through(part, stage, arguments, config, num_gpus)
+                some = blocks[first : first + MAX_BLOCKS]
+                yield from self._through(some, stage, arguments, config, num_gpus)
             return
         self._before_work()
         with _quiet_ray_data():
@@ -398,9 +404,9 @@ class Curator:
 
 
 def _fingerprint(vae_directory: Path) -> str:
-    """Return what identifies the VAE's latents; a worker on this node tells it where Ray runs.
+    """Return the VAE's fingerprint; if Ray runs, a worker on this node computes it.
 
-    The packages that load a VAE take seconds to import, and workers need them anyway.
+    The packages that load a VAE take seconds to import, and the workers need them anyway.
     """
     if not ray.is_initialized():
         return fingerprint_of(vae_directory)
@@ -411,7 +417,7 @@ def _fingerprint(vae_directory: Path) -> str:
 
 @contextmanager
 def _quiet_ray_data() -> Iterator[None]:
-    """Silence Ray Data's bars and plans: this module reports progress itself."""
+    """Silence Ray Data's progress bars and plans, because this module reports progress itself."""
     context = ray.data.DataContext.get_current()
     bars = context.enable_progress_bars
     loggers = {

@@ -1,4 +1,4 @@
-"""Show how far a long stage has come."""
+"""Show the progress of long stages: bars on a terminal, lines in a log file."""
 
 import sys
 import time
@@ -10,10 +10,11 @@ Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the number of items done and their total."""
 
 LINE_EVERY_S = 30.0
+"""Seconds between two lines where standard error is no terminal."""
 
 
 class Bars:
-    """One bar per stage on a terminal; a line now and then where standard error is a file."""
+    """One bar for each stage on a terminal; elsewhere a line every LINE_EVERY_S."""
 
     def __init__(self, unit: str = "clip") -> None:
         self.unit = unit

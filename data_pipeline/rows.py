@@ -1,108 +1,123 @@
-"""The rows of the pipeline: videos that sources list, and the clips found in them."""
+"""Rows of the pipeline: videos that sources list, and clips found in them."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
 
 Array = npt.NDArray[Any]
 UNREACHABLE = "unreachable"
-"""Opens the reason of a failure that may pass, such as a broken connection."""
+"""Begins the reason of a temporary failure, such as a broken connection."""
 
 
 def digest(*parts: object) -> str:
-    """Return a short stable hash of the parts' text."""
+    """Return 20 hexadecimal digits of a SHA-256 over the parts' text, the same in every process."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True)
 class Video:
-    """A file of a source, before anything is known about its content."""
+    """A file, or a span of one, as a source lists it: nothing of its content is known yet."""
 
     video_id: str
     source_id: str
-    """Names the origin to people, for reports and takedowns."""
+    """Names the origin, such as `<data set>/<film>`, for reports, caps and takedowns."""
     uri: str
-    """Where the content comes from, independent of this machine where possible."""
+    """Address of the content, the same on every machine where possible."""
     path: str
-    """Local file, which a rendered source writes on first use; empty where content is remote."""
+    """Local file, which a rendered clip gets at its first use; empty if the content is remote."""
     fingerprint: str
-    """Changes whenever the content may have changed."""
+    """Changes whenever the content may have changed: size and time of a file, ETag of an object, or
+    hash of the renderer."""
     license: str
     mixture: str
-    split_shots: bool
+    split_shots: bool = False
+    """Whether each shot becomes a clip of its own."""
     entry: str = ""
-    """What the source's manifest calls this clip."""
+    """Name of the clip in the source's manifest; empty where there is no manifest."""
     t0_s: float = 0.0
-    """Where the clip starts in the file, in seconds."""
+    """Start of the clip in the file, in seconds."""
     t1_s: float | None = None
-    """Where it ends; null is the file's end."""
+    """End of the clip in the file, in seconds; None is the file's end."""
     crop: tuple[float, ...] = ()
-    """Left, top, right and bottom in units of `crop_frame`; empty is the whole frame."""
+    """Left, top, right and bottom of the box to use, in units of `crop_frame`; empty is the whole
+    frame."""
     crop_frame: tuple[float, ...] = ()
-    """Width and height of the frame that the crop was measured on; a width of 0 is unknown."""
+    """Width and height of the frame that `crop` was measured on; a width of 0 is unknown and
+    follows from the file's aspect."""
     time_scale: float = 1.0
-    """How many times longer than filmed the clip is played."""
+    """Playing time over filmed time: 1.25 plays the clip at four fifths of its speed."""
     caption: str = ""
     imported_scores: dict[str, float] = field(default_factory=dict)
-    """What the source's authors measured, by names such as `koala.clarity`; never our own."""
+    """Scores that the source's authors published, by names such as `koala.clarity`."""
     fault: str = ""
-    """Why the clip cannot be used, where the listing knows: it is recorded and never opened."""
+    """Reason why the clip cannot be used, if the listing already knows one; the clip is then
+    recorded as failed and never opened."""
 
 
 @dataclass(frozen=True)
 class ClipRow:
-    """A span of a video with its scores, or the reason why it could not be scored."""
+    """A span of a video's frames with its scores, or with the reason why it could not be scored."""
 
     clip_id: str
-    video_id: str
-    source_id: str
-    uri: str
-    path: str
-    fingerprint: str
-    license: str
-    mixture: str
+    video: Video
+    """The listed video. A row that was stored knows only the video's `STORED` fields; its span,
+    crop and fault have their defaults then, because `start`, `stop`, `crop` and `failure` hold
+    what became of them."""
     measures: str
-    """Version of the settings under which the scores were taken."""
+    """Version of the settings under which the clip was found: `Measures.version`."""
     start: int = 0
-    """First frame, at the video's own rate."""
+    """First frame, counted in the file at its own frame rate."""
     stop: int = 0
     """One past the last frame."""
     content_hash: str = ""
-    """Of the whole file."""
+    """Hash of the whole file (BLAKE2b, 32 hexadecimal digits); empty if it was not read."""
     decoder: str = ""
+    """Decoder that read the file when the clip was found: `decord` or `pyav`."""
     width: int = 0
-    """Of the crop, in pixels."""
+    """Width of the crop in pixels."""
     height: int = 0
+    """Height of the crop in pixels."""
     fps: float = 0.0
-    """Frames per second at which the clip is played: the file's over `time_scale`."""
+    """Frames per second at which the clip is played: the file's rate over `time_scale`."""
     num_frames_header: int = 0
-    """Frames that the file announces, or that the source's span spells."""
+    """Number of frames that the source's span asks for, or that the file's header announces."""
     num_frames_decoded: int = 0
+    """Number of those frames that could be decoded."""
     num_cuts: int = 0
+    """Number of cuts inside the span."""
     motion_px: float | None = None
-    """Mean optical flow; null where the span is shorter than one sampling step."""
+    """Mean optical flow in pixels, under `Measures`; None if the span is shorter than one sampling
+    step."""
     failure: str = ""
-    entry: str = ""
-    """What the source's manifest calls the clip."""
+    """Reason why the clip cannot be used; empty if it can."""
     crop: tuple[int, ...] = ()
     """Left, top, right and bottom in pixels; empty is the whole frame."""
-    time_scale: float = 1.0
-    caption: str = ""
-    imported_scores: dict[str, float] = field(default_factory=dict)
-    """What the source's authors measured; never our own."""
     scores: dict[str, float | None] = field(default_factory=dict)
-    """What our scorers measured, by `<scorer>.<score>`; null where it could not be measured."""
+    """Values that our scorers measured, by `<scorer>.<score>`; None where one could not measure."""
     scorers: dict[str, str] = field(default_factory=dict)
-    """Version of each scorer that has seen the clip, or why it is absent."""
+    """Version of each scorer that has seen the clip, or the reason why that scorer is absent."""
     blobs: dict[str, bytes] = field(default_factory=dict)
-    """What duplicates are found by: hashes and embeddings, by scorer."""
+    """Hashes and embeddings by which duplicates are found, as bytes by scorer."""
 
 
-Row = TypeVar("Row", Video, ClipRow)
+STORED = (
+    *("video_id", "source_id", "uri", "path", "fingerprint", "license", "mixture"),
+    *("entry", "time_scale", "caption", "imported_scores"),
+)
+"""Fields of a clip's video that its row keeps in the ledger."""
+CLIP_COLUMNS = (
+    "clip_id",
+    *("video_id", "source_id", "uri", "path", "fingerprint", "license", "mixture"),
+    *("measures", "start", "stop", "content_hash", "decoder", "width", "height", "fps"),
+    *("num_frames_header", "num_frames_decoded", "num_cuts", "motion_px", "failure"),
+    *("entry", "crop", "time_scale", "caption", "imported_scores", "scores", "scorers", "blobs"),
+)
+"""Columns of the ledger's files: fields of clip and video side by side, `crop` the clip's. Ledgers
+that exist have these names in this order, so they change only by additions at the end."""
 
 _ARROW_TYPES = {
     int: pa.int64(),
@@ -119,12 +134,13 @@ _ARROW_TYPES = {
 }
 
 
-def _schema(kind: type[Video] | type[ClipRow]) -> pa.Schema:
-    return pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in fields(kind)])  # type: ignore[index]
+def _arrow_types(kind: type[Video] | type[ClipRow]) -> dict[str, pa.DataType]:
+    return {f.name: _ARROW_TYPES[f.type] for f in fields(kind) if f.type is not Video}  # type: ignore[index]
 
 
-VIDEO_SCHEMA = _schema(Video)
-CLIP_SCHEMA = _schema(ClipRow)
+VIDEO_SCHEMA = pa.schema(_arrow_types(Video))
+_CLIP_TYPES = _arrow_types(Video) | _arrow_types(ClipRow)
+CLIP_SCHEMA = pa.schema({name: _CLIP_TYPES[name] for name in CLIP_COLUMNS})
 
 
 def videos_to_table(videos: Sequence[Video]) -> pa.Table:
@@ -134,12 +150,13 @@ def videos_to_table(videos: Sequence[Video]) -> pa.Table:
 
 def clips_to_table(clips: Sequence[ClipRow]) -> pa.Table:
     """Return clips as an Arrow table."""
-    return pa.Table.from_pylist([vars(clip) for clip in clips], schema=CLIP_SCHEMA)
+    records = [vars(clip.video) | vars(clip) for clip in clips]
+    return pa.Table.from_pylist(records, schema=CLIP_SCHEMA)  # which picks its own columns
 
 
 def videos_from_table(table: pa.Table) -> list[Video]:
     """Return the videos of a table made by `videos_to_table`."""
-    return _rows(Video, table)
+    return [Video(**values) for values in _rows(table)]
 
 
 def clips_from_table(table: pa.Table) -> list[ClipRow]:
@@ -147,42 +164,30 @@ def clips_from_table(table: pa.Table) -> list[ClipRow]:
 
     Columns that did not exist when a part was written read as null and take their defaults.
     """
-    return _rows(ClipRow, table)
+    clips: list[ClipRow] = []
+    for values in _rows(table):
+        listed = {name: values.pop(name) for name in STORED if name in values}
+        clips.append(ClipRow(video=Video(**listed), **values))
+    return clips
 
 
-def _rows(kind: type[Row], table: pa.Table) -> list[Row]:
-    records = table.to_pylist(maps_as_pydicts="strict")
-    return [kind(**_arguments(record)) for record in records]
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return a table's rows without nulls, with tuples where Arrow has lists."""
+    return [
+        {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in record.items()
+            if value is not None
+        }
+        for record in table.to_pylist(maps_as_pydicts="strict")
+    ]
 
 
-def _arguments(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record without nulls, with tuples where Arrow has lists."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in record.items()
-        if value is not None
-    }
-
-
-def may_pass(failure: str) -> bool:
-    """Tell whether the next run should try again what failed for this reason."""
+def is_temporary(failure: str) -> bool:
+    """Tell whether a failure's reason is temporary, so that the next run tries again."""
     return f"{UNREACHABLE}: " in failure
 
 
 def failed(video: Video, measures: str, reason: str) -> ClipRow:
-    """Return the row of a video that could not be scored."""
-    return ClipRow(
-        clip_id=digest(video.video_id, "failed"),
-        video_id=video.video_id,
-        source_id=video.source_id,
-        uri=video.uri,
-        path=video.path,
-        fingerprint=video.fingerprint,
-        license=video.license,
-        mixture=video.mixture,
-        measures=measures,
-        failure=reason,
-        entry=video.entry,
-        caption=video.caption,
-        imported_scores=video.imported_scores,
-    )
+    """Return a row that records why a video could not be scored."""
+    return ClipRow(digest(video.video_id, "failed"), video, measures, failure=reason)

@@ -13,7 +13,7 @@ def sha256_of(path: Path) -> str:
 
 @cache
 def digest_weights(location: Path) -> str:
-    """Return a hash of a folder of weights, or of a file; each is read once in a process."""
+    """Return a hash of a file, or of all files in a folder; each is read once in a process."""
     files = sorted(p for p in location.rglob("*") if p.is_file()) or [location]
     total = hashlib.sha256()
     for path in files:

@@ -1,4 +1,4 @@
-"""Where weights are."""
+"""Find folders and files of weights."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,15 @@ import magicdistill
 
 PROJECT = Path(magicdistill.__file__).resolve().parents[1]
 CONFIG = "config.json"
-"""In a folder of weights, what builds the network."""
+"""File in a folder of weights that says how to build the network."""
 
 
 def find_weights(location: str, field: str) -> Path:
     """Return a folder of weights, or a checkpoint file.
 
-    A relative path starts here or at the project's root. Of a whole diffusers pipeline the part
-    is taken that `field` asks for: `transformer` or `vae`. Raises FileNotFoundError naming the
-    recipe's field.
+    A relative path is searched in the working directory, then in the project's root. If it is a
+    whole diffusers pipeline, the result is its `vae` if the recipe's `field` ends in `vae`, else
+    its `transformer`. Raises FileNotFoundError naming the field.
     """
     path = Path(location).expanduser()
     part = "vae" if field.endswith("vae") else "transformer"

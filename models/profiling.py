@@ -1,4 +1,4 @@
-"""Where the time of a cycle goes: named stretches of code, one inside another."""
+"""Measure where the time of a cycle goes: named spans of code, which may be nested."""
 
 import time
 from collections.abc import Iterator
@@ -10,25 +10,28 @@ import torch
 
 
 class Span(NamedTuple):
-    """A finished stretch; its marks are seconds, or CUDA events where a GPU works apart."""
+    """A finished span of code."""
 
     name: str
     outer: str | None
+    """Name of the span around it; None if there is none."""
     start: Any
+    """Seconds of `perf_counter`, or a CUDA event on GPUs; likewise `end`."""
     end: Any
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration in seconds; on a GPU only known once it has finished the work."""
         if isinstance(self.start, float):
             return self.end - self.start
         return self.start.elapsed_time(self.end) / 1000
 
 
 class StepTimer:
-    """Adds up the spans of the code that runs inside `running`.
+    """Adds up the times of all `span`s in the code that runs inside `running`.
 
-    On a GPU the marks are events in its stream: nothing waits for it until `take`.
+    A GPU runs behind the CPU, so there the marks are events in its stream, and nothing waits for
+    it until `take`.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -38,7 +41,7 @@ class StepTimer:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let `span` report here."""
+        """Let every `span` inside the body report to this timer."""
         token = _running.set(self)
         try:
             yield
@@ -58,7 +61,7 @@ class StepTimer:
             self.spans.append(Span(name, outer, start, self._mark()))
 
     def take(self) -> dict[str, float]:
-        """Return the seconds of each name since the last call, without those of spans inside."""
+        """Return the seconds of each name since the last call, less the time of nested spans."""
         if self.on_gpu:
             torch.cuda.synchronize()
         seconds: dict[str, float] = {}
@@ -77,12 +80,12 @@ class StepTimer:
         return event
 
 
-_running: ContextVar[StepTimer | None] = ContextVar("stopwatch", default=None)
+_running: ContextVar[StepTimer | None] = ContextVar("step_timer", default=None)
 
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """Report the time of the body to the stopwatch that runs, if one does."""
+    """Report the time of the body to the running StepTimer, if there is one."""
     step_timer = _running.get()
     if step_timer is None:
         yield

@@ -7,9 +7,9 @@ from typing import Any
 
 from magicdistill.data_pipeline.scorers.registry import SCORERS
 from magicdistill.data_pipeline.sources.registry import SOURCES
+from magicdistill.models.methods.registry import METHODS
 from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.networks.config import PRESETS
-from magicdistill.models.objectives.config import METHODS
 from magicdistill.platform.config import plugins
 
 

@@ -25,11 +25,11 @@ from magicdistill.data_pipeline.io.whole_files import write_whole
 AnyPath = Path | UPath
 COPIES = f"magicdistill-copies-{os.getuid()}"
 SPARE_BYTES = 1 << 30
-"""Disk space that copies have to leave free, or a tenth of the disk where that is more."""
+"""Disk space in bytes that copies must leave free; on larger disks it is a tenth of the disk."""
 MAX_REQUESTS = 16
-"""Objects that one process asks for at once."""
+"""Number of objects that one process requests at the same time."""
 WHOLE_BYTES = 32 << 20
-"""Of an object beyond this size only the rows that are asked for are fetched."""
+"""An object of at most this size is fetched whole; of a larger one only the rows that are read."""
 
 
 def place(location: AnyPath | str) -> AnyPath:
@@ -42,7 +42,7 @@ def place(location: AnyPath | str) -> AnyPath:
 
 
 def local_folder(root: AnyPath) -> Path:
-    """Return a folder for what is made again at need: `root` itself, where that is local."""
+    """Return a local folder for files that can be made again: `root` itself if it is local."""
     return root if isinstance(root, Path) else _copy_of(root)
 
 
@@ -53,11 +53,11 @@ def write_parquet(table: pa.Table, path: AnyPath, **options: Any) -> None:
 
 
 def remove(path: AnyPath) -> None:
-    """Remove a file; it need not be there."""
+    """Remove a file if it exists."""
     if isinstance(path, Path):
         path.unlink(missing_ok=True)
     else:
-        path.fs.rm_file(path.path)  # UPath.unlink asks for deletion in bulk and reads no answer
+        path.fs.rm_file(path.path)  # UPath.unlink sends a bulk request and ignores its errors
 
 
 def remove_copies(folder: AnyPath) -> None:
@@ -68,7 +68,7 @@ def remove_copies(folder: AnyPath) -> None:
 
 
 def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
-    """Return the files below a folder whose path from there matches, sorted.
+    """Return the files below a folder whose relative path matches a glob, sorted.
 
     Raises:
         OSError: if an object store cannot be listed; its globs would return nothing.
@@ -79,7 +79,7 @@ def list_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
 
 
 def list_sizes(folder: AnyPath, pattern: str) -> dict[AnyPath, int]:
-    """Return the files that `list_files` does with their sizes in bytes."""
+    """Return the files of `list_files` with their sizes in bytes."""
     if isinstance(folder, Path):
         return {path: path.stat().st_size for path in list_files(folder, pattern)}
     return _objects(folder, pattern)
@@ -129,10 +129,10 @@ def read_table(path: AnyPath, schema: pa.Schema) -> pa.Table:
 
 
 def open_parquet(path: AnyPath) -> pq.ParquetFile:
-    """Open a Parquet file for reading rows here and there.
+    """Open a Parquet file for random reads of row groups.
 
-    Of a large object the footer is fetched now and each row group when it is read, in one request;
-    a small one, or one that this machine has a copy of, is read as a local file.
+    Of a large object the footer is fetched now and each row group, in one request, when it is
+    read. A small object, or one with a copy on this machine, is read as a local file.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -143,14 +143,16 @@ def open_parquet(path: AnyPath) -> pq.ParquetFile:
     if facts["size"] <= WHOLE_BYTES or _copy_of_object(path, facts).exists():
         return pq.ParquetFile(local_copy(path))
     file = path.fs.open(path.path, cache_type="none")
-    return pq.ParquetFile(file, pre_buffer=True)  # or else one request for each column
+    return pq.ParquetFile(
+        file, pre_buffer=True
+    )  # without it, each column of a row group is a request
 
 
 def local_copy(path: AnyPath) -> Path:
     """Return a local file of the same content: the file itself, or a copy of the object.
 
-    Copies lie under the temporary folder (`TMPDIR`) and are shared by the processes of a machine;
-    when space runs out, those that were asked for longest ago go.
+    Copies are in the temporary folder (`TMPDIR`) and are shared by the processes of a machine.
+    When space runs out, the least recently used ones are removed.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -173,7 +175,7 @@ def local_copy(path: AnyPath) -> Path:
 
 
 def _is_there(copy: Path) -> bool:
-    """Tell whether a copy is there; if so, it was asked for last."""
+    """Tell whether a copy exists; if so, mark it as the most recently used one."""
     try:
         os.utime(copy)
     except FileNotFoundError:
@@ -186,12 +188,18 @@ def _copy_of(path: UPath) -> Path:
 
 
 def _copy_of_object(path: UPath, facts: Mapping[str, Any]) -> Path:
-    state = facts["ETag"].strip('"')  # an object that was replaced is another file
+    state = facts["ETag"].strip(
+        '"'
+    )  # a replaced object has another ETag, so its old copy is not used
     return _copy_of(path.parent) / f"{state}-{path.name}"
 
 
 def _make_room(num_bytes: int) -> None:
-    """Remove copies until a file of that size fits."""
+    """Remove the least recently used copies until `num_bytes` and the spare space fit.
+
+    Raises:
+        OSError: ENOSPC, if they do not fit even without copies.
+    """
     folder = Path(tempfile.gettempdir()) / COPIES
     spare = max(SPARE_BYTES, shutil.disk_usage(folder).total // 10)
     with FileLock(folder / ".lock"):
@@ -207,7 +215,7 @@ def _make_room(num_bytes: int) -> None:
 
 
 def _asked_at(copy: Path) -> float:
-    """Return when a copy was last asked for; 0 where somebody removed it."""
+    """Return when a copy was last used, in seconds since 1970; 0 if it was removed meanwhile."""
     try:
         return copy.stat().st_mtime
     except FileNotFoundError:

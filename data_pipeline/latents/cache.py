@@ -6,7 +6,9 @@
     <root>/versions/<version>/           index.parquet, text.parquet (the null prompt),
                                          text_index.parquet where there are others; last, COMMIT
 
-A version lists rows of any committed shards, so a new policy re-uses what is encoded already.
+A version lists rows of any committed shards, so a new policy uses the rows that are encoded
+already. A row is named by a hash of everything that shapes its latents: the same window encoded
+the same way is found again by its key. One row per row group makes a random read one request.
 """
 
 import json
@@ -40,9 +42,9 @@ from magicdistill.data_pipeline.rows import ClipRow, digest
 NULL_TEXT = "null"
 COMMIT = "COMMIT"
 SHARD_INDEX = ".index.parquet"
-"""Ends the name of the file that commits a shard."""
+"""Suffix of the file that commits a shard: it is written after the shard itself."""
 TEXT_INDEX = "text_index.parquet"
-"""Lists a version's prompts."""
+"""File of a version that lists where its prompts' embeddings are."""
 MAX_OPEN_SHARDS = 64
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -53,7 +55,7 @@ class CacheError(Exception):
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What the index knows of a row."""
+    """The index entry of a row: everything except its latents."""
 
     key: str
     clip_id: str
@@ -76,7 +78,7 @@ class LatentRow:
 
     @property
     def text_key(self) -> str:
-        """Names the row's prompt for `LatentCache.text`."""
+        """Key of the row's prompt, for `LatentCache.text`."""
         return self.facts.text_key
 
 
@@ -111,12 +113,12 @@ _BLOB_OPTIONS = {"compression": "NONE", "use_dictionary": False, "write_statisti
 def row_facts(
     clip: ClipRow, window: Window, bucket: Bucket, vae_fingerprint: str, dtypes: str
 ) -> RowFacts:
-    """Return the index entry of a window; its key depends on everything that shapes the latents."""
+    """Return a window's index entry; its key is a hash of everything that shapes the latents."""
     transform = f"centre-crop area {bucket}"
     if clip.crop:
         transform += f" of {clip.crop}"
-    if clip.time_scale != 1:
-        transform += f" at time scale {clip.time_scale:g}"
+    if clip.video.time_scale != 1:
+        transform += f" at time scale {clip.video.time_scale:g}"
     key = digest(
         clip.content_hash,
         clip.start,
@@ -130,9 +132,9 @@ def row_facts(
     return RowFacts(
         key=key,
         clip_id=clip.clip_id,
-        source_id=clip.source_id,
-        license=clip.license,
-        mixture=clip.mixture,
+        source_id=clip.video.source_id,
+        license=clip.video.license,
+        mixture=clip.video.mixture,
         bucket=str(bucket),
         window_start=window.start,
         flipped=window.flipped,
@@ -140,7 +142,9 @@ def row_facts(
 
 
 def write_shard(root: AnyPath, rows: Sequence[LatentRow]) -> str:
-    """Write and commit one shard, named by its keys; writing it again replaces it by its equal.
+    """Write and commit one shard and return its name, a hash of its rows' keys.
+
+    Writing the same rows again replaces the shard by an equal one.
 
     Raises:
         CacheError: if a latent is not finite; nothing is written then.
@@ -164,7 +168,7 @@ def _commit_shard(root: AnyPath, facts: Sequence[dict[str, object]], table: pa.T
 
 
 def rewrite_shard(root: AnyPath, name: str, without: Collection[str]) -> None:
-    """Write and commit a shard's rows but for some keys under a new name; the old one stays."""
+    """Commit a new shard with the rows of an old one except some keys; the old one stays."""
     with pq.ParquetFile(local_copy(root / "shards" / f"{name}.parquet")) as file:
         facts = file.read(columns=_FACTS_SCHEMA.names).to_pylist()
         kept = [position for position, row in enumerate(facts) if row["key"] not in without]
@@ -173,23 +177,23 @@ def rewrite_shard(root: AnyPath, name: str, without: Collection[str]) -> None:
 
 
 def read_index(root: AnyPath) -> pa.Table:
-    """Return the index entries of every committed shard; shards may have a key in common."""
+    """Return the index entries of all committed shards; a key may be in several shards."""
     return read_tables(root / "shards", f"*{SHARD_INDEX}", INDEX_SCHEMA)
 
 
 def read_index_of_texts(root: AnyPath) -> pa.Table:
-    """Return the index entries of every committed shard of texts."""
+    """Return the index entries of all committed shards of prompts' embeddings."""
     return read_tables(root / "texts", f"*{SHARD_INDEX}", TEXT_INDEX_SCHEMA)
 
 
 def committed_rows(root: AnyPath, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
-    """Return one index entry of every committed shard's rows by key, but for some shards."""
+    """Return one index entry for every committed key, ignoring the shards in `without`."""
     entries = read_index(root).to_pylist()
     return {entry["key"]: entry for entry in entries if entry["shard"] not in without}
 
 
 def write_texts(root: AnyPath, texts: Mapping[str, TextRow]) -> str:
-    """Write and commit embeddings of prompts by key as one shard; padding is left out.
+    """Write and commit embeddings of prompts, by key, as one shard; padding is not stored.
 
     Raises:
         CacheError: if an embedding has no valid token, which attention cannot take, or is not
@@ -212,7 +216,7 @@ def _commit_texts(root: AnyPath, keys: Sequence[str], table: pa.Table) -> str:
 
 
 def rewrite_texts(root: AnyPath, name: str, without: Collection[str]) -> None:
-    """Do for a shard of texts as `rewrite_shard` does for one of latents."""
+    """Commit a new shard with the texts of an old one except some keys; the old one stays."""
     with pq.ParquetFile(local_copy(root / "texts" / f"{name}.parquet")) as file:
         keys = file.read(columns=["key"])["key"].to_pylist()[::_TEXT_PARTS]
         kept = [position for position, key in enumerate(keys) if key not in without]
@@ -221,7 +225,7 @@ def rewrite_texts(root: AnyPath, name: str, without: Collection[str]) -> None:
 
 
 def committed_texts(root: AnyPath, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
-    """Return where every committed embedding of a prompt lies, by key, but for some shards."""
+    """Return the index entry of every committed text by key, ignoring the shards in `without`."""
     entries = read_index_of_texts(root).to_pylist()
     return {entry["key"]: entry for entry in entries if entry["shard"] not in without}
 
@@ -229,13 +233,15 @@ def committed_texts(root: AnyPath, without: Collection[str] = ()) -> dict[str, d
 def publish(
     root: AnyPath, entries: Sequence[dict[str, object]], text: NullText, null_key: str = NULL_TEXT
 ) -> AnyPath:
-    """Publish a version over committed rows and return its folder; the same rows, the same one.
+    """Publish a version of the cache that lists committed rows, and return its folder.
+
+    The folder's name is a hash of the entries: publishing the same rows again changes nothing.
 
     Args:
         root: the cache.
         entries: index entries from `committed_rows`, in the order that readers will see.
-        text: shape of the null prompt's embedding, where no encoder makes one.
-        null_key: of the committed text that is the null prompt; by default it is zero.
+        text: shape of the null prompt's zero embedding, used if no encoder makes one.
+        null_key: key of the committed text that is the null prompt; by default the zero embedding.
     """
     facts = [{name: entry[name] for name in _FACTS_SCHEMA.names} for entry in entries]
     null_prompt = text.model_dump_json() if null_key == NULL_TEXT else ""
@@ -298,12 +304,12 @@ def _to_row(record: dict[str, Any], entry: Mapping[str, Any]) -> LatentRow:
 
 
 class LatentCache:
-    """Random access to one published version; safe to share between threads.
+    """Random access to the rows of one published version; safe to share between threads.
 
-    Of a version in an object store, rows are fetched by themselves, each time that they are read:
-    training reads rows of many shards in random order, each once in an epoch, and what a whole
-    shard would bring along is long gone from a disk that cannot hold all when its turn comes.
-    Small shards, and those that were copied already, are read from the local disk.
+    From an object store, each read fetches only its row. Training reads rows of many shards in
+    random order, each once in an epoch: if whole shards were fetched, a disk too small for all of
+    them would have dropped the other rows before they are read. Small shards, and those that are
+    copied already, are read from the local disk.
     """
 
     def __init__(self, directory: AnyPath | str) -> None:
@@ -327,7 +333,7 @@ class LatentCache:
                 f"{self._directory} lists {len(self.index)} of {promise['num_rows']} rows"
             )
         self.null_key: str = promise.get("null_key", NULL_TEXT)
-        """Of the committed text that is the null prompt; `null` where that is zero."""
+        """Key of the null prompt's committed text; `null` if it is the zero embedding."""
         self._shards: OrderedDict[AnyPath, pq.ParquetFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -372,7 +378,7 @@ class LatentCache:
             return read_text(file, {"key": NULL_TEXT, "row_group": 0})
 
     def _read_text_index(self) -> dict[str, dict[str, object]]:
-        """Return where the prompts lie, by key."""
+        """Return the index entries of the version's prompts by key."""
         texts = read_table(self._directory / TEXT_INDEX, TEXT_INDEX_SCHEMA)
         return {entry["key"]: entry for entry in texts.to_pylist()}
 
@@ -394,7 +400,7 @@ class LatentCache:
 
 
 def _zero_text(text: NullText) -> TextRow:
-    """Return the zero embedding as `Conditions.null` has it: one valid token, the others masked."""
+    """Return the null prompt of `Conditions.null`: zeros, one valid token, the others masked."""
     return TextRow(
         tokens=torch.zeros(text.num_tokens, text.token_dim),
         mask=torch.arange(text.num_tokens) == 0,
@@ -403,7 +409,8 @@ def _zero_text(text: NullText) -> TextRow:
 
 
 def _text_records(key: str, text: TextRow) -> list[dict[str, object]]:
-    """Return the rows of a text, of whose tokens the valid ones come first."""
+    """Return a text as three rows: its valid tokens, which come first, its mask and its pooled
+    embedding."""
     num_valid = int(text.mask.sum())
     parts = {"tokens": text.tokens[:num_valid], "mask": text.mask.float(), "pooled": text.pooled}
     return [{"key": key, "part": name} | _to_blob(part) for name, part in parts.items()]
@@ -414,7 +421,11 @@ def _text_file(root: AnyPath, entry: dict[str, object]) -> pq.ParquetFile:
 
 
 def read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:
-    """Read the text that an entry of the index names, padded with zeros."""
+    """Read the text that an index entry names; padding tokens are zeros.
+
+    Raises:
+        CacheError: if the file holds another text there, or it does not match its checksum.
+    """
     parts: dict[str, Tensor] = {}
     for record in file.read_row_group(entry["row_group"]).to_pylist():
         where = f"{record['part']} of text {record['key']!r}"

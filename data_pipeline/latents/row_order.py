@@ -9,9 +9,9 @@ import pyarrow as pa
 from magicdistill.data_pipeline.sources.base import Mixture
 
 CYCLE = 1000
-"""Turns after which shares are met exactly."""
+"""Number of draws that hold every kind exactly as often as its share says."""
 ANY: Mixture = "general"
-"""Stands for all kinds where they are not told apart."""
+"""Stands for all kinds where the recipe gives no weights."""
 
 
 class RowOrder:
@@ -37,40 +37,39 @@ class RowOrder:
             self._order, self._epoch = rng.permutation(self._num_rows), epoch
         return int(self._order[offset])
 
-    def batch(self, step: int, rank: int, world_size: int, batch_size: int) -> list[int]:
-        """Return the rows that one rank reads at a step; the ranks' batches lie side by side."""
-        first = (step * world_size + rank) * batch_size
-        return [self.row(first + offset) for offset in range(batch_size)]
 
+class MixtureOrder:
+    """Maps sample positions to rows of several kinds in given shares; stateless, like `RowOrder`.
 
-class MixtureSampler:
-    """Maps sample positions to rows of several kinds in given shares, without a state as well.
-
-    Every CYCLE positions hold each kind exactly as often as its share says, in an order of their
-    own. Each kind goes through its rows in its own epochs, so a small kind comes round more often.
+    Every CYCLE positions hold each kind exactly as often as its share says, in a random order that
+    differs from cycle to cycle. Each kind goes through its rows in its own epochs, so the rows of
+    a small kind with a large share repeat more often.
     """
 
     def __init__(self, kinds: Sequence[str], weights: Mapping[Mixture, float], seed: int) -> None:
-        """Take the kind of every row and the weight of every kind; those without one are left out.
+        """Take the kind of every row and the weight of every kind.
 
-        Raises ValueError if a kind has a weight but no rows.
+        Rows of a kind without a weight are never drawn.
+
+        Raises:
+            ValueError: if a kind has a weight but no rows.
         """
         self._rows = [np.flatnonzero(np.asarray(kinds) == name) for name in weights]
-        self._samplers = [RowOrder(len(found), seed) for found in self._rows]
-        self._turns = Turns(list(weights.values()), seed)
+        self._orders = [RowOrder(len(found), seed) for found in self._rows]
+        self._shares = ShareOrder(list(weights.values()), seed)
 
     def row(self, position: int) -> int:
         """Return the row at a global sample position >= 0."""
-        kind, own_position = self._turns(position)
-        return int(self._rows[kind][self._samplers[kind].row(own_position)])
+        kind, own_position = self._shares(position)
+        return int(self._rows[kind][self._orders[kind].row(own_position)])
 
 
-class BucketSampler:
-    """Maps sample positions to rows, whole batches to rows of one bucket, without a state as well.
+class BucketOrder:
+    """Maps sample positions to rows so that all rows of a batch have one bucket; stateless.
 
-    Every cycle of batches holds each bucket as often as its rows weigh, and each bucket goes
-    through its rows in its own epochs. A kind is spread over the buckets as its rows are: in all
-    it is drawn as often as its weight says.
+    A bucket's share of the batches is the summed weight of its rows, where a kind's weight is
+    divided equally among the kind's rows. Over all buckets each kind is therefore drawn as often
+    as its weight says. Each bucket goes through its rows in its own epochs.
     """
 
     def __init__(
@@ -81,10 +80,13 @@ class BucketSampler:
         batch_size: int,
         seed: int,
     ) -> None:
-        """Take bucket and kind of every row and the weight of every kind, as `MixtureSampler`."""
+        """Take the bucket and the kind of every row, and the weight of every kind.
+
+        `batch_size` is the number of consecutive positions that share a bucket.
+        """
         self._batch_size = batch_size
         self._rows: list[np.ndarray] = []
-        self._samplers: list[MixtureSampler] = []
+        self._orders: list[MixtureOrder] = []
         names, totals, shares = np.asarray(buckets), Counter(kinds), []
         for name in sorted(set(buckets)):
             rows = np.flatnonzero(names == name)
@@ -97,28 +99,29 @@ class BucketSampler:
             }
             if own:
                 self._rows.append(rows)
-                self._samplers.append(MixtureSampler(own_kinds, own, seed))
+                self._orders.append(MixtureOrder(own_kinds, own, seed))
                 shares.append(sum(own.values()))
-        self._turns = Turns(shares, seed, stream=2)
+        self._shares = ShareOrder(shares, seed, stream=2)
 
     def row(self, position: int) -> int:
         """Return the row at a global sample position >= 0."""
         batch, offset = divmod(position, self._batch_size)
-        bucket, own_batch = self._turns(batch)
+        bucket, own_batch = self._shares(batch)
         own_position = own_batch * self._batch_size + offset
-        return int(self._rows[bucket][self._samplers[bucket].row(own_position)])
+        return int(self._rows[bucket][self._orders[bucket].row(own_position)])
 
 
 def open_row_order(
     index: pa.Table, weights: Mapping[Mixture, float], batch_size: int, seed: int
-) -> RowOrder | MixtureSampler | BucketSampler:
+) -> RowOrder | MixtureOrder | BucketOrder:
     """Return the order of a cache's rows in which every batch of training has one bucket.
 
     Args:
-        index: `bucket` and `mixture` of every row.
-        weights: how often each kind is drawn; without any all rows are drawn alike.
-        batch_size: positions that need the same bucket: those of one update on all ranks.
-        seed: of the order.
+        index: columns `bucket` and `mixture`, one entry for each row.
+        weights: how often each kind is drawn; if empty, all rows are drawn equally often.
+        batch_size: number of consecutive positions that need one bucket: those of one update on
+            all ranks.
+        seed: another seed gives another order.
 
     Raises:
         ValueError: if a kind has a weight but no rows, or one below 1/CYCLE of all.
@@ -130,8 +133,8 @@ def open_row_order(
     shares = weights or {ANY: 1.0}
     _demand_rows(kinds, shares)
     if has_buckets:
-        return BucketSampler(index["bucket"].to_pylist(), kinds, shares, batch_size, seed)
-    return MixtureSampler(kinds, shares, seed)
+        return BucketOrder(index["bucket"].to_pylist(), kinds, shares, batch_size, seed)
+    return MixtureOrder(kinds, shares, seed)
 
 
 def _demand_rows(kinds: Sequence[str], weights: Mapping[Mixture, float]) -> None:
@@ -142,15 +145,15 @@ def _demand_rows(kinds: Sequence[str], weights: Mapping[Mixture, float]) -> None
         raise ValueError(f"mixture_weights.{least}: at least 1/{CYCLE} of all, or leave it out")
 
 
-class Turns:
-    """Deals turns out to parts in given shares, without a state as well.
+class ShareOrder:
+    """Maps draws to choices in given shares; stateless, like `RowOrder`.
 
-    Every cycle holds each part exactly as often as its share of CYCLE turns says, but at least
-    once, in an order of its own.
+    Every cycle holds each choice exactly as often as its share of CYCLE draws says, but at least
+    once, in a random order that differs from cycle to cycle.
     """
 
     def __init__(self, shares: Sequence[float], seed: int, stream: int = 0) -> None:
-        """Take the parts' shares; turns of the same seed in another stream have other orders."""
+        """Take the share of every choice; two streams of one seed have independent orders."""
         self._counts = _apportion(shares)
         self._length = int(self._counts.sum())
         self._seed, self._stream = seed, stream
@@ -158,26 +161,29 @@ class Turns:
         self._order = np.empty(0, dtype=np.int64)
         self._earlier = np.empty(0, dtype=np.int64)
 
-    def __call__(self, turn: int) -> tuple[int, int]:
-        """Return the part that has a turn >= 0, and how many it had before."""
-        cycle, offset = divmod(turn, self._length)
+    def __call__(self, draw: int) -> tuple[int, int]:
+        """Return the choice of a draw >= 0, and how often it was chosen before."""
+        cycle, offset = divmod(draw, self._length)
         if cycle != self._cycle:
             self._draw(cycle)
-        part = int(self._order[offset])
-        return part, cycle * int(self._counts[part]) + int(self._earlier[offset])
+        choice = int(self._order[offset])
+        return choice, cycle * int(self._counts[choice]) + int(self._earlier[offset])
 
     def _draw(self, cycle: int) -> None:
-        """Set the parts of a cycle's turns, and how often each was there before."""
+        """Set the choices of a cycle's draws, and how often each was chosen earlier in it."""
         bits = np.random.Philox(key=[self._seed, cycle], counter=[0, 0, 0, self._stream])
-        parts = np.repeat(np.arange(len(self._counts)), self._counts)
-        self._order, self._cycle = np.random.Generator(bits).permutation(parts), cycle
-        is_part = self._order[:, None] == np.arange(len(self._counts))
-        self._earlier = (is_part.cumsum(0) - 1)[np.arange(len(parts)), self._order]
+        choices = np.repeat(np.arange(len(self._counts)), self._counts)
+        self._order, self._cycle = np.random.Generator(bits).permutation(choices), cycle
+        is_choice = self._order[:, None] == np.arange(len(self._counts))
+        self._earlier = (is_choice.cumsum(0) - 1)[np.arange(len(choices)), self._order]
 
 
 def _apportion(shares: Sequence[float]) -> np.ndarray:
-    """Split CYCLE by the shares into whole numbers, the largest remainders rounded up and zeros
-    made ones."""
+    """Split CYCLE by the shares into whole numbers, each at least 1.
+
+    The largest remainders are rounded up until the numbers add up to CYCLE; zeros then become
+    ones, so the sum may be larger.
+    """
     values = np.array(shares)
     exact = values / values.sum() * CYCLE
     counts = np.floor(exact).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Cut clips into windows of the bucket's shape."""
+"""Windows of a clip: spans of the bucket's length, cropped and resized to the bucket's size."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ class Window:
     start: int
     """First frame, counted from the clip's start at the bucket's frame rate."""
     flipped: bool
+    """Whether the window is mirrored left to right."""
 
 
 def num_resampled(clip: ClipRow, bucket: Bucket) -> int:
@@ -61,16 +62,21 @@ def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: 
     Frames are resampled by index, cropped about the centre to the bucket's aspect and resized.
 
     Args:
-        clip: the clip; where it has a crop, only that is used.
+        clip: the clip; if it has a crop, only that part of the frames is used.
         path: its local file.
         bucket: the shape of a window.
-        windows_per_clip: at most so many windows.
+        windows_per_clip: the largest number of windows.
 
     Raises:
-        VideoError: if a frame cannot be decoded, or the file is another than the scored one. A
-            clip that is rendered again is what it was, whatever the encoder of its bytes did.
+        VideoError: if a frame cannot be decoded, or the file's content is not the scored one.
+            Rendered clips are exempt: rendered again, their frames are equal although the bytes
+            of the file may differ.
     """
-    if clip.content_hash and not is_rendered(clip.uri) and hash_content(path) != clip.content_hash:
+    if (
+        clip.content_hash
+        and not is_rendered(clip.video.uri)
+        and hash_content(path) != clip.content_hash
+    ):
         raise VideoError(f"{UNREACHABLE}: the file was replaced since it was scored")
     starts = window_starts(clip, bucket, windows_per_clip)
     spans = np.array(starts)[:, None] + np.arange(bucket.num_frames)
@@ -87,9 +93,9 @@ def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: 
 def fetch_windows(
     sandbox: Sandbox, scratch: Scratch, clip: ClipRow, bucket: Bucket, windows_per_clip: int
 ) -> Outcome:
-    """Bring the clip's file here and decode its windows in a child process; never raise for it."""
+    """Fetch the clip's file and decode its windows in a child process; failures are returned."""
     try:
-        path = scratch.fetch(clip.uri, clip.path)
+        path = scratch.fetch(clip.video.uri, clip.video.path)
     except VideoError as error:
         return Outcome(failure=f"VideoError: {error}")
     return sandbox.call(decode_windows, clip, path, bucket, windows_per_clip)
@@ -110,7 +116,7 @@ def read_windows(
         for clip in clips:
             outcome = fetch_windows(sandbox, scratch, clip, bucket, windows_per_clip)
             if outcome.failure:
-                raise VideoError(f"{clip.source_id}: {outcome.failure}")
+                raise VideoError(f"{clip.video.source_id}: {outcome.failure}")
             yield outcome.value
 
 

@@ -1,4 +1,4 @@
-"""How scores are spread, and what each threshold does: for choosing thresholds."""
+"""Distributions of the scores and what each limit rejects, for choosing the limits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ COLUMNS = ("least", "5%", "25%", "median", "75%", "95%", "most")
 
 
 @dataclass(frozen=True)
-class Gauge:
-    """One score over the clips of one mixture, beside its limits."""
+class ScoreDistribution:
+    """The values of one score over the clips of one mixture, beside the score's limit."""
 
     mixture: str
     score: str
@@ -24,9 +24,9 @@ class Gauge:
     """Float64 (n,), sorted; clips without the score are left out."""
     limit: Limit
     num_rejected: int
-    """Clips that this limit rejects, whatever else does."""
+    """Number of clips beyond this limit, whether or not they are beyond others."""
     num_rejected_alone: int
-    """Clips that no other limit of this table rejects."""
+    """Number of clips that are beyond this limit and within all others of the table."""
 
     @property
     def quantiles(self) -> list[float]:
@@ -34,13 +34,15 @@ class Gauge:
         return np.quantile(self.values, QUANTILES).tolist()
 
 
-def calibrate(clips: Sequence[ClipRow], policy: Policy, *buckets: Bucket) -> list[Gauge]:
-    """Return every score of every mixture; clips that failed have none."""
-    gauges: list[Gauge] = []
+def calibrate(
+    clips: Sequence[ClipRow], policy: Policy, *buckets: Bucket
+) -> list[ScoreDistribution]:
+    """Return the distribution of every score in every mixture, over the clips that did not fail."""
+    distributions: list[ScoreDistribution] = []
     readable = [clip for clip in clips if not clip.failure]
-    for mixture in sorted({clip.mixture for clip in readable}):
+    for mixture in sorted({clip.video.mixture for clip in readable}):
         limits = _structural_limits(policy, buckets) | policy.limits_of(mixture)
-        numbers = [_numbers(clip, buckets) for clip in readable if clip.mixture == mixture]
+        numbers = [_numbers(clip, buckets) for clip in readable if clip.video.mixture == mixture]
         breached = [
             {name for name, value in row.items() if breach(value, limits.get(name, Limit()))}
             for row in numbers
@@ -50,30 +52,32 @@ def calibrate(clips: Sequence[ClipRow], policy: Policy, *buckets: Bucket) -> lis
             rejected = [names for names in breached if name in names]
             alone = sum(len(names) == 1 for names in rejected)
             limit = limits.get(name, Limit())
-            gauges.append(Gauge(mixture, name, values, limit, len(rejected), alone))
-    return gauges
+            distributions.append(
+                ScoreDistribution(mixture, name, values, limit, len(rejected), alone)
+            )
+    return distributions
 
 
 def spell(limit: Limit) -> str:
-    """Return a limit for people; empty where there is none."""
+    """Return a limit as text such as `≥ 1 ≤ 10`; empty where there is none."""
     ends = ((limit.min, "≥"), (limit.max, "≤"))
     return " ".join(f"{sign} {end:g}" for end, sign in ends if end is not None)
 
 
-def format_gauges(gauges: Sequence[Gauge]) -> str:
-    """Return a table for the terminal."""
+def format_distributions(distributions: Sequence[ScoreDistribution]) -> str:
+    """Return a table of the distributions as text, one line for each."""
     head = ["mixture", "score", "clips", *COLUMNS, "limit", "rejects", "alone"]
     rows = [
         [
-            gauge.mixture,
-            gauge.score,
-            str(len(gauge.values)),
-            *(f"{value:.4g}" for value in gauge.quantiles),
-            spell(gauge.limit) or "-",
-            str(gauge.num_rejected),
-            str(gauge.num_rejected_alone),
+            distribution.mixture,
+            distribution.score,
+            str(len(distribution.values)),
+            *(f"{value:.4g}" for value in distribution.quantiles),
+            spell(distribution.limit) or "-",
+            str(distribution.num_rejected),
+            str(distribution.num_rejected_alone),
         ]
-        for gauge in gauges
+        for distribution in distributions
     ]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows))
@@ -81,7 +85,7 @@ def format_gauges(gauges: Sequence[Gauge]) -> str:
 
 
 def _numbers(clip: ClipRow, buckets: Sequence[Bucket]) -> dict[str, float]:
-    """Return everything that a limit can be set on and that was measured."""
+    """Return the clip's measured values, by the names on which limits can be set."""
     bucket = nearest_bucket(clip.width, clip.height, buckets)
     found = {
         "short side": min(clip.width, clip.height),
@@ -90,7 +94,7 @@ def _numbers(clip: ClipRow, buckets: Sequence[Bucket]) -> dict[str, float]:
         "decoded ratio": clip.num_frames_decoded / clip.num_frames_header,
         "cuts": clip.num_cuts,
         "motion.px": clip.motion_px,
-        **clip.imported_scores,
+        **clip.video.imported_scores,
         **clip.scores,
     }
     return {name: float(value) for name, value in found.items() if value is not None}
@@ -110,6 +114,7 @@ def _structural_limits(policy: Policy, buckets: Sequence[Bucket]) -> dict[str, L
 
 
 def _frames(bucket: Bucket, buckets: Sequence[Bucket]) -> str:
-    """Name the length of a bucket's clips; another one than the first bucket's stands apart."""
+    """Return the name of the score that counts frames at a bucket's rate; buckets that ask for
+    another number of frames than the first have a name of their own."""
     same = bucket.num_frames == buckets[0].num_frames
     return "frames" if same else f"frames for {bucket.num_frames}"

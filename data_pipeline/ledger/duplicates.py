@@ -1,4 +1,4 @@
-"""Find copies of clips, whoever listed them and whenever they were scored."""
+"""Find clips that are copies of others, across all sources and runs."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,22 +9,25 @@ import numpy as np
 from magicdistill.data_pipeline.rows import Array, ClipRow
 
 BLOCK = 1024
+"""Number of embeddings that are compared with all earlier ones in one matrix product."""
 COMPARED = ("embedding", "phash")
-"""Scorers by which near copies are found."""
+"""Kinds of the scorers whose blobs are compared to find near copies."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A clip that shows what another one shows."""
+    """Says of which clip another one is a copy, and how that was found."""
 
     of: ClipRow
+    """The clip that is repeated."""
     how: str
+    """`the same file`, `embedding` or `pHash`."""
     is_held_out: bool = False
-    """The other one is held out from the clips that this one is among."""
+    """Whether `of` is a held-out clip."""
 
     def __str__(self) -> str:
         place = " in the held-out clips" if self.is_held_out else ""
-        return f"of {self.of.source_id}{place} by {self.how}"
+        return f"of {self.of.video.source_id}{place} by {self.how}"
 
 
 def find_copies(
@@ -49,14 +52,14 @@ def find_copies(
         held_out: clips of which none of these may be a copy.
 
     Returns:
-        For each copy the clip that it repeats. That is kept, but for one case: what has an exact
-        copy may be a near copy of a third clip, which then stands for all of them.
+        For each copy the clip that it repeats. That clip is kept, except where it is itself a near
+        copy of a third clip, which then stands for all of them.
     """
     copies = _sharing(clips, held_out)
     ranked = sorted((clip for clip in clips if clip.clip_id not in copies), key=_rank)
     originals: dict[tuple[object, ...], ClipRow] = {}
     for clip in ranked:
-        content = (clip.content_hash, clip.start, clip.stop, clip.crop, clip.time_scale)
+        content = (clip.content_hash, clip.start, clip.stop, clip.crop, clip.video.time_scale)
         original = originals.setdefault(content, clip) if clip.content_hash else clip
         if original is not clip:
             copies[clip.clip_id] = Copy(original, "the same file")
@@ -74,7 +77,7 @@ def find_copies(
 
 
 def _sharing(clips: Sequence[ClipRow], held_out: Sequence[ClipRow]) -> dict[str, Copy]:
-    """Return the clips that share frames of a file with held-out ones."""
+    """Return the clips whose frames overlap those of a held-out clip in the same file."""
     by_content: dict[str, list[ClipRow]] = defaultdict(list)
     for clip in held_out:
         by_content[clip.content_hash].append(clip)
@@ -89,7 +92,13 @@ def _sharing(clips: Sequence[ClipRow], held_out: Sequence[ClipRow]) -> dict[str,
 
 def _rank(clip: ClipRow) -> tuple[object, ...]:
     blur = clip.scores.get("blur.effect") or 0.0
-    return (-clip.width * clip.height, blur, clip.start - clip.stop, clip.source_id, clip.clip_id)
+    return (
+        -clip.width * clip.height,
+        blur,
+        clip.start - clip.stop,
+        clip.video.source_id,
+        clip.clip_id,
+    )
 
 
 def _near(
@@ -98,7 +107,7 @@ def _near(
     index: "_Embeddings | _Hashes",
     how: str,
 ) -> dict[str, Copy]:
-    """Return the near copies among ranked clips; those held out come first in the index."""
+    """Return the near copies among ranked clips; in the index the held-out clips come first."""
     copies: dict[str, Copy] = {}
     clips, num_held_out = [*held_out, *ranked], len(held_out)
     for position, clip in enumerate(clips):
@@ -116,22 +125,23 @@ def _near(
 
 
 def _are_neighbours(one: ClipRow, other: ClipRow) -> bool:
-    """Tell whether clips are different moments of one source."""
-    if one.source_id != other.source_id:
+    """Tell whether two clips are different moments of one source, which may look alike."""
+    if one.video.source_id != other.video.source_id:
         return False
-    return one.uri != other.uri or not _overlap(one, other)
+    return one.video.uri != other.video.uri or not _overlap(one, other)
 
 
 def _overlap(one: ClipRow, other: ClipRow) -> bool:
-    """Tell whether clips of one file have frames in common."""
+    """Tell whether two clips of one file have frames in common."""
     return one.start < other.stop and other.start < one.stop
 
 
 class _Hashes:
-    """Kept clips by 16-bit pieces of their hashes, of which near duplicates share some.
+    """Finds kept clips with a near hash by a table of 16-bit pieces, instead of all comparisons.
 
-    With the default of 6 of 64 bits, two clips at that very distance share none of the 32 pieces
-    of eight hashes once in 1,700 times, and closer ones hardly ever.
+    Near hashes have some piece in common, so only clips that share a piece are compared. With the
+    default limit of 6 of 64 bits, two clips at exactly that distance share none of the 32 pieces
+    of their eight hashes once in 1,700 times, and closer ones hardly ever.
     """
 
     def __init__(self, clips: Sequence[ClipRow], max_bits: float) -> None:
@@ -139,13 +149,15 @@ class _Hashes:
         self._words = np.ascontiguousarray(hashes).view(np.uint64)
         self._max_distance = max_bits * self._words.shape[1]
         order = np.random.default_rng(0).permutation(hashes.shape[1] * 8)
-        mixed = np.unpackbits(hashes, axis=1)[:, order]  # neighbouring bits resemble each other
-        self._flat_shards = np.ascontiguousarray(np.packbits(mixed, axis=1)).view(np.uint16)
-        self._kept: list[dict[int, list[int]]] = [{} for _ in range(self._flat_shards.shape[1])]
+        mixed = np.unpackbits(hashes, axis=1)[
+            :, order
+        ]  # neighbouring bits are correlated, which would spoil the odds
+        self._pieces = np.ascontiguousarray(np.packbits(mixed, axis=1)).view(np.uint16)
+        self._kept: list[dict[int, list[int]]] = [{} for _ in range(self._pieces.shape[1])]
 
     def similar(self, position: int) -> list[int]:
         """Return the kept clips that a clip is a copy of, ascending."""
-        pieces = self._flat_shards[position].tolist()
+        pieces = self._pieces[position].tolist()
         found = set().union(
             *(kept.get(piece, ()) for kept, piece in zip(self._kept, pieces, strict=True))
         )
@@ -156,12 +168,12 @@ class _Hashes:
 
     def keep(self, position: int) -> None:
         """Let later clips be compared with this one."""
-        for kept, piece in zip(self._kept, self._flat_shards[position].tolist(), strict=True):
+        for kept, piece in zip(self._kept, self._pieces[position].tolist(), strict=True):
             kept.setdefault(piece, []).append(position)
 
 
 class _Embeddings:
-    """Kept clips by their embeddings, compared in blocks."""
+    """Finds kept clips with a near embedding, one matrix product for each BLOCK of clips."""
 
     def __init__(self, clips: Sequence[ClipRow], min_cosine: float) -> None:
         vectors = np.stack([np.frombuffer(clip.blobs["embedding"], np.float16) for clip in clips])
@@ -172,7 +184,7 @@ class _Embeddings:
         self._block: Array = np.zeros((0, 0), dtype=np.float32)
 
     def similar(self, position: int) -> list[int]:
-        """Return the kept clips that a clip is a copy of, ascending; positions come in order."""
+        """Return the kept clips that a clip is a copy of, ascending; ask for positions in order."""
         if position % BLOCK == 0:
             block = self._units[position : position + BLOCK]
             self._block = block @ self._units[: position + BLOCK].T

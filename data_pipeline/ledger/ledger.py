@@ -1,8 +1,8 @@
-"""What is known about every clip that was ever scored: the source of truth for resuming."""
+"""The ledger: files that record every clip ever scored, from which a later run resumes."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 import pyarrow as pa
@@ -19,7 +19,9 @@ from magicdistill.data_pipeline.io.storage import (
 from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.rows import (
+    CLIP_COLUMNS,
     CLIP_SCHEMA,
+    STORED,
     ClipRow,
     Video,
     clips_from_table,
@@ -29,16 +31,19 @@ from magicdistill.data_pipeline.rows import (
 from magicdistill.data_pipeline.scorers.base import ABSENT, Scorer
 
 MAX_SMALL_PARTS = 64
-"""More of them are merged."""
+"""With more small parts than these, they are merged."""
 SMALL_PART_BYTES = 16 << 20
+"""A part below this size is small."""
 MERGED_BYTES = 32 << 20
-"""Size of the small parts that become one."""
+"""Small parts are merged up to about this total size."""
 
 
 class Ledger:
-    """Scores and failures as Parquet parts that appear whole or not at all.
+    """Scores and failures of clips, as Parquet files ("parts") that appear whole or not at all.
 
-    What is read depends neither on the parts' order nor on how often a row is there.
+    Parts are only added, never edited, so that many processes and interrupted runs can write
+    without locks. The same clip may therefore stand in many parts: `scored` brings its rows
+    together in a way that depends neither on the order of parts nor on repeated rows.
     """
 
     def __init__(self, directory: AnyPath) -> None:
@@ -47,35 +52,39 @@ class Ledger:
         self._scorers = directory / "scorers"
 
     def append(self, clips: Sequence[ClipRow]) -> None:
-        """Commit rows as one part; all clips that a video is found to have belong into one."""
+        """Commit rows as one part; all clips found in one video must be in the same call."""
         if not clips:
             return
         name = digest(
-            *(f"{c.clip_id} {c.fingerprint} {c.measures} {c.scorers} {c.failure}" for c in clips)
+            *(
+                f"{c.clip_id} {c.video.fingerprint} {c.measures} {c.scorers} {c.failure}"
+                for c in clips
+            )
         )
         write_parquet(clips_to_table(clips), self._scores / f"{name}.parquet")
 
     def scored(
         self, videos: Iterable[Video], measures: str, scorers: Sequence[Scorer] = ()
     ) -> dict[str, list[ClipRow]]:
-        """Return the clips of those videos that were scored in their present state.
+        """Return the recorded clips of those videos whose content has not changed since.
 
         Args:
-            videos: what the sources list now.
-            measures: version of the settings under which clips must have been found.
-            scorers: those whose results are wanted, if they are of the present version.
+            videos: the videos that the sources list now.
+            measures: version of the settings under which the clips must have been found.
+            scorers: scorers whose results are wanted; results of their other versions are ignored.
 
         Returns:
-            Clips by video id, with what the present listing says of them. Whatever rows hold of a
-            clip is brought together; the scores of an absent scorer are null.
+            Clips by video id, in the order of their first frames. Address, caption, mixture and
+            the like come from the present listing, scores from all rows of the clip together;
+            the scores of an absent scorer are None.
         """
         present = {video.video_id: video for video in videos}
         versions = {scorer.kind: scorer.version for scorer in scorers}
         clips: dict[str, ClipRow] = {}
         results: dict[str, _Results] = {}
         for clip in self._read():
-            video = present.get(clip.video_id)
-            if not video or clip.fingerprint != video.fingerprint:
+            video = present.get(clip.video.video_id)
+            if not video or clip.video.fingerprint != video.fingerprint:
                 continue
             if clip.scorers:
                 results.setdefault(clip.clip_id, _Results()).add(clip, versions)
@@ -86,28 +95,23 @@ class Ledger:
         absent = _absent(scorers, versions)
         by_video: dict[str, list[ClipRow]] = {}
         for clip in clips.values():
-            video, found = present[clip.video_id], results.get(clip.clip_id, absent)
+            video, found = present[clip.video.video_id], results.get(clip.clip_id, absent)
             row = replace(
                 clip,
-                uri=video.uri,
-                path=video.path,
-                license=video.license,
-                mixture=video.mixture,
-                entry=video.entry,
-                caption=video.caption,
-                imported_scores=video.imported_scores,
+                # The recorded source id stays: takedowns find all that a film left by it.
+                video=replace(video, source_id=clip.video.source_id),
                 scores=absent.scores | found.scores,
                 scorers=absent.scorers | found.scorers,
                 blobs=found.blobs,
             )
-            by_video.setdefault(clip.video_id, []).append(row)
+            by_video.setdefault(clip.video.video_id, []).append(row)
         return {
             video_id: sorted(found, key=attrgetter("start", "clip_id"))
             for video_id, found in by_video.items()
         }
 
     def describe(self, scorers: Sequence[Scorer]) -> None:
-        """Store model, version and preprocessing of scorers beside the scores that name them."""
+        """Write model, version and preprocessing of each scorer as JSON beside the scores."""
         for scorer in scorers:
             path = self._scorers / f"{scorer.kind}-{scorer.version}.json"
             if scorer.version.startswith(ABSENT) or path.exists():
@@ -115,11 +119,11 @@ class Ledger:
             write_text(path, json.dumps(scorer.describe(), indent=1))
 
     def write_decisions(self, name: str, decisions: Sequence[Decision]) -> AnyPath:
-        """Store what a policy made of the scores and return the file."""
+        """Write the decisions of one config as `<name>.parquet` and return that file."""
         rows = [
             {
                 "clip_id": decision.clip.clip_id,
-                "source_id": decision.clip.source_id,
+                "source_id": decision.clip.video.source_id,
                 "status": decision.status,
                 "reasons": list(decision.reasons),
             }
@@ -130,7 +134,7 @@ class Ledger:
         return path
 
     def find(self, clip_ids: Collection[str]) -> list[ClipRow]:
-        """Return whatever rows there are of some clips, as they were recorded."""
+        """Return all rows of some clips as they were recorded, without bringing them together."""
         wanted = pc.field("clip_id").isin(pa.array(list(clip_ids), pa.string()))
         return clips_from_table(self._table().filter(wanted))
 
@@ -139,17 +143,17 @@ class Ledger:
         return list_files(self._scores, "*.parquet")
 
     def decision_files(self) -> list[AnyPath]:
-        """Return the files of decisions, one for each config that was decided on."""
+        """Return the files of decisions, one for each config."""
         return list_files(self._decisions, "*.parquet")
 
     def compact(self) -> int:
-        """Merge small parts, where there are many, and return how many were merged.
+        """Merge small parts, if there are many, and return how many were merged.
 
-        A merged part appears before those go whose rows it has: killed at any point, nothing is
-        lost, and rows that are there twice say no more than once.
+        The merged part is written before the small ones are removed. A process that is killed in
+        between leaves rows twice, which changes nothing, and loses none.
 
         Raises:
-            OSError: if a part cannot be had or is damaged, which merging would hide.
+            OSError: if a part cannot be read or fails its checksums, which merging would hide.
         """
         sizes = list_sizes(self._scores, "*.parquet")
         small = {part: size for part, size in sizes.items() if size < SMALL_PART_BYTES}
@@ -173,11 +177,11 @@ class Ledger:
         except FileNotFoundError:
             if self.parts() == parts:
                 raise
-            return self._table()  # another process merged parts meanwhile
+            return self._table()  # another process has merged parts since they were listed
 
 
 def _batches(sizes: Mapping[AnyPath, int]) -> Iterator[list[AnyPath]]:
-    """Yield parts that become one, with as many bytes as that may be made of."""
+    """Yield groups of parts to merge, each of at most MERGED_BYTES in all."""
     batch: list[AnyPath] = []
     num_bytes = 0
     for part, size in sizes.items():
@@ -193,12 +197,21 @@ _OF_OTHERS = {
     *("uri", "path", "license", "mixture", "entry", "caption", "imported_scores"),
     *("scores", "scorers", "blobs"),
 }
-"""Fields of a row that the present listing fills in, or that are brought together."""
-_findings = attrgetter(*(f.name for f in fields(ClipRow) if f.name not in _OF_OTHERS))
+"""Columns that the present listing fills in, or that are brought together from many rows."""
+_findings = attrgetter(
+    *(
+        f"video.{name}" if name in STORED else name
+        for name in CLIP_COLUMNS
+        if name not in _OF_OTHERS
+    )
+)
 
 
 def _stronger(one: ClipRow, other: ClipRow) -> ClipRow:
-    """Return which of two rows of a clip counts: a failure, once recorded, stays."""
+    """Return which of two contradicting rows counts: a failure, else the one of larger text.
+
+    Any fixed order would do; this one does not depend on which row is read first.
+    """
     if _findings(one) == _findings(other):
         return one
     return max(one, other, key=lambda clip: (bool(clip.failure), repr(_findings(clip))))
@@ -206,14 +219,14 @@ def _stronger(one: ClipRow, other: ClipRow) -> ClipRow:
 
 @dataclass
 class _Results:
-    """What scorers made of one clip, from as many rows as there are."""
+    """The results of scorers for one clip, gathered from all its rows."""
 
     scores: dict[str, float | None] = field(default_factory=dict)
     scorers: dict[str, str] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, clip: ClipRow, versions: Mapping[str, str]) -> None:
-        """Take what a row holds of the wanted versions."""
+        """Add a row's results of the wanted versions; of two the one of higher rank stays."""
         if clip.failure:
             return
         wanted = {
@@ -230,18 +243,18 @@ class _Results:
 
 
 def _rank(row: ClipRow | _Results, kind: str) -> str:
-    """Return what decides between two results of the same version of a scorer."""
+    """Return the text that orders two results of one version of a scorer; the larger one stays."""
     scores = sorted(item for item in row.scores.items() if item[0].partition(".")[0] == kind)
     return repr((scores, row.blobs.get(kind)))
 
 
 def _is_stale(clip: ClipRow, versions: Mapping[str, str]) -> bool:
-    """Tell whether a clip failed under scorers that are no longer the wanted ones."""
+    """Tell whether a clip failed under other scorers than the wanted ones."""
     return bool(clip.failure) and any(versions.get(k) != v for k, v in clip.scorers.items())
 
 
 def _absent(scorers: Sequence[Scorer], versions: Mapping[str, str]) -> _Results:
-    """Return what all clips have of scorers without weights: nulls, and the reason."""
+    """Return the results of scorers that have no weights: None for each score, and the reason."""
     reasons = {kind: v for kind, v in versions.items() if v.startswith(ABSENT)}
     names = [f"{s.kind}.{name}" for s in scorers if s.kind in reasons for name in s.SCORES]
     return _Results(dict.fromkeys(names), reasons)

@@ -16,12 +16,12 @@ from magicdistill.data_pipeline.stages.run_scorers import lacking
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of one clip."""
+    """Whether one clip is accepted, and why not."""
 
     clip: ClipRow
     status: Literal["accepted", "rejected", "failed"]
     reasons: tuple[str, ...]
-    """Each opens with the name of its check and a colon."""
+    """Reasons against the clip, each beginning with the name of a check and a colon."""
 
 
 def decide(
@@ -33,15 +33,16 @@ def decide(
 ) -> list[Decision]:
     """Return one decision per clip, in order; a failed clip keeps its recorded reason.
 
-    Clips are judged one by one; of those that pass, the ones go that scorers have not seen, then
-    copies, and then what a source has too many of. A score that is absent for want of weights
-    objects to nothing: see `count_absent`.
+    First each clip is compared with the limits. Of the clips within them, those are rejected that
+    not all scorers have seen, then copies, and then those beyond the number that one source may
+    give. A score that is absent because its scorer has no weights rejects nothing; `count_absent`
+    counts such clips.
 
     Args:
-        clips: what to judge.
-        policy: thresholds.
-        buckets: shapes, of which each clip has to fill the one of the nearest aspect.
-        versions: of the scorers that must have seen a clip.
+        clips: the clips to decide on.
+        policy: the limits.
+        buckets: the shapes; each clip has to fill the one of the nearest aspect.
+        versions: versions of the scorers that must have seen a clip, by kind.
         held_out: clips of which no copy may be accepted.
     """
     versions = versions or {}
@@ -53,12 +54,12 @@ def decide(
 
 
 def is_hopeless(clip: ClipRow, policy: Policy, *buckets: Bucket) -> bool:
-    """Tell whether what is known of a clip already rejects it, so that nothing more is measured."""
+    """Tell whether a clip's present scores already reject it, so that no costly scorer need run."""
     return _decide(clip, policy, buckets).status != "accepted"
 
 
 def count_absent(clips: Sequence[ClipRow]) -> Counter[str]:
-    """Return how many clips lack a score that the recipe asks for, by reason."""
+    """Return how many clips lack a score because its scorer is absent, by the reason for that."""
     return Counter(
         version
         for clip in clips
@@ -69,7 +70,7 @@ def count_absent(clips: Sequence[ClipRow]) -> Counter[str]:
 
 
 def count_incomparable(held_out: Sequence[ClipRow], versions: Mapping[str, str]) -> Counter[str]:
-    """Return how many held-out clips have no hash or embedding of these versions, by scorer."""
+    """Return how many held-out clips lack a hash or embedding of these versions, by scorer."""
     compared = {kind: version for kind, version in versions.items() if kind in COMPARED}
     return Counter(kind for clip in held_out for kind in lacking(clip, compared))
 
@@ -77,7 +78,7 @@ def count_incomparable(held_out: Sequence[ClipRow], versions: Mapping[str, str])
 def _decide(clip: ClipRow, policy: Policy, buckets: Sequence[Bucket]) -> Decision:
     if clip.failure:
         return Decision(clip, "failed", (clip.failure,))
-    clip, limits = framed(clip, policy), policy.limits_of(clip.mixture)
+    clip, limits = framed(clip, policy), policy.limits_of(clip.video.mixture)
     if policy.crop_bars:
         limits.pop("letterbox.share", None)
     bucket = nearest_bucket(clip.width, clip.height, buckets)
@@ -108,14 +109,14 @@ def _structural(clip: ClipRow, policy: Policy, bucket: Bucket) -> Iterator[str]:
 
 
 def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
-    """Yield what the limits have against the scores that were taken."""
+    """Yield a reason for every score beyond its limit."""
     motion = limits.pop("motion.px")
     if clip.motion_px is None:
         if motion != Limit():  # a picture has none
             yield "motion: too short to be measured"
     elif breach(clip.motion_px, motion):
         yield f"motion: {clip.motion_px:.2f} px outside {_range(motion)}"
-    scores = clip.imported_scores | clip.scores
+    scores = clip.video.imported_scores | clip.scores
     for name, limit in limits.items():
         if name not in scores or limit == Limit():
             continue
@@ -128,14 +129,14 @@ def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
 
 
 def framed(clip: ClipRow, policy: Policy) -> ClipRow:
-    """Return a clip as it is encoded: without black bars, where the policy crops them."""
-    limit = policy.limits_of(clip.mixture).get("letterbox.share", Limit())
+    """Return a clip as it is encoded: its black bars are cropped if the policy says so."""
+    limit = policy.limits_of(clip.video.mixture).get("letterbox.share", Limit())
     share = clip.scores.get("letterbox.share") or 0.0
     return _without_bars(clip) if policy.crop_bars and breach(share, limit) else clip
 
 
 def breach(value: float, limit: Limit) -> str:
-    """Return what a value has against a limit; empty where it keeps it."""
+    """Return how a value breaks a limit, such as `0.75 > 0.5`; empty if it does not."""
     if limit.min is not None and value < limit.min:
         return f"{value:.3g} < {limit.min:g}"
     if limit.max is not None and value > limit.max:
@@ -149,7 +150,7 @@ def _range(limit: Limit) -> str:
 
 
 def _without_bars(clip: ClipRow) -> ClipRow:
-    """Return the clip with a crop that leaves its black bars out, at even pixels."""
+    """Return the clip with a crop that excludes its black bars, whose widths are even pixels."""
     left, top, right, bottom = clip.crop or (0, 0, clip.width, clip.height)
     left += _even(clip.scores["letterbox.left"], clip.width)
     top += _even(clip.scores["letterbox.top"], clip.height)
@@ -165,14 +166,14 @@ def _even(share: float | None, length: int) -> int:
 
 
 def _seen(decision: Decision, versions: Mapping[str, str]) -> Decision:
-    """Reject what would pass, but was spared some scorers under a stricter policy."""
+    """Reject an accepted clip that some scorers skipped because of an earlier, stricter policy."""
     if decision.status == "accepted" and (kinds := lacking(decision.clip, versions)):
         return _rejected(decision, f"not scored yet: {', '.join(kinds)}")
     return decision
 
 
 def _comparable(clip: ClipRow, versions: Mapping[str, str]) -> ClipRow:
-    """Return the clip with those hashes and embeddings that scorers of these versions made."""
+    """Return the clip with only those hashes and embeddings that are of these versions."""
     blobs = {k: blob for k, blob in clip.blobs.items() if clip.scorers.get(k) == versions.get(k)}
     return replace(clip, blobs=blobs)
 
@@ -191,18 +192,18 @@ def _without_copies(
 
 
 def _with_a_cap(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:
-    """Keep so many clips of each source, drawn by a hash: not the first ones, and always the same.
+    """Keep at most `max_clips_per_source` clips of each source, chosen by a hash of their ids.
 
-    What is drawn does not depend on the rest of the listing.
+    The choice is spread over the source, is always the same and depends on no other source.
     """
     by_source: dict[str, list[str]] = defaultdict(list)
     for decision in decisions:
         if decision.status == "accepted":
-            by_source[decision.clip.source_id].append(decision.clip.clip_id)
+            by_source[decision.clip.video.source_id].append(decision.clip.clip_id)
     most = policy.max_clips_per_source
     surplus = {clip_id for ids in by_source.values() for clip_id in sorted(ids, key=digest)[most:]}
     return [
-        _rejected(decision, f"cap: {decision.clip.source_id} has more than {most} clips")
+        _rejected(decision, f"cap: {decision.clip.video.source_id} has more than {most} clips")
         if decision.clip.clip_id in surplus
         else decision
         for decision in decisions

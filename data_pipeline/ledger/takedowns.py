@@ -1,4 +1,4 @@
-"""Films that were taken down: tombstones keep them from coming back."""
+"""Films that were taken down; tombstones in the ledger keep them from being used again."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,15 +10,17 @@ from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.data_pipeline.rows import Video, digest
 
 REASON = "takedown"
-"""Opens the reason of every clip that was taken down."""
+"""Begins the reason of every clip that was taken down."""
 
 
 @dataclass(frozen=True)
 class Takedowns:
-    """What must not come back, by source id and by content, with the day it was taken down."""
+    """The films that were taken down, by their names and by the content of their files."""
 
     sources: dict[str, str]
+    """Day of the takedown (YYYY-MM-DD) by source id."""
     contents: dict[str, str]
+    """Source id of the film by the content hash of each of its files."""
 
     @classmethod
     def load(cls, ledger: AnyPath) -> "Takedowns":
@@ -32,19 +34,19 @@ class Takedowns:
         return cls(sources, contents)
 
     def mark(self, videos: Iterable[Video]) -> Iterator[Video]:
-        """Yield videos; those taken down with nothing but their names and the reason."""
+        """Yield videos; of those that were taken down only their names and the reason are left."""
         for video in videos:
             day = self.sources.get(video.source_id)
             yield video if day is None else _without_content(video, f"{REASON}: on {day}")
 
     def of_content(self, content_hash: str) -> str:
-        """Return why a file with this content must not be used; empty where it may."""
+        """Return the reason why a file of this content must not be used; empty if it may."""
         source_id = self.contents.get(content_hash)
         return f"{REASON}: same content as {source_id}" if source_id else ""
 
 
 def add_tombstone(ledger: AnyPath, source_id: str, content_hashes: Iterable[str]) -> set[str]:
-    """Remember for ever that a film was taken down; return the hashes of all its files known."""
+    """Record that a film was taken down; return the hashes of all its files that are known."""
     path = _folder(ledger) / f"{digest(source_id)}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     contents = {*before.get("content_hashes", ()), *content_hashes}

@@ -1,1 +1,1 @@
-"""Verify what is stored, reconstruct samples of it, and remove films."""
+"""Verify ledger and latents, compare samples of latents with their clips, and remove films."""

@@ -1,4 +1,4 @@
-"""Decode a sample of the latents and compare it with the clips that it was made of."""
+"""Decode a sample of the cached latents and compare it with the clips that they encode."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,42 +22,43 @@ from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 
 SAMPLE_SIZE = 8
+"""Number of rows in a sample."""
 NUM_CANDIDATES = 1000
-"""Rows among which the sample is sought; others may be of another VAE or recipe."""
+"""Number of rows among which the sample is searched; some may be of another VAE or recipe."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the VAE makes of one row of the cache."""
+    """How closely the VAE reproduces one row of the cache, or why that is unknown."""
 
     source_id: str
     psnr_db: float | None = None
-    """Against the clip's own pixels; null where they cannot be had any more."""
+    """Peak signal-to-noise ratio against the clip's pixels; None if they cannot be read."""
     failure: str = ""
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a row was made of."""
+    """The recipe and the clip from which a row was made."""
 
     config: DataConfig
     clip: ClipRow
     index: int
-    """Of the row among the clip's."""
+    """Position of the row among the clip's rows: its windows, each followed by its mirror image."""
 
 
 def reconstruct(
     configs: Sequence[DataConfig], vae_directory: Path, root: AnyPath, size: int = SAMPLE_SIZE
 ) -> Iterator[Reconstruction]:
-    """Decode rows that these configs made with this VAE; the same cache, the same rows.
+    """Decode some rows that these configs made with this VAE; always the same ones of a cache.
 
-    Keys are hashes, so the first ones in their order are a fair sample.
+    Keys are hashes, so the rows with the smallest keys are a fair sample.
 
     Args:
-        configs: the rows' recipes.
+        configs: the recipes by which rows were made; other rows are ignored.
         vae_directory: a folder written by `VideoVae.save`.
         root: the folder of ledger and latents.
-        size: at most so many rows.
+        size: largest number of rows.
 
     Raises:
         CacheError: if a row is damaged.
@@ -75,11 +76,11 @@ def reconstruct(
             bucket = config.bucket_of(clip.width, clip.height)
             windows = fetch_windows(sandbox, scratch, clip, bucket, config.windows_per_clip)
             if windows.failure:
-                yield Reconstruction(clip.source_id, failure=windows.failure)
+                yield Reconstruction(clip.video.source_id, failure=windows.failure)
                 continue
             frames = frames_of(origins[key].index, windows.value, config)
             latents = read_row(cache, by_key[key]).latents
-            yield Reconstruction(clip.source_id, _psnr_db(latents, frames, vae))
+            yield Reconstruction(clip.video.source_id, _psnr_db(latents, frames, vae))
 
 
 def _origins(
@@ -88,7 +89,7 @@ def _origins(
     configs: Sequence[DataConfig],
     vae_fingerprint: str,
 ) -> dict[str, _Origin]:
-    """Return the origins of those keys that a config makes of the ledger's rows."""
+    """Return the origin of each key that a config would make from a row of the ledger."""
     found: dict[str, _Origin] = {}
     for config in configs:
         for row in rows:
@@ -104,6 +105,6 @@ def _origins(
 
 @torch.inference_mode()
 def _psnr_db(latents: Float[Tensor, "c f h w"], frames: Array, vae: VideoVae) -> float:
-    """Return how close the VAE comes to a clip (f, h, w, 3) from its latents (c, f, h, w)."""
+    """Return the PSNR in dB between a clip (f, h, w, 3) and its decoded latents (c, f, h, w)."""
     wanted = to_pixels([frames], vae.mean.device, vae.mean.dtype)
     return psnr_db(vae.decode(latents[None].to(wanted)), wanted).item()

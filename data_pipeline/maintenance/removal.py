@@ -1,4 +1,4 @@
-"""Take a film down: out of the ledger, the clips and the latents, and for good."""
+"""Take a film down: remove it from ledger, clips and latents, and keep it from coming back."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -42,37 +42,39 @@ from magicdistill.data_pipeline.rows import CLIP_SCHEMA, ClipRow, clips_from_tab
 
 @dataclass(frozen=True)
 class Removed:
-    """What a takedown removed."""
+    """The numbers of things that a takedown removed."""
 
     num_rows_of_ledger: int
     num_decisions: int
     num_files: int
-    """Rendered or copied clips, and thumbnails."""
+    """Number of rendered or copied clips, and of thumbnails."""
     num_latents: int
     versions: dict[str, str | None]
-    """New name of every version that listed the film; null where nothing else was in it."""
+    """New name of every version that listed the film, by its old name; None if nothing was left."""
 
 
 def take_down(root: AnyPath, source_id: str) -> Removed:
-    """Remove a film and leave a tombstone; give the same call again where it was interrupted.
+    """Remove a film and leave a tombstone; after an interruption, call it again.
 
-    Latents, clips and thumbnails of other films with the same content go too. Nothing may read or
-    write `root` meanwhile.
+    Latents, clips and thumbnails of other films with the same content are removed, too. Nothing
+    else may read or write `root` meanwhile.
 
     Args:
         root: the folder of clips, ledger and latents.
-        source_id: the film, as the ledger names it: `<data set>/<film>`.
+        source_id: the film's name in the ledger: `<data set>/<film>`.
     """
     ledger = Ledger(root / "ledger")
     tables = [read_table(part, CLIP_SCHEMA) for part in ledger.parts()]
     rows = _rows(tables, pc.field("source_id") == source_id)
     found = {row.content_hash for row in rows if row.content_hash}
-    contents = add_tombstone(root / "ledger", source_id, found)  # the rest can be repeated
+    contents = add_tombstone(
+        root / "ledger", source_id, found
+    )  # from here on an interrupted call can be repeated
     rows += _rows(tables, _is_in("content_hash", contents))
     clip_ids = {row.clip_id for row in rows}
     own = (pc.field("source_id") == source_id) | _is_in("clip_id", clip_ids)
     num_latents, versions = _remove_latents(root / "latents", own)
-    num_files = _remove_files(local_folder(root), {row.path for row in rows}, clip_ids)
+    num_files = _remove_files(local_folder(root), {row.video.path for row in rows}, clip_ids)
     num_decisions = sum(_drop(path, source_id) for path in ledger.decision_files())
     num_rows = sum(_drop(part, source_id) for part in ledger.parts())
     _sweep(root)
@@ -114,9 +116,13 @@ def _remove_files(root: Path, paths: Collection[str], clip_ids: Collection[str])
 
 
 def _remove_latents(cache: AnyPath, own: pc.Expression) -> tuple[int, dict[str, str | None]]:
-    """Rewrite shards and versions without a film's rows.
+    """Rewrite shards and versions without a film's rows, which `own` selects.
 
-    Each file goes when the others do not name it any more, and what `own` is found by goes last.
+    A file is removed only after no other file names it, and the old versions and shards, by which
+    the rows are found, last: an interrupted removal can be repeated.
+
+    Returns:
+        Number of rows removed, and the new name of each changed version by its old one.
     """
     versions = {
         marker.parent: read_table(marker.parent / "index.parquet", INDEX_SCHEMA)
@@ -144,7 +150,10 @@ def _remove_latents(cache: AnyPath, own: pc.Expression) -> tuple[int, dict[str, 
 def _rewrite(
     version: AnyPath, index: pa.Table, present: Mapping[str, Mapping[str, object]]
 ) -> str | None:
-    """Publish what is left of a version; return its name, which is the old one if all is left."""
+    """Publish the remaining rows of a version and return its name; None if no row is left.
+
+    A version that lists all its rows still keeps its name.
+    """
     before = index.to_pylist()
     left = [
         row | {name: present[row["key"]][name] for name in ("shard", "row_group")}
@@ -167,10 +176,10 @@ def _rewrite(
 
 
 def _remove_texts(cache: AnyPath, others: Collection[str]) -> None:
-    """Rewrite shards of texts, and the versions' lists of them, with the others' alone.
+    """Remove all texts except `others` from shards of texts and from the versions' lists of them.
 
-    A key does not tell whose caption it is of: whatever no version needs goes. Where it was to be
-    published yet, it is embedded again.
+    A key does not say which film its caption belongs to, so every text is removed that no version
+    needs. One that was not published yet is embedded again by the next curation.
     """
     texts = read_index_of_texts(cache)
     gone = texts.filter(~_is_in("key", others))
@@ -200,7 +209,7 @@ def _remove_folder(version: AnyPath) -> None:
 
 
 def _sweep(root: AnyPath) -> None:
-    """Remove what interrupted writers and takedowns left, and this machine's copies."""
+    """Remove files that interrupted writers and takedowns left, and this machine's copies."""
     cache = root / "latents"
     for folder in (cache / "shards", cache / "texts"):
         committed = {path.name for path in list_files(folder, f"*{SHARD_INDEX}")}

@@ -1,4 +1,4 @@
-"""Read everything that is committed, name what is damaged, and drop it on request."""
+"""Read all committed files of ledger and latents, report damaged ones, and drop them on request."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ from magicdistill.data_pipeline.progress import Progress
 from magicdistill.data_pipeline.rows import CLIP_SCHEMA
 
 ERRORS = (OSError, pa.ArrowException, CacheError, KeyError, ValueError)
-"""What damaged files make their readers raise."""
+"""Exceptions that readers raise for damaged files."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,20 @@ class Damage:
     """A committed file that cannot be trusted."""
 
     path: AnyPath
-    """The file whose presence commits it: a part of the ledger, a shard's index or a marker."""
+    """The file whose presence commits the data: a part of the ledger, a shard index or COMMIT."""
     reason: str
 
 
 @dataclass
 class _Found:
-    """What the sound shards hold, by their names."""
+    """The contents of all shards that are not damaged, by shard name."""
 
     rows: dict[str, list[str]] = field(default_factory=dict)
-    """Keys in the order of the rows."""
+    """Keys of a shard's latents, in the order of its rows."""
     moments: dict[str, list[Float[Tensor, "3 c"]]] = field(default_factory=dict)
-    """Of the same rows' channels."""
+    """`moments_of` the same rows."""
     texts: dict[str, list[str]] = field(default_factory=dict)
+    """Keys of a shard's texts, in the order of its rows."""
 
 
 def verify(
@@ -61,21 +62,23 @@ def verify(
     progress: Progress,
     tell: Callable[[ChannelStatistics], object] = lambda _: None,
 ) -> Iterator[Damage]:
-    """Yield what is damaged in a folder of ledger and latents, having read all of it.
+    """Read all files of ledger and latents, and yield the damaged ones.
 
-    Checksums, keys, shapes and finiteness of every latent; checksums and keys of every text;
-    checksums and columns of the ledger; that versions list committed rows and texts.
+    Checked are checksums, keys, shapes and finiteness of every latent; checksums and keys of every
+    text; checksums and columns of the ledger; and that versions list committed rows and texts.
 
     Args:
         root: the folder, local or in an object store.
         progress: called as files are read.
-        tell: called with the statistics of each version that is sound.
+        tell: called with the statistics of each version that is not damaged.
 
     Raises:
-        OSError: if a file cannot be had, which says nothing about what it holds.
+        OSError: if the disk or the store fails, which says nothing about a file's content.
     """
     cache, found = root / "latents", _Found()
-    markers = list_files(cache / "versions", f"*/{COMMIT}")  # later ones list later shards
+    markers = list_files(
+        cache / "versions", f"*/{COMMIT}"
+    )  # listed first: a later version may list shards that are not read
     yield from _verify_ledger(Ledger(root / "ledger"), progress)
     yield from _verify_latents(cache, found, progress)
     yield from _verify_texts(cache, found)
@@ -94,7 +97,7 @@ def verify(
 
 
 def drop(damage: Damage) -> None:
-    """Take a damaged file out of use: the next curation makes it anew."""
+    """Remove a damaged file; the next curation makes its content again."""
     remove(damage.path)
 
 
@@ -134,7 +137,7 @@ def _fault_of_part(part: AnyPath) -> str:
         if unknown or table["clip_id"].null_count:
             return f"not a part of the ledger: {', '.join(unknown) or 'rows without clip_id'}"
     except FileNotFoundError:
-        return ""  # merged meanwhile, which damaged parts are not
+        return ""  # another process has merged it, so it was not damaged
     except ERRORS as error:
         return _fault(error)
     return ""
@@ -145,7 +148,7 @@ def _checked_rows(
 ) -> tuple[list[str], list[Float[Tensor, "3 c"]]]:
     """Return keys and moments of a shard's rows, in order.
 
-    `shapes` has the latents' shape by bucket, and learns the ones that it has not.
+    `shapes` holds the latents' shape by bucket; shapes of new buckets are added.
     """
     entries, moments = read_table(index, INDEX_SCHEMA).to_pylist(), []
     for entry, row in zip(entries, read_shard(_data(index)), strict=True):
@@ -191,7 +194,11 @@ def _name(index: AnyPath) -> str:
 
 
 def _data(index: AnyPath) -> AnyPath:
-    """Return a shard's file, without which its index is damage."""
+    """Return the file of a shard by that of its index.
+
+    Raises:
+        CacheError: if it is missing, which makes the index a damaged file.
+    """
     path = index.with_name(f"{_name(index)}.parquet")
     if not path.exists():
         raise CacheError(f"{path.name} is missing")
@@ -199,9 +206,9 @@ def _data(index: AnyPath) -> AnyPath:
 
 
 def _fault(error: Exception) -> str:
-    """Return what is wrong with a file; raise again what is wrong with the disk or the store.
+    """Return the reason why a file is damaged; raise errors of the disk or the store again.
 
-    Where a file makes no sense, readers of Parquet raise an OSError that has no number.
+    For malformed files, readers of Parquet raise a plain OSError without an errno.
     """
     if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
         raise error

@@ -1,4 +1,4 @@
-"""What part of a file a clip is: frames and pixels instead of seconds and fractions."""
+"""Convert a clip's span in seconds and its crop to frames and pixels of the file."""
 
 from dataclasses import dataclass
 
@@ -8,23 +8,24 @@ from magicdistill.data_pipeline.rows import Array, Video
 
 @dataclass(frozen=True)
 class FrameRange:
-    """A span of a file's frames and a box of their pixels."""
+    """A range of a file's frames, and the box of pixels that is used of each."""
 
     start: int
-    """First frame."""
+    """Index of the first frame."""
     stop: int | None
-    """One past the last frame; None is the file's end."""
+    """Index one past the last frame; None is the file's end."""
     crop: tuple[int, ...]
     """Left, top, right and bottom in pixels; empty is the whole frame."""
     width: int
-    """Of the crop."""
+    """Width of the crop in pixels."""
     height: int
+    """Height of the crop in pixels."""
     num_frames: int
-    """Frames that the source's span spells, or that the container announces; 0 if neither does."""
+    """Number of frames in the span, or in the file by its header; 0 if neither is known."""
 
 
 def frame_range_of(video: Video, header: Header) -> FrameRange:
-    """Return the part of a file that a source's row means.
+    """Return the frames and the crop that a source's row names.
 
     Raises:
         VideoError: if the span starts after the file's end or the crop lies outside the frame.
@@ -42,7 +43,7 @@ def frame_range_of(video: Video, header: Header) -> FrameRange:
 
 
 def cropped(frame: Array, crop: tuple[int, ...]) -> Array:
-    """Return the box of a frame (h, w, 3); the frame itself where there is no box."""
+    """Return the box of a frame (h, w, 3); an empty crop returns the frame itself."""
     if not crop:
         return frame
     left, top, right, bottom = crop
@@ -50,7 +51,11 @@ def cropped(frame: Array, crop: tuple[int, ...]) -> Array:
 
 
 def _pixels(video: Video, header: Header) -> tuple[int, int, int, int]:
-    """Scale the crop from the frame that it was measured on to the file's, and clip it there."""
+    """Return the crop in pixels of the file, clipped to its frame.
+
+    Raises:
+        VideoError: if less than 2 x 2 pixels are left.
+    """
     reference_width, reference_height = video.crop_frame
     scale_y = header.height / reference_height
     scale_x = header.width / reference_width if reference_width else scale_y

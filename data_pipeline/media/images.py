@@ -1,4 +1,4 @@
-"""Reading pictures."""
+"""Read pictures as RGB arrays."""
 
 from pathlib import Path
 
@@ -8,11 +8,15 @@ from PIL import Image, ImageOps
 
 
 class ImageError(Exception):
-    """A picture that cannot be read; the message names it and says why."""
+    """A picture cannot be read; the message names the file and the reason."""
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "y x 3"]:
-    """Return a picture as RGB, upright; raise ImageError where it is none."""
+    """Return a picture as RGB, rotated upright by its EXIF data.
+
+    Raises:
+        ImageError: if the file does not exist or is no readable picture.
+    """
     try:
         with Image.open(path) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

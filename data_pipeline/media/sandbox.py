@@ -26,21 +26,23 @@ class Outcome:
 
 
 class Sandbox:
-    """Calls functions in a persistent child process that is replaced when it dies.
+    """Calls functions in a persistent child process, which is replaced when it dies.
 
-    The child ends itself by a timer of the kernel, so that a hang inside a decoder's C code, even
-    one that holds the interpreter's lock, cannot outlive its limit or its parent by long.
+    Video decoders are C code that damaged files can crash or hang. The child sets a kernel timer
+    (SIGALRM) for each call and keeps the default action, which ends the process: that works even
+    while C code holds the interpreter's lock, and even if the parent is gone.
     """
 
     def __init__(
         self, timeout_s: float, num_attempts: int = 2, load: Callable[[], Any] | None = None
     ) -> None:
-        """Set limits.
+        """Set limits; the process starts with the first call.
 
         Args:
-            timeout_s: of one call.
-            num_attempts: how often a call may crash or time out.
-            load: called in every new process before anything else, for what takes long once.
+            timeout_s: time limit of one call in seconds.
+            num_attempts: number of times that one call is tried if it crashes or times out.
+            load: function that every new process calls first, such as one that loads models; its
+                time limit is LOADING_TIMEOUT_S.
         """
         self.timeout_s = timeout_s
         self.num_attempts = num_attempts
@@ -49,12 +51,13 @@ class Sandbox:
         self._stderr: BinaryIO | None = None
 
     def call(self, function: Callable[..., Any], *args: Any) -> Outcome:
-        """Return what a module-level function returns, or why it could not; never raises for it.
+        """Call a module-level function in the child; return its value or the reason of its failure.
 
-        An exception counts at once; a crash or a time-out after `num_attempts` tries.
+        An exception of the function is final; a crash or a time-out is tried again, up to
+        `num_attempts` times in all.
 
         Raises:
-            RuntimeError: as `start`.
+            RuntimeError: if a new child cannot load.
         """
         outcome = Outcome()
         for _ in range(self.num_attempts):
@@ -109,7 +112,7 @@ class Sandbox:
     def _ask(
         self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float
     ) -> Outcome:
-        """Return the answer of the process, or what it died of; then there is none any more."""
+        """Return the child's answer, or its cause of death; a dead child is closed."""
         process = self._process
         assert process and process.stdin and process.stdout
         try:
@@ -135,10 +138,12 @@ class Sandbox:
 
 def serve() -> None:
     """Answer pickled calls on standard input until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent handles it
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # decoders print to standard output
+    os.dup2(2, 1)  # decoders print to standard output, which would corrupt the replies
     while True:
         try:
             function, args, timeout_s = pickle.load(sys.stdin.buffer)
@@ -157,13 +162,13 @@ def serve() -> None:
 def _attempt(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
     try:
         return Outcome(value=function(*args))
-    except Exception as error:  # whatever a damaged file provokes becomes a recorded reason
+    except Exception as error:  # any error that a damaged file causes is recorded as its reason
         message = str(error).strip().splitlines()
         return Outcome(failure=f"{type(error).__name__}: {message[0] if message else ''}")
 
 
 if __name__ == "__main__":
-    # Run under the importable name: replies are unpickled by the parent, who knows it by that.
+    # As __main__ this module's Outcome would be __main__.Outcome, which the parent cannot unpickle.
     from magicdistill.data_pipeline.media.sandbox import serve as serve_importable
 
     serve_importable()

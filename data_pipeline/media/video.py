@@ -17,7 +17,7 @@ import numpy as np
 decord.logging.set_level(decord.logging.QUIET)
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-"""Of clips of one frame."""
+"""Suffixes of pictures, which are clips of one frame."""
 DECORD, PYAV = "decord", "pyav"
 DECODERS = (DECORD, PYAV)
 """In order of preference: decord is about seven times faster on small clips."""
@@ -25,7 +25,7 @@ DECODERS = (DECORD, PYAV)
 X264_OPTIONS = {
     "preset": "veryfast",
     "crf": "14",
-    "x264-params": "mbtree=0",  # with it, pictures 64 wide come out differently from run to run
+    "x264-params": "mbtree=0",  # with mbtree, videos 64 pixels wide differ from run to run
 }
 
 
@@ -35,13 +35,13 @@ class VideoError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """What a container announces."""
+    """What the header of a video file says; frames are not decoded to check it."""
 
     width: int
     height: int
     fps: float
     num_frames: int
-    """0 where the container does not say."""
+    """Number of frames; 0 if the header gives neither it nor a duration."""
     codec: str
 
 
@@ -51,7 +51,7 @@ def decoders_of(path: Path) -> tuple[str, ...]:
 
 
 def probe(path: Path | str) -> Header:
-    """Return container facts without decoding.
+    """Read the header of a video file without decoding frames.
 
     Raises:
         VideoError: if the file is no video or has no video stream.
@@ -115,7 +115,7 @@ def read_frames(path: Path | str, indices: Sequence[int], decoder: str) -> Itera
 
 
 def hash_content(path: Path) -> str:
-    """Return a hash of the whole file; of one that is as it was, it is remembered."""
+    """Return a hash of the whole file, cached until the file's size or time changes."""
     state = path.stat()
     return _hash_of_state(path, state.st_size, state.st_mtime_ns)
 
@@ -139,7 +139,9 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int | float) -> None:
 def write_frames(
     path: Path, frames: Iterable[np.ndarray], fps: int | float, *, comment: str = ""
 ) -> None:
-    """Write the same as the frames, uint8 RGB (h, w, 3), come; `comment` is kept in the file.
+    """Write frames, uint8 RGB (h, w, 3), one by one as the iterable yields them.
+
+    `comment` is stored in the file's metadata, for `read_comment`.
 
     Raises:
         ValueError: if there are no frames.
@@ -169,7 +171,7 @@ def write_frames(
 
 
 def read_comment(path: Path) -> str:
-    """Return the comment of a video, empty where it has none.
+    """Return the comment in a video's metadata; empty if there is none.
 
     Raises:
         VideoError: if the file is no video.
@@ -182,10 +184,10 @@ def read_comment(path: Path) -> str:
 
 
 def pack_pictures(folder: Path, fps: float, path: Path) -> None:
-    """Write a folder's PNG files, in the order of their names, into one QuickTime file as they are.
+    """Copy a folder's PNG files, in the order of their names, undecoded into a QuickTime file.
 
     Raises:
-        VideoError: if the folder holds no PNG file, or one that is none or of another size.
+        VideoError: if there is no PNG file, one is no PNG, or their sizes differ.
     """
     pictures = sorted(folder.glob("*.png"))
     if not pictures:
@@ -212,7 +214,7 @@ def _hash_of_state(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def _png_size(path: Path) -> tuple[int, int]:
-    """Return width and height from the header alone: this runs outside the decoder's child."""
+    """Return width and height from the header alone: no decoder runs outside the sandbox."""
     with path.open("rb") as file:
         header = file.read(24)
     if len(header) < 24 or not header.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -253,7 +255,7 @@ def _decode_with_pyav(path: Path | str, start: int) -> Iterator[np.ndarray]:
 
 
 def _checked(frame: np.ndarray) -> np.ndarray:
-    if frame.shape[-1] != 3:  # dmlc/decord#336: padding of some narrow rows read as channels
+    if frame.shape[-1] != 3:  # dmlc/decord#336: it reads padding of narrow rows as channels
         raise VideoError(f"decord misreads rows of {frame.shape[1]} pixels")
     return frame
 

@@ -1,48 +1,59 @@
-"""One self-contained HTML page about a curation."""
+"""Write one self-contained HTML page about a curation: funnel, reasons, scores and thumbnails."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from magicdistill.data_pipeline.ledger.calibration import COLUMNS, Gauge, calibrate, spell
+from magicdistill.data_pipeline.ledger.calibration import (
+    COLUMNS,
+    ScoreDistribution,
+    calibrate,
+    spell,
+)
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.reports.histograms import COLOURS, histogram
 from magicdistill.data_pipeline.reports.pages import data_uri, write_page
 from magicdistill.data_pipeline.reports.thumbnails import choose, thumbnails
-from magicdistill.data_pipeline.selection.curation_result import CurationResult, Pass, Selection
+from magicdistill.data_pipeline.selection.curation_result import (
+    CurationResult,
+    Selection,
+    StageTiming,
+)
 
 MAX_KEPT = 16
 MAX_REJECTED = 24
 MAX_FAILED = 100
-"""Failed clips that are listed by name; all of them are counted."""
+"""Most failed clips that are listed by name; all are counted."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the funnel."""
+    """A stage of the funnel from listed videos to cached clips."""
 
     name: str
     left: int
+    """Number of videos or clips that are left after the stage."""
     lost: Mapping[str, int]
-    """Rows that went, by the first reason of each."""
+    """Number of those lost in the stage, by the first reason of each."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one config."""
+    """The part of the page about one config."""
 
     title: str
     selection: Selection
     version: str
-    """Of the latents; empty where none were published."""
+    """Version of the latent cache; empty if none was published."""
     steps: Sequence[Step]
     reasons: Mapping[str, int]
-    """Clips by reason; a clip has as many as object to it."""
-    gauges: Sequence[Gauge]
+    """Number of clips by reason; a clip counts for each of its reasons."""
+    distributions: Sequence[ScoreDistribution]
     histograms: Mapping[str, str]
-    """Addresses of pictures by score."""
+    """Histogram of each score as a data URI."""
     kept: Sequence[tuple[Decision, str]]
+    """Some accepted clips, each with its thumbnail as a data URI; likewise `rejected`."""
     rejected: Sequence[tuple[Decision, str]]
     failed: Sequence[Decision]
 
@@ -52,7 +63,7 @@ def write_report(
     selections: Mapping[str, Selection],
     root: Path,
     facts: Mapping[str, str],
-    passes: Sequence[Pass],
+    timings: Sequence[StageTiming],
 ) -> None:
     """Write the page.
 
@@ -60,14 +71,14 @@ def write_report(
         path: the HTML file.
         selections: by title; published ones name the version of their latents.
         root: the folder of clips, ledger and latents, for pictures of clips.
-        facts: what stands at the top.
-        passes: what was done in this run.
+        facts: names and values for the head of the page.
+        timings: the stages that had something to do in this run.
     """
     write_page(
         path,
         Path(__file__).with_name("report.html.jinja"),
         facts=facts,
-        passes=passes,
+        timings=timings,
         sections=[_section(title, selection, root) for title, selection in selections.items()],
         columns=COLUMNS,
         colours=COLOURS,
@@ -77,10 +88,10 @@ def write_report(
 
 def _section(title: str, selection: Selection, root: Path) -> Section:
     config, decisions = selection.config, selection.decisions
-    gauges = calibrate([d.clip for d in decisions], config.policy, *config.buckets)
-    by_score: dict[str, list[Gauge]] = defaultdict(list)
-    for gauge in gauges:
-        by_score[gauge.score].append(gauge)
+    distributions = calibrate([d.clip for d in decisions], config.policy, *config.buckets)
+    by_score: dict[str, list[ScoreDistribution]] = defaultdict(list)
+    for distribution in distributions:
+        by_score[distribution.score].append(distribution)
     reasons = Counter(name for d in decisions for name in {_name(r) for r in d.reasons})
     kept = choose([d for d in decisions if d.status == "accepted"], MAX_KEPT)
     rejected = choose(selection.rejected, MAX_REJECTED)
@@ -94,7 +105,7 @@ def _section(title: str, selection: Selection, root: Path) -> Section:
         version=selection.version if isinstance(selection, CurationResult) else "",
         steps=_funnel(selection),
         reasons=dict(reasons.most_common()),
-        gauges=gauges,
+        distributions=distributions,
         histograms={
             score: data_uri("image/svg+xml", histogram(found)) for score, found in by_score.items()
         },
@@ -105,7 +116,7 @@ def _section(title: str, selection: Selection, root: Path) -> Section:
 
 
 def _funnel(selection: Selection) -> list[Step]:
-    """Return how many are left after each stage, and why the others went."""
+    """Return how many videos or clips are left after each stage, and why the others are lost."""
     faults: Counter[str] = Counter()
     for found in selection.faults.values():
         faults.update(found)

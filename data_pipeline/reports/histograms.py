@@ -1,4 +1,4 @@
-"""Histograms of scores with their thresholds, as SVG."""
+"""Histograms of scores with their limits, as SVG."""
 
 import io
 from collections.abc import Sequence
@@ -7,23 +7,23 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from magicdistill.data_pipeline.ledger.calibration import Gauge
+from magicdistill.data_pipeline.ledger.calibration import ScoreDistribution
 
 COLOURS = {"portrait": "#3367a8", "general": "#c8792b", "anime": "#5b9a5e"}
 NUM_BINS = 24
 
 
-def histogram(gauges: Sequence[Gauge]) -> bytes:
-    """Draw one score, a colour for each mixture, and a dashed line for each limit.
+def histogram(distributions: Sequence[ScoreDistribution]) -> bytes:
+    """Draw the histogram of one score: a colour for each mixture, a dashed line for each limit.
 
     Args:
-        gauges: the same score of different mixtures.
+        distributions: the same score in different mixtures.
 
     Returns:
         An SVG file.
     """
-    values = np.concatenate([gauge.values for gauge in gauges])
-    bounds = [end for g in gauges for end in (g.limit.min, g.limit.max) if end is not None]
+    values = np.concatenate([distribution.values for distribution in distributions])
+    bounds = [end for d in distributions for end in (d.limit.min, d.limit.max) if end is not None]
     least, most = values.min(), values.max()
     # A limit far beyond all values would squeeze them into one bar.
     near = [end for end in bounds if abs(end - np.clip(end, least, most)) <= 2 * (most - least)]
@@ -34,15 +34,17 @@ def histogram(gauges: Sequence[Gauge]) -> bytes:
         figure = Figure(figsize=(3.1, 1.7), layout="constrained")
         axes = figure.subplots()
         axes.hist(
-            [gauge.values for gauge in gauges],
+            [distribution.values for distribution in distributions],
             bins=list(edges),
             stacked=True,
-            color=[COLOURS[gauge.mixture] for gauge in gauges],
+            color=[COLOURS[distribution.mixture] for distribution in distributions],
         )
-        for gauge in gauges:
-            for end in (gauge.limit.min, gauge.limit.max):
+        for distribution in distributions:
+            for end in (distribution.limit.min, distribution.limit.max):
                 if end in near:
-                    axes.axvline(end, color=COLOURS[gauge.mixture], linestyle="--", linewidth=1.2)
+                    axes.axvline(
+                        end, color=COLOURS[distribution.mixture], linestyle="--", linewidth=1.2
+                    )
         axes.spines[["top", "right"]].set_visible(False)
         axes.locator_params(nbins=4)
         file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""HTML pages that hold everything they show."""
+"""Self-contained HTML pages: pictures and styles are inside the file."""
 
 import base64
 from pathlib import Path
@@ -10,7 +10,7 @@ from magicdistill.data_pipeline.io.whole_files import write_whole
 
 
 def write_page(path: Path, template: Path, **values: Any) -> None:
-    """Write the page that a template makes of values; it may include `page.css.jinja`."""
+    """Render a Jinja template with values and write the page; it may include `page.css.jinja`."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
@@ -23,5 +23,5 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """Return the address of content that a page holds; empty for nothing."""
+    """Return data of a MIME type `kind` as a data URI; empty if there is no data."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}" if data else ""

@@ -1,4 +1,4 @@
-"""Small pictures of clips: decoded once, in a child process, and kept."""
+"""Thumbnails of clips, decoded once, in a child process, and kept as files."""
 
 import io
 from collections import defaultdict
@@ -23,29 +23,31 @@ MAX_WIDTH_PX = 2 * HEIGHT_PX
 
 
 def choose(decisions: Sequence[Decision], most: int) -> list[Decision]:
-    """Return at most so many, in turn from every reason, or mixture where there is none.
+    """Return at most `most` decisions, taken in turn from every reason, or mixture if accepted.
 
-    They are drawn by a hash: the same ones at every run.
+    Inside a group they are ordered by a hash, so that every run chooses the same ones.
     """
     groups: dict[str, list[Decision]] = defaultdict(list)
     for decision in sorted(decisions, key=lambda decision: digest(decision.clip.clip_id)):
         reason = decision.reasons[0].partition(":")[0] if decision.reasons else ""
-        groups[reason or decision.clip.mixture].append(decision)
+        groups[reason or decision.clip.video.mixture].append(decision)
     turns = chain.from_iterable(zip_longest(*groups.values()))
     return [decision for decision in turns if decision is not None][:most]
 
 
 def thumbnails(clips: Sequence[ClipRow], root: Path, decoder: Decoder) -> list[bytes]:
-    """Return the middle frame of each clip as JPEG; empty where it cannot be had.
+    """Return the middle frame of each clip as JPEG; empty if it cannot be decoded.
 
     Args:
-        clips: what to show.
-        root: the folder of clips, ledger and latents; pictures are kept there in `thumbnails`.
+        clips: the clips to show.
+        root: the folder of clips, ledger and latents; thumbnails are kept in its `thumbnails`.
         decoder: limits of the child process.
     """
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{clip.clip_id}-{digest(clip.fingerprint, clip.crop)}.jpg" for clip in clips]
+    paths = [
+        folder / f"{clip.clip_id}-{digest(clip.video.fingerprint, clip.crop)}.jpg" for clip in clips
+    ]
     if not all(path.exists() for path in paths):
         with Sandbox(decoder.timeout_s, decoder.num_attempts) as sandbox, Scratch() as scratch:
             for clip, path in zip(clips, paths, strict=True):
@@ -55,10 +57,10 @@ def thumbnails(clips: Sequence[ClipRow], root: Path, decoder: Decoder) -> list[b
 
 
 def _make(clip: ClipRow, target: Path, sandbox: Sandbox, scratch: Scratch) -> None:
-    """Write a clip's picture; an empty file where its frame cannot be decoded."""
+    """Write a clip's thumbnail; an empty file records that its frame cannot be decoded."""
     try:
-        path = scratch.fetch(clip.uri, clip.path)
-    except VideoError:  # the file may come back
+        path = scratch.fetch(clip.video.uri, clip.video.path)
+    except VideoError:  # no file is written: a later run may reach the video
         return
     picture = sandbox.call(_picture, clip, path).value or b""
     write_whole(target, lambda temporary: temporary.write_bytes(picture))

@@ -1,1 +1,1 @@
-"""Search in a corpus of images."""
+"""Search a folder of images by text."""

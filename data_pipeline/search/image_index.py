@@ -1,7 +1,7 @@
-"""An image corpus that is searched by text: embeddings in Parquet beside it, compared by cosine.
+"""Search a folder of images by text: their embeddings, in Parquet files, compared by cosine.
 
-The search is exact: a process that makes a first frame asks once, and building an approximate
-index would take it longer than one look at all embeddings.
+The search is exact: a process that makes a first frame searches once, and building an approximate
+index takes longer than one comparison with all embeddings.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +18,14 @@ from magicdistill.data_pipeline.progress import Progress
 from magicdistill.data_pipeline.rows import digest
 
 FOLDER = ".magicdistill"
-"""Inside the corpus, with one folder for each model that embeds it."""
+"""Folder inside the corpus that holds one folder of embeddings for each model."""
 SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 NUM_EMBEDDED = 32
-"""Images in memory at once."""
+"""Number of images that are decoded and embedded at once."""
 NUM_WRITTEN = 1024
-"""Rows of a new file: an interrupted run has lost no more than these."""
+"""Rows in one new file: an interrupted run loses at most these."""
 MAX_FILES = 16
-"""With more files than these, all become one."""
+"""With more files than these, all are merged into one."""
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),  # from the corpus's folder
@@ -36,31 +36,31 @@ SCHEMA = pa.schema(
     ]
 )
 Embed = Callable[[Sequence[np.ndarray]], Float[np.ndarray, "b d"]]
-"""Returns the unit embeddings of pictures, uint8 RGB (y x 3)."""
+"""A function that returns embeddings of length 1 for images, uint8 RGB (y x 3)."""
 State = tuple[str, int, int]
-"""An image's path, size and time of change: what is as it was is not embedded again."""
+"""Path, size in bytes and modification time of an image; it is embedded again if one changes."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """A picture that was found, and its cosine similarity."""
+    """An image that was found, and its cosine similarity with the text."""
 
     path: Path
     cosine: float
 
 
 class ImageIndex:
-    """The images of a folder, and of those below it, as one model sees them."""
+    """The images of a folder and its subfolders, embedded by one model."""
 
     def __init__(self, corpus: Path, model: str) -> None:
-        """Open the index of a folder, which is empty until `update`; `model` names what embeds."""
+        """Take the folder and the name of the model; the index is empty until `update`."""
         self.corpus, self.folder = corpus, corpus / FOLDER / model[:16]
         self._table = SCHEMA.empty_table()
 
     def update(self, embed: Embed, progress: Progress = lambda stage, done, total: None) -> int:
-        """Embed what is new or has changed, forget what is gone; return how many were looked at.
+        """Embed new and changed images, forget removed ones; return how many were embedded.
 
-        Raises FileNotFoundError where the corpus is no folder.
+        Raises FileNotFoundError if the corpus is no folder.
         """
         states = list(self._states())
         stored = _rows(self._read())
@@ -79,8 +79,8 @@ class ImageIndex:
         return len(new)
 
     def search(self, text: Float[np.ndarray, " d"], count: int) -> list[Match]:
-        """Return the images nearest to a text's unit embedding, the nearest first."""
-        import faiss  # half a second: only where something is sought
+        """Return the `count` images nearest to a text's unit embedding, the nearest first."""
+        import faiss  # half a second to import, so only where it is needed
 
         found = self._table.filter(self._table["failure"].is_null())
         if not len(found):
@@ -117,7 +117,7 @@ class ImageIndex:
         return read_files(files, SCHEMA) if files else SCHEMA.empty_table()
 
     def _embed(self, states: Sequence[State], embed: Embed) -> pa.Table:
-        """Return the rows of some images."""
+        """Return the rows of some images: each with an embedding or with a failure."""
         pictures, failures = {}, {}
         for state in states:
             try:
@@ -141,6 +141,6 @@ class ImageIndex:
 
 
 def _rows(table: pa.Table) -> dict[State, int]:
-    """Return where the images' states are in a table."""
+    """Return the row number of each image in a table, by the image's state."""
     states = zip(*(table[name].to_pylist() for name in SCHEMA.names[:3]), strict=True)
     return {state: row for row, state in enumerate(states)}

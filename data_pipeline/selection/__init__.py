@@ -1,1 +1,1 @@
-"""The clips that a curation accepted, and their version of the cache."""
+"""Select the clips of a config and publish them as a version of the latent cache."""

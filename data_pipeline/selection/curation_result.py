@@ -1,26 +1,26 @@
-"""What a curation found out: the clips of its config, what became of them, and how fast it went."""
+"""What a curation came to: the decisions on its clips, the published cache, and stage times."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from dataclasses import dataclass
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.data_pipeline.ledger.policy import Decision, decide
-from magicdistill.data_pipeline.ledger.takedowns import Takedowns
-from magicdistill.data_pipeline.rows import ClipRow, Video
-from magicdistill.data_pipeline.stages.run_scorers import versions_of
+from magicdistill.data_pipeline.ledger.policy import Decision
+from magicdistill.data_pipeline.rows import ClipRow
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What one stage did in one go."""
+class StageTiming:
+    """How many items a stage worked on and how long it took."""
 
     stage: str
+    """Name such as `score` or `encode`."""
     count: int
     unit: str
+    """What is counted, in the plural: videos, clips or prompts."""
     seconds: float
+    """Wall-clock time from the first item to the last."""
 
     def __str__(self) -> str:
         rate = self.count / self.seconds
@@ -29,16 +29,16 @@ class Pass:
 
 @dataclass(frozen=True)
 class Selection:
-    """The story of every clip that a config's sources list."""
+    """The decision on every clip that was found in a config's sources, and what has none."""
 
     config: DataConfig
     decisions: tuple[Decision, ...]
     num_videos: int
-    """Rows of the sources, usable or not."""
+    """Number of videos that the sources list, usable or not."""
     num_unscored: int
-    """Videos that nobody has looked at yet; they have no decision."""
+    """Number of videos that were not scored yet; they have no clips and no decision."""
     faults: Mapping[str, Mapping[str, int]]
-    """Rows that the listing already knows to be unusable, by data set and reason."""
+    """Number of videos that the listing already knows to be unusable, by data set and reason."""
 
     @property
     def clips(self) -> list[ClipRow]:
@@ -47,40 +47,40 @@ class Selection:
 
     @property
     def rejected(self) -> list[Decision]:
-        """Clips that the policy turned down."""
+        """Decisions on the clips that the policy rejects."""
         return [d for d in self.decisions if d.status == "rejected"]
 
     @property
     def failed(self) -> list[Decision]:
-        """Files and clips that could not be read."""
+        """Decisions on files and clips that could not be read, scored or encoded."""
         return [d for d in self.decisions if d.status == "failed"]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Clips by status."""
+        """Number of clips for each status: accepted, rejected and failed."""
         found = Counter(decision.status for decision in self.decisions)
         return {status: found[status] for status in ("accepted", "rejected", "failed")}
 
     @property
     def mixture(self) -> dict[str, int]:
-        """Accepted clips by mixture, the most first."""
-        return dict(Counter(clip.mixture for clip in self.clips).most_common())
+        """Number of accepted clips in each mixture, the largest first."""
+        return dict(Counter(clip.video.mixture for clip in self.clips).most_common())
 
     @property
     def buckets(self) -> dict[str, int]:
-        """Accepted clips by shape, the most first."""
+        """Number of accepted clips in each bucket, the largest first."""
         shapes = (str(self.config.bucket_of(clip.width, clip.height)) for clip in self.clips)
         return dict(Counter(shapes).most_common())
 
 
 @dataclass(frozen=True)
 class CurationResult(Selection):
-    """A published cache, and the story of every clip that was considered for it."""
+    """A published version of the latent cache, and the decision on every clip considered for it."""
 
     cache_path: AnyPath
-    """For `LatentCache`."""
+    """Folder of the published version, which `LatentCache` opens."""
     num_rows: int
-    """Rows of the cache: windows and their mirror images."""
+    """Number of rows in that version: one for each window, and one for each mirror image."""
 
     @property
     def version(self) -> str:
@@ -89,67 +89,10 @@ class CurationResult(Selection):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Clips by status, and `rows`."""
+        """Number of clips for each status, and the number of rows as `rows`."""
         return super().counts | {"rows": self.num_rows}
 
 
-@dataclass
-class Part:
-    """One config on its way to a cache."""
-
-    config: DataConfig
-    videos: Sequence[Video]
-    takedowns: Takedowns
-    clips: list[ClipRow] = field(default_factory=list)
-    """In the order of the listing."""
-    decisions: list[Decision] = field(default_factory=list)
-    """On all clips, as `judge` left them."""
-
-    def take(self, rows: Sequence[ClipRow]) -> None:
-        """Put rows of this config's videos in the place of its clips of the same ids."""
-        ids = {video.video_id for video in self.videos}
-        own = {row.clip_id: row for row in rows if row.video_id in ids}
-        kept = [own.pop(clip.clip_id, clip) for clip in self.clips]
-        self.clips = [*kept, *own.values()]
-
-    def judge(self, held_out: Sequence[ClipRow] = ()) -> None:
-        """Decide on the clips; what was taken down fails, whoever lists it.
-
-        `held_out` are clips of other configs, of which none may be accepted here.
-        """
-        clips = [
-            replace(clip, failure=reason)
-            if not clip.failure and (reason := self.takedowns.of_content(clip.content_hash))
-            else clip
-            for clip in self.clips
-        ]
-        versions = versions_of(self.config.measures.scorers)
-        config = self.config
-        self.decisions = decide(
-            clips, config.policy, *config.buckets, versions=versions, held_out=held_out
-        )
-
-    def select(self) -> Selection:
-        """Tell the whole story of what was judged."""
-        seen = {clip.video_id for clip in self.clips}
-        faults: dict[str, Counter[str]] = {}
-        for video in self.videos:
-            if video.fault:
-                reasons = faults.setdefault(video.source_id.partition("/")[0], Counter())
-                reasons[video.fault.partition(":")[0]] += 1
-        num_unscored = sum(video.video_id not in seen for video in self.videos)
-        return Selection(self.config, tuple(self.decisions), len(self.videos), num_unscored, faults)
-
-
-def agreeing(parts: Sequence[Part], fields: Sequence[str]) -> list[list[Part]]:
-    """Group the parts whose configs have the same values in `fields`, which are dotted paths."""
-    read = attrgetter(*fields)
-    groups: dict[str, list[Part]] = {}
-    for part in parts:
-        groups.setdefault(repr(read(part.config)), []).append(part)
-    return list(groups.values())
-
-
 def accepted(decisions: Sequence[Decision]) -> list[ClipRow]:
-    """Return the clips that a policy keeps."""
+    """Return the clips of the decisions whose status is `accepted`, in order."""
     return [decision.clip for decision in decisions if decision.status == "accepted"]

@@ -1,4 +1,4 @@
-"""From accepted clips to a version of the latent cache that lists their windows."""
+"""Publish a version of the latent cache that lists the windows of accepted clips."""
 
 import logging
 from collections import Counter
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class NothingAcceptedError(ValueError):
-    """No clip of a config is left to encode; the message has the most frequent reasons."""
+    """No clip of a config is accepted; the message has the most frequent reasons."""
 
 
 def wanted_keys(
@@ -36,7 +36,7 @@ def _text_keys(config: DataConfig, clips: Sequence[ClipRow]) -> tuple[dict[str, 
     if prompts is None:
         return {clip.clip_id: NULL_TEXT for clip in clips}, NULL_TEXT
     fingerprint = encoder_fingerprint(prompts.encoder)
-    keys = {clip.clip_id: text_key(clip.caption, prompts, fingerprint) for clip in clips}
+    keys = {clip.clip_id: text_key(clip.video.caption, prompts, fingerprint) for clip in clips}
     return keys, text_key(NULL_PROMPT, prompts, fingerprint)
 
 
@@ -46,7 +46,7 @@ def publish_selection(
     """Publish a version of the cache with the windows of the clips that a config accepts.
 
     Raises:
-        NothingAcceptedError: if there are none.
+        NothingAcceptedError: if no clip is accepted.
     """
     config = selection.config
     wanted = wanted_keys(config, selection.clips, vae_fingerprint)
@@ -54,8 +54,13 @@ def publish_selection(
     texts, null_key = _text_keys(config, selection.clips)
     entries = [
         present[key]
-        | {name: getattr(clip, name) for name in ("clip_id", "source_id", "license", "mixture")}
-        | {"text_key": texts[clip.clip_id]}
+        | {
+            "clip_id": clip.clip_id,
+            "source_id": clip.video.source_id,
+            "license": clip.video.license,
+            "mixture": clip.video.mixture,
+            "text_key": texts[clip.clip_id],
+        }
         for clip in selection.clips
         for key in wanted[clip.clip_id]
     ]

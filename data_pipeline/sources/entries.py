@@ -1,4 +1,4 @@
-"""What a manifest says of one clip, and how its values are read."""
+"""One clip as a manifest describes it, and readers for the values in manifests."""
 
 import math
 import re
@@ -11,29 +11,31 @@ _TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class Entry:
-    """One clip of a manifest, good or not."""
+    """One clip of a manifest, usable or not."""
 
     name: str
     """The clip's name in the manifest."""
     video: str
-    """The name of the video that it is a part of."""
+    """The name of the video that the clip is cut from."""
     t0_s: float = 0.0
+    """Start in the video, in seconds."""
     t1_s: float | None = None
+    """End in the video, in seconds; None is the video's end."""
     crop: tuple[float, ...] = ()
-    """As in `Video`."""
+    """Left, top, right and bottom in units of `crop_frame`, as in `Video`."""
     crop_frame: tuple[float, ...] = ()
     caption: str = ""
     imported_scores: dict[str, float] = field(default_factory=dict)
     fps: float = 0.0
-    """Of clips that are kept as pictures."""
+    """Frame rate of clips that are stored as folders of pictures; 0 if unknown."""
     fault: str = ""
-    """Why the row cannot be used at all."""
+    """Reason why the entry cannot be used at all; empty if it can."""
     span_fault: str = ""
-    """Why it cannot be cut from a whole video; a clip that is cut already may still be used."""
+    """Reason why the clip cannot be cut from its video; a file cut already can still be used."""
 
 
 class Fault(Exception):
-    """A row of a manifest is unusable; the message is the recorded reason."""
+    """An entry of a manifest is unusable; the message is recorded as the reason."""
 
 
 def parse_time(text: str) -> float:
@@ -50,7 +52,7 @@ def parse_time(text: str) -> float:
 
 
 def checked_span(t0_s: float, t1_s: float) -> tuple[float, float]:
-    """Return a span.
+    """Return a span in seconds if it is valid.
 
     Raises:
         Fault: if it is negative, empty or not finite.
@@ -61,7 +63,7 @@ def checked_span(t0_s: float, t1_s: float) -> tuple[float, float]:
 
 
 def checked_crop(box: tuple[float, ...]) -> tuple[float, ...]:
-    """Return a box of left, top, right and bottom.
+    """Return a box (left, top, right, bottom) if it is valid.
 
     Raises:
         Fault: if it is empty or not finite.
@@ -72,10 +74,10 @@ def checked_crop(box: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def numbers(prefix: str, values: Mapping[str, object]) -> dict[str, float]:
-    """Return scores by prefixed names; what a manifest leaves empty is left out.
+    """Return scores by the names `<prefix>.<name>`; empty values are left out.
 
     Raises:
-        Fault: if one is given and is no finite number.
+        Fault: if a value is no finite number.
     """
     scores: dict[str, float] = {}
     for name, value in values.items():

@@ -11,10 +11,11 @@ from magicdistill.data_pipeline.sources.base import SourceConfig
 logger = logging.getLogger(__name__)
 
 
-def list_videos(sources: Sequence[SourceConfig], clips_directory: Path) -> list[Video]:
-    """Return the videos of all sources, without opening any and without duplicates.
+def iter_videos(sources: Sequence[SourceConfig], clips_directory: Path) -> Iterator[Video]:
+    """Yield the videos of all sources, each once, without opening any.
 
-    What a manifest names and nobody can use is listed too, with its `fault`.
+    Manifests are read as streams, so a million rows need little memory. What a manifest names and
+    nobody can use is listed too, with its `fault`.
 
     Args:
         sources: what to list.
@@ -24,16 +25,6 @@ def list_videos(sources: Sequence[SourceConfig], clips_directory: Path) -> list[
         FileNotFoundError: if a folder or manifest does not exist or a package's videos are not
             installed.
         ValueError: if a manifest has another format.
-    """
-    return list(iter_videos(sources, clips_directory))
-
-
-def iter_videos(sources: Sequence[SourceConfig], clips_directory: Path) -> Iterator[Video]:
-    """Yield what `list_videos` returns, one by one: manifests are read as a stream.
-
-    Raises:
-        FileNotFoundError: as `list_videos`.
-        ValueError: as `list_videos`.
     """
     seen: set[str] = set()
     for source in sources:

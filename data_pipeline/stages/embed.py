@@ -1,4 +1,4 @@
-"""Embed the captions of clips into text shards of the cache."""
+"""Embed the captions of clips with text encoders and write them as text shards of the cache."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,22 +16,22 @@ from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT
 
 FOLDERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 HASHED_BYTES = 1 << 20
-"""Read at both ends of a file of weights: a fingerprint in seconds for tens of gigabytes."""
+"""Bytes that are hashed at each end of a file: tens of gigabytes take seconds that way."""
 PROMPT_SCHEMA = pa.schema([("key", pa.string()), ("prompt", pa.string())])
 
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """What an embedding process has to know."""
+    """Everything that an embedding process needs."""
 
     config: Prompts
     fingerprint: str
-    """Of the encoders that the keys were made for."""
+    """Fingerprint of the encoders for which the keys were made."""
     cache_root: AnyPath
 
 
 def encoder_fingerprint(directory: Path | str) -> str:
-    """Name the encoders in a folder by the sizes of all files and the content of their ends.
+    """Return a hash of the encoders in a folder: names, sizes and both ends of all their files.
 
     Raises:
         FileNotFoundError: if one of the four folders of encoders and tokenizers is missing.
@@ -52,19 +52,19 @@ def encoder_fingerprint(directory: Path | str) -> str:
 
 
 def text_key(prompt: str, config: Prompts, fingerprint: str) -> str:
-    """Return the key of a prompt's embedding, which depends on everything that shapes it."""
+    """Return the key of a prompt's embedding: a hash of everything that shapes it."""
     dtypes = f"{config.compute_dtype} {config.stored_dtype}"
     return digest(prompt, config.num_tokens, dtypes, fingerprint)
 
 
 def prompts_of(clips: Iterable[ClipRow], config: Prompts, fingerprint: str) -> dict[str, str]:
-    """Return the prompts of clips and the null prompt by key."""
-    prompts = {clip.caption for clip in clips} | {NULL_PROMPT}
+    """Return the captions of clips, each once, and the null prompt, by key."""
+    prompts = {clip.video.caption for clip in clips} | {NULL_PROMPT}
     return {text_key(prompt, config, fingerprint): prompt for prompt in sorted(prompts)}
 
 
 class Embed:
-    """Writes one shard for each table of prompts and returns their keys."""
+    """Writes one text shard for each table of prompts and returns their keys."""
 
     def __init__(self, job: EmbedJob) -> None:
         from magicdistill.models.networks.conditioning.prompt_encoder import (
@@ -80,7 +80,7 @@ class Embed:
         self._encoder = encoder.to("cuda" if config.num_gpus_per_actor else "cpu")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Embed the prompts of a table of PROMPT_SCHEMA."""
+        """Embed a table of PROMPT_SCHEMA; return its column `key`."""
         rows = table.to_pylist()
         texts: dict[str, TextRow] = {}
         for first in range(0, len(rows), self._config.batch_size):

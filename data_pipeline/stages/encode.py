@@ -1,4 +1,4 @@
-"""Encode the windows of clips into cache shards."""
+"""Encode the windows of clips with the VAE and write them as shards of the latent cache."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """What an encoding process has to know."""
+    """Everything that an encoding process needs."""
 
     config: DataConfig
     vae_directory: Path
     vae_fingerprint: str
-    """Of the VAE that the cache's keys were made for."""
+    """Fingerprint of the VAE for which the cache's keys were made."""
     cache_root: AnyPath
 
 
@@ -40,22 +40,22 @@ REPORT_SCHEMA = pa.schema([("clip_id", pa.string()), ("failure", pa.string())])
 
 
 def load_vae(directory: Path) -> "VideoVae":
-    """Load a VAE. Its packages take seconds to import, and scoring alone needs none of them."""
+    """Load a VAE; its packages take seconds to import, so they are imported only here."""
     from magicdistill.models.networks.autoencoder.vae import VideoVae
 
     return VideoVae.load(directory)
 
 
 def fingerprint_of(directory: Path) -> str:
-    """Return what identifies a VAE's latents."""
+    """Return the fingerprint of a VAE: equal fingerprints mean equal latents."""
     return load_vae(directory).fingerprint
 
 
 class Encode:
-    """Writes one shard for each table of clips and reports on every clip.
+    """Writes one shard for each table of clips and returns a report on every clip.
 
     The VAE's posterior mean is stored. A clip that can no longer be decoded, or whose latents are
-    not finite, is reported and left out of the shard.
+    not finite, is reported as failed and is not in the shard.
     """
 
     def __init__(self, job: EncodeJob) -> None:
@@ -68,16 +68,16 @@ class Encode:
         self._compute_dtype = getattr(torch, config.encoding.compute_dtype)
         self._stored_dtype = getattr(torch, config.encoding.stored_dtype)
         self._vae = vae.to(self._device, self._compute_dtype)
-        self._child = Sandbox(config.decoder.timeout_s, config.decoder.num_attempts)
+        self._sandbox = Sandbox(config.decoder.timeout_s, config.decoder.num_attempts)
         self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return one report row per clip of the table; an empty failure means encoded."""
+        """Return one report for each clip of the table; an empty failure means success."""
         reports: list[dict[str, str]] = []
         rows: list[LatentRow] = []
         windows = self._windows(clips_from_table(table), reports)
         for _, alike in groupby(windows, key=lambda item: item[0].bucket):
-            # batches span clips: a lone window is slow
+            # batches span clips, because encoding single windows is slow
             while batch := list(islice(alike, self._config.encoding.batch_size)):
                 rows.extend(self._encode(batch))
         self._scratch.clear()
@@ -89,12 +89,12 @@ class Encode:
     def _windows(
         self, clips: Sequence[ClipRow], reports: list[dict[str, str]]
     ) -> Iterator[tuple[RowFacts, Array]]:
-        """Yield the windows (f, h, w, 3) of all clips, adding a report for each clip."""
+        """Yield the windows (f, h, w, 3) of all clips, and append a report for each clip."""
         config = self._config
         for clip in clips:
             bucket = config.bucket_of(clip.width, clip.height)
             outcome = fetch_windows(
-                self._child, self._scratch, clip, bucket, config.windows_per_clip
+                self._sandbox, self._scratch, clip, bucket, config.windows_per_clip
             )
             reports.append({"clip_id": clip.clip_id, "failure": outcome.failure})
             if outcome.failure:
@@ -124,7 +124,7 @@ def facts_of(clip: ClipRow, config: DataConfig, vae_fingerprint: str) -> list[Ro
 
 
 def frames_of(index: int, windows: Array, config: DataConfig) -> Array:
-    """Return what a clip's row shows, uint8 RGB (f, h, w, 3), of its windows (n, f, h, w, 3)."""
+    """Return a row's frames, uint8 RGB (f, h, w, 3), from the clip's windows (n, f, h, w, 3)."""
     if not config.flip:
         return windows[index]
     return np.flip(windows[index // 2], axis=2) if index % 2 else windows[index // 2]
@@ -133,13 +133,13 @@ def frames_of(index: int, windows: Array, config: DataConfig) -> Array:
 def to_pixels(
     clips: Sequence[Array], device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, "n 3 f h w"]:
-    """Return clips of uint8 RGB (f, h, w, 3) as the VAE takes them, in [-1, 1]."""
+    """Return clips of uint8 RGB (f, h, w, 3) as one tensor in [-1, 1], the VAE's input."""
     scaled = torch.from_numpy(np.stack(clips)).to(device, dtype) / 127.5 - 1
     return rearrange(scaled, "n f h w c -> n c f h w")
 
 
 def finite_clips(rows: Sequence[LatentRow], reports: Sequence[dict[str, str]]) -> list[LatentRow]:
-    """Return the rows of clips whose latents are all finite; report the other clips as failed."""
+    """Return the rows of clips whose latents are all finite; mark the others' reports as failed."""
     bad = {row.facts.clip_id for row in rows if not torch.isfinite(row.latents).all()}
     for report in reports:
         if report["clip_id"] in bad:

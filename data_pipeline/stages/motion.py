@@ -1,4 +1,4 @@
-"""Measure how much a clip moves."""
+"""Measure the motion of a clip by optical flow."""
 
 import cv2
 import numpy as np
@@ -9,8 +9,8 @@ from magicdistill.data_pipeline.rows import Array
 class MotionMeter:
     """Mean optical flow (Farneback 2003) in pixels between frames sampled at a fixed rate.
 
-    Flow depends on image size and time step, so both are fixed: the short side is brought to
-    `short_side` pixels, frames are taken `sampling_fps` times a second.
+    Flow depends on image size and time step, so both are fixed: frames are resized to a short side
+    of `short_side` pixels and sampled `sampling_fps` times a second.
     """
 
     def __init__(self, fps: float, short_side: int, sampling_fps: float) -> None:
@@ -34,7 +34,10 @@ class MotionMeter:
         self._last = gray
 
     def mean_px(self, start: int, stop: int) -> float | None:
-        """Return the mean over the samples inside frames [start, stop); None if there is none."""
+        """Return the mean flow in pixels over the sampled pairs inside frames [start, stop).
+
+        None if there is no such pair.
+        """
         inside = [
             length
             for pair, length in enumerate(self._lengths_px)

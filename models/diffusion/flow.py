@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000.0
+"""The network's embedding takes timesteps from 0 to this, which is sigma 1."""
 
 
 def per_sample(sigma: Float[Tensor, " b"], like: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ class Noised(NamedTuple):
 
 
 def noised(x0: Tensor, eps: Tensor, sigma: Float[Tensor, " b"]) -> Noised:
-    """Carry x0 to sigma and keep what it was made with."""
+    """Carry x0 (b, ...) to sigma; return the result with sigma and the noise."""
     return Noised(add_noise(x0, eps, sigma), sigma, eps)
 
 

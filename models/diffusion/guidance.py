@@ -43,13 +43,13 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Scale) -> Tensor:
 
 
 def scales(scale: Scale, like: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Return one scale for each entry of `like`; k scales repeat over a batch of n times k."""
+    """Return one scale for each of the b entries of `like`; k given scales repeat b / k times."""
     values = torch.as_tensor(scale, dtype=like.dtype, device=like.device).reshape(-1)
     return values.repeat(len(like) // len(values))
 
 
 def embedded(network: Callable[..., Tensor], scale: Scale, *, embeds: bool) -> Velocity:
-    """Bind the scale to a network that takes it as an input; return another one as it is."""
+    """Bind the scale to a network that takes it as an input; return any other network unchanged."""
     if not embeds:
         return network
     return lambda x, sigma, conditions: network(x, sigma, conditions, guidance=scales(scale, sigma))
@@ -60,9 +60,9 @@ def guided(
 ) -> Velocity:
     """Return the guided velocity field of a network.
 
-    A network that `embeds` guidance needs one forward; another one runs over a doubled batch,
-    with its conditions and with `null`, those of the same samples under the null prompt.
-    Raises ValueError where `null` is needed and missing.
+    A network that `embeds` guidance needs one forward; any other runs over a doubled batch: once
+    with the conditions and once with `null`, the same samples' conditions with the null prompt.
+    Raises ValueError if `null` is needed and missing.
     """
     if forwards_per_step(scale, embeds=embeds) == 1:
         return embedded(network, scale, embeds=embeds)

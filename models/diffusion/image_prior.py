@@ -35,7 +35,7 @@ class TextToImage:
         """Load a folder, or a name on the hub of diffusers.
 
         `ip_adapter` is a file of weights with the folder `image_encoder` beside it. Raises OSError
-        or ValueError where something is missing or does not fit.
+        or ValueError if something is missing or does not fit.
         """
         pipeline: Any = AutoPipelineForText2Image.from_pretrained(location, dtype=dtype)
         if ip_adapter is not None:
@@ -47,7 +47,7 @@ class TextToImage:
         return cls(pipeline.to(device), has_adapter=ip_adapter is not None)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return a picture's height and width for a video's: of its aspect and the native area."""
+        """Return height and width of a picture: the video's aspect, the pipeline's native area."""
         native = _native_px(self.pipeline)
         scale = 1.0 if native is None else native / (height * width) ** 0.5
         sides = (max(1, round(side * scale / MULTIPLE_PX)) for side in (height, width))
@@ -65,11 +65,11 @@ class TextToImage:
         guidance: float | None = None,
         strength: float | None = None,
     ) -> UInt8[np.ndarray, "y x 3"]:
-        """Return a picture of `size` (height, width); what is None is the pipeline's own default.
+        """Return a picture of `size` (height, width); None takes the pipeline's own default.
 
-        References have that size too, the nearest first. Without an IP-Adapter the first of them
-        is what the denoising starts from, `strength` (0 to 1) of the way up to noise. Raises
-        ValueError where the pipeline takes no pictures, or its safety checker keeps the result.
+        References have the same size, the nearest first. Without an IP-Adapter, denoising starts
+        from the first one, noised by `strength` (0: not at all, 1: pure noise). Raises ValueError
+        if the pipeline takes no pictures, or if its safety checker withholds the result.
         """
         options: dict[str, Any] = {"height": size[0], "width": size[1]}
         pipeline = self.pipeline
@@ -92,7 +92,7 @@ class TextToImage:
 
 
 def _native_px(pipeline: Any) -> int | None:
-    """Return the side of the square that a pipeline was trained for, where it tells."""
+    """Return the side in pixels of the square that a pipeline was trained for; None if unknown."""
     network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     sample = getattr(pipeline, "default_sample_size", None)
     sample = sample or getattr(getattr(network, "config", None), "sample_size", None)

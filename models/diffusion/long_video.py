@@ -1,8 +1,9 @@
-"""Video longer than the model's: a window slides over time (003: Magic141's inference).
+"""Videos longer than the model's: a context window slides over time (003: Magic141's inference).
 
-A window goes on from the last frames of the one before. Known: the last frames are its image
-prior. Ours: further overlapping frames are held to what they were, the overlap is crossfaded, and
-what a window starts from has the colours of the first frame, and is pulled to its coarse picture.
+Each window continues the last frames of the window before. Known: the last frame is its image
+prior. Ours: further overlapping frames are held fixed while the window is sampled, the overlap is
+crossfaded, and the frames that a window starts from are given the first frame's colours and pulled
+towards its coarse picture, because errors would otherwise add up from window to window.
 """
 
 import math
@@ -22,23 +23,26 @@ from magicdistill.models.networks.conditioning.conditions import Conditions
 Pixels = Float[Tensor, "b 3 t y x"]
 Frame = Float[Tensor, "b 3 1 y x"]
 GenerateWindow = Callable[[Tensor, int], Tensor]
-"""(frames to begin with (b 3 k y x), number of the window) -> a window of frames."""
+"""(frames to continue (b 3 k y x), number of the window) -> the window's frames (b 3 t y x)."""
 LARGEST_GAIN = 1.25
-"""How far colours are stretched or compressed at most."""
+"""Largest factor by which the spread of colours is stretched or compressed."""
 COARSE = 16
 """Cells along each side of a coarse picture."""
 
 
 @dataclass(frozen=True)
 class ContextWindows:
-    """How windows of `num_frames` frames that share `overlap` of them cover a video of `total`.
+    """The context windows that cover a long video; all counts are frames of pixels.
 
-    Raises ValueError where the overlap is not 4k+1 or leaves nothing new.
+    Raises ValueError if the overlap is not 4k+1 or leaves no new frame.
     """
 
     total: int
+    """Length of the video."""
     num_frames: int
+    """Length of a window."""
     overlap: int
+    """Frames that a window has in common with the one before."""
 
     def __post_init__(self) -> None:
         if self.total < 1:
@@ -56,7 +60,7 @@ class ContextWindows:
 
     @property
     def stride(self) -> int:
-        """New frames in every window but the first."""
+        """New frames in every window except the first."""
         return self.num_frames - self.overlap
 
     def seams(self) -> list[int]:
@@ -67,8 +71,8 @@ class ContextWindows:
 def continued(velocity: Velocity, known: Float[Tensor, "b c k h w"]) -> Velocity:
     """Hold the first k latent frames to known ones: there v = (x_sigma - x0) / sigma.
 
-    The sampler then carries them along at the noise level of the others, which see them and go
-    on with their motion. Ours.
+    The sampler then keeps them at the noise level of the other frames, which attend to them and
+    continue their motion. Ours.
     """
     length = known.shape[2]
 
@@ -83,9 +87,9 @@ def continued(velocity: Velocity, known: Float[Tensor, "b c k h w"]) -> Velocity
 def slide(
     generate: GenerateWindow, first: Frame, windows: ContextWindows, *, pull: float = 0.2
 ) -> Iterator[Pixels]:
-    """Yield a long video part by part, from its first frame (b 3 1 y x), holding one window.
+    """Yield a long video in parts (b 3 t y x), given its first frame; one window is in memory.
 
-    `pull` is how far every window starts nearer to the first frame's coarse picture, 0 to 1.
+    `pull`, 0 to 1, says how far each window's start is moved to the first frame's coarse picture.
     """
     tail, left = first, windows.total
     for index in range(windows.count):
@@ -102,14 +106,14 @@ def slide(
 
 
 def crossfade(before: Pixels, after: Pixels) -> Pixels:
-    """Go from one clip to another of the same length, in equal steps."""
+    """Blend from one clip into another of the same length, with weights in equal steps."""
     length = before.shape[2]
     weight = torch.arange(1, length + 1, device=before.device) / (length + 1)
     return torch.lerp(before, after, weight.view(-1, 1, 1))
 
 
 def pulled(pixels: Pixels, reference: Frame, strength: float) -> Pixels:
-    """Move the mean frame's coarse picture towards a reference's, and leave detail and motion."""
+    """Move a clip's mean coarse picture towards a reference's; detail and motion stay."""
     mean = pixels.mean(dim=2, keepdim=True)
     return (pixels + strength * (coarse(reference) - coarse(mean))).clamp(-1, 1)
 

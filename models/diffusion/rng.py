@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, cycle, turn, sample), so that a resume replays it."""
+"""Randomness as a function of (seed, cycle, update, sample), so that a resume replays it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rng:
-    """The random numbers of one update.
+    """The random numbers of one update of a role.
 
     Every value depends on the global sample position and not on the rank, so two workers
     with half a batch each draw what one worker with the whole batch draws.
@@ -20,15 +20,17 @@ class Rng:
     seed: int
     cycle: int
     update: int
+    """Number of the update inside the cycle; -1 is what all its updates share."""
     positions: Sequence[int]
+    """Global positions of this rank's samples in the stream of training samples."""
     device: torch.device | str = "cpu"
 
     def of_cycle(self) -> "Rng":
-        """Return the draws that all turns of the cycle share."""
+        """Return the random numbers that all updates of the cycle share."""
         return replace(self, update=-1)
 
     def normal(self, stream: str, shape: Sequence[int]) -> Float[Tensor, "b ..."]:
-        """Draw standard normals of `shape` for each sample."""
+        """Draw standard normals (b, *shape); a stream is a name, with numbers of its own."""
         return self._stack(
             [
                 torch.randn(tuple(shape), generator=self._generator(stream, p))

@@ -16,6 +16,7 @@ from magicdistill.models.networks.conditioning.conditions import Conditions
 
 SamplerName = Literal["euler", "consistency"]
 FreshNoise = Callable[[int], Tensor]
+"""Returns the noise (b c f h w) that the consistency sampler adds after a step, by its number."""
 Velocity = Callable[[Tensor, Tensor, Conditions], Tensor]
 """A network as samplers and objectives see it: (x_sigma, one sigma per sample, conditions) -> v."""
 
@@ -65,7 +66,7 @@ def rollout(
 def advance(
     x: Tensor, v: Tensor, x0: Tensor, sigmas: Tensor, step: int, fresh_noise: FreshNoise | None
 ) -> Tensor:
-    """Return the input of the network call after `step`; Euler where there is no fresh noise."""
+    """Return the input of the network call after `step`; without `fresh_noise` by Euler's step."""
     if fresh_noise is None:
         return euler_step(x, v, sigmas[step], sigmas[step + 1])
     if step + 2 == len(sigmas):

@@ -48,10 +48,6 @@ class FrechetStatistics:
             raise ValueError("there are no statistics to merge")
         return total
 
-    def updated(self, features: Features) -> "FrechetStatistics":
-        """Return the statistics with another batch of rows."""
-        return self._with(self.of(features))
-
     @property
     def covariance(self) -> Doubles:
         """(d, d), unbiased. Raises ValueError for fewer than two rows."""

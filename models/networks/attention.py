@@ -42,12 +42,14 @@ def set_kernels(
     """Compute the blocks of all transformers and discriminators inside as the recipe asks.
 
     Outputs and gradients stay the same. Call once, before an engine wraps the module;
-    `compile_options` go to torch.compile. Raises ValueError where the heads do not divide over
-    the sequence group, RuntimeError where FlashAttention 3 is asked for and missing.
+    `compile_options` go to torch.compile. Raises ValueError if the heads do not divide over the
+    sequence group, RuntimeError if FlashAttention 3 is asked for and missing.
     """
     if config.attention == "flash3":
         activate_flash3()
-    attention: Any = JointAttention(config.attention, sequence)  # diffusers lists its own only
+    attention: Any = JointAttention(
+        config.attention, sequence
+    )  # diffusers' type lists its own processors only
     for part in module.modules():
         if isinstance(part, BLOCKS):
             part.attn.set_processor(attention)
@@ -60,7 +62,10 @@ def set_kernels(
 
 
 def activate_flash3() -> None:
-    """Let torch's flash attention run on FlashAttention 3, in the whole process."""
+    """Make torch's flash attention use FlashAttention 3 in the whole process.
+
+    Raises RuntimeError if it is not installed.
+    """
     try:
         activate_flash_attention_impl("FA3")
     except ImportError as error:
@@ -140,10 +145,10 @@ def project(
 def attend(
     q: Heads, k: Heads, v: Heads, mask: Bool[Tensor, "b 1 1 n"] | None, kernel: AttentionKernel
 ) -> Heads:
-    """Attend over all valid tokens; what comes out for the others has no meaning.
+    """Attend over all valid tokens; the outputs of masked tokens are meaningless.
 
-    `sdpa` leaves the choice to torch and takes a mask. Flash kernels take none: where there is
-    one, they attend sample by sample over its valid tokens, which stand first.
+    `sdpa` leaves the choice to torch and takes a mask. Flash kernels take no mask: if there is one,
+    they attend sample by sample over its valid tokens, which come first.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if kernel == "sdpa":

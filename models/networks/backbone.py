@@ -1,7 +1,7 @@
 """The forward of diffusers' transformer in its two halves, over valid text tokens only.
 
 diffusers builds a dense mask over all tokens, which no flash kernel takes. Here padding is cut
-off the text, and a mask is left only where the prompts of a batch differ in length.
+off the text, so that a mask is needed only if the prompts of a batch differ in length.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from magicdistill.models.networks.lora import checkpointed
 
 
 class Features(NamedTuple):
-    """What the first single-stream block takes: the output of the last double-stream block."""
+    """Output of the last double-stream block and input of the first single-stream block."""
 
     video: Float[Tensor, "b n d"]
     text: Float[Tensor, "b m d"]
@@ -29,7 +29,7 @@ class Features(NamedTuple):
 def predict(
     transformer: HunyuanVideoTransformer3DModel, inputs: Mapping[str, Any]
 ) -> Float[Tensor, "b c f h w"]:
-    """Run the whole transformer on what `network_inputs` returns; equals its own forward."""
+    """Run the whole transformer on the arguments of `network_inputs`; equals its own forward."""
     video, text, modulation = double_stream_features(transformer, inputs)
     for block in transformer.single_transformer_blocks:
         video, text = run_block(transformer, block, video, text, *modulation)
@@ -50,7 +50,7 @@ def predict(
 def double_stream_features(
     transformer: HunyuanVideoTransformer3DModel, inputs: Mapping[str, Any]
 ) -> Features:
-    """Run the transformer up to its single-stream blocks, on what `network_inputs` returns."""
+    """Run the transformer's double-stream blocks on the arguments of `network_inputs`."""
     latents, timestep = inputs["hidden_states"], inputs["timestep"]
     text, text_mask, is_even = without_padding(
         inputs["encoder_hidden_states"], inputs["encoder_attention_mask"]
@@ -79,9 +79,9 @@ def double_stream_features(
 def without_padding(
     text: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"]
 ) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b k"], bool]:
-    """Cut text tokens, valid ones first, to the longest prompt; tell whether all are that long.
+    """Cut the text tokens to the longest prompt; tell whether all prompts are that long.
 
-    Waits for the device once, to learn the lengths.
+    Valid tokens come first. Reading the lengths waits for the device once.
     """
     lengths = mask.sum(dim=1).tolist()
     longest = max(lengths)
@@ -91,7 +91,7 @@ def without_padding(
 def run_block(
     transformer: HunyuanVideoTransformer3DModel, block: nn.Module, *inputs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Run a block, recomputing it in the backward where the transformer does that."""
+    """Run a block; recompute it in the backward if the transformer has gradient checkpointing."""
     if torch.is_grad_enabled() and transformer.gradient_checkpointing:
         return checkpointed(block, *inputs)
     return block(*inputs)

@@ -1,7 +1,7 @@
 """Weights as eight-bit integers: half the memory of bfloat16, computed in bfloat16.
 
-Every linear keeps int8 weights and one scale for each output; all else stays bfloat16. torchao does
-it, an optional package, by way of diffusers and transformers, which read and write the folders.
+Every linear layer has int8 weights and one scale for each output; all else stays bfloat16. The
+optional package torchao quantises; diffusers and transformers read and write the folders.
 """
 
 from collections.abc import Iterator
@@ -25,27 +25,16 @@ SCHEME = {
         }
     },
 }
-BYTES_PER_OUTPUT = 5
-"""A float32 scale and an int8 zero point."""
 
 
 def demand_torchao() -> None:
-    """Raise ModuleNotFoundError, with the remedy, where torchao is not installed."""
+    """Raise ModuleNotFoundError, naming the package to install, if torchao is missing."""
     if find_spec("torchao") is None:
         raise ModuleNotFoundError("int8 weights need torchao: pip install 'magicdistill[int8]'")
 
 
-def predict_bytes(module: nn.Module) -> int:
-    """Return the bytes that a module's parameters will have in int8, from their shapes alone."""
-    linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    weights = sum(part.weight.numel() for part in linears)
-    outputs = sum(part.out_features for part in linears)
-    rest = sum(parameter.numel() for parameter in module.parameters()) - weights
-    return weights + BYTES_PER_OUTPUT * outputs + torch.bfloat16.itemsize * rest
-
-
 def weight_bytes(module: nn.Module) -> int:
-    """Return the bytes that a module's parameters have, int8 or not."""
+    """Return the size of a module's parameters in bytes, quantised or not."""
     return sum(part.nbytes for p in module.parameters() for part in _parts(p.detach()))
 
 
@@ -59,7 +48,7 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def encoder_arguments(folder: Path) -> dict[str, Any]:
-    """Return what transformers' `from_pretrained` takes to hold the folder of an encoder in int8.
+    """Return arguments of transformers' `from_pretrained` that load an encoder's folder as int8.
 
     Raises ModuleNotFoundError without torchao.
     """
@@ -71,7 +60,7 @@ def encoder_arguments(folder: Path) -> dict[str, Any]:
 
 
 def load_int8(folder: Path) -> HunyuanVideoTransformer3DModel:
-    """Load a folder of diffusers, quantised or to be quantised, tensor by tensor.
+    """Load a transformer's folder as int8; one that is not quantised yet is, tensor by tensor.
 
     Raises ModuleNotFoundError without torchao.
     """
@@ -83,5 +72,5 @@ def load_int8(folder: Path) -> HunyuanVideoTransformer3DModel:
 
 
 def write_int8(source: Path, folder: Path) -> None:
-    """Quantise the folder of a transformer into another one, which stock diffusers reads."""
+    """Quantise a transformer's folder into another one, which plain diffusers reads."""
     load_int8(source).save_pretrained(folder)

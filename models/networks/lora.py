@@ -1,4 +1,4 @@
-"""One frozen base, one low-rank branch, many strengths."""
+"""LoRA: a low-rank branch beside a frozen base, at a strength that may differ from call to call."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -42,8 +42,11 @@ def write_lora(
     folder: Path,
     base: str | None,
 ) -> None:
-    """Write the branch in the format of peft; `weights` are by name in the transformer, which may
-    be without storage, and `base` is where the frozen one is from."""
+    """Write the branch as a folder of peft.
+
+    `weights` holds its tensors by their names in the transformer, whose own parameters may be
+    without storage; `base` is the location of the frozen weights, for peft's config.
+    """
     config = transformer.peft_config[ADAPTER]
     replace(config, base_model_name_or_path=base, inference_mode=True).save_pretrained(folder)
     named = get_peft_model_state_dict(transformer, state_dict=dict(weights), adapter_name=ADAPTER)
@@ -72,13 +75,13 @@ def lora_strength(
 def checkpoint_blocks(transformer: HunyuanVideoTransformer3DModel) -> None:
     """Recompute the blocks in the backward instead of keeping their activations.
 
-    The recomputation uses the strength of the forward, whichever is in force by then.
+    The recomputation uses the strength of the forward, even if another one is set by then.
     """
     transformer.enable_gradient_checkpointing(checkpointed)
 
 
 def checkpointed(block: nn.Module, *inputs: Any) -> Any:
-    """Run a block and recompute it in the backward, at the strength that is in force now."""
+    """Run a block and recompute it in the backward, at the strength that is set now."""
     layers = list(lora_layers(block))
     scales = _Scales(layers, [layer.scaling[ADAPTER] for layer in layers])
     return checkpoint(
@@ -87,7 +90,7 @@ def checkpointed(block: nn.Module, *inputs: Any) -> Any:
 
 
 class _Scales(AbstractContextManager[None]):
-    """Gives every layer its strength, and takes it back; may be entered again afterwards."""
+    """Sets every layer's strength inside and restores it afterwards; may be entered repeatedly."""
 
     def __init__(self, layers: Sequence[LoraLayer], scales: Sequence[float | Tensor]) -> None:
         self.layers, self.scales = layers, list(scales)

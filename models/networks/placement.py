@@ -1,4 +1,4 @@
-"""Where parameters live while networks are built, filled and written."""
+"""How parameters are stored while networks are built, filled and written."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext

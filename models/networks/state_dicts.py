@@ -15,17 +15,17 @@ from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.config import TransformerConfig
 from magicdistill.models.networks.placement import WHOLE, Placement
 
-Part = dict[str, Tensor]
-"""Tensors by name; they are mapped from disk, so that only what is copied takes memory."""
+TensorsByName = dict[str, Tensor]
+"""Tensors by name. They are memory-mapped: a 26 GB file takes memory only for what is copied."""
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 PATCH_EMBEDDING = "x_embedder.proj.weight"
 ORIGINAL_PATCH_EMBEDDING = "img_in.proj.weight"
 WRAPPER = "transformer."
-"""Prefix of the names in a checkpoint of our own: a VelocityModel holds the transformer."""
+"""Prefix of the names in our own checkpoints, where a VelocityModel holds the transformer."""
 
 
-def checkpoint_parts(path: Path) -> Iterator[Part]:
+def checkpoint_parts(path: Path) -> Iterator[TensorsByName]:
     """Yield a checkpoint file by file, in the names of diffusers' transformer.
 
     `path` is a diffusers folder, sharded or not, or one file: the original HunyuanVideo
@@ -37,7 +37,7 @@ def checkpoint_parts(path: Path) -> Iterator[Part]:
     return (in_diffusers_names(_read(file)) for file in _files(path))
 
 
-def in_diffusers_names(part: Part) -> Part:
+def in_diffusers_names(part: TensorsByName) -> TensorsByName:
     """Rename the tensors of the original HunyuanVideo file, or of one of our checkpoints."""
     if part and all(name.startswith(WRAPPER) for name in part):
         return {name.removeprefix(WRAPPER): tensor for name, tensor in part.items()}
@@ -67,7 +67,7 @@ def checkpoint_config(path: Path, shapes: TransformerConfig | None) -> dict[str,
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration of diffusers without its notes on class and version."""
+    """Return a diffusers configuration without its private entries on class and version."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
@@ -82,8 +82,8 @@ def transformer_arguments(shapes: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def widened(parts: Iterable[Part], num_extra: int) -> Iterator[Part]:
-    """Give the patch embedding (d c kt kh kw) further input channels with zero weights.
+def widened(parts: Iterable[TensorsByName], num_extra: int) -> Iterator[TensorsByName]:
+    """Add input channels with zero weights to the patch embedding (d c kt kh kw).
 
     A fresh image-to-video model equals the text-to-video one. Known: 003 section 3.
     """
@@ -96,7 +96,7 @@ def widened(parts: Iterable[Part], num_extra: int) -> Iterator[Part]:
 
 
 @torch.no_grad()
-def fill(module: nn.Module, parts: Iterable[Part], placement: Placement = WHOLE) -> None:
+def fill(module: nn.Module, parts: Iterable[TensorsByName], placement: Placement = WHOLE) -> None:
     """Copy a checkpoint into a module, one parameter at a time.
 
     Every rank calls it with the same parts.
@@ -149,7 +149,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path) -> Part:
+def _read(file: Path) -> TensorsByName:
     if file.suffix == ".safetensors":
         return load_file(file)
     content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)

@@ -44,10 +44,10 @@ class Student(VelocityModel):
 def add_guidance_embedding(
     transformer: HunyuanVideoTransformer3DModel, placement: Placement = WHOLE
 ) -> None:
-    """Give a network the guidance scale as an input, which has no effect yet.
+    """Give a network the guidance scale as an input, which at first has no effect.
 
     The embedding's last linear is zero, so that a fresh student equals its teacher at any scale.
-    A network that has the input keeps it as it is.
+    A network that has the input already is not changed.
     """
     config, embedding = transformer.config, transformer.time_text_embed
     if config["guidance_embeds"]:

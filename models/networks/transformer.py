@@ -57,7 +57,7 @@ def load_transformer(
 def copy_transformer(
     transformer: HunyuanVideoTransformer3DModel, placement: Placement = WHOLE
 ) -> HunyuanVideoTransformer3DModel:
-    """Return a trainable transformer with the same weights and none of them shared."""
+    """Return a trainable transformer with a copy of the weights."""
     copied = _empty(public(transformer.config), placement)
     copy_parameters(transformer, copied, placement)
     return copied
@@ -116,7 +116,7 @@ def network_inputs(
 
 
 class VelocityModel(nn.Module):
-    """Wraps the transformer; nothing else knows how conditions enter it."""
+    """Wraps the transformer as a velocity field v(x_sigma, sigma, conditions)."""
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel) -> None:
         super().__init__()

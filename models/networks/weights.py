@@ -1,4 +1,4 @@
-"""Writing networks as diffusers folders."""
+"""Write networks as diffusers folders."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -56,7 +56,7 @@ def write_transformer(
     plan = _files_of(sizes, max_file_bytes)
     writes = False
     for file, names in plan.items():
-        tensors: dict[str, Tensor] = {}  # lets go of those in the file before
+        tensors: dict[str, Tensor] = {}  # also frees the tensors of the file before
         for name in names:
             if (tensor := read(name)) is not None:
                 tensors[name] = tensor
@@ -74,14 +74,14 @@ def write_transformer(
 
 
 def _numels(transformer: HunyuanVideoTransformer3DModel) -> dict[str, int]:
-    """Return the sizes of whole parameters, wherever the real ones are."""
+    """Return the numbers of elements of whole parameters, also if this rank has only shards."""
     with torch.device("meta"):
         whole = HunyuanVideoTransformer3DModel(**public(transformer.config))
     return {name: parameter.numel() for name, parameter in whole.named_parameters()}
 
 
 def _files_of(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
-    """Deal names out to files in order; a tensor larger than a file gets its own."""
+    """Divide names, in order, over files of at most `max_bytes`; a larger tensor gets its own."""
     groups: list[list[str]] = [[]]
     room = max_bytes
     for name, size in sizes.items():

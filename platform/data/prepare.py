@@ -96,4 +96,6 @@ def tell(title: str, selection: Selection) -> None:
         shapes = "  ".join(f"{shape} {count}" for shape, count in selection.buckets.items())
         logs.say(f"  accepted by bucket: {shapes}")
     for decision in [*selection.rejected, *selection.failed][:8]:
-        logs.say(f"  {decision.status} {decision.clip.source_id}: {', '.join(decision.reasons)}")
+        logs.say(
+            f"  {decision.status} {decision.clip.video.source_id}: {', '.join(decision.reasons)}"
+        )

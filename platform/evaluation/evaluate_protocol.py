@@ -206,7 +206,9 @@ class EvaluationRun:
         def counts_for(metric: str, name: str) -> bool:
             return name not in counts or metric in counts[name]
 
-        names = [clip.entry for rows in self.rows for clip in self.inputs[rows.start : rows.stop]]
+        names = [
+            clip.video.entry for rows in self.rows for clip in self.inputs[rows.start : rows.stop]
+        ]
         return {
             metric: np.tile([counts_for(metric, name) for name in names], self.config.num_samples)
             for metric in METRICS.names()

@@ -9,7 +9,7 @@ from typing import Literal
 
 from magicdistill.data_pipeline.io.storage import AnyPath, local_folder
 from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics
-from magicdistill.data_pipeline.ledger.calibration import calibrate, format_gauges
+from magicdistill.data_pipeline.ledger.calibration import calibrate, format_distributions
 from magicdistill.data_pipeline.maintenance import removal, verification
 from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.progress import Bars
@@ -89,9 +89,9 @@ def _run(
 
 
 def _tell(curator: Curator, selections: Mapping[str, Selection], *, show: bool) -> None:
-    for done in curator.passes:
+    for done in curator.timings:
         logs.say(str(done))
-    if not curator.passes:
+    if not curator.timings:
         logs.say("no video was opened and nothing was encoded: Ray not started")
     for title, selection in selections.items():
         tell(title, selection)
@@ -99,7 +99,9 @@ def _tell(curator: Curator, selections: Mapping[str, Selection], *, show: bool) 
         if show:
             clips = [decision.clip for decision in selection.decisions]
             config = selection.config
-            print(format_gauges(calibrate(clips, config.policy, *config.buckets)), flush=True)
+            print(
+                format_distributions(calibrate(clips, config.policy, *config.buckets)), flush=True
+            )
 
 
 def _tell_faults(selection: Selection) -> None:
@@ -110,7 +112,7 @@ def _tell_faults(selection: Selection) -> None:
         logs.say(f"  videos that nobody has looked at yet: {selection.num_unscored}")
     for decision in selection.failed:
         if decision.reasons[0].endswith(QUARANTINED):
-            logs.say(f"  quarantined {decision.clip.source_id}: {decision.reasons[0]}")
+            logs.say(f"  quarantined {decision.clip.video.source_id}: {decision.reasons[0]}")
 
 
 def _report(recipe: Recipe, curator: Curator, selections: Mapping[str, Selection]) -> None:
@@ -124,7 +126,7 @@ def _report(recipe: Recipe, curator: Curator, selections: Mapping[str, Selection
         "folder": str(_root(recipe)),
     }
     path = run.path / REPORT
-    write_report(path, selections, local_folder(_root(recipe)), facts, curator.passes)
+    write_report(path, selections, local_folder(_root(recipe)), facts, curator.timings)
     published = {t: s for t, s in selections.items() if isinstance(s, CurationResult)}
     run.store_data(lineage(published))
     with Tracker.start(recipe.tracking, run, {"job": "curate"}, purpose="data") as tracker:
@@ -143,7 +145,7 @@ def _metrics(curator: Curator, selections: Mapping[str, Selection]) -> dict[str,
         faults = sum(sum(reasons.values()) for reasons in selection.faults.values())
         counts = selection.counts | {"listed": selection.num_videos, "unusable rows": faults}
         found |= {f"curation/{title}/{name}": count for name, count in counts.items()}
-    for done in curator.passes:
+    for done in curator.timings:
         found[f"curation/{done.stage}/{done.unit} per second"] = done.count / done.seconds
     return found
 

@@ -17,6 +17,7 @@ from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.metrics.suite import MetricSuite, summarise
 from magicdistill.models.networks.conditioning.conditions import Conditions
+from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.recipe import Recipe, load_recipe, to_yaml
@@ -113,7 +114,7 @@ def test_the_metric_measures_clips(recipe: Recipe) -> None:
 
 def test_the_method_trains_the_preset_for_a_cycle(recipe: Recipe) -> None:
     torch.manual_seed(0)
-    method = recipe.method.build(recipe.model)  # type: ignore[attr-defined]
+    method = recipe.method.build(recipe.model, WHOLE)
     x0 = torch.randn(2, 16, 3, 4, 4)
     conditions = Conditions.null(x0[:, :, :1], num_tokens=4, text_dim=64, pooled_dim=64)
     batch = Batch(x0, conditions, range(2))

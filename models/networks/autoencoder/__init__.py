@@ -1,1 +1,1 @@
-"""The video VAE and its closed-form halves."""
+"""The video VAE, and closed forms of its encoder and decoder for small machines."""

@@ -15,9 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Block = Any
-"""A part of the autoencoder: attributes of modules have no static types."""
+"""A part of the autoencoder; its attributes have no static types."""
 REFERENCE = 20.0
+"""Magnitude of the constants that fix the scale of the last norm: large beside codes of about 1."""
 LOG_VARIANCE = -6.0
+"""Log variance of the posterior, which this encoder does not predict."""
 
 
 @torch.no_grad()
@@ -52,7 +54,7 @@ def _zero(module: nn.Module) -> None:
 
 
 def _set_identity(convolution: Block) -> None:
-    """Pass the input channels on to the first output channels."""
+    """Make a convolution copy its input channels to its first output channels."""
     convolution = getattr(convolution, "conv", convolution)
     _zero(convolution)
     size = convolution.kernel_size[1]
@@ -61,7 +63,7 @@ def _set_identity(convolution: Block) -> None:
 
 
 def _set_components(convolution: Block, features: Tensor) -> Tensor:
-    """Set a causal stride-2 convolution to block components and return what it puts out.
+    """Set a causal stride-2 convolution to block components and return its output.
 
     With replicated causal padding, output t > 0 covers inputs 2t - 1 and 2t, and output 0 sees
     frame 0 repeated; kernel taps 1 and 2 of each strided axis are the block.

@@ -2,8 +2,8 @@
 
 Latents of `patch_code` hold details that diffusers' decoder (nearest-neighbour upsampling and
 convolutions, blind to a pixel's place within its patch) learns only slowly: 20.9 dB after 24
-minutes on one core, where this decoder starts at the linear inverse. It stands behind the same
-interface as the autoencoder's own decoder.
+minutes on one core. This decoder starts at the linear inverse of the code. It has the interface
+of the autoencoder's own decoder.
 """
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 from magicdistill.models.networks.config import PatchDecoderConfig
 
 FIRST, REST = 3 * 8 * 8, 3 * 4 * 8 * 8
+"""Values of pixels under one latent: one frame under the first latent frame, four under others."""
 
 
 class ResidualBlock(nn.Module):
@@ -28,7 +29,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Add what the convolutions find."""
+        """Return the input plus the output of the convolutions, (b d f h w)."""
         return hidden + self.conv2(functional.silu(self.conv1(functional.silu(self.norm(hidden)))))
 
 
@@ -62,7 +63,7 @@ class PatchDecoder(nn.Module):
     def set_linear_inverse(
         self, latents: Float[Tensor, "n c f h w"], pixels: Float[Tensor, "n 3 t y x"]
     ) -> None:
-        """Start as the least-squares linear map from each latent to its patch."""
+        """Set the last layers to the least-squares linear map from each latent to its patch."""
         codes = rearrange(latents, "n c f h w -> n f h w c")
         first = rearrange(pixels[:, :, 0], "n c (h p) (w q) -> (n h w) (c p q)", p=8, q=8)
         rest = rearrange(

@@ -1,4 +1,4 @@
-"""The video VAE with normalised latents."""
+"""The video VAE, whose latents are normalised to about unit variance per channel."""
 
 import copy
 import hashlib
@@ -15,7 +15,9 @@ from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
 from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
 
 STATISTICS = "latent_statistics.safetensors"
+"""File with `mean` and `std` of each latent channel."""
 PATCH_DECODER = "patch_decoder"
+"""Name of the two files of a patch decoder, weights and configuration, without suffix."""
 
 
 def build_autoencoder(config: VaeConfig) -> AutoencoderKLHunyuanVideo:
@@ -31,8 +33,8 @@ def build_autoencoder(config: VaeConfig) -> AutoencoderKLHunyuanVideo:
 class VideoVae(nn.Module):
     """Encodes pixels in [-1, 1] to latents of about unit variance per channel, and back.
 
-    The channel mean and standard deviation are stored beside the weights. A patch decoder, where
-    there is one, takes the place of the autoencoder's own.
+    The channel mean and standard deviation are stored beside the weights. If there is a patch
+    decoder, it replaces the autoencoder's own.
     """
 
     mean: Tensor
@@ -74,8 +76,8 @@ class VideoVae(nn.Module):
     def enable_tiling(self, *, tile_px: int = 256, overlap_px: int = 64) -> None:
         """Encode and decode in overlapping square tiles, blended, which bounds memory.
 
-        Long clips go through the autoencoder in blended runs of frames in any case. Raises
-        ValueError where a tile or its stride is no multiple of 8.
+        Long clips are always processed in blended groups of frames. Raises ValueError if a tile or
+        its stride is no multiple of 8.
         """
         stride_px = tile_px - overlap_px
         if tile_px % 8 or stride_px % 8 or not 0 < stride_px <= tile_px:
@@ -130,7 +132,7 @@ class VideoVae(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that makes the latents, for cache keys: a new decoder keeps them."""
+        """Hash of the encoder's weights and shape, for cache keys; the decoder is left out."""
         shape = {k: v for k, v in self.autoencoder.config.items() if not k.startswith("_")}
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
@@ -152,7 +154,7 @@ def _load_statistics(directory: Path, autoencoder: AutoencoderKLHunyuanVideo) ->
 
 
 def forget_origin(path: Path) -> None:
-    """Drop the folder that the weights once came from."""
+    """Remove the path from which weights were loaded from a diffusers configuration file."""
     config = json.loads(path.read_text())
     config.pop("_name_or_path", None)
     path.write_text(json.dumps(config, indent=2) + "\n")

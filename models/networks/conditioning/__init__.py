@@ -1,1 +1,1 @@
-"""What a video is generated from, and the encoders of prompts and first frames."""
+"""Conditions of a video, and the encoders of prompts and first frames."""

@@ -1,4 +1,4 @@
-"""Images and texts in one space: CLIP, SigLIP, or what else transformers has with two towers."""
+"""Embed images and texts in one space: CLIP, SigLIP and other two-tower models of transformers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers import (
 
 
 class ImageTextEncoder(nn.Module):
-    """Unit embeddings of images and of texts, whose scalar product is their cosine similarity."""
+    """Computes embeddings of length 1; the scalar product of two is their cosine similarity."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: Any
@@ -31,7 +31,7 @@ class ImageTextEncoder(nn.Module):
     def load(cls, directory: Path | str) -> "ImageTextEncoder":
         """Load a folder as transformers saves it: model, tokenizer and image processor.
 
-        Raises FileNotFoundError or ValueError where it is none, or its model has not both towers.
+        Raises FileNotFoundError or ValueError if it is no such folder or embeds not both.
         """
         directory = Path(directory)
         if not (directory / "config.json").is_file():

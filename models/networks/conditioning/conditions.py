@@ -1,4 +1,4 @@
-"""What a video is generated from."""
+"""The conditions from which a video is generated: text and first frame."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 NULL_PROMPT = ""
-"""What an encoder embeds for guidance and for dropped prompts."""
+"""The prompt of guidance's unconditional forward, and of samples whose prompt is dropped."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Conditions:
         """Concatenate along the batch.
 
         Raises:
-            ValueError: some parts have an image prior or image tokens, and others have not.
+            ValueError: if some parts have an image prior or image tokens and others have none.
         """
         present = [[getattr(part, f.name) is not None for f in fields(part)] for part in parts]
         if any(row != present[0] for row in present):

@@ -110,7 +110,7 @@ def state_of(root: Path) -> dict[Path, int]:
 def test_every_file_is_accounted_for_with_its_reason(curated: tuple[CurationResult, Path]):
     result, _ = curated
     reasons = {
-        Path(decision.clip.path).name: (decision.status, decision.reasons)
+        Path(decision.clip.video.path).name: (decision.status, decision.reasons)
         for decision in (*result.rejected, *result.failed)
     }
     expected = {
@@ -228,7 +228,7 @@ def test_a_clip_that_vanishes_before_encoding_is_a_failed_row(
 
     result = curate(config, vae, tmp_path / "root", remove)
     (failure,) = result.failed
-    assert failure.clip.source_id == "folder/clips/other.mp4"
+    assert failure.clip.video.source_id == "folder/clips/other.mp4"
     assert failure.reasons == ("encode: VideoError: unreachable: missing file",)
     assert result.counts["accepted"] == NUM_PORTRAITS + 1
 
@@ -265,8 +265,8 @@ def test_clips_of_two_shapes_go_to_their_buckets_and_stay_there(
 def test_real_films_are_split_into_shots(cluster: None, vae: Path, tmp_path: Path):
     config = make_config(tmp_path, sources=(PackageClips(),), flip=False)
     result = curate(config, vae, tmp_path, silent)
-    shots = [c for c in result.clips if c.source_id == "package-clips/bikes"]
+    shots = [c for c in result.clips if c.video.source_id == "package-clips/bikes"]
     assert [clip.start for clip in shots] == pytest.approx([0, 34, 80, 141, 191], abs=1)
     assert all(clip.num_cuts == 0 for clip in result.clips)
-    assert {clip.mixture for clip in result.clips} == {"portrait", "general", "anime"}
+    assert {clip.video.mixture for clip in result.clips} == {"portrait", "general", "anime"}
     assert len(LatentCache(result.cache_path)) == result.num_rows == 2 * len(result.clips)

@@ -79,10 +79,10 @@ def test_a_bucket_is_curated_stage_by_stage_and_a_second_run_does_nothing(recipe
     scoring = curator(recipe)
     scoring.ingest()
     scoring.score()
-    assert [done.count for done in scoring.passes] == [4]
+    assert [done.count for done in scoring.timings] == [4]
 
     training, held_out = curator(recipe, before_work=refuse).decide()
-    reasons = {Path(d.clip.uri).name: d.reasons for d in training.decisions}
+    reasons = {Path(d.clip.video.uri).name: d.reasons for d in training.decisions}
     assert reasons.keys() == {"a.mp4", "b.mp4", "short.mp4"}
     assert reasons["a.mp4"] == ()
     assert reasons["b.mp4"] == (
@@ -103,7 +103,7 @@ def test_a_bucket_is_curated_stage_by_stage_and_a_second_run_does_nothing(recipe
     again.ingest()
     again.score()
     assert [result.version for result in again.encode(vae)] == [r.version for r in results]
-    assert not again.passes
+    assert not again.timings
     assert objects() == written
 
 

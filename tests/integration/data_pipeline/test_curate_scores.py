@@ -15,7 +15,7 @@ from magicdistill.data_pipeline.scorers.exposure import Exposure
 from magicdistill.data_pipeline.scorers.phash import PHash
 from magicdistill.data_pipeline.scorers.registry import AnyScorer
 from magicdistill.data_pipeline.sources.folder import Folder
-from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
@@ -41,10 +41,10 @@ def make_config(folder: Path, *scorers: AnyScorer, min_motion_px: float = 0.05) 
 def run(config: DataConfig, root: Path) -> dict[str, ClipRow]:
     """Return every clip by the name of its file, and commit what was missing."""
     select_clips(config, root, lambda stage, done, total: None)
-    videos = list_videos(config.sources, root / "clips")
+    videos = list(iter_videos(config.sources, root / "clips"))
     measures = config.measures
     scored = Ledger(root / "ledger").scored(videos, measures.version, measures.scorers)
-    return {Path(clip.uri).name: clip for clips in scored.values() for clip in clips}
+    return {Path(clip.video.uri).name: clip for clips in scored.values() for clip in clips}
 
 
 def test_scorers_measure_only_what_they_have_not_seen(tmp_path: Path):

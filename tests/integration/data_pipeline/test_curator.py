@@ -12,7 +12,7 @@ from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.scorers.phash import PHash
 from magicdistill.data_pipeline.selection.curation_result import Selection
 from magicdistill.data_pipeline.sources.folder import Folder
-from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos
 
 MEASURES = Measures(scorers=(PHash(),))
 BITS = np.random.default_rng(0).integers(0, 2, (4, 512))
@@ -34,7 +34,7 @@ def make_config(*folders: Folder) -> DataConfig:
 
 def score(root: Path, folder: Folder, *bits: np.ndarray, width: int = 96) -> None:
     """Commit a clip of every video of a folder, with its hash."""
-    videos = list_videos([folder], root)
+    videos = list(iter_videos([folder], root))
     clips = [clip_of(video, found, width) for video, found in zip(videos, bits, strict=True)]
     Ledger(root / "ledger").append(clips)
 
@@ -42,13 +42,7 @@ def score(root: Path, folder: Folder, *bits: np.ndarray, width: int = 96) -> Non
 def clip_of(video: Video, bits: np.ndarray, width: int) -> ClipRow:
     return ClipRow(
         clip_id=f"clip {video.video_id}",
-        video_id=video.video_id,
-        source_id=video.source_id,
-        uri=video.uri,
-        path=video.path,
-        fingerprint=video.fingerprint,
-        license=video.license,
-        mixture=video.mixture,
+        video=video,
         measures=MEASURES.version,
         stop=48,
         content_hash=video.uri,
@@ -69,7 +63,7 @@ def decide(root: Path, *configs: DataConfig) -> list[Selection]:
 
 
 def reasons_of(selection: Selection) -> dict[str, tuple[str, ...]]:
-    return {Path(d.clip.uri).name: d.reasons for d in selection.decisions}
+    return {Path(d.clip.video.uri).name: d.reasons for d in selection.decisions}
 
 
 def decisions_in(root: Path) -> dict[str, list[dict[str, object]]]:
@@ -115,7 +109,7 @@ def test_a_later_night_rejects_the_copy_that_a_new_source_brings(tmp_path: Path)
     first = make_folder(tmp_path / "first", "a.mp4", "b.mp4")
     score(root, first, BITS[0], BITS[2])
     (before,) = decide(root, make_config(first))
-    assert [clip.uri for clip in before.clips] == [v.uri for v in list_videos([first], root)]
+    assert [clip.video.uri for clip in before.clips] == [v.uri for v in iter_videos([first], root)]
 
     second = make_folder(tmp_path / "second", "copy.mp4", "new.mp4")
     score(root, second, BITS[1], BITS[3])

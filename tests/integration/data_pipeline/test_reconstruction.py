@@ -45,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = EncodeJob(config, VAE, VideoVae.load(VAE).fingerprint, folder / "latents")
     stage = Encode(job)
     reports = stage(clips_to_table(clips)).to_pylist()
-    stage._child.close()
+    stage._sandbox.close()
     assert not any(report["failure"] for report in reports)
     return folder
 

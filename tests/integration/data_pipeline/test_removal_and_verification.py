@@ -48,7 +48,14 @@ def make_clip(clip_id: str, source_id: str, path: str = "") -> ClipRow:
 
 def make_row(clip: ClipRow, seed: int) -> LatentRow:
     facts = RowFacts(
-        f"k{clip.clip_id}", clip.clip_id, clip.source_id, "l", "portrait", "17x64x64@24", 0, False
+        f"k{clip.clip_id}",
+        clip.clip_id,
+        clip.video.source_id,
+        "l",
+        "portrait",
+        "17x64x64@24",
+        0,
+        False,
     )
     latents = torch.randn(16, 5, 8, 8, generator=torch.Generator().manual_seed(seed))
     return LatentRow(facts, latents)

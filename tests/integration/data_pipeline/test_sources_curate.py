@@ -98,21 +98,23 @@ def test_spans_and_crops_of_a_remote_film_reach_the_cache(
     first = curate(make_config(hdtf), vae, tmp_path, silent)
     assert first.counts["accepted"] == 1
     unreachable = [d for d in first.failed if d.reasons[0].startswith("unreachable: ")]
-    assert {decision.clip.entry for decision in unreachable} == {f"{FILM}_{k}" for k in (0, 1, 3)}
+    assert {decision.clip.video.entry for decision in unreachable} == {
+        f"{FILM}_{k}" for k in (0, 1, 3)
+    }
 
     s3.num_slow_downs = 0
     result = curate(make_config(hdtf), vae, tmp_path, silent)
-    assert {d.clip.entry: d.reasons for d in (*result.failed, *result.rejected)} == {
+    assert {d.clip.video.entry: d.reasons for d in (*result.failed, *result.rejected)} == {
         f"{FILM}_2": ("missing crop",),
         f"{FILM}_3": ("bad span: starts at frame 720 of 144",),
         "Gone_0": ("missing file",),
         "Silent": ("missing span",),
     }
-    clips = {clip.entry: clip for clip in result.clips}
+    clips = {clip.video.entry: clip for clip in result.clips}
     for index in range(2):
         clip = clips[f"{FILM}_{index}"]
         assert (clip.start, clip.stop) == (48 * index, 48 * index + 48)
-        assert (clip.crop, clip.source_id, clip.license) == (
+        assert (clip.crop, clip.video.source_id, clip.video.license) == (
             (64, 0, 128, 64), f"hdtf/{FILM}", "CC BY 4.0"
         )  # fmt: skip
 
@@ -123,7 +125,10 @@ def test_spans_and_crops_of_a_remote_film_reach_the_cache(
         with torch.inference_mode():
             fresh = model.encode(rearrange(pixels / 127.5 - 1, "n f h w c -> n c f h w"))[0]
         row = cache.read(position)
-        assert (row.facts.source_id, row.facts.license) == (clip.source_id, clip.license)
+        assert (row.facts.source_id, row.facts.license) == (
+            clip.video.source_id,
+            clip.video.license,
+        )
         torch.testing.assert_close(row.latents, fresh, atol=1e-4, rtol=1e-4)
     face = render_clip(1, num_frames=48)[15 : 15 + 17]
     error = windows[result.clips.index(clips[f"{FILM}_1"])][0].astype(float) - face

@@ -14,13 +14,13 @@ import s3fs
 
 from magicdistill.data_pipeline.io import object_stores
 from magicdistill.data_pipeline.media.video import PYAV, VideoError, decode, probe
-from magicdistill.data_pipeline.rows import may_pass
+from magicdistill.data_pipeline.rows import is_temporary
 from magicdistill.data_pipeline.sources import fetching
 from magicdistill.data_pipeline.sources.data_sets.koala import Koala
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.json_lines import JsonLines
-from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.stores import Store
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ def test_a_bucket_lists_like_a_folder_and_notices_a_change():
     files = object_stores.filesystem()
     files.pipe(f"{ROOT}/changing.mp4", b"1")
     folder = Folder(path=f"{ROOT}/", license="CC0", mixture="anime")
-    before = {video.uri: video for video in list_videos([folder], Path())}
+    before = {video.uri: video for video in iter_videos([folder], Path())}
     assert list(before) == [
         f"{ROOT}/{name}" for name in ("-a b#1%.mp4", "changing.mp4", "sub/b.mp4")
     ]
     assert {video.path for video in before.values()} == {""}
     files.pipe(f"{ROOT}/changing.mp4", b"2")
-    after = {video.uri: video for video in list_videos([folder], Path())}
+    after = {video.uri: video for video in iter_videos([folder], Path())}
     changed = [uri for uri in after if after[uri].fingerprint != before[uri].fingerprint]
     files.rm(f"{ROOT}/changing.mp4")
     assert changed == [f"{ROOT}/changing.mp4"]
@@ -76,7 +76,7 @@ def test_a_manifest_and_its_store_may_both_be_remote():
     )
     object_stores.filesystem().pipe("s3://bucket/koala.csv", f"\ufeff{HEADER}\n{rows}\n".encode())
     store = Store(path=ROOT, holds="videos")
-    videos = list_videos([Koala(manifests=("s3://bucket/koala.csv",), store=store)], Path())
+    videos = list(iter_videos([Koala(manifests=("s3://bucket/koala.csv",), store=store)], Path()))
     assert [(video.uri, video.fault) for video in videos] == [
         (f"{ROOT}/-a b#1%.mp4", ""),
         (f"{ROOT}/gone.mp4", "missing file"),
@@ -84,10 +84,10 @@ def test_a_manifest_and_its_store_may_both_be_remote():
     lines = f'{{"source_id": "a", "dataset": "d", "uri": "{ROOT}/sub/b.mp4", "license": "l"}}\n'
     object_stores.filesystem().pipe("s3://bucket/clips.jsonl", lines.encode())
     source = JsonLines(manifests=("s3://bucket/clips.jsonl",), mixture="general")
-    (video,) = list_videos([source], Path())
+    (video,) = iter_videos([source], Path())
     assert (video.uri, video.fault) == (f"{ROOT}/sub/b.mp4", "")
     with pytest.raises(FileNotFoundError, match=r"s3://bucket/none\.csv does not exist"):
-        list_videos([Koala(manifests=("s3://bucket/none.csv",), store=store)], Path())
+        list(iter_videos([Koala(manifests=("s3://bucket/none.csv",), store=store)], Path()))
 
 
 def test_one_copy_at_a_time_lives_until_it_is_cleared(
@@ -118,13 +118,13 @@ def test_what_was_listed_and_cannot_be_had_may_come_back(
     for gone in (f"{ROOT}/none.mp4", "none.mp4", "file/b.mp4", "x" * 256, "\ud83d.mp4"):
         with pytest.raises(VideoError, match=r"^unreachable: ") as failure:
             scratch.fetch(gone, str(tmp_path / gone))
-        assert may_pass(str(failure.value))
+        assert is_temporary(str(failure.value))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setattr(s3, "num_slow_downs", 1000)
     with pytest.raises(VideoError, match=r"^unreachable: ") as refused:
         scratch.fetch(f"{ROOT}/-a b#1%.mp4", "")
-    assert may_pass(str(refused.value)) and may_pass(f"encode: VideoError: {refused.value}")
+    assert is_temporary(str(refused.value)) and is_temporary(f"encode: VideoError: {refused.value}")
     s3.num_downloads = 0
     with pytest.raises(VideoError, match=r"^unreachable: "):  # the film's next clip does not wait
         scratch.fetch(f"{ROOT}/-a b#1%.mp4", "")

@@ -33,7 +33,7 @@ def test_a_span_ends_with_an_exception() -> None:
     assert step_timer.open == []
 
 
-def test_spans_cost_nothing_where_no_stopwatch_runs() -> None:
+def test_spans_cost_nothing_where_no_timer_runs() -> None:
     step_timer = StepTimer()
 
     @span("alone")

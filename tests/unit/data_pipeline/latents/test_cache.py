@@ -21,7 +21,7 @@ from magicdistill.data_pipeline.latents.cache import (
     write_texts,
 )
 from magicdistill.data_pipeline.latents.windows import Window
-from magicdistill.data_pipeline.rows import ClipRow
+from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.stages.encode import finite_clips
 
 TEXT = NullText(num_tokens=4, token_dim=8, pooled_dim=6)
@@ -63,7 +63,7 @@ def test_rows_are_read_bit_for_bit(tmp_path: Path, dtype: torch.dtype):
 
 
 def test_keys_tell_in_which_formats_latents_were_computed_and_stored():
-    clip = ClipRow("c", "v", "s", "u", "p", "f", "l", "portrait", "m", content_hash="h")
+    clip = ClipRow("c", Video("v", "s", "u", "p", "f", "l", "portrait"), "m", content_hash="h")
     encodings = [
         Encoding(),
         Encoding(compute_dtype="bfloat16"),

@@ -5,8 +5,8 @@ import pytest
 
 from magicdistill.data_pipeline.latents.row_order import (
     CYCLE,
-    BucketSampler,
-    MixtureSampler,
+    BucketOrder,
+    MixtureOrder,
     RowOrder,
     open_row_order,
 )
@@ -14,32 +14,20 @@ from magicdistill.data_pipeline.sources.base import Mixture
 
 
 def test_every_epoch_reads_every_row_once_in_another_order():
-    sampler = RowOrder(50, seed=3)
-    first = [sampler.row(position) for position in range(50)]
-    second = [sampler.row(position) for position in range(50, 100)]
+    order = RowOrder(50, seed=3)
+    first = [order.row(position) for position in range(50)]
+    second = [order.row(position) for position in range(50, 100)]
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second
 
 
 def test_a_row_depends_on_seed_and_position_only():
     straight = [RowOrder(50, seed=3).row(position) for position in (120, 7, 60)]
-    sampler = RowOrder(50, seed=3)
+    order = RowOrder(50, seed=3)
     for position in range(130):
-        sampler.row(position)
-    assert [sampler.row(position) for position in (120, 7, 60)] == straight
-    assert [RowOrder(50, seed=4).row(p) for p in range(9)] != [sampler.row(p) for p in range(9)]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_the_ranks_together_read_the_same_rows_at_any_world_size(world_size: int):
-    sampler = RowOrder(50, seed=3)
-    read = [
-        row
-        for step in range(5)
-        for rank in range(world_size)
-        for row in sampler.batch(step, rank, world_size, 8 // world_size)
-    ]
-    assert read == [sampler.row(position) for position in range(40)]
+        order.row(position)
+    assert [order.row(position) for position in (120, 7, 60)] == straight
+    assert [RowOrder(50, seed=4).row(p) for p in range(9)] != [order.row(p) for p in range(9)]
 
 
 def test_an_empty_cache_is_refused():
@@ -55,15 +43,15 @@ def index(kinds: list[str], buckets: list[str] | None = None) -> pa.Table:
     return pa.table({"mixture": kinds, "bucket": buckets or ["17x64x64@24"] * len(kinds)})
 
 
-AnySampler = RowOrder | MixtureSampler | BucketSampler
+AnyOrder = RowOrder | MixtureOrder | BucketOrder
 
 
-def drawn(sampler: AnySampler, count: int, first: int = 0) -> list[int]:
-    return [sampler.row(position) for position in range(first, first + count)]
+def drawn(order: AnyOrder, count: int, first: int = 0) -> list[int]:
+    return [order.row(position) for position in range(first, first + count)]
 
 
 def test_a_mixture_meets_its_shares_whatever_the_kinds_sizes():
-    rows = drawn(MixtureSampler(KINDS, WEIGHTS, seed=3), 3 * CYCLE)
+    rows = drawn(MixtureOrder(KINDS, WEIGHTS, seed=3), 3 * CYCLE)
     assert Counter(KINDS[row] for row in rows) == {"portrait": 1800, "general": 900, "anime": 300}
     # within a kind all rows come equally often, to one epoch
     assert set(Counter(row for row in rows if KINDS[row] == "anime").values()) == {60}
@@ -72,15 +60,15 @@ def test_a_mixture_meets_its_shares_whatever_the_kinds_sizes():
 
 
 def test_a_row_of_a_mixture_depends_on_seed_and_position_only():
-    straight = drawn(MixtureSampler(KINDS, WEIGHTS, seed=3), 2500)
-    resumed = MixtureSampler(KINDS, WEIGHTS, seed=3)
+    straight = drawn(MixtureOrder(KINDS, WEIGHTS, seed=3), 2500)
+    resumed = MixtureOrder(KINDS, WEIGHTS, seed=3)
     assert drawn(resumed, 300, first=2100) == straight[2100:2400]
     assert drawn(resumed, 300, first=900) == straight[900:1200]
-    assert drawn(MixtureSampler(KINDS, WEIGHTS, seed=4), 50) != straight[:50]
+    assert drawn(MixtureOrder(KINDS, WEIGHTS, seed=4), 50) != straight[:50]
 
 
 def test_a_kind_without_a_weight_is_left_out_and_a_weight_without_rows_is_refused():
-    rows = drawn(MixtureSampler(KINDS, {"general": 1.0, "anime": 2.0}, seed=0), CYCLE)
+    rows = drawn(MixtureOrder(KINDS, {"general": 1.0, "anime": 2.0}, seed=0), CYCLE)
     assert Counter(KINDS[row] for row in rows) == {"general": 333, "anime": 667}
     with pytest.raises(ValueError, match=r"mixture_weights\.anime: the cache has no such rows"):
         open_row_order(index(KINDS[:50]), WEIGHTS, 4, seed=0)
@@ -92,7 +80,7 @@ def test_with_one_bucket_the_order_is_what_it_was_before_there_were_more():
     rows = drawn(open_row_order(index(KINDS), {}, 4, seed=3), 8)
     assert rows == drawn(RowOrder(60, seed=3), 8) == [51, 21, 10, 50, 3, 20, 53, 29]
     rows = drawn(open_row_order(index(KINDS), WEIGHTS, 4, seed=3), 8)
-    assert rows == drawn(MixtureSampler(KINDS, WEIGHTS, seed=3), 8)
+    assert rows == drawn(MixtureOrder(KINDS, WEIGHTS, seed=3), 8)
     assert rows == [46, 5, 49, 44, 52, 25, 10, 53]
 
 
@@ -101,7 +89,7 @@ BUCKETS = [*["tall"] * 30, *["wide"] * 10, *["tall"] * 3, *["wide"] * 12, *["wid
 BATCH = 8
 
 
-def two_buckets(weights: dict[Mixture, float], seed: int = 3) -> AnySampler:
+def two_buckets(weights: dict[Mixture, float], seed: int = 3) -> AnyOrder:
     return open_row_order(index(KINDS, BUCKETS), weights, BATCH, seed)
 
 
@@ -143,5 +131,5 @@ def test_a_row_of_several_buckets_depends_on_seed_and_position_only():
 
 def test_a_bucket_with_hardly_any_rows_is_drawn_and_one_without_weight_is_not():
     kinds, buckets = ["general"] * 5000 + ["anime"], ["wide"] * 4999 + ["tall", "square"]
-    sampler = open_row_order(index(kinds, buckets), {"general": 1.0}, 1, seed=0)
-    assert Counter(buckets[row] for row in drawn(sampler, 1001)) == {"wide": 1000, "tall": 1}
+    order = open_row_order(index(kinds, buckets), {"general": 1.0}, 1, seed=0)
+    assert Counter(buckets[row] for row in drawn(order, 1001)) == {"wide": 1000, "tall": 1}

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from magicdistill.data_pipeline.latents.windows import (
 )
 from magicdistill.data_pipeline.ledger.policy import decide
 from magicdistill.data_pipeline.media.video import VideoError, hash_content, write_mp4
-from magicdistill.data_pipeline.rows import ClipRow, may_pass
+from magicdistill.data_pipeline.rows import STORED, ClipRow, Video, is_temporary
 
 BUCKET = Bucket()
 TALL, WIDE = Bucket(height=96, width=64), Bucket(num_frames=33, height=64, width=96)
@@ -22,15 +24,11 @@ LENIENT = Policy(min_short_side=64, min_long_side=64)
 
 
 def make_clip(path: str = "", **changes: object) -> ClipRow:
+    video = Video("v", "s", "file:///clip.mp4", path, "f", "l", "portrait")
+    listed: dict[str, Any] = {key: changes.pop(key) for key in STORED if key in changes}
     fields = {
         "clip_id": "c",
-        "video_id": "v",
-        "source_id": "s",
-        "uri": "file:///clip.mp4",
-        "path": path,
-        "fingerprint": "f",
-        "license": "l",
-        "mixture": "portrait",
+        "video": replace(video, **listed),
         "measures": "m",
         "stop": 51,
         "decoder": "decord",
@@ -76,7 +74,7 @@ def test_frames_are_taken_by_time_not_by_number(tmp_path: Path):
     frames = np.broadcast_to(levels[:, None, None, None], (60, 64, 64, 3)).copy()
     write_mp4(tmp_path / "clip.mp4", frames, 48)
     clip = make_clip(str(tmp_path / "clip.mp4"), start=10, stop=60, fps=48.0)
-    (window,) = decode_windows(clip, Path(clip.path), BUCKET, 1)
+    (window,) = decode_windows(clip, Path(clip.video.path), BUCKET, 1)
     start = window_starts(clip, BUCKET, 1)[0]
     expected = levels[10 + 2 * (start + np.arange(17))]
     assert window.shape == (17, 64, 64, 3)
@@ -91,7 +89,7 @@ def test_a_file_that_was_replaced_since_it_was_scored_is_not_taken_for_it(tmp_pa
     write_mp4(path, np.full((51, 64, 64, 3), 99, np.uint8), 24)
     with pytest.raises(VideoError, match="the file was replaced") as failure:
         decode_windows(clip, path, BUCKET, 1)
-    assert may_pass(str(failure.value))  # the next listing scores it again
+    assert is_temporary(str(failure.value))  # the next listing scores it again
     rendered = make_clip(str(path), content_hash="x", uri="portrait-world:0?size=64")
     assert decode_windows(rendered, path, BUCKET, 1).any()
 

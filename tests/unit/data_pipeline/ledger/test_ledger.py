@@ -1,18 +1,26 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from magicdistill.data_pipeline.config import Bucket, Measures, Policy
 from magicdistill.data_pipeline.io.storage import write_parquet
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.ledger.policy import decide
-from magicdistill.data_pipeline.rows import ClipRow, Video, clips_to_table, failed
+from magicdistill.data_pipeline.rows import (
+    CLIP_SCHEMA,
+    STORED,
+    ClipRow,
+    Video,
+    clips_to_table,
+    failed,
+)
 from magicdistill.data_pipeline.scorers.black import Black
 from magicdistill.data_pipeline.scorers.exposure import Exposure
 from magicdistill.data_pipeline.stages.run_scorers import versions_of
@@ -33,6 +41,23 @@ def test_rows_come_back_equal_in_the_order_of_the_video(tmp_path: Path):
     assert Ledger(tmp_path).scored([VIDEO], MEASURES) == {"v": clips[::-1]}
 
 
+def test_a_row_has_a_column_for_every_field_of_the_clip():
+    own = {f.name for f in fields(ClipRow)} - {"video"}
+    assert own | set(STORED) == set(CLIP_SCHEMA.names)
+
+
+def test_a_ledger_of_any_age_is_read_by_the_names_of_its_columns(tmp_path: Path):
+    texts = ("clip_id", "video_id", "source_id", "uri", "path", "fingerprint", "license")
+    columns: dict[str, list[object]] = {name: [name] for name in (*texts, "measures", "caption")}
+    columns |= {"mixture": ["anime"], "start": [3], "stop": [9], "time_scale": [1.25]}
+    columns["crop"] = [[0, 2, 64, 66]]
+    write_parquet(pa.table(columns), tmp_path / "scores" / "old.parquet")
+    (clip,) = Ledger(tmp_path).find(["clip_id"])
+    video = Video("video_id", *texts[2:], "anime", time_scale=1.25, caption="caption")
+    crop = (0, 2, 64, 66)
+    assert clip == ClipRow("clip_id", video, "measures", start=3, stop=9, crop=crop)
+
+
 def test_a_changed_file_or_other_measures_count_as_not_scored(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append([make_clip()])
@@ -46,7 +71,7 @@ def test_a_clip_has_the_path_and_the_address_of_the_present_listing(tmp_path: Pa
     ledger.append([make_clip()])
     moved = replace(VIDEO, path="/moved/v.mp4", uri="file:///moved/v.mp4")
     (clip,) = ledger.scored([moved], MEASURES)["v"]
-    assert (clip.path, clip.uri) == (moved.path, moved.uri)
+    assert (clip.video.path, clip.video.uri) == (moved.path, moved.uri)
 
 
 def test_a_later_failure_stays(tmp_path: Path):

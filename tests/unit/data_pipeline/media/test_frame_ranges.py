@@ -95,7 +95,7 @@ def test_scores_and_windows_see_the_span_and_the_crop_only(ramp: Path):
     clip = score(ramp, t0_s=2.0, t1_s=4.0, caption="c", imported_scores={"a.b": 1.0}, **box)
     assert (clip.start, clip.stop, clip.num_frames_header) == (60, 120, 60)
     assert (clip.width, clip.height, clip.crop) == (64, 64, (0, 0, 64, 64))
-    assert (clip.caption, clip.imported_scores) == ("c", {"a.b": 1.0})
+    assert (clip.video.caption, clip.video.imported_scores) == ("c", {"a.b": 1.0})
     bucket = Bucket(num_frames=17, height=64, width=64, fps=30.0)
     (window,) = decode_windows(clip, ramp, bucket, 1)
     full = np.stack(list(decode(ramp)))

@@ -12,15 +12,16 @@ import pytest
 from PIL import Image
 
 from magicdistill.data_pipeline.config import Bucket, DataConfig, Decoder, Measures, Policy
-from magicdistill.data_pipeline.ledger.calibration import calibrate, format_gauges
+from magicdistill.data_pipeline.ledger.calibration import calibrate, format_distributions
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns
 from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.reports.curation_report import write_report
 from magicdistill.data_pipeline.reports.thumbnails import thumbnails
 from magicdistill.data_pipeline.rows import Video, failed
-from magicdistill.data_pipeline.selection.curation_result import Part, Pass, Selection
+from magicdistill.data_pipeline.selection.curation_result import Selection, StageTiming
+from magicdistill.data_pipeline.selection.curation_state import CurationState
 from magicdistill.data_pipeline.sources.folder import Folder
-from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.score import score_video
 
@@ -41,39 +42,46 @@ def selection(tmp_path_factory: pytest.TempPathFactory) -> Selection:
         measures=Measures(motion_short_side=64, motion_fps=8.0),
         policy=POLICY,
     )
-    videos = list_videos(config.sources, folder)
+    videos = list(iter_videos(config.sources, folder))
     missing = Video("m", "hdtf/gone", "", "", "fault", "l", "portrait", False, fault="missing file")
-    part = Part(config, [*videos, missing], Takedowns({}, {}))
+    state = CurationState(config, [*videos, missing], Takedowns({}, {}))
     for video in videos:
         if "script" in video.path:
-            part.clips.append(failed(video, config.measures.version, "corrupt: no video"))
+            state.clips.append(failed(video, config.measures.version, "corrupt: no video"))
         else:
-            part.clips += score_video(video, Path(video.path), config.measures)
-    part.clips.append(failed(missing, config.measures.version, missing.fault))
-    part.judge()
-    return part.select()
+            state.clips += score_video(video, Path(video.path), config.measures)
+    state.clips.append(failed(missing, config.measures.version, missing.fault))
+    state.judge()
+    return state.select()
 
 
 def test_calibration_says_what_each_threshold_rejects_and_what_it_alone_does(selection: Selection):
     clips = [decision.clip for decision in selection.decisions]
-    gauges = {gauge.score: gauge for gauge in calibrate(clips, POLICY, Bucket())}
-    motion, frames = gauges["motion.px"], gauges["frames"]
+    distributions = {d.score: d for d in calibrate(clips, POLICY, Bucket())}
+    motion, frames = distributions["motion.px"], distributions["frames"]
     assert (motion.num_rejected, motion.num_rejected_alone) == (2, 1)
     assert (frames.num_rejected, frames.num_rejected_alone) == (1, 0)
     assert frames.values.tolist() == [12, 40, 51]
     assert frames.quantiles[0] == 12 and frames.quantiles[3] == 40 and frames.quantiles[-1] == 51
-    assert gauges["short side"].num_rejected == 0
-    table = format_gauges(list(gauges.values())).splitlines()
+    assert distributions["short side"].num_rejected == 0
+    table = format_distributions(list(distributions.values())).splitlines()
     assert re.fullmatch(r"portrait +frames +3 +12 .* 51 +≥ 17 +1 +0", table[3])
 
 
 def test_calibration_tells_lengths_of_several_buckets_apart(selection: Selection):
     clips = [decision.clip for decision in selection.decisions]
-    wide = [replace(clip, width=96, source_id="s") for clip in clips if not clip.failure]
+    wide = [
+        replace(clip, width=96, video=replace(clip.video, source_id="s"))
+        for clip in clips
+        if not clip.failure
+    ]
     long = Bucket(num_frames=49, width=96)
-    gauges = {gauge.score: gauge for gauge in calibrate([*clips, *wide], POLICY, Bucket(), long)}
-    assert (gauges["frames"].num_rejected, gauges["frames for 49"].num_rejected) == (1, 2)
-    assert gauges["frames for 49"].limit.min == 49
+    distributions = {d.score: d for d in calibrate([*clips, *wide], POLICY, Bucket(), long)}
+    assert (distributions["frames"].num_rejected, distributions["frames for 49"].num_rejected) == (
+        1,
+        2,
+    )
+    assert distributions["frames for 49"].limit.min == 49
 
 
 def test_the_faults_of_the_listing_are_counted_by_data_set(selection: Selection):
@@ -85,8 +93,8 @@ def test_the_faults_of_the_listing_are_counted_by_data_set(selection: Selection)
 def test_the_report_is_one_page_that_asks_for_nothing(selection: Selection, tmp_path: Path):
     path = tmp_path / "curation.html"
     facts = {"recipe": "<b>mine</b>"}
-    passes = [Pass("score", 4, "videos", 2.0)]
-    write_report(path, {"training": selection}, tmp_path, facts, passes)
+    timings = [StageTiming("score", 4, "videos", 2.0)]
+    write_report(path, {"training": selection}, tmp_path, facts, timings)
     page = path.read_text()
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert addresses and all(address.startswith("data:image/") for address in addresses)

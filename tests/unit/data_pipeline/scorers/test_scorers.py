@@ -52,9 +52,8 @@ def moving(num_frames: int = 48, height: int = 128, width: int = 160, seed: int 
 
 
 def row_of(path: Path, stop: int, fps: float = 24.0, start: int = 0) -> ClipRow:
-    names = ("clip_id", "video_id", "source_id", "uri", "fingerprint", "license", "measures")
-    texts = dict.fromkeys(names, "x") | {"path": str(path), "mixture": "portrait"}
-    return ClipRow(**texts, start=start, stop=stop, fps=fps, decoder="decord")  # type: ignore[arg-type]
+    video = Video("x", "x", "x", str(path), "x", "x", "portrait")
+    return ClipRow("x", video, "x", start=start, stop=stop, fps=fps, decoder="decord")
 
 
 def scores_of(tmp_path: Path, frames: np.ndarray, *scorers: Scorer) -> dict[str, float | None]:

@@ -10,14 +10,14 @@ from magicdistill.data_pipeline.sources import package_clips
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.json_lines import JsonLines
-from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.package_clips import PackageClips
 from magicdistill.data_pipeline.sources.portrait_clips import PortraitWorld
 
 
 def test_a_world_is_listed_without_rendering_and_rendered_on_demand(tmp_path: Path):
     world = PortraitWorld(num_clips=3, first_seed=7, num_frames=5)
-    videos = list_videos([world], tmp_path)
+    videos = list(iter_videos([world], tmp_path))
     assert [video.source_id for video in videos] == [f"portrait-world/00000{i}" for i in (7, 8, 9)]
     assert not list(tmp_path.rglob("*.mp4"))
     path = Scratch().fetch(videos[1].uri, videos[1].path)
@@ -27,15 +27,15 @@ def test_a_world_is_listed_without_rendering_and_rendered_on_demand(tmp_path: Pa
 
 def test_ids_do_not_depend_on_the_place_of_a_world(tmp_path: Path):
     world = PortraitWorld(num_clips=2)
-    here, there = (list_videos([world], tmp_path / name) for name in ("here", "there"))
+    here, there = (list(iter_videos([world], tmp_path / name)) for name in ("here", "there"))
     assert [v.video_id for v in here] == [v.video_id for v in there]
-    longer = list_videos([PortraitWorld(num_clips=2, num_frames=60)], tmp_path)
+    longer = list(iter_videos([PortraitWorld(num_clips=2, num_frames=60)], tmp_path))
     assert {v.video_id for v in here}.isdisjoint(v.video_id for v in longer)
 
 
 def test_overlapping_sources_list_a_video_once(tmp_path: Path):
     worlds = [PortraitWorld(num_clips=5), PortraitWorld(num_clips=5, first_seed=3)]
-    assert len(list_videos(worlds, tmp_path)) == 8
+    assert len(list(iter_videos(worlds, tmp_path))) == 8
 
 
 def test_a_folder_lists_every_file_and_notices_a_change(tmp_path: Path):
@@ -46,14 +46,14 @@ def test_a_folder_lists_every_file_and_notices_a_change(tmp_path: Path):
     with open(os.fsencode(tmp_path / "deep") + b"/\xff.mp4", "w"):
         pass  # no UTF-8
     folder = Folder(path=str(tmp_path), license="CC-BY", mixture="anime")
-    before = list_videos([folder], tmp_path)
+    before = list(iter_videos([folder], tmp_path))
     names = [video.source_id.removeprefix(f"folder/{tmp_path.name}/") for video in before]
     assert names == ["b.mp4", "dangling.mp4", "deep/-a.mp4", "deep/\ufffd.mp4", "notes.txt"]
     assert [v.fault for v in before] == ["", "missing file", "", "missing file", ""]
     assert videos_from_table(videos_to_table(before)) == before
     assert {(v.license, v.mixture) for v in before} == {("CC-BY", "anime")}
     (tmp_path / "b.mp4").write_text("other")
-    after = list_videos([folder], tmp_path)
+    after = list(iter_videos([folder], tmp_path))
     assert [a.fingerprint != b.fingerprint for a, b in zip(after, before, strict=True)] == [
         True, False, False, False, False
     ]  # fmt: skip
@@ -74,7 +74,7 @@ def test_folders_of_one_name_are_refused_until_one_gets_another(tmp_path: Path):
     shots = here.model_copy(update={"split_shots": True, "path": f"{paths[0]}/"})
     named = there.model_copy(update={"name": "others"})
     config = DataConfig(sources=(here, shots, named))
-    names = {video.source_id for video in list_videos(config.sources, tmp_path)}
+    names = {video.source_id for video in iter_videos(config.sources, tmp_path)}
     assert names == {"folder/clips/1.mp4", "folder/others/1.mp4"}
 
 
@@ -88,18 +88,18 @@ def test_films_that_are_split_are_other_rows_than_whole_ones(tmp_path: Path):
         JsonLines(manifests=(str(manifest),), mixture="general"),
     ):
         split = source.model_copy(update={"split_shots": True})
-        ids = [{v.video_id for v in list_videos([s], tmp_path)} for s in (source, split)]
+        ids = [{v.video_id for v in iter_videos([s], tmp_path)} for s in (source, split)]
         assert ids[0].isdisjoint(ids[1])
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):
     folder = Folder(path=str(tmp_path / "nowhere"), license="", mixture="general")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        list_videos([folder], tmp_path)
+        list(iter_videos([folder], tmp_path))
 
 
 def test_the_packages_videos_are_found():
-    videos = list_videos([PackageClips()], Path("unused"))
+    videos = list(iter_videos([PackageClips()], Path("unused")))
     assert len(videos) == 4 and all(Path(video.path).is_file() for video in videos)
     assert all(video.split_shots for video in videos)
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from magicdistill.data_pipeline.sources.data_sets.talkvid import TalkVid
 from magicdistill.data_pipeline.sources.data_sets.vfhq import Vfhq
 from magicdistill.data_pipeline.sources.entries import Fault, parse_time
 from magicdistill.data_pipeline.sources.json_lines import JsonLines
-from magicdistill.data_pipeline.sources.listing import iter_videos, list_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.stores import Store
 
 KOALA_HEADER = [
@@ -49,9 +49,10 @@ def koala_row(name: str, span: str, caption: str = "A cat.", clarity: object = 0
     return [name, url, span, caption, clarity, 4.58, 50.87, 4.35]
 
 
-def by_entry(videos: Sequence[Video]) -> dict[str, Video]:
-    found = {video.entry: video for video in videos}
-    assert len(found) == len(videos)
+def by_entry(videos: Iterable[Video]) -> dict[str, Video]:
+    found: dict[str, Video] = {}
+    for video in videos:
+        assert found.setdefault(video.entry, video) is video
     return found
 
 
@@ -93,7 +94,7 @@ def test_koala_rows_become_spans_of_videos_with_captions_and_scores(
 ):
     store = touch(tmp_path / "store", "-KuN4XkUQBI.mp4", "under_score.mp4")
     source = Koala(manifests=(koala_manifest,), store=Store(path=str(store), holds="videos"))
-    videos = by_entry(list_videos([source], tmp_path))
+    videos = by_entry(iter_videos([source], tmp_path))
     dashed = videos["-KuN4XkUQBI_1"]
     assert (dashed.t0_s, dashed.t1_s, dashed.fault) == (28.028, 45.045, "")
     assert dashed.caption == 'A man, seen from afar,\nsays "hello".'
@@ -113,7 +114,7 @@ def test_koala_rows_become_spans_of_videos_with_captions_and_scores(
 def test_every_unusable_koala_row_is_listed_with_its_reason(koala_manifest: str, tmp_path: Path):
     store = touch(tmp_path / "store", *(f"{c * 11}.mp4" for c in "bcdf"))
     source = Koala(manifests=(koala_manifest,), store=Store(path=str(store), holds="videos"))
-    faults = {name: v.fault for name, v in by_entry(list_videos([source], tmp_path)).items()}
+    faults = {name: v.fault for name, v in by_entry(iter_videos([source], tmp_path)).items()}
     assert faults == {
         "-KuN4XkUQBI_1": "missing file",
         "under_score_12": "missing file",
@@ -130,7 +131,7 @@ def test_every_unusable_koala_row_is_listed_with_its_reason(koala_manifest: str,
 def test_clips_that_are_cut_already_need_no_span(koala_manifest: str, tmp_path: Path):
     store = touch(tmp_path / "store", "-KuN4XkUQBI_1.mp4", "ccccccccccc_4.mp4")
     source = Koala(manifests=(koala_manifest,), store=Store(path=str(store)))
-    videos = by_entry(list_videos([source], tmp_path))
+    videos = by_entry(iter_videos([source], tmp_path))
     for name in ("-KuN4XkUQBI_1", "ccccccccccc_4"):
         video = videos[name]
         assert (video.fault, video.t0_s, video.t1_s) == ("", 0.0, None)
@@ -141,9 +142,9 @@ def test_a_file_that_arrives_later_changes_the_fingerprint_and_not_the_id(
 ):
     store = touch(tmp_path / "store", "other.mp4")
     source = Koala(manifests=(koala_manifest,), store=Store(path=str(store), holds="videos"))
-    before = by_entry(list_videos([source], tmp_path))["-KuN4XkUQBI_1"]
+    before = by_entry(iter_videos([source], tmp_path))["-KuN4XkUQBI_1"]
     touch(store, "-KuN4XkUQBI.mp4")
-    after = by_entry(list_videos([source], tmp_path))["-KuN4XkUQBI_1"]
+    after = by_entry(iter_videos([source], tmp_path))["-KuN4XkUQBI_1"]
     assert before.video_id == after.video_id
     assert before.fingerprint != after.fingerprint
 
@@ -152,9 +153,9 @@ def test_a_csv_of_another_format_is_named(tmp_path: Path):
     (tmp_path / "other.csv").write_text("id,text\n1,a\n")
     store = Store(path=str(tmp_path))
     with pytest.raises(ValueError, match=r"other\.csv lacks the columns aesthetic_score, caption"):
-        list_videos([Koala(manifests=(str(tmp_path / "other.csv"),), store=store)], tmp_path)
+        list(iter_videos([Koala(manifests=(str(tmp_path / "other.csv"),), store=store)], tmp_path))
     with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
-        list_videos([Koala(manifests=(str(tmp_path / "none.csv"),), store=store)], tmp_path)
+        list(iter_videos([Koala(manifests=(str(tmp_path / "none.csv"),), store=store)], tmp_path))
 
 
 def test_rows_listed_twice_are_counted(
@@ -162,7 +163,7 @@ def test_rows_listed_twice_are_counted(
 ):
     store = Store(path=str(touch(tmp_path / "store", "-KuN4XkUQBI_1.mp4")))
     with caplog.at_level("INFO"):
-        videos = list_videos([Koala(manifests=(koala_manifest,) * 2, store=store)], tmp_path)
+        videos = list(iter_videos([Koala(manifests=(koala_manifest,) * 2, store=store)], tmp_path))
     assert len(videos) == 9
     assert "'listed before': 9" in caplog.text and "'missing file': 5" in caplog.text
 
@@ -170,7 +171,7 @@ def test_rows_listed_twice_are_counted(
 def test_a_name_that_leads_out_of_the_store_is_refused(tmp_path: Path):
     manifest = write_koala(tmp_path / "k.csv", [koala_row("../../etc/x_1", "['00:01', '00:05']")])
     store = Store(path=str(touch(tmp_path / "store", "a.mp4")), holds="videos")
-    (video,) = list_videos([Koala(manifests=(manifest,), store=store)], tmp_path)
+    (video,) = iter_videos([Koala(manifests=(manifest,), store=store)], tmp_path)
     assert "leads out of the store" in video.fault and video.path == video.uri == ""
 
 
@@ -208,7 +209,7 @@ def test_hdtf_spans_are_numbered_and_faults_are_told_apart(hdtf_folder: Path, tm
     names = ("Radio11.mp4", "Radio24.mp4", "CarolynMaloney2.mp4", "Kevin.mp4")
     store = Store(path=str(touch(tmp_path / "store", *names)), holds="videos")
     source = Hdtf(path=str(hdtf_folder), splits=("RD", "WDA"), store=store)
-    videos = by_entry(list_videos([source], tmp_path))
+    videos = by_entry(iter_videos([source], tmp_path))
     assert {name: video.fault for name, video in videos.items()} == {
         "Radio11_0": "",
         "Radio11_1": "missing crop",
@@ -232,7 +233,7 @@ def test_hdtf_lines_of_one_name_and_crops_without_a_span_are_not_lost(
     )
     store = Store(path=str(touch(tmp_path / "store", "Radio11.mp4", "Gone.mp4")), holds="videos")
     source = Hdtf(path=str(hdtf_folder), splits=("RD",), store=store)
-    assert {name: v.fault for name, v in by_entry(list_videos([source], tmp_path)).items()} == {
+    assert {name: v.fault for name, v in by_entry(iter_videos([source], tmp_path)).items()} == {
         "Radio11_0": "",
         "Radio11_1": "bad crop: '0 9 0 9 0 8 0 8'",
         "Radio11_2": "missing crop",
@@ -246,7 +247,7 @@ def test_hdtf_clips_that_are_cut_and_cropped_already_are_taken_whole(
 ):
     store = Store(path=str(touch(tmp_path / "store", "Radio11_1.mp4")))
     source = Hdtf(path=str(hdtf_folder), splits=("RD",), store=store)
-    faults = {v.entry: v.fault for v in list_videos([source], tmp_path)}
+    faults = {v.entry: v.fault for v in iter_videos([source], tmp_path)}
     assert faults == {"Radio11_0": "missing file", "Radio11_1": "", "Radio24": "missing span"}
 
 
@@ -260,7 +261,7 @@ def test_vfhq_text_files_give_frames_and_a_crop(tmp_path: Path):
     (meta / "Clip+x+P0+C1+F5-90.txt").write_text("H 1080\nW 1920\n")
     (meta / "notes.txt").write_text("hello")
     store = Store(path=str(touch(tmp_path / "store", "-3fEHqQ_a+b.mp4")), holds="videos")
-    videos = by_entry(list_videos([Vfhq(path=str(meta), store=store)], tmp_path))
+    videos = by_entry(iter_videos([Vfhq(path=str(meta), store=store)], tmp_path))
     clip = videos[good]
     assert (clip.t0_s, clip.t1_s) == (1537 / 25, 1825 / 25)
     assert clip.crop == (516.0, 12.0, 1204.0, 700.0) and clip.crop_frame == (1920.0, 1080.0)
@@ -278,12 +279,12 @@ def test_vfhq_pictures_at_another_rate_are_other_content_of_the_same_clip(tmp_pa
     found = []
     for rate in ("25.0", "30.0", "inf"):
         (meta / f"{name}.txt").write_text(f"H 9\nW 9\nFPS {rate}\nCROP 0 0 9 9\n")
-        found.append(by_entry(list_videos([Vfhq(path=str(meta), store=store)], tmp_path)))
+        found.append(by_entry(iter_videos([Vfhq(path=str(meta), store=store)], tmp_path)))
     first, second, third = (videos[name] for videos in found)
     assert first.video_id == second.video_id and first.fingerprint != second.fingerprint
     assert "fps" not in third.uri
     whole = Store(path=store.path, holds="videos")
-    unreadable = by_entry(list_videos([Vfhq(path=str(meta), store=whole)], tmp_path))[f"{name}0"]
+    unreadable = by_entry(iter_videos([Vfhq(path=str(meta), store=whole)], tmp_path))[f"{name}0"]
     assert unreadable.fault.startswith("bad row: manifest ")
 
 
@@ -303,7 +304,7 @@ def test_celebv_hq_boxes_are_fractions(tmp_path: Path):
     manifest = tmp_path / "celebvhq_info.json"
     manifest.write_text(json.dumps({"meta_info": {}, "clips": clips}))
     store = Store(path=str(touch(tmp_path / "store", "M2Ohb0FAaJU.mp4")), holds="videos")
-    videos = by_entry(list_videos([CelebvHq(manifest=str(manifest), store=store)], tmp_path))
+    videos = by_entry(iter_videos([CelebvHq(manifest=str(manifest), store=store)], tmp_path))
     good = videos["M2Ohb0FAaJU_1"]
     assert (good.t0_s, good.t1_s, good.fault) == (81.62, 86.17, "")
     assert (good.crop, good.crop_frame) == ((0.1964, 0.0, 0.6922, 0.8815), (1.0, 1.0))
@@ -337,7 +338,7 @@ def test_talkvid_comes_as_lines_or_as_a_list(suffix: str, tmp_path: Path):
     text = json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)) + "\n{\n"
     manifest.write_text(BOM + text, encoding="utf-8")
     store = Store(path=str(touch(tmp_path / "store", "Tr6MMsoWAog.mp4")), holds="videos")
-    listed = list_videos([TalkVid(manifests=(str(manifest),), store=store)], tmp_path)
+    listed = list(iter_videos([TalkVid(manifests=(str(manifest),), store=store)], tmp_path))
     videos = by_entry(listed)
     good = videos["videovideoTr6MMsoWAog-scene1-scene1"]
     assert (good.t0_s, good.t1_s) == (0.1, TALKVID["end-time"])
@@ -380,7 +381,7 @@ def test_the_generic_format_tells_its_own_origin(tmp_path: Path):
     ]
     manifest = touch(tmp_path, "sub/-a b#1.mp4") / "clips.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)) + "\n\nno json\n")
-    listed = list_videos([JsonLines(manifests=(str(manifest),), mixture="general")], tmp_path)
+    listed = list(iter_videos([JsonLines(manifests=(str(manifest),), mixture="general")], tmp_path))
     videos = by_entry(listed)
     video = videos["sub/-a b#1.mp4"]
     assert (video.t0_s, video.t1_s, video.crop) == (1.5, 4.0, (0.0, 0.25, 0.5, 1.0))
@@ -406,7 +407,7 @@ def read_lines(tmp_path: Path, *rows: object) -> list[Video]:
     texts = [row if isinstance(row, str) else json.dumps(base | row) for row in rows]  # type: ignore[operator]
     (tmp_path / "clips.jsonl").write_text("\n".join(texts))
     source = JsonLines(manifests=(str(tmp_path / "clips.jsonl"),), mixture="general")
-    return list_videos([source], tmp_path)
+    return list(iter_videos([source], tmp_path))
 
 
 def test_a_bad_line_takes_no_other_line_of_its_file_with_it(tmp_path: Path):
@@ -466,16 +467,16 @@ def inter4k(folder: Path, policy: str) -> Inter4K:
 
 def test_inter4k_counts_the_files_that_are_not_there(tmp_path: Path):
     folder = touch(tmp_path / "60fps" / "UHD", "1.mp4", "3.mp4")
-    videos = list_videos([inter4k(folder, "bucket-117")], tmp_path)
+    videos = list(iter_videos([inter4k(folder, "bucket-117")], tmp_path))
     assert [video.fault for video in videos] == ["", "missing file", ""]
     assert videos[0].source_id == "inter4k/1" and videos[0].license == "CC BY-NC-SA 4.0"
 
 
 def test_inter4ks_policy_is_an_explicit_choice(tmp_path: Path):
     folder = touch(tmp_path, "1.mp4", "2.mp4", "3.mp4")
-    slow = list_videos([inter4k(folder, "stride-2")], tmp_path)
+    slow = list(iter_videos([inter4k(folder, "stride-2")], tmp_path))
     assert {video.time_scale for video in slow} == {1.25}
-    out = list_videos([inter4k(folder, "reject")], tmp_path)
+    out = list(iter_videos([inter4k(folder, "reject")], tmp_path))
     assert all(video.fault.startswith("left out: Inter4K") for video in out)
     with pytest.raises(ValidationError, match="policy"):
         Inter4K.model_validate({"path": str(folder)})
@@ -502,5 +503,5 @@ def test_a_pattern_that_names_no_clip_is_refused(pattern: str):
 
 def test_rows_survive_the_way_through_arrow(koala_manifest: str, tmp_path: Path):
     store = Store(path=str(touch(tmp_path / "store", "-KuN4XkUQBI.mp4")), holds="videos")
-    videos = list_videos([Koala(manifests=(koala_manifest,), store=store)], tmp_path)
+    videos = list(iter_videos([Koala(manifests=(koala_manifest,), store=store)], tmp_path))
     assert videos_from_table(videos_to_table(videos)) == videos

@@ -16,10 +16,11 @@ from tests.registries import registries_restored
 ROOT = Path(__file__).parents[4]
 MODULE = """
 from typing import Literal
-from magicdistill.models.objectives.config import METHODS, MethodBase
+from magicdistill.models.methods.base import MethodConfig
+from magicdistill.models.methods.registry import METHODS
 
 @METHODS.register
-class Toy(MethodBase):
+class Toy(MethodConfig):
     name: Literal["{name}"] = "{name}"
     strength: float = 0.5
 """

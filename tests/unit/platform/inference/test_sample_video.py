@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from magicdistill.data_pipeline.media.video import PYAV, decode, probe
-from magicdistill.models.networks.int8 import predict_bytes, weight_bytes
-from magicdistill.models.networks.offload import is_offloaded
+from magicdistill.models.networks.int8 import weight_bytes
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.export.pretrained_model import (
     ASSETS,
@@ -129,6 +129,12 @@ def test_other_numbers_give_nearly_the_same_video(sampler, dtype):
     assert 40 < difference_db(sampler.model, Order(FACE, Path()), dtype) < 80
 
 
+def is_offloaded(module: nn.Module) -> bool:
+    """Tell whether diffusers watches every module that has weights of its own."""
+    owners = [part for part in module.modules() if list(part.parameters(recurse=False))]
+    return all(hasattr(part, "_diffusers_hook") for part in owners)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_layers_that_come_one_by_one_make_the_same_video(sampler, dtype):
     if dtype == "int8":
@@ -159,9 +165,11 @@ def test_a_prompt_goes_through_the_encoders_beside_the_model(sampler, tmp_path, 
     assert not torch.equal(one, null) and not torch.equal(one, other)
     encoder = made.encoder
     assert encoder is not None
-    plain = tiny_encoder(64)
-    expected = weight_bytes(plain) if dtype == "fp32" else predict_bytes(plain)
-    assert weight_bytes(encoder) == expected
+    plain = weight_bytes(tiny_encoder(64))
+    if dtype == "fp32":
+        assert weight_bytes(encoder) == plain
+    else:
+        assert weight_bytes(encoder) < plain / 2  # bfloat16 alone would be half
 
 
 def test_models_are_found_by_name_folder_and_run(tmp_path):

@@ -1,6 +1,7 @@
 """Decisions over stored scores: limits by mixture, copies, caps, bars, and what is absent."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +15,19 @@ from magicdistill.data_pipeline.ledger.policy import (
     decide,
     is_hopeless,
 )
-from magicdistill.data_pipeline.rows import ClipRow
+from magicdistill.data_pipeline.rows import STORED, ClipRow, Video
 
 BUCKET = Bucket()
 LENIENT = Policy(min_short_side=64, min_long_side=64)
 
 
 def make_clip(name: str = "a", **changes: object) -> ClipRow:
-    texts = dict.fromkeys(("clip_id", "video_id", "source_id", "uri", "path"), name)
+    video = Video(name, name, name, name, "x", "x", "portrait")
+    listed: dict[str, Any] = {key: changes.pop(key) for key in STORED if key in changes}
     fields: dict[str, object] = {
-        **texts,
-        **dict.fromkeys(("fingerprint", "license", "measures"), "x"),
-        "mixture": "portrait",
+        "clip_id": name,
+        "video": replace(video, **listed),
+        "measures": "x",
         "stop": 48,
         "content_hash": name,
         "decoder": "decord",
@@ -67,7 +69,10 @@ def test_a_score_beyond_its_limit_rejects_with_both_numbers(name: str, value: fl
 def test_limits_differ_by_mixture():
     faceless = make_clip(scores={"faces.single_share": 0.0}, motion_px=1.5)
     assert decision_on(faceless).status == "rejected"
-    assert decision_on(replace(faceless, mixture="general")).status == "accepted"
+    assert (
+        decision_on(replace(faceless, video=replace(faceless.video, mixture="general"))).status
+        == "accepted"
+    )
     assert decision_on(make_clip(motion_px=0.5)).status == "accepted"
     slow = decision_on(make_clip(motion_px=0.5, mixture="general"))
     assert slow.reasons == ("motion: 0.50 px outside 1-10",)

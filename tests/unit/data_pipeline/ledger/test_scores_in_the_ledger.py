@@ -68,7 +68,7 @@ def test_scores_outlive_another_search_for_clips(tmp_path: Path):
 
 def test_scores_of_a_replaced_file_are_not_taken_over(tmp_path: Path):
     ledger = Ledger(tmp_path)
-    ledger.append([seen_by(Black(), fingerprint="0-0")])
+    ledger.append([seen_by(Black(), video=replace(VIDEO, fingerprint="0-0"))])
     ledger.append([CLIP])
     assert read(ledger, Black()).scores == {}
 

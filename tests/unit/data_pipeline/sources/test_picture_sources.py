@@ -12,7 +12,7 @@ from magicdistill.data_pipeline.latents.windows import decode_windows
 from magicdistill.data_pipeline.media.video import VideoError
 from magicdistill.data_pipeline.sources.data_sets.vbench_i2v import VbenchI2v, pairs
 from magicdistill.data_pipeline.sources.folder import Folder
-from magicdistill.data_pipeline.sources.listing import list_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.registry import Source
 from magicdistill.data_pipeline.stages.score import score_video
 
@@ -45,7 +45,7 @@ def save(path: Path) -> np.ndarray:
 def test_a_picture_is_a_clip_of_one_frame(tmp_path: Path, suffix: str):
     ramp = save(tmp_path / f"a face, 100%.{suffix}")
     listed: list[Source] = [Folder(path=str(tmp_path), license="l", mixture="portrait")]
-    (video,) = list_videos(listed, tmp_path)
+    (video,) = iter_videos(listed, tmp_path)
     path = Path(video.path)
     (clip,) = score_video(video, path, Measures())
     assert (clip.start, clip.stop, clip.width, clip.height) == (0, 1, 128, 96)
@@ -57,14 +57,14 @@ def test_a_picture_is_a_clip_of_one_frame(tmp_path: Path, suffix: str):
 
 def test_a_damaged_picture_is_no_clip(tmp_path: Path):
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8 no picture")
-    (video,) = list_videos([Folder(path=str(tmp_path), license="l", mixture="portrait")], tmp_path)
+    (video,) = iter_videos([Folder(path=str(tmp_path), license="l", mixture="portrait")], tmp_path)
     with pytest.raises(VideoError):
         score_video(video, Path(video.path), Measures())
 
 
 def test_vbench_lists_the_pairs_that_count(source: VbenchI2v):
     save(Path(source.images) / "a man talks.jpg")
-    man, beach, faulty = list_videos([source], Path("unused"))
+    man, beach, faulty = iter_videos([source], Path("unused"))
     assert (man.caption, man.entry, man.fault) == ("a man talks, 50%", "a man talks, 50%", "")
     assert man.source_id == "vbench-i2v/a man talks.jpg"
     assert Path(man.path).is_file()
@@ -77,7 +77,7 @@ def test_vbench_lists_the_pairs_that_count(source: VbenchI2v):
 
 def test_all_pairs_can_be_listed(source: VbenchI2v):
     every = source.model_copy(update={"left_out": ()})
-    assert len(list_videos([every], Path("unused"))) == len(ROWS)
+    assert len(list(iter_videos([every], Path("unused")))) == len(ROWS)
 
 
 def test_a_list_that_is_missing_says_where_it_comes_from(source: VbenchI2v):
@@ -87,7 +87,7 @@ def test_a_list_that_is_missing_says_where_it_comes_from(source: VbenchI2v):
         list(pairs(source))
     Path(source.images).rmdir()
     with pytest.raises(FileNotFoundError, match=rf"folder .*16-9 does not exist: .*{origin}"):
-        list_videos([source], Path("unused"))
+        list(iter_videos([source], Path("unused")))
 
 
 def test_a_list_of_another_kind_is_refused(source: VbenchI2v):
