@@ -38,6 +38,7 @@ class SourceConfig(Config):
     """
 
     kind: str
+    """Kind of the source, which decides its other fields."""
     SCORES: ClassVar[tuple[str, ...] | None] = ()
     """First parts of the names of scores that the listing imports, such as `koala` for
     `koala.clarity`; null where each line of a manifest names its own."""

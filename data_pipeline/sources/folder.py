@@ -18,8 +18,11 @@ class Folder(SourceConfig):
 
     kind: Literal["folder"] = "folder"
     path: Location
+    """Folder or address of the files."""
     license: str
+    """License that is recorded for every clip."""
     mixture: Mixture
+    """Kind of the clips, which decides their limits."""
     split_shots: bool = False
     """Cut films into their shots; without it a clip with a cut inside is left to the policy."""
     name: str = Field(default="", pattern="^[^/]*$")

@@ -40,6 +40,7 @@ class JsonLines(SourceConfig):
 
     kind: Literal["jsonl"] = "jsonl"
     manifests: tuple[Location, ...] = Field(min_length=1)
+    """The files of JSON lines."""
     root: Location | None = None
     """What relative `uri`s are below; by default the folder of their manifest."""
     mixture: Mixture

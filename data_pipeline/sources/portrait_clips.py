@@ -17,8 +17,11 @@ class PortraitWorld(SourceConfig):
 
     kind: Literal["portrait-world"] = "portrait-world"
     num_clips: int = Field(ge=1)
+    """Number of clips to render."""
     first_seed: int = Field(default=0, ge=0)
+    """Seed of the first clip; the next ones follow it."""
     num_frames: int = Field(default=51, ge=1)
+    """Frames of each clip."""
     size: int = Field(default=64, ge=16, multiple_of=2)
     """Height and width in pixels."""
     SCHEME: ClassVar = "portrait-world"

@@ -37,6 +37,7 @@ class Store(Config):
     """Where the videos that a manifest names are kept."""
 
     path: Location
+    """Folder or address of the videos."""
     holds: Literal["clips", "videos"] = "clips"
     """Clips that are cut and cropped already, or whole videos: spans and crops are then applied."""
     pattern: str = ""

@@ -33,6 +33,7 @@ class MethodConfig(Config):
     """Settings that the report of a run names beside the method."""
 
     name: str
+    """Name of the method, which decides its other fields."""
 
     @property
     def trained_sampler(self) -> SamplerConfig | None:

@@ -135,6 +135,7 @@ class DistributionMatchingConfig(Config):
     """One rollout serves a whole cycle, its earlier x0 predictions the fake updates; otherwise
     each update makes its own, up to its grid index, on samples of its own."""
     dmd_weight: float = Field(default=1.0, ge=0)
+    """Weight of distribution matching in the generator's loss."""
     real_guidance: float | None = Field(default=None, ge=0)
     """Ho scale of the real score; null takes the generator's (sampler.guidance, or the scales
     that `cfg_distillation` draws). Not in the paper."""

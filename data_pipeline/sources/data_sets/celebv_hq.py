@@ -18,9 +18,13 @@ class CelebvHq(SourceConfig):
 
     kind: Literal["celebv-hq"] = "celebv-hq"
     manifest: Location
+    """The JSON file of the data set."""
     store: Store
+    """Where the videos of the data set are kept."""
     license: str = "CelebV-HQ (non-commercial research)"
+    """License that is recorded for every clip."""
     mixture: Mixture = "portrait"
+    """Kind of the clips, which decides their limits."""
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:
         """Yield the videos of the store that the manifest names."""

@@ -26,9 +26,13 @@ class Hdtf(SourceConfig):
     path: Location
     """The folder of `RD_annotion_time.txt` and the others, spelt as published."""
     splits: tuple[Literal["RD", "WDA", "WRA"], ...] = ("RD", "WDA", "WRA")
+    """Sets of videos that are taken."""
     store: Store
+    """Where the videos of the data set are kept."""
     license: str = "CC BY 4.0"
+    """License that is recorded for every clip."""
     mixture: Mixture = "portrait"
+    """Kind of the clips, which decides their limits."""
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:
         """Yield the videos of the store that the text files name."""

@@ -35,9 +35,14 @@ class Inter4K(SourceConfig):
     path: Location
     """The folder of `1.mp4`, `2.mp4`, …: `<root>/60fps/<resolution>`."""
     policy: Literal["bucket-117", "stride-2", "reject"]
+    """How clips that are shorter than the bucket are treated: `bucket-117`, `stride-2` or
+    `reject`."""
     num_clips: int = Field(default=1000, ge=1)
+    """Clips of the set, counted from the first."""
     license: str = "CC BY-NC-SA 4.0"
+    """License that is recorded for every clip."""
     mixture: Mixture = "general"
+    """Kind of the clips, which decides their limits."""
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:
         """Yield one video per number."""

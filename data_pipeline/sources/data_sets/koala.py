@@ -37,9 +37,13 @@ class Koala(SourceConfig):
 
     kind: Literal["koala-36m"] = "koala-36m"
     manifests: tuple[Location, ...] = Field(min_length=1)
+    """The CSV files of the data set."""
     store: Store
+    """Where the videos of the data set are kept."""
     license: str = "Koala-36M (non-commercial research)"
+    """License that is recorded for every clip."""
     mixture: Mixture = "general"
+    """Kind of the clips, which decides their limits."""
     SCORES: ClassVar = ("koala",)
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:

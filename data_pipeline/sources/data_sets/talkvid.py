@@ -19,9 +19,13 @@ class TalkVid(SourceConfig):
 
     kind: Literal["talkvid"] = "talkvid"
     manifests: tuple[Location, ...] = Field(min_length=1)
+    """The JSON files of the data set."""
     store: Store
+    """Where the videos of the data set are kept."""
     license: str = "CC BY-NC 4.0"
+    """License that is recorded for every clip."""
     mixture: Mixture = "portrait"
+    """Kind of the clips, which decides their limits."""
     SCORES: ClassVar = ("talkvid",)
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:

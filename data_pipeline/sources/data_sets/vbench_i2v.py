@@ -26,13 +26,15 @@ class VbenchI2v(SourceConfig):
 
     kind: Literal["vbench-i2v"] = "vbench-i2v"
     manifest: Location
-    """`vbench2_i2v_full_info.json`."""
+    """The file `vbench2_i2v_full_info.json` of VBench."""
     images: Location
     """The folder of the pictures, such as `crop/16-9`."""
     left_out: tuple[str, ...] = ("camera_motion",)
     """Pairs that count for these dimensions alone are not listed."""
     license: str = "VBench-I2V (pictures of Pexels and Pixabay)"
+    """License that is recorded for every clip."""
     mixture: Mixture = "general"
+    """Kind of the clips, which decides their limits."""
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:
         """Yield one picture per pair, with its prompt as caption."""

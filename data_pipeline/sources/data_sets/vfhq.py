@@ -22,8 +22,11 @@ class Vfhq(SourceConfig):
     path: Location
     """The folder of the text files."""
     store: Store
+    """Where the videos of the data set are kept."""
     license: str = "VFHQ (research only)"
+    """License that is recorded for every clip."""
     mixture: Mixture = "portrait"
+    """Kind of the clips, which decides their limits."""
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:
         """Yield the videos of the store that the text files name."""
