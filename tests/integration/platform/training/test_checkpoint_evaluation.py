@@ -25,7 +25,6 @@ def facts(tmp_path_factory) -> dict[str, Any]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=120,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=False,
     )
