@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, cycle, turn, sample), so that a resume replays it."""
+"""Randomness as a function of (seed, cycle, update, sample), so that a resume replays it."""
 
 import hashlib
 from collections.abc import Sequence
