@@ -57,7 +57,7 @@ class Critic(nn.Module):
     ) -> Float[Tensor, "b n"]:
         """Return the discriminator's logits, one per video token.
 
-        Gradients enter the base only where the input asks for them: in the generator's turn.
+        Gradients enter the base only where the input asks for them: in the generator's update.
         """
         assert self.discriminator is not None, "the recipe's adversarial weight is 0"
         transformer = self.score.transformer

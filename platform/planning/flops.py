@@ -13,22 +13,24 @@ from magicdistill.models.networks.config import TransformerConfig
 
 TIME_COMPRESSION, SPACE_COMPRESSION, PATCH_SIDE = 4, 8, 2
 LINEAR_OPERATIONS = 24
-"""Of a block, in units of tokens * d^2: the two streams' or the single stream's 12 d^2 weights."""
+"""Linear operations of a block, in units of tokens * d^2: twice its 12 d^2 weights per token."""
 BACKWARD: dict[Gradient, float] = {"none": 0, "inputs": 1, "lora": 1, "weights": 2}
 """Linear operations of a backward over those of a forward; attention always has twice."""
 DOUBLE_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 10, "lora": 16, "weights": 20}
-"""Tensors that a double-stream block keeps, in units of tokens * d; without queries' and keys'."""
+"""Tensors that a double-stream block keeps, in units of tokens * d, except queries and keys."""
 SINGLE_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 9, "lora": 18, "weights": 20}
+"""The same of a single-stream block."""
 HEAD_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 2, "lora": 2, "weights": 4}
-"""The discriminator's head."""
+"""The same of the discriminator's head."""
 OUTPUT_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 1, "lora": 1, "weights": 3}
-"""The transformer's last normalisation and projection."""
+"""The same of the transformer's last normalisation and projection."""
 REFINER_SAVED = 18
+"""The same of a block of the text refiner, in units of text tokens * d."""
 DOUBLE_LORA, SINGLE_LORA = 6, 5
-"""Low-rank branches that a token passes in a block."""
+"""Number of linears with a LoRA that a token goes through in a block of each kind."""
 FORWARD_WORKSPACE, BACKWARD_WORKSPACE = 17, 13
-"""Tensors of tokens * d that come and go inside a block, beside those it keeps. Peaks of the
-hungriest case (the single-stream block in bf16), seen on a CPU and rounded up."""
+"""Tensors of tokens * d that a block needs for a while, in addition to those it keeps. Measured
+on a CPU for the block that needs most (single-stream, bf16), and rounded up."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ class Sample:
     """Latent width."""
     sequence_parallel: int = 1
     activation_bytes: int = 2
-    """Of one number."""
+    """Bytes of one number."""
     lora_rank: int = 0
 
     @classmethod
     def of(cls, bucket: Bucket, shapes: TransformerConfig, **share: int) -> "Sample":
-        """Return the sample that a window of frames becomes."""
+        """Return the sample that a clip of a bucket's shape becomes."""
         return cls(
             shapes,
             frames=(bucket.num_frames - 1) // TIME_COMPRESSION + 1,
@@ -84,12 +86,12 @@ class Sample:
         return self.shapes.latent_channels * self.frames * self.height * self.width
 
     def units(self, count: float) -> float:
-        """Return the bytes of `count` tensors of one number for each own token and channel."""
+        """Return the bytes of `count` tensors of a rank's tokens times the width d."""
         return count * self.own_tokens * self.model_dim * self.activation_bytes
 
 
 def num_blocks(sample: Sample, step: ForwardPass) -> tuple[int, int]:
-    """Return how many double-stream and single-stream blocks a pass goes through."""
+    """Return how many double-stream and single-stream blocks a forward pass goes through."""
     shapes = sample.shapes
     return {
         "all": (shapes.num_layers, shapes.num_single_layers),
@@ -99,7 +101,7 @@ def num_blocks(sample: Sample, step: ForwardPass) -> tuple[int, int]:
 
 
 def operations(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
-    """Return the operations of a pass and its backward over the whole sample.
+    """Return the operations of a forward pass and its backward over the whole sample.
 
     A multiplication and an addition are two. Embeddings, modulation and LoRA (under 3 % at rank
     128) are left out.
@@ -114,7 +116,7 @@ def operations(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
 
 
 def saved_bytes(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
-    """Return the bytes that a pass keeps on a rank from its forward to its backward."""
+    """Return the bytes that a rank keeps from a forward pass to its backward."""
     if step.gradient == "none":
         return 0
     double, single = num_blocks(sample, step)
@@ -127,7 +129,7 @@ def saved_bytes(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
 
 
 def workspace_bytes(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
-    """Return what the worst block needs beside: recomputed tensors and those that come and go."""
+    """Return the bytes that the worst block needs for a while, recomputed tensors included."""
     if step.gradient == "none":
         return step.samples * sample.units(FORWARD_WORKSPACE)
     block = 0.0

@@ -1,4 +1,4 @@
-"""Memory of one rank, by role and part: what the engines keep, and what a turn needs beside it.
+"""Memory of one rank, by role and part: what engines keep, and what an update adds to it.
 
 Parameters are counted exactly, on networks without storage; what the engines keep for them
 follows from the ZeRO stage; activations come from `flops`.
@@ -25,14 +25,15 @@ from magicdistill.platform.config.sections import (
 from magicdistill.platform.planning.flops import Sample, saved_bytes, workspace_bytes
 
 LIVE_NUMEL = 1_050_000_000
-"""Gathered parameters that a ZeRO-3 engine keeps: DeepSpeed's live limit and one prefetch."""
+"""Number of gathered parameters that a ZeRO-3 engine keeps: DeepSpeed's limit and a prefetch."""
 BUCKET_NUMEL = 500_000_000
-"""Gradients that DeepSpeed reduces at once."""
+"""Number of gradients that DeepSpeed reduces at once."""
 UPDATE_BYTES = 12
-"""Of one trained parameter while it is updated: float32 gradient and AdamW's temporaries.
+"""Bytes per trained parameter while it is updated: float32 gradient and AdamW's temporaries.
 Estimated, not measured."""
 
 DECODED_FRAMES = 17
+"""Frames that the autoencoder decodes in one run."""
 
 Place = Literal["gpu", "host"]
 
@@ -49,7 +50,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Row:
-    """Memory of one rank that one thing takes."""
+    """Memory that one thing takes on one rank."""
 
     role: str
     part: str
@@ -112,12 +113,12 @@ def state_rows(part: Parameters, engine: EngineConfig, num_workers: int) -> list
 
 
 def number_bytes(engine: EngineConfig) -> int:
-    """Return the size of a parameter and of an activation."""
+    """Return the bytes of one number of a parameter or an activation."""
     return 2 if engine.precision == "bf16" else 4
 
 
 def _optimizer_bytes(engine: EngineConfig) -> int:
-    """Return the size of a parameter's Adam moments, and of its float32 copy where there is one."""
+    """Return the bytes per parameter of Adam's moments, and of the float32 copy if there is one."""
     if not isinstance(engine, DeepSpeedEngineConfig):
         return 2 * number_bytes(engine)
     has_copy = engine.precision == "bf16" or engine.zero_stage > 0
@@ -132,7 +133,7 @@ def _place(engine: EngineConfig, kind: str) -> Place:
 
 
 def engine_rows(parts: Sequence[Parameters], engine: EngineConfig, num_workers: int) -> list[Row]:
-    """Return all that the engines keep, their buffers included."""
+    """Return what the engines keep, including their buffers."""
     rows = [row for part in parts for row in state_rows(part, engine, num_workers)]
     if not isinstance(engine, DeepSpeedEngineConfig) or engine.zero_stage == 0:
         return rows
@@ -156,8 +157,11 @@ def ema_row(parts: Sequence[Parameters], engine: EngineConfig, num_workers: int)
 def activation_rows(
     update: Update, sample: Sample, num_samples: int, *, recompute: bool
 ) -> tuple[Row, ...]:
-    """Return what a turn needs beside what is held: the saved activations of all its passes, and
-    the workspace of the hungriest."""
+    """Return the memory that an update adds to what is held.
+
+    These are the saved activations of all its forward passes, and the workspace of the forward
+    pass that needs most.
+    """
     saved = [
         Row(step.role, step.what, "saved activations", num_samples * count)
         for step in update.forwards
@@ -171,7 +175,7 @@ def activation_rows(
 
 
 def update_row(parts: Sequence[Parameters], engine: EngineConfig, num_workers: int) -> Row:
-    """Return what the largest role's optimiser needs while it updates."""
+    """Return the temporaries of the largest role's optimiser while it updates."""
     sharded = isinstance(engine, DeepSpeedEngineConfig) and engine.zero_stage > 0
     trained: dict[str, int] = {}
     for part in parts:

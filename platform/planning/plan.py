@@ -1,4 +1,4 @@
-"""What a recipe will need of its GPUs: memory, time and data, told before the run."""
+"""What a recipe will need of its GPUs, known before the run: memory, time and data."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from magicdistill.platform.planning.memory import (
 
 GIB = 2**30
 PAPER_MFU = 0.4
-"""What 28 guided steps at 67,320 tokens in 10 minutes on one H100 (002 section 1) come to."""
+"""The MFU of 28 guided steps at 67,320 tokens in 10 minutes on one H100 (002 section 1)."""
 RESERVE_BYTES = 5 * GIB
 """CUDA context, NCCL and fragmentation. Estimated, not measured."""
 
@@ -43,9 +43,9 @@ class Gpu(NamedTuple):
 
     memory_bytes: float
     operations_per_s: float
-    """bf16 without sparsity."""
+    """Peak rate in bf16 without sparsity."""
     host_bytes: float
-    """The server's memory for each GPU."""
+    """The server's memory divided by its GPUs."""
 
 
 GPUS: dict[GpuName, Gpu] = {
@@ -63,53 +63,53 @@ class Plan:
     recipe: Recipe
     sample: Sample
     num_samples: int
-    """Samples of one rank's micro-batch; its sequence group shares them."""
+    """Samples of one micro-batch, which the ranks of a sequence group share."""
     held: tuple[Row, ...]
-    """Memory all the time."""
+    """Memory that is taken all the time."""
     peaks: Mapping[str, tuple[Row, ...]]
-    """Memory beside it, while a turn runs."""
+    """Memory that each phase of a cycle takes in addition, by the name of the phase."""
     operations_per_cycle: float
-    """Of one rank."""
+    """Operations of one rank."""
     samples_per_cycle: int
     sample_bytes: float
     pair_operations: float
-    """Of one cycle's noise-data pairs; 0 where none are made."""
+    """Operations that make one cycle's noise-data pairs; 0 where none are made."""
     pair_rows: tuple[Row, ...]
-    """Memory of an actor that makes them."""
+    """Memory of an actor that makes pairs."""
     video_operations: float
-    """Of the trained generator's network for one sample; 0 where the method has no sampler."""
+    """Operations of sampling once with the generator; 0 where the method has no sampler."""
     mfu: float
     remedies: tuple[str, ...] = ()
 
     @property
     def gpu(self) -> Gpu | None:
-        """What the workers run on; None for CPUs, whose memory is counted and not judged."""
+        """The workers' GPU; None for CPUs, whose memory is counted but not limited."""
         cluster = self.recipe.cluster
         return GPUS[cluster.gpu] if cluster.gpus_per_worker else None
 
     @property
     def peak(self) -> str:
-        """The turn that needs most memory."""
+        """The phase that needs most memory."""
         return max(self.peaks, key=lambda name: total(self.peaks[name]))
 
     @property
     def gpu_bytes(self) -> float:
-        """What one GPU must have."""
+        """Memory that one GPU must have."""
         return total(self.held) + total(self.peaks[self.peak]) + RESERVE_BYTES
 
     @property
     def host_bytes(self) -> float:
-        """What the host must have for each GPU."""
+        """Memory that the host must have for each GPU."""
         return total(self.held, "host") + total(self.peaks[self.peak], "host")
 
     @property
     def pair_bytes(self) -> float:
-        """What an actor that makes pairs needs of its GPU; 0 where none are made."""
+        """GPU memory that an actor that makes pairs needs; 0 where none are made."""
         return total(self.pair_rows) + RESERVE_BYTES if self.pair_rows else 0
 
     @property
     def fits(self) -> bool | None:
-        """Whether GPU and host have enough, and the GPUs of the pairs; None on CPUs."""
+        """Whether GPU, host and the GPUs of the pairs have enough memory; None on CPUs."""
         if self.gpu is None:
             return None
         has_room = self.gpu_bytes <= self.gpu_limit and self.pair_bytes <= self.pair_limit
@@ -117,28 +117,28 @@ class Plan:
 
     @property
     def gpu_limit(self) -> float:
-        """What a worker has of its GPU; 0 on CPUs."""
+        """GPU memory that a worker may use; 0 on CPUs."""
         return (
             self.gpu.memory_bytes * min(1, self.recipe.cluster.gpus_per_worker) if self.gpu else 0
         )
 
     @property
     def pair_limit(self) -> float:
-        """What an actor that makes pairs has of its GPU; 0 on CPUs and where there is none."""
+        """GPU memory that an actor that makes pairs may use; 0 on CPUs and without such actors."""
         pairs = self.recipe.pairs
         return self.gpu.memory_bytes * min(1, pairs.gpus_per_actor) if self.gpu and pairs else 0
 
     @property
     def seconds_per_cycle(self) -> float | None:
-        """Computation alone, at the stated MFU; None on CPUs."""
+        """Seconds of computation alone, at the stated MFU; None on CPUs."""
         gpu = self.gpu
         return gpu and self.operations_per_cycle / (gpu.operations_per_s * self.mfu)
 
     @property
     def seconds_per_video_second(self) -> float | None:
-        """Computation of one GPU for each second of video that the generator makes.
+        """Seconds that one GPU computes for each second of video that the generator makes.
 
-        By the network alone, at the stated MFU, in windows that share nothing; None on CPUs and
+        Counts the network alone, at the stated MFU, in clips that share nothing. None on CPUs and
         where the method has no sampler.
         """
         gpu, window = self.gpu, self.recipe.data.bucket
@@ -149,15 +149,18 @@ class Plan:
 
     @property
     def num_pair_actors(self) -> int:
-        """Actors that make pairs as fast as the workers use them, each as fast as a worker."""
+        """Number of actors, each as fast as a worker, that make pairs as fast as they are used."""
         return math.ceil(self.pair_operations / self.operations_per_cycle)
 
 
 def plan(recipe: Recipe, *, mfu: float = PAPER_MFU) -> Plan:
     """Plan a recipe; where it does not fit, name the settings that would make it fit.
 
-    `mfu` is the share of the GPUs' peak that computation reaches. Raises RecipeError where it is
-    no share, where the method trains no transformer, and where the batch does not divide.
+    `mfu` is the share of the GPUs' peak that computation reaches, above 0 and up to 1.
+
+    Raises:
+        RecipeError: if `mfu` is out of range, the method trains no transformer, or the batch does
+            not divide.
     """
     if not 0 < mfu <= 1:
         raise RecipeError(f"mfu {mfu}: it is a share of the peak, above 0 and up to 1")
@@ -172,14 +175,14 @@ def plan(recipe: Recipe, *, mfu: float = PAPER_MFU) -> Plan:
 
 
 def demand_fit(recipe: Recipe) -> None:
-    """Raise RecipeError for a recipe that does not fit on its GPUs, with what to change."""
+    """Raise RecipeError, which says what to change, for a recipe that does not fit on its GPUs."""
     if recipe.cluster.gpus_per_worker and _updates(recipe):
         made = plan(recipe)
         if made.fits is False:
-            raise RecipeError(f"{recipe.name} {verdict(made)}")
+            raise RecipeError(f"{recipe.name} {describe_fit(made)}")
 
 
-def verdict(made: Plan) -> str:
+def describe_fit(made: Plan) -> str:
     """Say whether the recipe fits, and what to change where it does not."""
     if made.gpu is None:
         return "runs on CPUs, whose memory is not judged"
@@ -265,7 +268,7 @@ def _plan(
 
 
 def _sample(recipe: Recipe) -> Sample:
-    """Return the largest sample."""
+    """Return the sample of the bucket with the most tokens."""
     samples = (
         Sample.of(
             bucket,
@@ -323,7 +326,7 @@ def _pair_operations(pairs: PairsConfig | None, sample: Sample) -> float:
 def _pair_rows(
     recipe: Recipe, parts: Sequence[Parameters], sample: Sample, num_samples: int
 ) -> tuple[Row, ...]:
-    """Return what a pair actor holds: the whole generator, and the workspace of an item."""
+    """Return the memory of an actor that makes pairs: the generator, and its workspace."""
     pairs = recipe.pairs
     if pairs is None or pairs.stored is not None:
         return ()
@@ -342,7 +345,7 @@ def _pair_steps(pairs: PairsConfig) -> ForwardPass:
 
 
 def _video_operations(recipe: Recipe, sample: Sample) -> float:
-    """Return the operations of sampling once as the generator is trained for."""
+    """Return the operations of sampling once with the sampler that the generator is trained for."""
     sampler = recipe.method.trained_sampler
     if sampler is None:
         return 0
@@ -374,7 +377,7 @@ def _remedies(
 
 
 def _changes(recipe: Recipe) -> Iterator[Change]:
-    """Yield what could make a recipe fit, the cheapest first."""
+    """Yield changes that could make a recipe fit, the cheapest first."""
     cluster, schedule = recipe.cluster, recipe.schedule
     twice_split = {"cluster.sequence_parallel": 2 * cluster.sequence_parallel}
     twice_accumulated = {"schedule.num_micro_batches": 2 * schedule.num_micro_batches}

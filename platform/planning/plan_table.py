@@ -7,18 +7,18 @@ from dataclasses import asdict
 
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig
 from magicdistill.platform.planning.memory import Row, total
-from magicdistill.platform.planning.plan import GIB, RESERVE_BYTES, Plan, verdict
+from magicdistill.platform.planning.plan import GIB, RESERVE_BYTES, Plan, describe_fit
 
 
 def format_plan(made: Plan) -> str:
-    """Return memory by role and part, time, demand and verdict."""
+    """Return memory by role and part, time, demand, and whether the recipe fits, for people."""
     peaks = "  ".join(f"{name} {total(rows) / GIB:.1f}" for name, rows in made.peaks.items())
     lines = [
         *_setting(made),
         "",
         "GiB on each rank, all the time",
         *_table(made.held),
-        f"at the peak, in the turn {made.peak!r}  (peaks: {peaks})",
+        f"at the peak, during {made.peak!r}  (peaks: {peaks})",
         *_table(made.peaks[made.peak]),
         _line("reserve", "CUDA, NCCL, fragmentation", "estimated", RESERVE_BYTES),
         _line("total", "", "", made.gpu_bytes),
@@ -28,7 +28,7 @@ def format_plan(made: Plan) -> str:
         *_scoring(made),
         *_sampling(made),
         "",
-        f"{made.recipe.name} {verdict(made)}",
+        f"{made.recipe.name} {describe_fit(made)}",
     ]
     return "\n".join(lines)
 
@@ -108,10 +108,10 @@ def _pairs(made: Plan) -> Iterator[str]:
     pairs, wanted = made.recipe.pairs, made.num_pair_actors
     if pairs is None or not wanted:
         return
-    verdict = "enough" if pairs.num_actors >= wanted else f"too few: give pairs.num_actors {wanted}"
+    advice = "enough" if pairs.num_actors >= wanted else f"too few: give pairs.num_actors {wanted}"
     yield (
         f"pairs: {made.samples_per_cycle} of {pairs.sampler.num_steps} steps per cycle take "
-        f"{wanted} actor(s) as fast as a worker, and there are {pairs.num_actors}: {verdict}"
+        f"{wanted} actor(s) as fast as a worker, and there are {pairs.num_actors}: {advice}"
     )
     yield f"       GiB on each actor, with the reserve: {made.pair_bytes / GIB:.1f}"
     yield from _table(made.pair_rows)
