@@ -1,4 +1,4 @@
-"""Vital signs of generated clips: what collapse, frozen video and over-saturation move first."""
+"""Collapse signs of generated clips: what collapse, stills and over-saturation change first."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Training samples by position: rank, window and micro-batch decide, nothing else."""
+"""Training samples by position: a function of rank, accumulation step and micro-batch alone."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,10 +16,10 @@ from magicdistill.platform.config.sections import ScheduleConfig
 
 
 class Batches(Protocol):
-    """Where training samples come from."""
+    """Where the training samples of a rank come from."""
 
     def __call__(self, step: int, micro: int) -> Batch:
-        """Return this rank's micro-batch of an accumulation window, the same at every call."""
+        """Return a micro-batch of an accumulation step for this rank, the same at every call."""
         ...
 
 
@@ -28,7 +28,7 @@ def deal(
 ) -> "Positions":
     """Return the positions of a rank, the same for all ranks of a sequence group.
 
-    Raises ValueError where workers or batch do not divide.
+    Raises ValueError if the workers or the batch do not divide evenly.
     """
     groups, rest = divmod(world_size, sequence_parallel)
     if rest:
@@ -46,7 +46,7 @@ def deal(
 
 
 class Positions:
-    """Deals the stream of sample positions out to windows, micro-batches and sequence groups."""
+    """Divides the stream of sample positions among steps, micro-batches and sequence groups."""
 
     def __init__(self, batch_size: int, parts: int, group: int, num_groups: int) -> None:
         self.batch_size, self.parts, self.share = batch_size, parts, batch_size // parts
@@ -57,16 +57,16 @@ class Positions:
         return self.at(self.index(step, micro))
 
     def index(self, step: int, micro: int) -> int:
-        """Return the number of a micro-batch of this group among those of all groups."""
+        """Return the index of this group's micro-batch among those of all groups and steps."""
         return step * self.parts + micro * self.num_groups + self.group
 
     def at(self, index: int) -> range:
-        """Return the positions of a micro-batch by its number."""
+        """Return the positions of a micro-batch by its index."""
         return range(index * self.share, (index + 1) * self.share)
 
 
 class LatentBatches:
-    """Rows of a latent cache; those of a window have one bucket."""
+    """Reads rows of a latent cache; all rows of an accumulation step are of one bucket."""
 
     def __init__(
         self,
@@ -87,18 +87,18 @@ class LatentBatches:
         return self.at(self.positions.index(step, micro))
 
     def rows(self, index: int) -> list[int]:
-        """Return the rows of the cache that a micro-batch reads."""
+        """Return the rows of the cache that make up a micro-batch."""
         return [self.sampler.row(position) for position in self.positions.at(index)]
 
     def at(self, index: int) -> Batch:
-        """Read a micro-batch, of this group or another, by its number."""
+        """Read a micro-batch, of this group or another, by its index."""
         positions, rows = self.positions.at(index), self.rows(index)
         dropped = [is_dropped(self.seed, position, self.drop) for position in positions]
         return collate(self.cache, rows, positions, self.device, dropped)
 
 
 class PixelBatches:
-    """Windows of frames, uint8 (n t y x 3) in one memory-mapped file."""
+    """Reads clip windows, uint8 (n t y x 3), from one memory-mapped file."""
 
     def __init__(
         self, data: AnyPath, positions: Positions, seed: int, device: torch.device | str
@@ -132,7 +132,7 @@ def collate(
 ) -> Batch:
     """Read rows of a cache as a batch; the first latent frame is the image prior.
 
-    Rows that are `dropped` get the null prompt instead of their own.
+    Rows marked in `dropped` get the null prompt instead of their own.
     """
     read = [cache.read(row) for row in rows]
     x0 = torch.stack([row.latents for row in read]).float().to(device)

@@ -28,11 +28,11 @@ from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.batches import LatentBatches
 
 PAIRS = -2
-"""The cycle under which pairs draw: no training cycle, and not that of held-out clips."""
+"""The cycle number of the pairs' random numbers: no training cycle and no validation has it."""
 
 
 class PairGenerator:
-    """The frozen generator of a recipe's pairs."""
+    """The frozen few-step generator that makes the pairs of a recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.pairs is not None
@@ -45,7 +45,7 @@ class PairGenerator:
         set_kernels(self.velocity, recipe.kernels)
 
     def __call__(self, batch: Batch) -> Batch:
-        """Return the batch with a pair for each of its positions, on the processor."""
+        """Return the batch with a pair for each of its positions, in host memory."""
         own = batch.to(self.device)
         assert own.conditions is not None
         rng = pair_rng(self.seed, own.positions, self.device)
@@ -63,7 +63,7 @@ class PairGenerator:
 
 
 class StoredPairs:
-    """Pairs that `store_pairs` wrote; the noise is drawn again."""
+    """Reads pairs that `store_pairs` wrote; their noise is drawn again instead of stored."""
 
     def __init__(self, recipe: Recipe, batches: LatentBatches) -> None:
         assert recipe.pairs is not None and recipe.pairs.stored is not None
@@ -74,7 +74,7 @@ class StoredPairs:
         """Return the batch with its pairs.
 
         Raises:
-            ValueError: if they are not stored, or those of another recipe.
+            ValueError: if they are not stored or belong to another recipe.
         """
         rows = [self._read(position) for position in batch.positions]
         rng = pair_rng(self.recipe.seed, batch.positions, "cpu")
@@ -91,7 +91,7 @@ class StoredPairs:
 
 
 def pair_key(recipe: Recipe, batches: LatentBatches, position: int) -> str:
-    """Return the name of a pair: everything that it is a function of, its sample included."""
+    """Return the key of a pair: a hash of everything that decides it, its sample included."""
     assert recipe.pairs is not None
     weights = digest_weights(find_weights(recipe.pairs.generator, "pairs.generator"))
     sampler, row = recipe.pairs.sampler.model_dump_json(), batches.sampler.row(position)
@@ -100,5 +100,5 @@ def pair_key(recipe: Recipe, batches: LatentBatches, position: int) -> str:
 
 
 def pair_rng(seed: int, positions: Sequence[int], device: torch.device | str) -> Rng:
-    """Return the randomness of pairs by their position."""
+    """Return the random numbers of the pairs at some positions."""
     return Rng(seed, PAIRS, PAIRS, positions, device)

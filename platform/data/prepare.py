@@ -18,11 +18,11 @@ from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
 
 Prepared = tuple[AnyPath, AnyPath | None]
-"""Where the data of the training are, and the latents of the held-out clips."""
+"""Location of the training data, and of the held-out latents if there are any."""
 
 
 def prepare(recipe: Recipe, run: RunDirectory) -> Prepared:
-    """Make what a recipe trains on and is judged with, but for what is there already."""
+    """Make the data that a recipe trains on and is evaluated with, except what exists already."""
     if recipe.method.data == "pixels":
         from magicdistill.platform.data.vae_windows import prepare_pixels
 
@@ -58,7 +58,7 @@ def prepare_latents(recipe: Recipe, run: RunDirectory) -> Prepared:
 
 
 def data_configs(recipe: Recipe) -> dict[str, DataConfig]:
-    """Return what a recipe curates, by purpose."""
+    """Return the data configurations that a recipe curates, by purpose."""
     configs = {"training": recipe.data}
     if recipe.evaluation is not None:
         configs["held-out"] = recipe.evaluation.data
@@ -66,7 +66,7 @@ def data_configs(recipe: Recipe) -> dict[str, DataConfig]:
 
 
 def _demand_the_same(run: RunDirectory, results: Mapping[str, CurationResult]) -> None:
-    """Refuse to resume on other clips: the order in which they are drawn would change."""
+    """Refuse to resume a run on other clips, because their order would change."""
     before = {title: facts["latents"] for title, facts in run.data().items()}
     now = {title: result.version for title, result in results.items()}
     if before not in ({}, now):
@@ -77,7 +77,7 @@ def _demand_the_same(run: RunDirectory, results: Mapping[str, CurationResult]) -
 
 
 def lineage(results: Mapping[str, CurationResult]) -> dict[str, dict[str, str]]:
-    """Return what names the data of a run by purpose: latents, policy and mixture of clips."""
+    """Return, by purpose, the versions of latents and policy and the mixture of clips."""
     return {
         title: {
             "latents": result.version,
@@ -89,7 +89,7 @@ def lineage(results: Mapping[str, CurationResult]) -> dict[str, dict[str, str]]:
 
 
 def tell(title: str, selection: Selection) -> None:
-    """Say what became of the clips, and why the first of those left out are."""
+    """Print how many clips were kept, and why the first of the others were not."""
     counts = "  ".join(f"{name} {count}" for name, count in selection.counts.items())
     logs.say(f"{title} clips: {counts}")
     if selection.config.other_buckets:

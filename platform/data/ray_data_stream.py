@@ -1,4 +1,4 @@
-"""Items by index, made ahead of need by Ray Data's actors and handed to ranks in order.
+"""Stream items by index: Ray Data's actors make them ahead of need, and ranks take them in order.
 
 Ray Data starts, feeds, restarts and throttles the actors. Which rank gets which item is a function
 of its index: `streaming_split` would give it to whoever asks first.
@@ -19,23 +19,23 @@ import ray.data
 from magicdistill.platform.cluster import ranks
 
 MAX_WAITING = 1000
-"""Requests that a dealer keeps waiting at once."""
+"""Number of requests that can wait in a buffer at the same time."""
 
 Producer = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
 class ProducerConfig:
-    """Who makes the items, and how far ahead of those who take them."""
+    """The actors that make items, and how far they run ahead of the consumers."""
 
     build: Callable[[], Producer]
-    """Called once in each actor; what it returns makes item after item, any of them again."""
+    """Called once in each actor; the function that it returns makes the item of any index."""
     num_actors: int = 1
     gpus_per_actor: float = 0.0
     buffer: int = 8
-    """Items that wait to be taken; as many again lie in Ray's object store."""
+    """Items that wait to be taken; up to as many again are in Ray's object store."""
     item_bytes: int = 1 << 20
-    """About the size of one, by which Ray Data holds the actors back."""
+    """Approximate size of an item in bytes, by which Ray Data throttles the actors."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Throughput:
     num_made: int
     num_taken: int
     seconds: float
-    """Since the first item was made."""
+    """Seconds since the first item was made."""
 
     @property
     def num_waiting(self) -> int:
-        """Items that are made and not taken, those still in Ray's object store not counted."""
+        """Items that wait in the buffer, without those that are still in Ray's object store."""
         return self.num_made - self.num_taken
 
 
@@ -88,7 +88,7 @@ def make_items(producers: ProducerConfig, first: int, stop: int) -> Iterator[tup
 
 @ray.remote(num_cpus=0)
 class Buffer:
-    """Keeps the items that are made until every rank that wants one has taken it."""
+    """An actor that keeps each item until all of its consumers have taken it."""
 
     def __init__(
         self, producers: ProducerConfig, first: int, stop: int, num_consumers: int
@@ -102,7 +102,7 @@ class Buffer:
         threading.Thread(target=self._pull, args=(producers, first, stop), daemon=True).start()
 
     def take(self, index: int) -> bytes:
-        """Return an item, waiting for it; raises what its maker raised."""
+        """Return an item, waiting for it; raises the error of its producer."""
         with self._changed:
             self._changed.wait_for(lambda: index in self._kept or self._error)
             if index not in self._kept:
@@ -136,12 +136,12 @@ class Buffer:
 
 
 class Stream:
-    """A rank's end of a dealer that all ranks share; they open it together."""
+    """A rank's access to the buffer that all ranks share; all ranks open it together."""
 
     def __init__(
         self, producers: ProducerConfig, first: int, stop: int, num_consumers: int
     ) -> None:
-        name = ranks.of_first(f"dealer-{uuid.uuid4().hex}")
+        name = ranks.of_first(f"buffer-{uuid.uuid4().hex}")
         arguments = (producers, first, stop, num_consumers)
         own = None
         if ranks.rank() == 0:
@@ -156,7 +156,7 @@ class Stream:
         self._asked[index] = self._dealer.take.remote(index)
 
     def take(self, index: int) -> Any:
-        """Return an item, waiting for it where it is not made yet."""
+        """Return an item, waiting if it is not made yet."""
         if index not in self._asked:
             self.ask(index)
         return pickle.loads(ray.get(self._asked.pop(index)))

@@ -1,4 +1,4 @@
-"""Where the micro-batches of a rank come from: read in place, or made ahead by other processes."""
+"""Open the micro-batches of a rank: read in place, or made ahead of need by other processes."""
 
 import pickle
 from dataclasses import replace
@@ -23,7 +23,7 @@ from magicdistill.platform.data.ray_data_stream import Producer, ProducerConfig,
 
 ROWS_PER_SHARD = 64
 READ_AHEAD = 4
-"""Micro-batches for each group of workers that readers have ready."""
+"""Micro-batches that readers keep ready for each sequence group."""
 
 
 def open_batches(
@@ -37,8 +37,8 @@ def open_batches(
 ) -> Batches:
     """Open a rank's samples: a latent cache, or pixel windows where a VAE is trained.
 
-    Other processes read them, through Ray Data, where the recipe has readers or makers of pairs;
-    all ranks then call alike, for at most `num_windows` windows.
+    If the recipe has readers or producers of pairs, these read them through Ray Data; then all
+    ranks must call alike, for at most `num_steps` accumulation steps.
     """
     positions = deal(
         recipe.schedule, recipe.cluster.sequence_parallel, rank=rank, world_size=world_size
@@ -53,7 +53,7 @@ def open_batches(
 
 
 def producers_for(recipe: Recipe, data: AnyPath, positions: "Positions") -> ProducerConfig:
-    """Return who reads a recipe's micro-batches and makes their pairs, by their index."""
+    """Return the producers that read a recipe's micro-batches and make their pairs."""
     pairs = recipe.pairs
     example = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data).at(0)
     num_bytes = len(pickle.dumps(example)) + 2 * example.x0.nbytes * bool(pairs)
@@ -67,7 +67,7 @@ def producers_for(recipe: Recipe, data: AnyPath, positions: "Positions") -> Prod
 
 
 def build_producer(recipe: Recipe, data: AnyPath, positions: "Positions") -> Producer:
-    """Return what makes a micro-batch by its index, with its pairs where the recipe has some."""
+    """Return a function that makes the micro-batch of an index, with its pairs if there are any."""
     batches = LatentBatches(data, positions, recipe.seed, "cpu", recipe.data)
     if recipe.pairs is None:
         return batches.at
@@ -78,7 +78,7 @@ def build_producer(recipe: Recipe, data: AnyPath, positions: "Positions") -> Pro
 class StreamedBatches:
     """Micro-batches that other processes make ahead of need, the same ones as by `LatentBatches`.
 
-    All ranks call alike. A window is kept while it is asked for; the next one is on its way.
+    All ranks call alike. A step is kept while it is asked for, and the next one is requested.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class StreamedBatches:
         self._held: dict[int, Batch] = {}
 
     def __call__(self, step: int, micro: int) -> Batch:
-        """Return a micro-batch, waiting for it where it is not made yet."""
+        """Return a micro-batch, waiting if it is not made yet."""
         stream = self._advance_to(step)
         if micro not in self._held:
             index = self.positions.index(step, micro)
@@ -106,7 +106,7 @@ class StreamedBatches:
         return self._held[micro].to(self.device)
 
     def throughput(self) -> dict[str, float]:
-        """Return samples made and used a second, and how many wait."""
+        """Return the samples made and used per second, and how many wait."""
         assert self.stream is not None, "nothing was asked for yet"
         now, share = self.stream.throughput(), self.positions.share
         return {

@@ -1,4 +1,4 @@
-"""The data of a VAE's training: windows of pixels, and the VAE's half that they determine."""
+"""Prepare the training of a VAE: clip windows of pixels, and its closed-form encoder."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ CODE_CLIPS = 400
 
 
 def prepare_pixels(recipe: Recipe, run: RunDirectory, root: AnyPath) -> Path:
-    """Decode the accepted clips' windows into one file and set the VAE's closed-form half.
+    """Decode the windows of the accepted clips into one file and set the VAE's closed-form half.
 
     `root` is the place of clips and ledger.
     """

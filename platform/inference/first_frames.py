@@ -94,7 +94,7 @@ class ImagePriors:
             raise ExplainedError(f"--index: {error}") from None
         for failure in index.failures:
             say(f"left out: {failure}")
-        say(f"{len(index)} images in the index of {self.config.index}, {num_new} looked at anew")
+        say(f"{len(index)} images in the index of {self.config.index}, {num_new} looked at again")
         return index
 
     @cached_property

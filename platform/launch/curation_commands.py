@@ -169,7 +169,7 @@ def verify(recipe: Recipe, *, repair: bool = False) -> bool:
         logs.say(f"verified {root}: no damage")
         _tell_reconstructions(recipe, root)
     elif repair:
-        logs.say(f"took {num_damaged} damaged files out of use; curate again to make them anew")
+        logs.say(f"took {num_damaged} damaged files out of use; curate again to replace them")
     else:
         logs.say(f"{num_damaged} damaged files; --repair takes them out of use")
     return not num_damaged

@@ -57,7 +57,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProtocolScores:
     """The result of one protocol."""
 
     table: ScoreTable
@@ -83,7 +83,7 @@ def write_run_report(run: RunDirectory) -> Path:
         videos=[_video(video) for video in sorted(run.samples.glob("*.mp4"))],
         sheets=_sheets(run),
         own=_own_scores(run),
-        verdicts=list(_verdicts(run)),
+        protocols=list(_protocol_scores(run)),
         changed=_changes(recipe),
         recipe=to_yaml(recipe),
         diff=run.provenance().diff,
@@ -219,10 +219,10 @@ def _own_scores(run: RunDirectory) -> list[dict[str, str]]:
     ]
 
 
-def _verdicts(run: RunDirectory) -> Iterator[Verdict]:
+def _protocol_scores(run: RunDirectory) -> Iterator[ProtocolScores]:
     for path in sorted(run.path.glob("evaluation/*/scores.json")):
         plots = (path.with_name(name) for name in ("bars.png", "nfe.png"))
-        yield Verdict(
+        yield ProtocolScores(
             ScoreTable.load(path),
             [data_uri("image/png", plot.read_bytes()) for plot in plots if plot.exists()],
         )

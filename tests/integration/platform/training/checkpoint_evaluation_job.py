@@ -43,7 +43,7 @@ def train(run: RunDirectory, cache: AnyPath, stop: int) -> Worker:
 
 
 def main() -> None:
-    """Train in three parts with the examiner at hand; print what there is to know."""
+    """Train in three parts with the evaluator at hand; print what there is to know."""
     folder = Path(sys.argv[1])
     run, cache = RunDirectory.create(folder, recipe_to(STOPS[-1])), write_cache(folder / "data")
     with ray_cluster(ClusterConfig(dashboard=False)):

@@ -1,4 +1,4 @@
-"""The watch over a training's health, and the vital signs that it judges."""
+"""The health monitor of a training, and the collapse signs that it judges."""
 
 import math
 from collections.abc import Mapping
