@@ -18,12 +18,11 @@ from magicdistill.platform.checkpoints.checkpoints import GENERATOR, Checkpoints
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.cluster.preemption import LeavingError, Notice, Notices, PreemptedError
 from magicdistill.platform.config.sections import HealthConfig, ScheduleConfig
-from magicdistill.platform.data.batches import Batches
 from magicdistill.platform.data.stream_source import StreamedBatches
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.engine import Ema, Engine, averaged
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
-from magicdistill.platform.training.loop import Metrics, mean_over_ranks
+from magicdistill.platform.training.loop import Loop, Metrics, mean_over_ranks
 from magicdistill.platform.training.validation import Validation
 
 
@@ -89,13 +88,13 @@ class ProducerThroughput(Callback):
 
     first_rank_only = True
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
 
     def __call__(self, cycle: int, metrics: Metrics) -> None:
         """Add the numbers, where the batches come from a stream."""
-        if isinstance(self.batches, StreamedBatches):
-            metrics.update(self.batches.throughput())
+        if isinstance(batches := self.loop.batches, StreamedBatches):
+            metrics.update(batches.throughput())
 
 
 class HealthCheck(Callback):

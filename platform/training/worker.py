@@ -171,7 +171,7 @@ def callbacks_of(worker: Worker) -> list[Callback]:
                 worker.ema,
                 worker.device,
             ),
-            ProducerThroughput(worker.loop.batches),
+            ProducerThroughput(worker.loop),
             MetricsWriter(worker.run, schedule, worker.loop.step_timer),
             worker.health,
             worker.checkpointer,
