@@ -1,7 +1,7 @@
 """A method of one's own is one file: the platform plans, trains, tracks, reports, exports it."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -42,9 +42,9 @@ from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.run_description import describe
 from magicdistill.platform.tracking.tracker import Tracker
 from magicdistill.platform.training.worker import Worker
+from tests.registries import registries_restored
 
 
-@METHODS.register
 class ToyMethod(MethodConfig):
     """Regress the velocity of data at one noise level, for a generator of two steps."""
 
@@ -91,6 +91,14 @@ def recipe(runs: Path) -> Recipe:
     values["schedule"]["sample_every"] = 1
     values["cluster"]["num_workers"] = 1
     return Recipe.model_validate(values | {"engine": {"kind": "torch"}, "runs": str(runs)})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_registered() -> Iterator[None]:
+    """Register the toy method for the tests of this module, and for no others."""
+    with registries_restored():
+        METHODS.register(ToyMethod)
+        yield
 
 
 @pytest.fixture(scope="module")
