@@ -1,6 +1,7 @@
 """The command line of a job, in a process of its own where it goes on to the job."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -136,11 +137,15 @@ def test_a_recipe_of_another_job_is_refused_with_its_name(ending: Ending) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "jobs").glob("*.py")))
-def test_every_job_has_help(name: str) -> None:
-    command = [sys.executable, f"jobs/{name}.py", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"python jobs/{name}.py [" in done.stdout and "  --" in done.stdout
+def test_every_job_has_help(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
+    out, err = capfd.readouterr()
+    assert (ended.value.code, err) == (0, "")
+    assert f"python jobs/{name}.py [" in out and "  --" in out
 
 
 def cpu_seconds(job: Job, *arguments: str) -> float:
