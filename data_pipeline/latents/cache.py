@@ -35,7 +35,7 @@ from magicdistill.data_pipeline.io.storage import (
     write_parquet,
 )
 from magicdistill.data_pipeline.io.whole_files import write_text
-from magicdistill.data_pipeline.latents.tensor_blobs import (
+from magicdistill.data_pipeline.latents.shard_format import (
     BLOB_FIELDS,
     BLOB_OPTIONS,
     SHARD_INDEX,

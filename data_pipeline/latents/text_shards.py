@@ -21,7 +21,7 @@ from magicdistill.data_pipeline.io.storage import (
     read_tables,
     write_parquet,
 )
-from magicdistill.data_pipeline.latents.tensor_blobs import (
+from magicdistill.data_pipeline.latents.shard_format import (
     BLOB_FIELDS,
     BLOB_OPTIONS,
     SHARD_INDEX,

@@ -29,7 +29,7 @@ from magicdistill.data_pipeline.latents.cache import (
     read_index,
     rewrite_shard,
 )
-from magicdistill.data_pipeline.latents.tensor_blobs import SHARD_INDEX
+from magicdistill.data_pipeline.latents.shard_format import SHARD_INDEX
 from magicdistill.data_pipeline.latents.text_shards import (
     TEXT_INDEX_SCHEMA,
     committed_texts,

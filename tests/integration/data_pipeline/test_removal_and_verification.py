@@ -21,7 +21,7 @@ from magicdistill.data_pipeline.latents.cache import (
     write_shard,
 )
 from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics
-from magicdistill.data_pipeline.latents.tensor_blobs import CacheError
+from magicdistill.data_pipeline.latents.shard_format import CacheError
 from magicdistill.data_pipeline.latents.text_shards import TextRow, committed_texts, write_texts
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.ledger.policy import Decision

@@ -23,7 +23,7 @@ from magicdistill.data_pipeline.latents.cache import (
     publish,
     write_shard,
 )
-from magicdistill.data_pipeline.latents.tensor_blobs import CacheError
+from magicdistill.data_pipeline.latents.shard_format import CacheError
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.rows import Video, failed
 

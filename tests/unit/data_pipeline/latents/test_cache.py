@@ -17,7 +17,7 @@ from magicdistill.data_pipeline.latents.cache import (
     row_facts,
     write_shard,
 )
-from magicdistill.data_pipeline.latents.tensor_blobs import CacheError
+from magicdistill.data_pipeline.latents.shard_format import CacheError
 from magicdistill.data_pipeline.latents.text_shards import TextRow, write_texts
 from magicdistill.data_pipeline.latents.windows import Window
 from magicdistill.data_pipeline.rows import ClipRow, Video

@@ -18,7 +18,7 @@ from magicdistill.data_pipeline.latents.cache import (
     publish,
     write_shard,
 )
-from magicdistill.data_pipeline.latents.tensor_blobs import CacheError
+from magicdistill.data_pipeline.latents.shard_format import CacheError
 from magicdistill.data_pipeline.latents.text_shards import committed_texts
 from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,

@@ -1,4 +1,4 @@
-"""Tensors in the Parquet shards of a latent cache: bytes, shape, dtype and checksum of each."""
+"""What shards of latents and of prompts have in common: their commit and how they hold tensors."""
 
 import zlib
 
@@ -16,8 +16,8 @@ BLOB_FIELDS = [
 ]
 """Columns of a tensor: `data` holds its values in row-major order, `crc32` a checksum of `data`."""
 BLOB_OPTIONS = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
-"""Options of the Parquet writer: bytes of latents neither shrink nor repeat, and nobody searches
-them."""
+"""Options of the Parquet writer. Tensors are stored as they are, so that a row is read without
+unpacking anything; nobody searches them by value, so they need no dictionary and no statistics."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
