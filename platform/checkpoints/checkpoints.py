@@ -153,7 +153,7 @@ class Checkpoints:
         return 0
 
     def bring(self, path: Path) -> list[str]:
-        """Fetch a checkpoint that is damaged or missing from the mirror; name what is damaged still.
+        """Fetch a checkpoint from the mirror if it is damaged; name what is damaged all the same.
 
         Every rank calls it.
         """
