@@ -37,9 +37,9 @@ from magicdistill.data_pipeline.io.storage import (
 from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.data_pipeline.latents.shard_format import (
     BLOB_FIELDS,
-    BLOB_OPTIONS,
     SHARD_INDEX,
     CacheError,
+    commit_shard,
     from_blob,
     to_blob,
 )
@@ -146,13 +146,7 @@ def write_shard(root: AnyPath, rows: Sequence[LatentRow]) -> str:
 
 
 def _commit_shard(root: AnyPath, facts: Sequence[dict[str, object]], table: pa.Table) -> str:
-    name = digest(*(row["key"] for row in facts))
-    directory = root / "shards"
-    write_parquet(table, directory / f"{name}.parquet", row_group_size=1, **BLOB_OPTIONS)
-    index = [row | {"shard": name, "row_group": number} for number, row in enumerate(facts)]
-    index_table = pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
-    write_parquet(index_table, directory / f"{name}{SHARD_INDEX}")
-    return name
+    return commit_shard(root / "shards", facts, table, rows_per_group=1, index_schema=INDEX_SCHEMA)
 
 
 def rewrite_shard(root: AnyPath, name: str, without: Collection[str]) -> None:

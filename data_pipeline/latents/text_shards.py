@@ -19,17 +19,15 @@ from magicdistill.data_pipeline.io.storage import (
     local_copy,
     open_parquet,
     read_tables,
-    write_parquet,
 )
 from magicdistill.data_pipeline.latents.shard_format import (
     BLOB_FIELDS,
-    BLOB_OPTIONS,
     SHARD_INDEX,
     CacheError,
+    commit_shard,
     from_blob,
     to_blob,
 )
-from magicdistill.data_pipeline.rows import digest
 
 NULL_TEXT = "null"
 """Key of the zero embedding that stands for the null prompt where no encoder makes one."""
@@ -69,12 +67,13 @@ def write_texts(root: AnyPath, texts: Mapping[str, TextRow]) -> str:
 
 
 def _commit_texts(root: AnyPath, keys: Sequence[str], table: pa.Table) -> str:
-    name, folder = digest(*keys), root / "texts"
-    write_parquet(table, folder / f"{name}.parquet", row_group_size=_TEXT_PARTS, **BLOB_OPTIONS)
-    index = [{"key": key, "shard": name, "row_group": at} for at, key in enumerate(keys)]
-    index_table = pa.Table.from_pylist(index, schema=TEXT_INDEX_SCHEMA)
-    write_parquet(index_table, folder / f"{name}{SHARD_INDEX}")
-    return name
+    return commit_shard(
+        root / "texts",
+        [{"key": key} for key in keys],
+        table,
+        rows_per_group=_TEXT_PARTS,
+        index_schema=TEXT_INDEX_SCHEMA,
+    )
 
 
 def rewrite_texts(root: AnyPath, name: str, without: Collection[str]) -> None:
