@@ -44,8 +44,8 @@ def nearest_bucket(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket
 def _kept(*sides: int) -> float:
     """Return the share of a picture that a crop to a bucket's aspect keeps.
 
-    Each of the two sides is multiplied by the bucket's other one: what is left of their ratio is
-    that of the two aspects.
+    `sides` are the picture's width times the bucket's height, and its height times the bucket's
+    width: their ratio is that of the two aspects.
     """
     return min(sides) / max(*sides, 1)
 

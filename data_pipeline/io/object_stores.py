@@ -39,7 +39,7 @@ def store_options() -> dict[str, Any]:
 def open_text(location: str) -> TextIOWrapper:
     """Open a manifest, which is UTF-8 with or without a byte order mark.
 
-    It is fetched as it is read, never whole, because manifests have gigabytes. Bytes that are no
+    It is fetched as it is read, never whole, because it may have gigabytes. Bytes that are no
     UTF-8 are replaced, so that they spoil one row and not the reading.
 
     Raises:
@@ -92,7 +92,7 @@ def read_json_lines(location: str) -> Iterator[Any]:
 def _parsed(text: str) -> Any:
     """Return what a JSON text holds, with `?` for each lone surrogate.
 
-    JSON can escape one half of a UTF-16 pair, and Python takes it, but no UTF-8 can store it.
+    JSON can escape one half of a UTF-16 pair, and Python takes it, but UTF-8 cannot store it.
     """
     content = json.loads(text, parse_int=_number)
     if "\\ud" in text or "\\uD" in text:

@@ -57,8 +57,8 @@ class Scratch:
 
         Raises:
             VideoError: if the file cannot be had. A message that begins with `UNREACHABLE` marks a
-                temporary failure, as all are here that may pass: the listing alone says that a
-                file is missing for good, and one that went away since may come back with its disk.
+                failure that may pass. Only the listing decides that a file is missing for good:
+                one that went away since then may come back, as with its disk.
         """
         try:
             return self._fetch(uri, path)
