@@ -22,7 +22,7 @@ help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo; echo "PYTHON=python3.11 picks the interpreter; ARGS='...' reaches the demo's job and pytest, RUNS=... the dashboard."
 
-setup: $(STAMP)  ## install everything into .venv (about 10 minutes the first time, then instant)
+setup: $(STAMP)  ## install everything into .venv (3 to 10 minutes the first time, then instant)
 
 $(STAMP): pyproject.toml constraints.txt weights.txt
 	@$(MAKE) --no-print-directory preflight

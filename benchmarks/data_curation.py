@@ -15,9 +15,7 @@ import torch
 from data_shared import NUM_PROCESSES, Row, be_part, bench_config, make_clips, quiet, run_part
 
 from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.latents.cache import (
-    committed_rows,
-)
+from magicdistill.data_pipeline.latents.cache import committed_rows
 from magicdistill.data_pipeline.ledger.policy import decide
 from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.rows import (

@@ -1,4 +1,4 @@
-"""What to curate, how to judge it and how to store it."""
+"""The `data` section of a recipe: which clips to curate, how to judge and how to store them."""
 
 import hashlib
 import json
@@ -13,33 +13,40 @@ from magicdistill.data_pipeline.sources.registry import Source, importers
 from magicdistill.models.config import Config
 
 SCORES_VERSION = 2
-"""Raised when shots or motion change their meaning: all videos are then scored again."""
+"""Raised when shots or motion change their meaning; all videos are then scored again."""
 
 
 class Bucket(Config):
     """The shape that every window of a clip is brought to before encoding."""
 
     num_frames: int = Field(default=17, ge=1)
-    """Frames of a window, 4k+1 for the causal VAE."""
+    """Frames of a window: 4k + 1, as the causal VAE encodes the first frame alone and the others in
+    fours."""
     height: int = Field(default=64, multiple_of=8)
-    """Height of a window in pixels."""
+    """Height of a window in pixels, of which the VAE makes one latent row of eight."""
     width: int = Field(default=64, multiple_of=8)
-    """Width of a window in pixels."""
+    """Width of a window in pixels, of which the VAE makes one latent column of eight."""
     fps: float = Field(default=24.0, gt=0)
-    """Frames per second of a window."""
+    """Frames per second of a window; a clip of another rate gives the frames nearest in time."""
 
     def __str__(self) -> str:
         return f"{self.num_frames}x{self.height}x{self.width}@{self.fps:g}"
 
 
 def nearest_bucket(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
-    """Return the bucket of the nearest aspect, whose crop keeps most of a picture; of equals the
-    first."""
+    """Return the bucket whose aspect is nearest to that of a picture of these sides in pixels.
+
+    It is the one whose centre crop keeps most of the picture; of equals, the first.
+    """
     return max(buckets, key=lambda bucket: _kept(width * bucket.height, height * bucket.width))
 
 
 def _kept(*sides: int) -> float:
-    """Return the share of a picture that a crop keeps; its sides are in a common measure."""
+    """Return the share of a picture that a crop to a bucket's aspect keeps.
+
+    `sides` are the picture's width times the bucket's height, and its height times the bucket's
+    width: their ratio is that of the two aspects.
+    """
     return min(sides) / max(*sides, 1)
 
 
@@ -47,9 +54,9 @@ class Measures(Config):
     """How clips are found and scored; scores taken with other settings are not comparable."""
 
     motion_short_side: int = Field(default=240, ge=16)
-    """Frames are resized to this short side in pixels before optical flow."""
+    """Short side in pixels that frames are resized to before optical flow is measured."""
     motion_fps: float = Field(default=2.0, gt=0)
-    """Frames per second between which flow is measured."""
+    """Frames per second that are compared for optical flow, each with the one before."""
     trim_frames: int = Field(default=4, ge=0)
     """Frames removed on each side of a cut when a video is split into shots."""
     shots: Literal["koala", "transnetv2", "either", "none"] = "koala"
@@ -72,15 +79,17 @@ class Measures(Config):
 
     @property
     def version(self) -> str:
-        """Name of this way of finding clips; scorers have versions of their own."""
+        """Name of this way of finding clips, a hash; scorers have versions of their own."""
         left_out = {"scorers", "num_gpus_per_actor"}
+        # A field that is younger than the first ledgers is left out at its default, so that those
+        # ledgers are still read.
         left_out |= {"shots"} if self.shots == "koala" else set()
         text = f"{SCORES_VERSION} {self.model_dump_json(exclude=left_out)}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Limit(Config):
-    """What a score may be."""
+    """The range in which a score passes, its ends included."""
 
     min: float | None = None
     """Smallest value that passes; null is no limit."""
@@ -97,11 +106,14 @@ _EVERYWHERE = {
     "safety.nsfw": Limit(max=0.5),
     "koala.clarity": Limit(min=0.7),
 }
+"""Limits of all mixtures. Durations are in seconds, shares and areas fractions of the frame, `luma`
+is in grey levels of 255, `nsfw` a probability, and `clarity` from 0 to 1."""
 _MOVING = {
     "motion.px": Limit(min=1.0, max=10.0),
     "aesthetics.laion": Limit(min=5.0),
     "koala.suitability": Limit(min=2.5),
 }
+"""Further limits of mixtures in which more has to move than a talking head."""
 LIMITS: dict[Mixture, dict[str, Limit]] = {
     "portrait": _EVERYWHERE
     | {
@@ -115,7 +127,8 @@ LIMITS: dict[Mixture, dict[str, Limit]] = {
     "general": _EVERYWHERE | _MOVING,
     "anime": _EVERYWHERE | _MOVING | {"frozen.longest_s": Limit(max=1.0)},
 }
-"""What a policy asks for unless it says otherwise; limits on scores that nobody took are idle."""
+"""What a policy asks for unless it says otherwise. A limit rejects no clip for a score that nobody
+took."""
 
 
 class Policy(Config):
@@ -126,17 +139,19 @@ class Policy(Config):
     min_long_side: int = 960
     """Smallest long side of a clip in pixels."""
     max_upscale: float = Field(default=1.0, ge=1)
-    """How many times smaller than the bucket a clip may be; 1 enlarges nothing."""
+    """Largest factor by which a clip may be enlarged to fill its bucket; 1 enlarges nothing."""
     min_frames: int | None = None
-    """Frames at the bucket's frame rate; null asks for the bucket's own length."""
+    """Smallest number of frames at the bucket's frame rate. A clip has to fill its bucket in any
+    case, and null asks for no more."""
     min_decoded_ratio: float = Field(default=0.98, ge=0, le=1)
-    """Decoded frames over those that the container announces."""
+    """Smallest share that can be decoded of the frames that the container announces."""
     max_cuts: int = Field(default=0, ge=0)
-    """Cuts that a clip may have inside."""
+    """Largest number of cuts that a clip may have inside."""
     min_motion_px: float | None = Field(default=None, ge=0)
-    """Mean optical flow in pixels, under `Measures`; null is 0.3 for portraits, 1 for others."""
+    """Smallest mean optical flow in pixels, as `measures` takes it; null is 0.3 for portraits and 1
+    for others."""
     max_motion_px: float | None = Field(default=None, gt=0)
-    """Largest mean optical flow in pixels; null is 8 for portraits, 10 for others."""
+    """Largest mean optical flow in pixels; null is 8 for portraits and 10 for others."""
     limits: dict[Literal["all", Mixture], dict[str, Limit]] = Field(default_factory=dict)
     """Limits by score, such as `text.area`, for `all` mixtures or for one. A limit given here
     replaces the usual one whole, so a bound that is left out is lifted; `{}` in a recipe file lifts
@@ -144,16 +159,19 @@ class Policy(Config):
     crop_bars: bool = False
     """Cut black bars off and judge the size of what is left, instead of rejecting the clip."""
     max_clips_per_source: int = Field(default=8, ge=1)
-    """Clips that are kept of each source, drawn by a hash."""
+    """Largest number of clips that are kept of each film, chosen by a hash of their ids."""
     max_hash_bits: float = Field(default=6.0, ge=0, le=32)
-    """Clips are near duplicates where their 64-bit perceptual hashes differ in at most so many
-    bits on average, if the recipe takes `phash`."""
+    """Clips are near duplicates where their 64-bit perceptual hashes differ in at most this number
+    of bits on average, if the recipe takes `phash`."""
     min_cosine: float = Field(default=0.98, gt=0, le=1)
     """Clips are near duplicates where the cosine of their embeddings is at least this, if the
     recipe takes `embedding`, which goes before hashes."""
 
     def limits_of(self, mixture: str) -> dict[str, Limit]:
-        """Return what holds for the scores of a mixture's clips."""
+        """Return the limits of a mixture's clips by score: the usual ones, then the policy's own.
+
+        Limits for one mixture go before those for `all`.
+        """
         motion = LIMITS[mixture]["motion.px"].model_copy(  # type: ignore[index]
             update={
                 bound: value
@@ -166,11 +184,13 @@ class Policy(Config):
 
     @property
     def version(self) -> str:
-        """Name of these thresholds, those that are left to the project included."""
+        """Name of this policy: a hash of all its thresholds, those with their defaults included."""
         limits = {
             mixture: {name: limit.model_dump() for name, limit in self.limits_of(mixture).items()}
             for mixture in LIMITS
         }
+        # `limits` stands in the hash in full; `max_upscale` is younger than the first policies, and
+        # those keep their names.
         left_out = {"limits"} | ({"max_upscale"} if self.max_upscale == 1 else set())
         text = f"{self.model_dump_json(exclude=left_out)} {json.dumps(limits, sort_keys=True)}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -187,10 +207,10 @@ class Policy(Config):
 
 
 class Decoder(Config):
-    """Limits for the child process that opens untrusted files."""
+    """Limits of the child process that opens untrusted files."""
 
     timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds after which a file that is being decoded is given up."""
+    """Seconds that one call of the decoder may take before its process is killed."""
     num_attempts: int = Field(default=2, ge=1)
     """A file that crashes or hangs the decoder this many times is given up and recorded."""
 
@@ -211,7 +231,10 @@ class Encoding(Config):
 
     @property
     def dtypes(self) -> str:
-        """What the key of a cached row says of the formats of numbers."""
+        """The part of a cached row's key that names the formats of numbers.
+
+        Latents that were computed or stored otherwise are other rows.
+        """
         computed = "" if self.compute_dtype == "float32" else f" by {self.compute_dtype}"
         return f"{self.stored_dtype}{computed}"
 
@@ -228,7 +251,7 @@ class NullText(Config):
 
 
 class Prompts(Config):
-    """Captions as embeddings, of which training drops some for the null prompt."""
+    """How captions are embedded, and how often training takes the null prompt instead of one."""
 
     encoder: str
     """Local folder of diffusers: text_encoder, tokenizer, text_encoder_2, tokenizer_2."""
@@ -311,7 +334,7 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _check_limits(self) -> "DataConfig":
         if any(source.SCORES is None for source in self.sources):
-            return self  # its lines name data sets of their own
+            return self  # each of its lines names a data set, after which its scores are called
         known = {*score_names(), *importers()}
         for name in {name for limits in self.policy.limits.values() for name in limits}:
             if name.partition(".")[0] not in known:

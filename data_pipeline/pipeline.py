@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.storage import AnyPath, local_folder, place
-from magicdistill.data_pipeline.latents.cache import committed_rows, committed_texts
+from magicdistill.data_pipeline.latents.cache import committed_rows
+from magicdistill.data_pipeline.latents.text_shards import committed_texts
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.ledger.policy import count_absent, count_incomparable, is_hopeless
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns

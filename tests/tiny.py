@@ -1,7 +1,11 @@
-"""The smallest transformer that all parts of the project take."""
+"""The smallest transformer that all parts of the project take, and arguments of its forward."""
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import TransformerConfig
 
 FIELDS: dict[str, Any] = {
@@ -21,3 +25,15 @@ FIELDS: dict[str, Any] = {
 def tiny_shapes(**changes: Any) -> TransformerConfig:
     """Return its shapes, with some of them changed."""
     return TransformerConfig(**FIELDS | changes)
+
+
+def tiny_inputs() -> tuple[Tensor, Tensor, Conditions]:
+    """Return latents of 3 x 12 x 12, which are 108 video tokens, their noise level and conditions
+    of a prompt of four tokens without padding, for `tiny_shapes(num_text_tokens=4)`."""
+    conditions = Conditions(
+        text=torch.randn(1, 4, 6),
+        text_mask=torch.ones(1, 4, dtype=torch.bool),
+        pooled=torch.randn(1, 6),
+        image_prior=torch.randn(1, 4, 1, 12, 12),
+    )
+    return torch.randn(1, 4, 3, 12, 12), torch.rand(1), conditions

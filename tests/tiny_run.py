@@ -36,7 +36,9 @@ def tiny_recipe(batch_size: int, **sections: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def write_cache(folder: Path, shape: tuple[int, ...] = LATENTS) -> AnyPath:
+def write_cache(
+    folder: Path, shape: tuple[int, ...] = LATENTS, num_rows: int = NUM_ROWS
+) -> AnyPath:
     """Write random latents, the same at every call; return the version of the cache."""
     rng = torch.Generator().manual_seed(0)
     rows = [
@@ -44,7 +46,7 @@ def write_cache(folder: Path, shape: tuple[int, ...] = LATENTS) -> AnyPath:
             RowFacts(str(i), str(i), str(i), "", "", "", 0, False),
             torch.randn(shape, generator=rng),
         )
-        for i in range(NUM_ROWS)
+        for i in range(num_rows)
     ]
     write_shard(folder, rows)
     text = NullText(num_tokens=4, token_dim=64, pooled_dim=64)

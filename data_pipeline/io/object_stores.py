@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 REMOTE = "s3"
+"""Scheme of the addresses in an object store; everything else is a local path."""
 
 
 def is_remote(location: str) -> bool:
@@ -27,8 +28,8 @@ def filesystem() -> Any:
 def store_options() -> dict[str, Any]:
     """Return options of s3fs.
 
-    Requests that are throttled or broken off are repeated with growing pauses, as often as
-    `AWS_MAX_ATTEMPTS` says.
+    Requests that are throttled or broken off are repeated with growing pauses, up to
+    `AWS_MAX_ATTEMPTS` times in all, by default 8.
     """
     attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", "8"))
     retries = {"mode": "adaptive", "total_max_attempts": attempts}
@@ -36,7 +37,10 @@ def store_options() -> dict[str, Any]:
 
 
 def open_text(location: str) -> TextIOWrapper:
-    """Open a manifest, UTF-8 with or without a byte order mark, as it is read: never whole.
+    """Open a manifest, which is UTF-8 with or without a byte order mark.
+
+    It is fetched as it is read, never whole, because it may have gigabytes. Bytes that are no
+    UTF-8 are replaced, so that they spoil one row and not the reading.
 
     Raises:
         FileNotFoundError: if there is no such file, naming it.
@@ -45,11 +49,12 @@ def open_text(location: str) -> TextIOWrapper:
         raw = filesystem().open(location) if is_remote(location) else open_local(location)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"manifest {location} does not exist") from error
+    # Line ends are left alone: the csv module tells those inside a quoted caption from a row's end.
     return TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
 
 
 def open_local(location: str) -> Any:
-    """Open a local file for reading bytes."""
+    """Open a local file for reading bytes; `~` is the home folder."""
     return Path(location).expanduser().open("rb")
 
 
@@ -68,9 +73,9 @@ def read_json(location: str) -> Any:
 
 
 def read_json_lines(location: str) -> Iterator[Any]:
-    """Yield what the lines of a file hold, in order; None for a line that is no JSON.
+    """Yield what the lines of a file hold, in order; empty lines are skipped.
 
-    Empty lines are skipped.
+    A line that is no JSON yields None, so that the caller can report it and read on.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -85,7 +90,10 @@ def read_json_lines(location: str) -> Iterator[Any]:
 
 
 def _parsed(text: str) -> Any:
-    """Return what JSON holds, with `?` for halves of characters: nothing could store them."""
+    """Return what a JSON text holds, with `?` for each lone surrogate.
+
+    JSON can escape one half of a UTF-16 pair, and Python takes it, but UTF-8 cannot store it.
+    """
     content = json.loads(text, parse_int=_number)
     if "\\ud" in text or "\\uD" in text:
         whole = json.dumps(content, ensure_ascii=False).encode(errors="replace")
@@ -94,7 +102,11 @@ def _parsed(text: str) -> Any:
 
 
 def _number(digits: str) -> int | float:
-    """Return an integer, or infinity where it has so many digits that no float could hold it."""
+    """Return an integer, or infinity where it has so many digits that no float could hold it.
+
+    Python itself refuses integers of more than 4300 digits, and the whole line with them; an
+    infinite number is reported as the one bad value that it is.
+    """
     return int(digits) if len(digits) < 300 else float(digits)
 
 
@@ -124,15 +136,19 @@ class Folder:
         return "" if self.remote else os.path.join(self._path, name)
 
     def state(self, name: str) -> str | None:
-        """Return what changes when a file is replaced; None if there is no such file."""
+        """Return a text that changes when a file is replaced; None if there is no such file.
+
+        It is size and time of a local file, size and ETag of an object: no file is read for it.
+        """
         if self.remote:
             return self._states.get(name)
         return local_state(os.path.join(self._path, name))
 
     def names(self) -> Iterator[str]:
-        """Yield the paths of all files below the folder, sorted, without hidden ones.
+        """Yield the paths of all files below the folder, sorted, without hidden ones (`.name`).
 
-        Bytes of a name that are no UTF-8 are replaced, so that no file is found by it.
+        Bytes of a name that are no UTF-8 are replaced. No file has that name, so that it is
+        reported as missing and breaks nothing.
         """
         found = self._states if self.remote else self._local_names()
         return (name for name in sorted(found) if not name.rpartition("/")[2].startswith("."))
@@ -145,7 +161,7 @@ class Folder:
 
     @cached_property
     def _states(self) -> Mapping[str, str]:
-        """States by name; one listing, as a question for each file would be a request for each."""
+        """States of all files by name, from one listing: each file alone would be a request."""
         files = filesystem()
         prefix = f"{self.location.removeprefix(f'{REMOTE}://')}/"
         found = files.find(prefix, detail=True)
@@ -153,12 +169,13 @@ class Folder:
             name.removeprefix(prefix): f"{facts['size']}-{facts['ETag'].strip(chr(34))}"
             for name, facts in found.items()
         }
-        files.invalidate_cache()  # a later run sees what was added meanwhile, and memory is freed
+        # fsspec keeps listings: a later run in this process would not see what was added meanwhile.
+        files.invalidate_cache()
         return states
 
 
 def local_state(path: Path | str) -> str | None:
-    """Return what changes when a local file is replaced, without reading it; None without one."""
+    """Return size and time of a local file, which change when it is replaced; None without one."""
     try:
         state = os.stat(path)
     except (OSError, UnicodeError):  # also a name that no file can have

@@ -13,7 +13,6 @@ the same way is found again by its key. One row per row group makes a random rea
 
 import json
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from magicdistill.data_pipeline.config import Bucket, NullText
@@ -36,21 +35,32 @@ from magicdistill.data_pipeline.io.storage import (
     write_parquet,
 )
 from magicdistill.data_pipeline.io.whole_files import write_text
+from magicdistill.data_pipeline.latents.shard_format import (
+    BLOB_FIELDS,
+    SHARD_INDEX,
+    CacheError,
+    commit_shard,
+    from_blob,
+    to_blob,
+)
+from magicdistill.data_pipeline.latents.text_shards import (
+    NULL_TEXT,
+    TEXT_INDEX_SCHEMA,
+    TEXT_SCHEMA,
+    TextRow,
+    committed_texts,
+    open_text_shard,
+    read_text,
+    text_records,
+    zero_text,
+)
 from magicdistill.data_pipeline.latents.windows import Window
 from magicdistill.data_pipeline.rows import ClipRow, digest
 
-NULL_TEXT = "null"
 COMMIT = "COMMIT"
-SHARD_INDEX = ".index.parquet"
-"""Suffix of the file that commits a shard: it is written after the shard itself."""
 TEXT_INDEX = "text_index.parquet"
 """File of a version that lists where its prompts' embeddings are."""
 MAX_OPEN_SHARDS = 64
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class CacheError(Exception):
-    """A cache is incomplete or damaged; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -82,32 +92,10 @@ class LatentRow:
         return self.facts.text_key
 
 
-@dataclass(frozen=True)
-class TextRow:
-    """The embedding of one prompt."""
-
-    tokens: Float[Tensor, "n d"]
-    mask: Bool[Tensor, " n"]
-    pooled: Float[Tensor, " p"]
-
-
 _ARROW_TYPES = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
 _FACTS_SCHEMA = pa.schema([(f.name, _ARROW_TYPES[f.type]) for f in fields(RowFacts)])  # type: ignore[index]
-_BLOB_FIELDS = [
-    ("data", pa.large_binary()),
-    ("shape", pa.list_(pa.int64())),
-    ("dtype", pa.string()),
-    ("crc32", pa.int64()),
-]
-_SHARD_SCHEMA = pa.schema([*_FACTS_SCHEMA, *_BLOB_FIELDS])
+_SHARD_SCHEMA = pa.schema([*_FACTS_SCHEMA, *BLOB_FIELDS])
 INDEX_SCHEMA = pa.schema([*_FACTS_SCHEMA, ("shard", pa.string()), ("row_group", pa.int64())])
-_TEXT_SCHEMA = pa.schema([("key", pa.string()), ("part", pa.string()), *_BLOB_FIELDS])
-TEXT_INDEX_SCHEMA = pa.schema(
-    [("key", pa.string()), ("shard", pa.string()), ("row_group", pa.int64())]
-)
-_TEXT_PARTS = 3
-"""Rows of a text: tokens, mask, pooled."""
-_BLOB_OPTIONS = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
 
 
 def row_facts(
@@ -152,19 +140,13 @@ def write_shard(root: AnyPath, rows: Sequence[LatentRow]) -> str:
     for row in rows:
         if not torch.isfinite(row.latents).all():
             raise CacheError(f"latents of {row.facts.source_id} are not finite")
-    records = [vars(row.facts) | _to_blob(row.latents) for row in rows]
+    records = [vars(row.facts) | to_blob(row.latents) for row in rows]
     table = pa.Table.from_pylist(records, schema=_SHARD_SCHEMA)
     return _commit_shard(root, [vars(row.facts) for row in rows], table)
 
 
 def _commit_shard(root: AnyPath, facts: Sequence[dict[str, object]], table: pa.Table) -> str:
-    name = digest(*(row["key"] for row in facts))
-    directory = root / "shards"
-    write_parquet(table, directory / f"{name}.parquet", row_group_size=1, **_BLOB_OPTIONS)
-    index = [row | {"shard": name, "row_group": number} for number, row in enumerate(facts)]
-    index_table = pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
-    write_parquet(index_table, directory / f"{name}{SHARD_INDEX}")
-    return name
+    return commit_shard(root / "shards", facts, table, rows_per_group=1, index_schema=INDEX_SCHEMA)
 
 
 def rewrite_shard(root: AnyPath, name: str, without: Collection[str]) -> None:
@@ -181,52 +163,9 @@ def read_index(root: AnyPath) -> pa.Table:
     return read_tables(root / "shards", f"*{SHARD_INDEX}", INDEX_SCHEMA)
 
 
-def read_index_of_texts(root: AnyPath) -> pa.Table:
-    """Return the index entries of all committed shards of prompts' embeddings."""
-    return read_tables(root / "texts", f"*{SHARD_INDEX}", TEXT_INDEX_SCHEMA)
-
-
 def committed_rows(root: AnyPath, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
     """Return one index entry for every committed key, ignoring the shards in `without`."""
     entries = read_index(root).to_pylist()
-    return {entry["key"]: entry for entry in entries if entry["shard"] not in without}
-
-
-def write_texts(root: AnyPath, texts: Mapping[str, TextRow]) -> str:
-    """Write and commit embeddings of prompts, by key, as one shard; padding is not stored.
-
-    Raises:
-        CacheError: if an embedding has no valid token, which attention cannot take, or is not
-            finite; nothing is written then.
-    """
-    for key, text in texts.items():
-        if not text.mask.any() or not text.tokens[text.mask].isfinite().all():
-            raise CacheError(f"text {key!r} has no valid token or one that is not finite")
-    records = [record for key, text in texts.items() for record in _text_records(key, text)]
-    return _commit_texts(root, list(texts), pa.Table.from_pylist(records, schema=_TEXT_SCHEMA))
-
-
-def _commit_texts(root: AnyPath, keys: Sequence[str], table: pa.Table) -> str:
-    name, folder = digest(*keys), root / "texts"
-    write_parquet(table, folder / f"{name}.parquet", row_group_size=_TEXT_PARTS, **_BLOB_OPTIONS)
-    index = [{"key": key, "shard": name, "row_group": at} for at, key in enumerate(keys)]
-    index_table = pa.Table.from_pylist(index, schema=TEXT_INDEX_SCHEMA)
-    write_parquet(index_table, folder / f"{name}{SHARD_INDEX}")
-    return name
-
-
-def rewrite_texts(root: AnyPath, name: str, without: Collection[str]) -> None:
-    """Commit a new shard with the texts of an old one except some keys; the old one stays."""
-    with pq.ParquetFile(local_copy(root / "texts" / f"{name}.parquet")) as file:
-        keys = file.read(columns=["key"])["key"].to_pylist()[::_TEXT_PARTS]
-        kept = [position for position, key in enumerate(keys) if key not in without]
-        if kept:
-            _commit_texts(root, [keys[i] for i in kept], file.read_row_groups(kept))
-
-
-def committed_texts(root: AnyPath, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
-    """Return the index entry of every committed text by key, ignoring the shards in `without`."""
-    entries = read_index_of_texts(root).to_pylist()
     return {entry["key"]: entry for entry in entries if entry["shard"] not in without}
 
 
@@ -253,11 +192,11 @@ def publish(
     write_parquet(index, directory / "index.parquet")
     texts = sorted({str(entry["text_key"]) for entry in entries} - {NULL_TEXT})
     found = committed_texts(root) if texts or null_key != NULL_TEXT else {}
-    null = _zero_text(text)
+    null = zero_text(text)
     if null_key != NULL_TEXT:
-        with _text_file(root, found[null_key]) as file:
+        with open_text_shard(root, found[null_key]) as file:
             null = read_text(file, found[null_key])
-    null_table = pa.Table.from_pylist(_text_records(NULL_TEXT, null), schema=_TEXT_SCHEMA)
+    null_table = pa.Table.from_pylist(text_records(NULL_TEXT, null), schema=TEXT_SCHEMA)
     write_parquet(null_table, directory / "text.parquet")
     if texts:
         table = pa.Table.from_pylist([found[key] for key in texts], schema=TEXT_INDEX_SCHEMA)
@@ -276,7 +215,7 @@ def read_shard(path: AnyPath) -> Iterator[LatentRow]:
     with pq.ParquetFile(local_copy(path)) as file:
         for number in range(file.num_row_groups):
             record = file.read_row_group(number).to_pylist()[0]
-            latents = _from_blob(record, f"row {number}")
+            latents = from_blob(record, f"row {number}")
             facts = {name: record[name] for name in _FACTS_SCHEMA.names}
             yield LatentRow(RowFacts(**facts), latents)
 
@@ -300,7 +239,7 @@ def _to_row(record: dict[str, Any], entry: Mapping[str, Any]) -> LatentRow:
     if record["key"] != entry["key"]:
         raise CacheError(f"{where} is not the row that the index names")
     facts = {name: entry[name] for name in _FACTS_SCHEMA.names}
-    return LatentRow(RowFacts(**facts), _from_blob(record, where))
+    return LatentRow(RowFacts(**facts), from_blob(record, where))
 
 
 class LatentCache:
@@ -397,59 +336,3 @@ class LatentCache:
         if len(self._shards) > MAX_OPEN_SHARDS:
             self._shards.popitem(last=False)[1].close()
         return self._shards[path]
-
-
-def _zero_text(text: NullText) -> TextRow:
-    """Return the null prompt of `Conditions.null`: zeros, one valid token, the others masked."""
-    return TextRow(
-        tokens=torch.zeros(text.num_tokens, text.token_dim),
-        mask=torch.arange(text.num_tokens) == 0,
-        pooled=torch.zeros(text.pooled_dim),
-    )
-
-
-def _text_records(key: str, text: TextRow) -> list[dict[str, object]]:
-    """Return a text as three rows: its valid tokens, which come first, its mask and its pooled
-    embedding."""
-    num_valid = int(text.mask.sum())
-    parts = {"tokens": text.tokens[:num_valid], "mask": text.mask.float(), "pooled": text.pooled}
-    return [{"key": key, "part": name} | _to_blob(part) for name, part in parts.items()]
-
-
-def _text_file(root: AnyPath, entry: dict[str, object]) -> pq.ParquetFile:
-    return open_parquet(root / "texts" / f"{entry['shard']}.parquet")
-
-
-def read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:
-    """Read the text that an index entry names; padding tokens are zeros.
-
-    Raises:
-        CacheError: if the file holds another text there, or it does not match its checksum.
-    """
-    parts: dict[str, Tensor] = {}
-    for record in file.read_row_group(entry["row_group"]).to_pylist():
-        where = f"{record['part']} of text {record['key']!r}"
-        if record["key"] != entry["key"]:
-            raise CacheError(f"{where} is not the text {entry['key']!r} that the index names")
-        parts[record["part"]] = _from_blob(record, where)
-    tokens, mask = parts["tokens"], parts["mask"].bool()
-    padded = torch.cat([tokens, tokens.new_zeros(len(mask) - len(tokens), tokens.shape[1])])
-    return TextRow(padded, mask, parts["pooled"])
-
-
-def _to_blob(tensor: Tensor) -> dict[str, object]:
-    data = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return {
-        "data": data,
-        "shape": list(tensor.shape),
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "crc32": zlib.crc32(data),
-    }
-
-
-def _from_blob(record: dict[str, object], where: str) -> Tensor:
-    data, shape, dtype = record["data"], record["shape"], record["dtype"]
-    assert isinstance(data, bytes) and isinstance(shape, list) and isinstance(dtype, str)
-    if zlib.crc32(data) != record["crc32"]:
-        raise CacheError(f"{where} does not match its checksum")
-    return torch.frombuffer(bytearray(data), dtype=_DTYPES[dtype]).view(shape)

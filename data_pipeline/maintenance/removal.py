@@ -22,16 +22,18 @@ from magicdistill.data_pipeline.io.storage import (
 from magicdistill.data_pipeline.latents.cache import (
     COMMIT,
     INDEX_SCHEMA,
-    SHARD_INDEX,
     TEXT_INDEX,
-    TEXT_INDEX_SCHEMA,
     LatentCache,
     committed_rows,
-    committed_texts,
     publish,
     read_index,
-    read_index_of_texts,
     rewrite_shard,
+)
+from magicdistill.data_pipeline.latents.shard_format import SHARD_INDEX
+from magicdistill.data_pipeline.latents.text_shards import (
+    TEXT_INDEX_SCHEMA,
+    committed_texts,
+    read_index_of_texts,
     rewrite_texts,
 )
 from magicdistill.data_pipeline.ledger.ledger import Ledger

@@ -17,17 +17,10 @@ from magicdistill.data_pipeline.io.storage import (
     read_table,
     remove,
 )
-from magicdistill.data_pipeline.latents.cache import (
-    COMMIT,
-    INDEX_SCHEMA,
-    SHARD_INDEX,
-    TEXT_INDEX_SCHEMA,
-    CacheError,
-    LatentCache,
-    read_shard,
-    read_text,
-)
+from magicdistill.data_pipeline.latents.cache import COMMIT, INDEX_SCHEMA, LatentCache, read_shard
 from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics, moments_of
+from magicdistill.data_pipeline.latents.shard_format import SHARD_INDEX, CacheError
+from magicdistill.data_pipeline.latents.text_shards import TEXT_INDEX_SCHEMA, read_text
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.progress import Progress
 from magicdistill.data_pipeline.rows import CLIP_SCHEMA

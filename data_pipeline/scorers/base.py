@@ -136,6 +136,18 @@ class CountScorer(Scorer):
         return [int(start + middle * (stop - start)) for middle in middles]
 
 
+def given_or_packaged(
+    given: Path | None, kind: str, package: str, file: str
+) -> Sequence[Path] | None:
+    """Return the file of weights that a recipe gives, else the one inside a package, else None.
+
+    Raises:
+        FileNotFoundError: if the given file does not exist.
+    """
+    path = packaged(package, file) if given is None else existing(given, kind)
+    return (path,) if path else None
+
+
 def packaged(package: str, file: str) -> Path | None:
     """Return a file of an installed package without importing it, or None."""
     spec = find_spec(package)

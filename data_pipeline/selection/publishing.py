@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.data_pipeline.latents.cache import NULL_TEXT, committed_rows, publish
+from magicdistill.data_pipeline.latents.cache import committed_rows, publish
+from magicdistill.data_pipeline.latents.text_shards import NULL_TEXT
 from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.selection.curation_result import CurationResult, Selection
 from magicdistill.data_pipeline.stages.embed import encoder_fingerprint, text_key

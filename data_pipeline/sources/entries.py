@@ -24,10 +24,13 @@ class Entry:
     crop: tuple[float, ...] = ()
     """Left, top, right and bottom in units of `crop_frame`, as in `Video`."""
     crop_frame: tuple[float, ...] = ()
+    """Width and height of the frame that `crop` was measured on, as in `Video`."""
     caption: str = ""
+    """What the data set says of the clip in words; empty if it says nothing."""
     imported_scores: dict[str, float] = field(default_factory=dict)
+    """Scores that the data set publishes, by names such as `koala.clarity`."""
     fps: float = 0.0
-    """Frame rate of clips that are stored as folders of pictures; 0 if unknown."""
+    """Frames per second of a clip that is stored as a folder of pictures; 0 if unknown."""
     fault: str = ""
     """Reason why the entry cannot be used at all; empty if it can."""
     span_fault: str = ""
@@ -35,7 +38,7 @@ class Entry:
 
 
 class Fault(Exception):
-    """An entry of a manifest is unusable; the message is recorded as the reason."""
+    """Says that an entry of a manifest is unusable; its message is recorded as the reason."""
 
 
 def parse_time(text: str) -> float:
@@ -63,10 +66,10 @@ def checked_span(t0_s: float, t1_s: float) -> tuple[float, float]:
 
 
 def checked_crop(box: tuple[float, ...]) -> tuple[float, ...]:
-    """Return a box (left, top, right, bottom) if it is valid.
+    """Return a box (left, top, right, bottom), in any unit, if it is valid.
 
     Raises:
-        Fault: if it is empty or not finite.
+        Fault: if it has not four sides, is empty or is not finite.
     """
     if len(box) != 4 or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
         raise Fault(f"bad crop: {box}")
@@ -75,6 +78,8 @@ def checked_crop(box: tuple[float, ...]) -> tuple[float, ...]:
 
 def numbers(prefix: str, values: Mapping[str, object]) -> dict[str, float]:
     """Return scores by the names `<prefix>.<name>`; empty values are left out.
+
+    The names are interned: millions of rows have the same few.
 
     Raises:
         Fault: if a value is no finite number.

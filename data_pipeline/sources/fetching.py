@@ -1,4 +1,4 @@
-"""Bring one video to the local disk: rendered, packed, copied from an object store, or in place."""
+"""A video as a local file: in place, rendered, packed from pictures, or copied from a store."""
 
 import os
 import shutil
@@ -17,12 +17,13 @@ from magicdistill.data_pipeline.sources.base import SourceConfig
 from magicdistill.data_pipeline.sources.registry import SOURCES
 
 SCRATCH = f"magicdistill-scratch-{os.getuid()}"
+"""Folder of one user's copies below the temporary folder, which users may share."""
 SPARE_BYTES = 1 << 30
-"""Disk space that a copy has to leave free."""
+"""Disk space in bytes that a copy has to leave free."""
 
 
 def is_rendered(uri: str) -> bool:
-    """Tell whether a clip is made here, from its address."""
+    """Tell by a clip's address whether one of the sources renders it."""
     return _renderer(uri) is not None
 
 
@@ -32,10 +33,11 @@ def _renderer(uri: str) -> type[SourceConfig] | None:
 
 
 class Scratch:
-    """Local files of videos; of the copies that it makes, it keeps the last one only.
+    """Gives videos as local files; of the copies that it makes, it keeps the last one only.
 
-    Copies lie under the temporary folder (`TMPDIR`), which users and machines may share, in one
-    folder per process. Folders of processes that were killed are removed by the next one.
+    Clips of one film that follow each other share that copy. Copies lie under the temporary folder
+    (`TMPDIR`), in one folder per process, named by host and process id because machines may share
+    the disk. Folders of processes that were killed are removed by the next one on the same host.
     """
 
     def __init__(self) -> None:
@@ -50,12 +52,13 @@ class Scratch:
         """Return a video's local file; a copy of it lives until the next call or `clear`.
 
         Args:
-            uri: where the content comes from.
-            path: the local file, or empty.
+            uri: address of the content.
+            path: the local file or folder of pictures; empty where the content is remote.
 
         Raises:
-            VideoError: if it cannot be had now. The listing alone tells what is missing for good:
-                a file that went away since then may come back, like its disk.
+            VideoError: if the file cannot be had. A message that begins with `UNREACHABLE` marks a
+                failure that may pass. Only the listing decides that a file is missing for good:
+                one that went away since then may come back, as with its disk.
         """
         try:
             return self._fetch(uri, path)
@@ -63,7 +66,7 @@ class Scratch:
             raise VideoError(f"{UNREACHABLE}: {type(error).__name__}: {error}") from error
 
     def clear(self) -> None:
-        """Remove the copy, if there is one."""
+        """Remove the copy, if there is one, and forget why the last one could not be made."""
         shutil.rmtree(self._directory, ignore_errors=True)
         self._uri = self._refusal = ""
 
@@ -85,7 +88,8 @@ class Scratch:
         return Path(path)
 
     def _kept(self, uri: str) -> Path | None:
-        if uri == self._uri and self._refusal:  # its other clips need not wait again
+        # The other clips of a film that cannot be fetched fail at once, without the same retries.
+        if uri == self._uri and self._refusal:
             raise VideoError(self._refusal)
         return self._copy if uri == self._uri and self._copy.exists() else None
 
@@ -98,7 +102,7 @@ class Scratch:
             files.get_file(uri, str(target))
         except VideoError:
             raise
-        except Exception as error:  # whatever breaks on the way: the next run tries again
+        except Exception as error:  # stores raise errors of many libraries; the next run retries
             self._uri = uri
             self._refusal = f"{UNREACHABLE}: {type(error).__name__}: {error}"
             raise VideoError(self._refusal) from error
@@ -120,6 +124,7 @@ class Scratch:
         return copy
 
     def _emptied(self) -> Path:
+        """Return this process's folder, empty; remove those of processes that have ended."""
         self.clear()
         self._directory.mkdir(parents=True)
         for other in self._directory.parent.iterdir():

@@ -25,6 +25,8 @@ from magicdistill.data_pipeline.sources.entries import (
 from magicdistill.data_pipeline.sources.stores import Terms, listed
 
 UNIT_FRAME = (1.0, 1.0)
+"""Width and height of the frame in whose units a `bbox` is: boxes are fractions."""
+# A misspelt optional field would pass unnoticed, so fields that are neither are faults.
 REQUIRED = ("source_id", "dataset", "uri", "license")
 OPTIONAL = ("t0", "t1", "bbox", "caption", "mixture", "imported_scores")
 _BUCKET = re.compile(f"{object_stores.REMOTE}://[^/]")
@@ -35,14 +37,15 @@ class JsonLines(SourceConfig):
 
     A line has `source_id`, `dataset`, `uri` and `license`, and may have `t0` and `t1` (seconds or
     `H:MM:SS.mmm`), `bbox` (left, top, right, bottom as fractions of the frame), `caption`,
-    `mixture` and `imported_scores`. No `dataset` may have the name of one of our own scorers.
+    `mixture` and `imported_scores`. No `dataset` may have the name of one of our own scorers, as
+    imported scores are called `<dataset>.<name>`.
     """
 
     kind: Literal["jsonl"] = "jsonl"
     manifests: tuple[Location, ...] = Field(min_length=1)
     """The files of JSON lines."""
     root: Location | None = None
-    """What relative `uri`s are below; by default the folder of their manifest."""
+    """Folder or address that relative `uri`s start from, by default the folder of the manifest."""
     mixture: Mixture
     """The mixture of lines that name none."""
     split_shots: bool = False
@@ -61,18 +64,22 @@ class JsonLines(SourceConfig):
 
 @dataclass(frozen=True)
 class Line:
-    """One object: what it says of a clip, and where and whose the clip is."""
+    """One line of a manifest, usable or not."""
 
     entry: Entry
     manifest: str
+    """Location of the manifest."""
     dataset: str
+    """Name of the data set, `unknown` where the line has none."""
     uri: str
+    """Address or path of the clip's file as the line has it, perhaps relative."""
     license: str
     mixture: str
+    """The line's mixture, by default the source's."""
 
 
 def lines(source: JsonLines) -> Iterator[Line]:
-    """Yield the lines of all files.
+    """Yield the lines of all files, in order; a line that cannot be used has an entry with a fault.
 
     Raises:
         FileNotFoundError: if a file does not exist.
@@ -101,7 +108,8 @@ def _line(facts: Any, manifest: str, number: int, mixture: str) -> Line:
             raise Fault(f"bad row: {where} has the mixture {mixture!r}")
         entry = _entry(facts, entry)
     except Fault as fault:
-        # By its line: without its span it would pass for the whole file, or another bad line.
+        # The entry is called by its line: without a span it would have the identity of the whole
+        # file, or of another bad line about it.
         entry = Entry(f"{manifest}:{number}", entry.video, fault=str(fault))
     return Line(
         entry, manifest, texts["dataset"] or "unknown", texts["uri"], texts["license"], mixture
@@ -112,6 +120,7 @@ def _entry(facts: dict[str, Any], named: Entry) -> Entry:
     start, stop, box = facts.get("t0"), facts.get("t1"), facts.get("bbox")
     t0_s = 0.0 if start is None else _seconds(start)
     t1_s = None if stop is None else _seconds(stop)
+    # Where the end is the file's, which is not known yet, only the start is checked.
     checked_span(t0_s, t0_s + 1 if t1_s is None else t1_s)
     scores = facts.get("imported_scores") or {}
     if not isinstance(scores, dict):
@@ -147,7 +156,11 @@ def _fractions(box: Any) -> tuple[float, ...]:
 
 
 def _split(uri: str, root: str) -> tuple[str, str]:
-    """Return the folder and the name in it that a manifest's address means."""
+    """Return the folder to look in for a manifest's address, and the file's name below it.
+
+    All files below `root` have that one folder, so that an object store is listed once for them.
+    Other objects are looked for in the folder that holds them, other local files below `/`.
+    """
     root = root.rstrip("/")
     if uri.startswith("file://"):
         uri = unquote(f"/{uri.removeprefix('file://').partition('/')[2]}")

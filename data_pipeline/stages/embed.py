@@ -10,7 +10,7 @@ import torch
 
 from magicdistill.data_pipeline.config import Prompts
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.data_pipeline.latents.cache import TextRow, write_texts
+from magicdistill.data_pipeline.latents.text_shards import TextRow, write_texts
 from magicdistill.data_pipeline.rows import ClipRow, digest
 from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT
 

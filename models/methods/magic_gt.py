@@ -12,7 +12,11 @@ from magicdistill.models.objectives.config import (
 
 
 class MagicGtMethod(GroundTruthPart, WeakToStrongPart, AdversarialPart, DistributionMatchingMethod):
-    """`magic` with ground-truth supervision. Known in words: 002 section 3.3."""
+    """Weak-to-strong distribution matching as in `magic`, with ground-truth supervision.
+
+    It also pulls the generator's sample towards the real clip of the same first frame. Known in
+    words: 002 section 3.3.
+    """
 
     notable = (*MagicMethod.notable, "ground_truth_weight")
 

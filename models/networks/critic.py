@@ -17,9 +17,10 @@ from magicdistill.models.networks.transformer import VelocityModel, network_inpu
 
 
 class Critic(nn.Module):
-    """A frozen base with one LoRA: the real score, the fake score, and discriminator features.
+    """A frozen base with one LoRA, which gives the real and the fake score, and a discriminator.
 
-    One module, so that one engine holds the base once and trains the LoRA and discriminator.
+    All are one module, so that one engine holds the base once and trains the LoRA and the
+    discriminator. Without `adversarial` there is no discriminator.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Critic(nn.Module):
         placement: Placement = WHOLE,
     ) -> None:
         super().__init__()
+        # Before the LoRA is added: the discriminator's copy of a block has none.
         self.discriminator = Discriminator(base, placement) if adversarial else None
         add_lora(base, lora)
         self.score = VelocityModel(base)
@@ -44,7 +46,10 @@ class Critic(nn.Module):
         *,
         output: Literal["velocity", "logits"],
     ) -> Tensor:
-        """Return v (b c f h w) at the LoRA strength in force, or logits (b n) on the bare base."""
+        """Return v (b c f h w) at the LoRA strength in force, or logits (b n) on the bare base.
+
+        Both go through this one function, because an engine calls its module as a whole.
+        """
         call = self.score if output == "velocity" else self.logits
         return call(x_sigma, sigma, conditions, guidance)
 
@@ -57,7 +62,9 @@ class Critic(nn.Module):
     ) -> Float[Tensor, "b n"]:
         """Return the discriminator's logits, one per video token.
 
-        Gradients enter the base only where the input asks for them: in the generator's update.
+        The features are those of the base without the LoRA. Gradients enter the base only where
+        `x_sigma` asks for them, which it does in the generator's update: the critic's own update
+        trains the discriminator alone through the logits, and saves the base's backward.
         """
         assert self.discriminator is not None, "the recipe's adversarial weight is 0"
         transformer = self.score.transformer

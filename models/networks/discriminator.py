@@ -1,4 +1,4 @@
-"""The discriminator on the backbone's features (002 section 3.4)."""
+"""The discriminator on the backbone's features: 002 section 3.4 (papers as in docs/method.md)."""
 
 import copy
 
@@ -11,9 +11,10 @@ from magicdistill.models.networks.placement import WHOLE, Placement
 
 
 class Discriminator(nn.Module):
-    """A copy of the first single-stream block and a head with one logit per video token.
+    """A copy of the first single-stream block and a head with one logit for each video token.
 
-    The block starts from the backbone's weights and shares none. The head is not in the paper.
+    The block starts from the backbone's weights and shares none with it. The paper says nothing of
+    the head: this one is ours.
     """
 
     def __init__(
@@ -30,6 +31,6 @@ class Discriminator(nn.Module):
         ).to(transformer.dtype)
 
     def forward(self, features: Features) -> Float[Tensor, "b n"]:
-        """Return logits, positive for real."""
+        """Return float32 logits, one for each video token, positive for real clips."""
         video, _ = self.block(features.video, features.text, *features.modulation)
         return self.head(video).squeeze(-1).float()

@@ -44,13 +44,18 @@ class SequenceGroup:
     def split(self, tokens: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
         """Return this rank's share of the tokens along `dim`, in memory of its own.
 
-        Raises ValueError where the tokens do not divide over the ranks.
+        A view would keep the memory of all tokens. Raises ValueError where the tokens do not divide
+        over the ranks.
         """
         demand_share("video tokens", tokens.shape[dim], self.size)
         return tokens.chunk(self.size, dim)[self.rank].clone()
 
     def gather(self, share: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
-        """Return the concatenation of all ranks' shares along `dim`."""
+        """Return the concatenation of all ranks' shares along `dim`.
+
+        Every rank sends its share to each by the same exchange. Its backward therefore adds up the
+        gradients that all ranks have for the share.
+        """
         return torch.cat(self._exchange(share.expand(self.size, *share.shape)).unbind(), dim)
 
     def to_heads(self, tokens: Float[Tensor, "b n h d"]) -> Float[Tensor, "b all_n own_h d"]:
@@ -80,7 +85,8 @@ WHOLE_SEQUENCE = SequenceGroup()
 def join_sequence_group(size: int) -> SequenceGroup:
     """Divide the ranks of the job, in order, into groups of `size`; return this rank's group.
 
-    Every rank of the job calls it. Raises ValueError where the ranks do not divide.
+    Neighbouring ranks share a group because they are mostly on one node, where exchanges are
+    fastest. Every rank of the job calls it. Raises ValueError where the ranks do not divide.
     """
     if size == 1:
         return WHOLE_SEQUENCE
@@ -92,6 +98,10 @@ def join_sequence_group(size: int) -> SequenceGroup:
 
 def split_sequence(module: nn.Module, sequence: SequenceGroup) -> None:
     """Split the video tokens of every transformer and discriminator inside over the group.
+
+    Tokens are split as they leave the patch embedding, with their rotary phases, and gathered
+    after the last projection. Between the two only attention mixes tokens, and the blocks that
+    replace the first frame count how many of its tokens, which come first, are in their share.
 
     Attention must exchange tokens for heads in the same group: `attention.set_kernels` does both.
     Raises ValueError where a transformer's heads do not divide over the ranks.

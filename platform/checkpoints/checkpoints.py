@@ -1,4 +1,4 @@
-"""Checkpoints of a run: complete and intact, or not there."""
+"""Checkpoints of a run: each is complete and intact, or does not count."""
 
 import errno
 import json
@@ -18,41 +18,45 @@ from magicdistill.platform.cluster import ranks
 from magicdistill.platform.runs.run_directory import RunDirectory
 
 PREFIX = "cycle-"
+"""Begins the name of a checkpoint; the cycle follows in seven digits, so that names sort by age."""
 COMMITTED = "COMMITTED"
+"""The commit marker: the file that makes a checkpoint count, with the checksums of all others."""
 GENERATOR = "generator"
 """The role whose network is exported, scored and sampled."""
 EMA = "ema"
 """The folder of the averaged weights beside those of the roles."""
 CHUNK_BYTES = 1 << 24
+"""Bytes that are read at once; a disk with less than this free counts as full."""
 
 
 class Saved(Protocol):
     """Training state that every rank writes to a folder and reads back: an engine, an average."""
 
     def save(self, directory: Path) -> None:
-        """Write this rank's share."""
+        """Write this rank's share; every rank calls it."""
         ...
 
     def load(self, directory: Path) -> None:
-        """Restore what any number of ranks wrote."""
+        """Restore what any number of ranks wrote; every rank calls it."""
         ...
 
 
 class DiskFullError(OSError):
-    """No room for a checkpoint; the previous ones are intact."""
+    """Says that there is no room for a checkpoint; the previous ones are intact."""
 
 
 class DamagedError(Exception):
-    """Every checkpoint of the run is damaged."""
+    """Says that every checkpoint of the run is damaged."""
 
 
 class Checkpoints:
     """Saves and restores all roles.
 
     The commit marker is written last and names every file with its size and checksum. A folder
-    without it does not count; one whose files differ from it is passed over for an older one.
-    `mirror` is an address that receives copies of them all, and from which those come that are
-    damaged or missing in `folder`. `warn` receives a line for people about each passed over.
+    without it does not count; one whose files differ from it is passed over for an older one. The
+    newest `keep` stay. `mirror` is an address to which all are copied, and from which those are
+    fetched that are damaged or missing in `folder`. `warn` receives a line for people about each
+    that is passed over or not mirrored.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class Checkpoints:
 
     @classmethod
     def of(cls, run: RunDirectory) -> "Checkpoints":
-        """Return those of a run, kept as its recipe says."""
+        """Return the checkpoints of a run, kept and mirrored as its recipe says."""
         recipe = run.recipe()
         name = f"{run.path.name}-{run.provenance().run_id}"
         mirror = recipe.mirror and f"{recipe.mirror.rstrip('/')}/{name}"
@@ -96,7 +100,7 @@ class Checkpoints:
         """
         path = self.folder / checkpoint_name(cycle)
         if ranks.rank() == 0:
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)  # what a run that was killed left there
             path.mkdir(parents=True)
         ranks.barrier()
         with _room_for(path):
@@ -105,6 +109,7 @@ class Checkpoints:
             if ema is not None:
                 ema.save(path / EMA)
             ranks.barrier()
+            # Checksums are of what is on the disk, and the marker is the last file that is written.
             files = _checksums(path)
             if ranks.rank() == 0:
                 _commit(path, cycle, files)
@@ -117,7 +122,7 @@ class Checkpoints:
         ranks.barrier()
 
     def _copy(self, path: Path, mirror: Mirror, spared: set[str]) -> None:
-        """Copy to the mirror; training goes on where that fails: the next one may succeed."""
+        """Copy to the mirror; training goes on where that fails, as the next copy may succeed."""
         try:
             mirror.put(path)
             mirror.prune(self.keep, spared)
@@ -128,8 +133,9 @@ class Checkpoints:
     def load_latest(self, engines: Mapping[str, Saved], ema: Saved | None) -> int:
         """Restore the newest intact checkpoint; return its cycle, 0 where none was ever saved.
 
-        A damaged one loses its marker here, so that pruning keeps the intact ones. Raises
-        DamagedError where all are damaged: a fresh start would overwrite the run.
+        A damaged one loses its marker here: it would count among the newest when older ones are
+        pruned, which are intact. Raises DamagedError where all are damaged, because a fresh start
+        would overwrite the run. Every rank calls it.
         """
         names = ranks.of_first(self.names())
         for name in reversed(names):
@@ -147,7 +153,10 @@ class Checkpoints:
         return 0
 
     def bring(self, path: Path) -> list[str]:
-        """Make sure of an intact checkpoint, from the mirror if need be; else name the damage."""
+        """Fetch a checkpoint from the mirror if it is damaged; name what is damaged all the same.
+
+        Every rank calls it.
+        """
         damaged = find_damage(path)
         if damaged and self.mirror and ranks.of_first(path.name in self.mirror.names()):
             self.mirror.fetch(path)
@@ -168,17 +177,18 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
         for path in complete:
             if path.name not in kept:
+                # The marker goes first: a folder that a kill leaves half removed does not count.
                 (path / COMMITTED).unlink()
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoint_name(cycle: int) -> str:
-    """Return the name of a cycle's folder."""
+    """Return the name of the checkpoint after `cycle` cycles."""
     return f"{PREFIX}{cycle:07d}"
 
 
 def cycle_of(checkpoint: Path) -> int:
-    """Return the cycles after which a checkpoint was saved."""
+    """Return the number of cycles after which a checkpoint was saved."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
@@ -219,6 +229,7 @@ def _read_marker(path: Path) -> dict[str, Any] | None:
 
 
 def _commit(path: Path, cycle: int, files: Mapping[str, list[int]]) -> None:
+    """Write the marker under another name and rename it, so that it is whole or not there."""
     temporary = path / f".{COMMITTED}"
     with temporary.open("w") as file:
         json.dump({"cycle": cycle, "files": files}, file)
@@ -242,7 +253,7 @@ def _checksums(path: Path) -> dict[str, list[int]]:
 def _size_and_crc(path: Path) -> list[int]:
     size = crc = 0
     with path.open("rb") as file:
-        os.fsync(file.fileno())  # or a power cut leaves the marker without the file
+        os.fsync(file.fileno())  # a power cut could leave the marker without the file otherwise
         while chunk := file.read(CHUNK_BYTES):
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
     return [size, crc]

@@ -1,4 +1,8 @@
-"""Where engines keep the state of a role, and how it is saved and restored in flat shards."""
+"""Where engines keep the state of a role, and how it is saved and restored in flat shards.
+
+State is saved by parameter and position in it, never by rank or engine: that is why any number of
+ranks, with DeepSpeed at any stage of ZeRO or in plain PyTorch, reads what another one wrote.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,13 +31,18 @@ class ShardPlace:
     """
 
     name: str
+    """Name of the parameter."""
     start: int
+    """First number of the slice, counted in the flattened parameter."""
     owner: Tensor
+    """Weights in the optimiser's precision, of one parameter or of many."""
     offset: int
+    """First number of the slice, counted in the flattened owner."""
     size: int
+    """Length of the slice."""
 
     def piece(self, kind: str, like_owner: Tensor) -> FlatShard:
-        """Return the slice of a tensor of the owner's shape."""
+        """Return the slice of a tensor that has the owner's shape, such as a moment of it."""
         values = like_owner.detach().view(-1)[self.offset : self.offset + self.size]
         return FlatShard(f"{kind}/{self.name}", self.start, values)
 
@@ -47,7 +56,10 @@ def save_role(
     *,
     replicated: bool,
 ) -> None:
-    """Write what this rank holds, or its share where all ranks hold the same (`replicated`)."""
+    """Write what this rank holds, or its share where all ranks hold the same (`replicated`).
+
+    Every rank calls it.
+    """
     write_flat_shards(
         directory,
         optimizer_shards(optimizer, places),
@@ -64,7 +76,11 @@ def load_role(
     schedule: LambdaLR,
     places: Iterable[ShardPlace],
 ) -> None:
-    """Fill the optimiser's own weights and the module's, which may be rounded copies of them."""
+    """Fill the optimiser's weights and moments, and the module's weights.
+
+    Those may be rounded copies of the optimiser's, so they are filled by themselves. Raises
+    FileNotFoundError where nothing was saved, ValueError where a value is missing.
+    """
     reader = FlatShardReader(directory)
     restore_optimizer(optimizer, places, reader)
     for name, parameter in trainable(module).items():
@@ -80,7 +96,7 @@ def optimizer_shards(
         yield home.piece(WEIGHT, home.owner)
         for kind, value in optimizer.state.get(home.owner, {}).items():
             if value.dim():
-                yield home.piece(kind, value)
+                yield home.piece(kind, value)  # a moment; a step count has no axis
             else:
                 yield FlatShard(f"{kind}/{home.name}", 0, value.view(1))
 
@@ -90,6 +106,7 @@ def restore_optimizer(
 ) -> None:
     """Fill the tensors of an optimiser and its state for them with what is stored."""
     places = list(places)
+    # Adam makes its state in the first step; to be filled, it has to be there.
     for home in places:
         if f"step/{home.name}" in reader and not optimizer.state.get(home.owner):
             optimizer.state[home.owner] = {
@@ -113,6 +130,7 @@ def zero_shard_places(engine: Any) -> list[ShardPlace]:
             ]
         case 3:
             return [_place_of_shard(optimizer, n, p) for n, p in parameters.items()]
+    # A parameter of which nothing lies in this rank's partition has no mapping.
     return [_place_in_partition(optimizer, n, p) for n, p in parameters.items() if p._hp_mapping]
 
 
@@ -128,7 +146,7 @@ def _master(optimizer: Any, parameter: nn.Parameter) -> Tensor:
 
 
 def _place_in_partition(optimizer: Any, name: str, parameter: Any) -> ShardPlace:
-    """ZeRO 1 and 2 share out one flat tensor of all parameters."""
+    """Return the place under ZeRO 1 and 2, which share out one flat tensor of all parameters."""
     held = parameter._hp_mapping
     owner = optimizer.single_partition_of_fp32_groups[held.param_group_index]
     place = held.hp_fragment_address
@@ -136,7 +154,10 @@ def _place_in_partition(optimizer: Any, name: str, parameter: Any) -> ShardPlace
 
 
 def _place_of_shard(optimizer: Any, name: str, parameter: nn.Parameter) -> ShardPlace:
-    """ZeRO 3 shares out each parameter, and keeps a rank's shards in flat tensors."""
+    """Return the place under ZeRO 3, which shares out each parameter.
+
+    A rank's shards of all parameters lie one behind the other in flat tensors.
+    """
     group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
     shard = local_flat_shard(name, parameter, local_shard(parameter))
     owner = optimizer.fp32_partitioned_groups_flat[group]
@@ -149,12 +170,15 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def local_shard(parameter: nn.Parameter) -> Tensor:
-    """Return the part of a parameter that this rank stores: all of it below ZeRO-3."""
+    """Return the part of a parameter that this rank stores: all of it, except under ZeRO 3."""
     return getattr(parameter, "ds_tensor", parameter.data)
 
 
 def local_flat_shard(name: str, parameter: nn.Parameter, shard: Tensor) -> FlatShard:
-    """Return what this rank holds of a parameter in `shard`, without ZeRO-3's padding."""
+    """Return what this rank holds of a parameter in `shard`, without the padding of ZeRO 3.
+
+    All shards of a parameter have one length there, so the last ones may end past the parameter.
+    """
     start = dist.get_rank() * shard.numel() if hasattr(parameter, "ds_id") else 0
     size = max(0, min(shard.numel(), shape_of(parameter).numel() - start))
     return FlatShard(name, start, shard.detach().view(-1)[:size])

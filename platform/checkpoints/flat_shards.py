@@ -1,4 +1,4 @@
-"""Training state in pieces that any number of ranks, under any sharding, can read back."""
+"""Training state in flat shards, which any number of ranks, under any sharding, can read back."""
 
 import json
 from bisect import insort
@@ -15,18 +15,19 @@ from torch import Tensor
 from magicdistill.platform.cluster import ranks
 
 WEIGHT = "weight"
+"""The kind of value that weights are; an optimiser's are `exp_avg`, `exp_avg_sq` and `step`."""
 
 
 @dataclass(frozen=True)
 class FlatShard:
-    """A stretch of a flattened tensor.
-
-    `values` (one axis) is a view of where a rank keeps it, so that filling it restores the state.
-    """
+    """A slice of a flattened tensor."""
 
     name: str
+    """Kind of value and name of the parameter: `exp_avg/proj_out.weight`."""
     start: int
+    """First number of the slice, counted in the flattened tensor."""
     values: Tensor
+    """The slice (one axis), a view of where the rank keeps it: filling it restores the state."""
 
 
 def write_flat_shards(
@@ -39,14 +40,15 @@ def write_flat_shards(
 ) -> None:
     """Write this rank's pieces to a file of its own; every rank calls it.
 
-    Where all ranks hold the same (`replicated`) each writes its share. `shapes` are those of the
-    whole parameters; rank 0 writes them with `facts`.
+    Where all ranks hold the same (`replicated`), each writes its share. `shapes` are those of the
+    whole parameters, by name; rank 0 writes them to `state.json`, with `facts` beside them.
     """
     mine = [piece for piece in pieces if piece.values.numel()]
     if replicated:
         mine = mine[ranks.rank() :: ranks.world_size()]
     folder.mkdir(parents=True, exist_ok=True)
-    # a flat optimiser has one step count for many parameters, and safetensors shares no memory
+    # A flat optimiser has one step count for many parameters, and safetensors refuses tensors that
+    # share memory: single numbers are copied, and nothing large is.
     values = {
         f"{piece.name}@{piece.start}": piece.values.clone()
         if piece.values.numel() == 1
@@ -81,7 +83,7 @@ class FlatShardReader:
                 insort(self._stretches.setdefault(name, []), (int(start), size, number))
 
     def names(self, kind: str = WEIGHT) -> list[str]:
-        """Return the parameters that have a value of this kind."""
+        """Return the names of the parameters that have a value of this kind."""
         prefix = f"{kind}/"
         return [n.removeprefix(prefix) for n in self._stretches if n.startswith(prefix)]
 
@@ -105,7 +107,7 @@ class FlatShardReader:
             )
 
     def whole(self, kind: str, name: str) -> Tensor:
-        """Return a parameter's values of one kind, in its shape."""
+        """Return a parameter's values of one kind in its shape, in the stored dtype."""
         shape = torch.Size(self.facts["shapes"][name])
         start, _, number = self._stretches[f"{kind}/{name}"][0]
         dtype = self._files[number].get_slice(f"{kind}/{name}@{start}")[:1].dtype

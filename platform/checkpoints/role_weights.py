@@ -15,8 +15,9 @@ Weights = Mapping[str, Callable[[], Tensor]]
 def role_weights(role: Path) -> Weights:
     """Return the trained weights of a role from its folder in a checkpoint, by module name.
 
-    Those of the optimiser: float32 where the network's own are rounded. Also for the averaged
-    weights, whose folder is `checkpoints.EMA`. Raises FileNotFoundError where nothing was saved.
+    They are the optimiser's: float32, also where the network's own are rounded. The averaged
+    weights are read alike, from the folder `checkpoints.EMA`. Raises FileNotFoundError where
+    nothing was saved.
     """
     reader = FlatShardReader(role)
     return {name: partial(reader.whole, WEIGHT, name) for name in reader.names()}

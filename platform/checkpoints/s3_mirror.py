@@ -10,14 +10,15 @@ T = TypeVar("T")
 
 
 class MirrorError(Exception):
-    """A copy that did not succeed, on all ranks."""
+    """Says that a copy did not succeed; all ranks raise it together."""
 
 
 class Mirror:
     """Checkpoint folders below an address of fsspec: `s3://bucket/prefix` or a path.
 
-    The marker, a file of each folder, is copied last: a folder without it does not count. The
-    ranks share the files. Credentials and endpoint are the environment's (AWS_ENDPOINT_URL).
+    The marker, a file of each folder, is copied last: a folder without it does not count. Each rank
+    copies its share of the files. Credentials and endpoint are the environment's
+    (AWS_ENDPOINT_URL).
     """
 
     def __init__(self, address: str, marker: str) -> None:
@@ -28,12 +29,15 @@ class Mirror:
         self.files, self.root = url_to_fs(address, use_listings_cache=False)
 
     def names(self) -> set[str]:
-        """Return the complete folders."""
+        """Return the names of the complete folders."""
         markers = self.files.glob(f"{self.root}/*/{self.marker}")
         return {PurePosixPath(marker).parent.name for marker in markers}
 
     def put(self, folder: Path) -> None:
-        """Copy a local folder to the address; every rank calls it and may raise MirrorError."""
+        """Copy a local folder to the address; every rank calls it.
+
+        Raises MirrorError on all ranks where one failed.
+        """
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         mine = _share(file for file in files if file.name != self.marker)
         _together(lambda: self._put(folder, mine))
@@ -59,12 +63,16 @@ class Mirror:
         ranks.barrier()
 
     def prune(self, keep: int, spared: Collection[str]) -> None:
-        """Delete all but the newest folders and the spared ones; as `put`."""
+        """Delete all folders but the `keep` newest and the spared ones; every rank calls it.
+
+        Raises MirrorError on all ranks where the deletion failed.
+        """
         _together(lambda: self._prune(keep, spared) if ranks.rank() == 0 else None)
 
     def _prune(self, keep: int, spared: Collection[str]) -> None:
         for name in sorted(self.names())[:-keep]:
             if name not in spared:
+                # The marker goes first: a folder that is left half deleted does not count.
                 self.files.rm(f"{self.root}/{name}/{self.marker}")
                 self.files.rm(f"{self.root}/{name}", recursive=True)
 
@@ -74,11 +82,12 @@ def _together(action: Callable[[], None]) -> None:
     failure = ""
     try:
         action()
-    except Exception as error:  # each file system has its own; no rank may go on alone
+    except Exception as error:  # file systems raise errors of their own; no rank may go on alone
         failure = f"{type(error).__name__}: {error}"
     if failures := [found for found in ranks.of_all(failure) if found]:
         raise MirrorError(failures[0])
 
 
 def _share(things: Iterable[T]) -> Sequence[T]:
+    """Return every n-th thing for this rank of n; together the ranks have all."""
     return list(things)[ranks.rank() :: ranks.world_size()]

@@ -25,20 +25,22 @@ from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.file_polling import Tail
 
 GRACE = timedelta(seconds=60)
-"""A time that is longer past was missed."""
+"""A time that passed longer ago than this was missed."""
 NO_ANSWER = (ConnectionError, RuntimeError, AuthenticationError, requests.RequestException)
 """What a client of the Jobs API raises where Ray is away or refuses the token."""
 POLL_S = 2.0
-"""Between two looks at a running job."""
+"""Seconds between two looks at a running job."""
 MAX_WAIT_S = 60.0
-"""Between two looks at the clock, which may be set meanwhile."""
+"""Longest wait between two looks at the clock: it may be set while the scheduler sleeps."""
 MAX_MESSAGE_CHARS = 300
+"""Longest message in a history: Ray's has the end of the log of a job that failed."""
 State = Literal["started", "submitted", "succeeded", "failed", "stopped", "lost", "skipped"]
 ENDS: dict[JobStatus, State] = {
     JobStatus.SUCCEEDED: "succeeded",
     JobStatus.FAILED: "failed",
     JobStatus.STOPPED: "stopped",
 }
+"""What Ray calls the end of a job, and what a history calls it."""
 
 
 class ScheduleError(ValueError):
@@ -46,7 +48,11 @@ class ScheduleError(ValueError):
 
 
 class Timetable:
-    """The times of a cron expression in a time zone, at daylight saving as Debian's cron has it."""
+    """The times of a cron expression in a time zone.
+
+    Where clocks are set forward or back, a fixed time that does not exist or comes twice is due
+    once, as with Debian's cron.
+    """
 
     def __init__(self, expression: str, timezone: str = "UTC") -> None:
         """Read an expression of five fields, or of six with seconds first.
@@ -83,10 +89,10 @@ class Timetable:
     def arrived(
         self, after: datetime, now: datetime, *, catch_up: bool
     ) -> tuple[list[datetime], datetime | None]:
-        """Return the times between `after` and `now` that were missed, and the one to run.
+        """Return the times between `after` and `now` that were missed, and the one to run, if any.
 
-        The last one is run if it is not longer past than GRACE, or with `catch_up` for all of
-        them; then the others alone were missed.
+        Of several times only the last is run, and only within GRACE of it; with `catch_up` it is
+        run however late, in the place of all of them.
         """
         times = self.between(after, now)
         if times and (catch_up or now - times[-1] <= GRACE):
@@ -100,17 +106,22 @@ class Record(Config):
     due: datetime
     """When the run was to begin; of several missed ones, the last."""
     state: State
+    """What became of the run; a job has a line for its beginning and one for its end."""
     at: datetime
     """When the line was written."""
     job: str = ""
-    """Ray's submission id."""
+    """Ray's submission id; empty where no job was submitted."""
     duration_s: float | None = None
-    """Of a job that ended."""
+    """Seconds that the job ran; null where it has not ended or its end is unknown."""
     message: str = ""
+    """Why the state is what it is, for people."""
 
 
 class History:
-    """What became of every time that was due: JSON lines, to which schedulers add under a lock."""
+    """What became of every time that was due: JSON lines, to which schedulers add under a lock.
+
+    Lines are only added, so that a scheduler that is killed while writing damages the last at most.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,12 +130,15 @@ class History:
         self._tail, self._records = Tail(path, from_start=True), list[Record]()
 
     def records(self) -> list[Record]:
-        """Return all lines; one that was cut off in writing does not count."""
+        """Return all lines, also those of other schedulers; one that was cut off does not count."""
         self._records += map(Record.model_validate_json, self._tail.lines())
         return self._records
 
     def add(self, record: Record) -> None:
-        """Add a line durably, in the place of one that was cut off; the caller holds the lock."""
+        """Add a line and sync it to the disk, in the place of one that was cut off.
+
+        The caller holds the lock: what stands behind the last whole line is then nobody's work.
+        """
         self.records()
         with self.path.open("ab") as file:
             file.truncate(self._tail.offset)
@@ -144,18 +158,22 @@ class History:
 
 @dataclass(frozen=True)
 class ScheduledJob:
-    """What is submitted."""
+    """The job of a schedule, which is submitted at each time that is due."""
 
     name: str
-    """Of the schedule: of all jobs that bear it, one runs at a time."""
+    """Name of the schedule: of all jobs that bear it, one runs at a time."""
     entrypoint: Sequence[str]
     """A command; a script ending in .py is run by `python`."""
     working_dir: str
-    """Folder that goes along, or an address that Ray can fetch."""
+    """Folder that Ray uploads with the job, or an address that it can fetch."""
     env_vars: dict[str, str] = field(default_factory=dict)
 
     def submission_id(self, due: datetime) -> str:
-        """Return the id of the run of a time."""
+        """Return the id of the run of a time.
+
+        It follows from name and time alone, and Ray takes an id once: however often a run is
+        submitted, by whichever scheduler, it is one job.
+        """
         return f"{self.name}-{due.astimezone(UTC):%Y%m%d-%H%M%S}"
 
     def submit(self, client: JobSubmissionClient, due: datetime) -> str:
@@ -195,10 +213,15 @@ class Scheduler:
         self.submitted: list[str] = []
         """Ids of the runs that this scheduler began."""
         self._attempted: set[str] = set()
+        """Ids that were sent to Ray, with or without an answer."""
         self._tried: dict[str, datetime] = {}
+        """When Ray first refused each id."""
         self._at_once: datetime | None = None
+        """When the run without a timetable was due: a later try has the same id by it."""
         self._skipped = False
+        """Whether the run without a timetable was left out, as another one is running."""
         self._told = ""
+        """The last message, which is not printed twice in a row."""
 
     def run(self) -> bool:
         """Keep the schedule until `max_runs` have ended; tell whether all of them succeeded."""
@@ -211,7 +234,7 @@ class Scheduler:
             time.sleep(wait_s)
 
     def leave(self, *, stop_job: bool) -> None:
-        """Say goodbye; stop what runs, or leave it running for the next scheduler to find."""
+        """End the schedule: stop what runs, or leave it running for the next scheduler to find."""
         running = [record.job for record in self.history.unfinished()]
         for job in running:
             logs.say(f"stopping {job}" if stop_job else f"{job} goes on without the schedule")
@@ -226,6 +249,8 @@ class Scheduler:
         """Record what ended, submit what is due, and return the seconds until the next look."""
         with self.history.lock:
             now, jobs = self.now(), self._jobs()
+            # First what Ray knows and the history does not: a job whose submission was not answered
+            # or not recorded counts as running.
             self._adopt(jobs)
             self._settle(jobs)
             if self.timetable is None:
@@ -282,7 +307,7 @@ class Scheduler:
         What Ray refuses stays due: the next look tries again, until GRACE is over.
         """
         name = self.job.submission_id(due)
-        self._attempted.add(name)  # Ray may take it and the answer be lost
+        self._attempted.add(name)  # before it is sent: Ray may take it and the answer be lost
         try:
             self.job.submit(self.client, due)
         except RuntimeError as error:
@@ -297,7 +322,7 @@ class Scheduler:
         self.submitted.append(name)
 
     def _adopt(self, jobs: dict[str, JobDetails]) -> None:
-        """Record jobs of this schedule that Ray took, though nobody noted it."""
+        """Record jobs of this schedule that Ray has and the history lacks; follow our own."""
         known = {record.job for record in self.history.records()}
         for name, job in jobs.items():
             if not self._is_ours(job):
@@ -309,7 +334,7 @@ class Scheduler:
                 self.submitted.append(name)
 
     def _settle(self, jobs: dict[str, JobDetails]) -> None:
-        """Record the ends of jobs."""
+        """Record the ends of jobs, and as lost those that Ray has forgotten."""
         for record in self.history.unfinished():
             job = jobs.get(record.job)
             if job is None:
@@ -357,7 +382,7 @@ class Scheduler:
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """Return a client of the cluster's Jobs API, by default of RAY_API_SERVER_ADDRESS's.
+    """Return a client of a cluster's Jobs API, by default at RAY_API_SERVER_ADDRESS.
 
     Raises ScheduleError where nobody answers or the token is refused.
     """

@@ -7,7 +7,10 @@ import torch.distributed as dist
 
 
 def nodes_of_ranks() -> list[str]:
-    """Return the node of every rank; every rank calls it."""
+    """Return the node of every rank, as `address (start of its id)`; every rank calls it.
+
+    The id distinguishes nodes that share an address, as those of a rehearsal do.
+    """
     import ray
 
     own = f"{ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
@@ -17,7 +20,10 @@ def nodes_of_ranks() -> list[str]:
 
 
 def describe_nodes(nodes: Sequence[str], sequence_parallel: int) -> Iterator[str]:
-    """Yield a line for each node's ranks, and for each sequence group that leaves its node."""
+    """Yield a line for each node's ranks, and one for each sequence group on more than one node.
+
+    `nodes` are those of the ranks in their order, `sequence_parallel` the ranks of a group.
+    """
     for node, group in groupby(range(len(nodes)), key=nodes.__getitem__):
         ranks = list(group)
         yield f"ranks {ranks[0]} to {ranks[-1]} are on node {node}"

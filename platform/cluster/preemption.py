@@ -19,7 +19,7 @@ _terminated = threading.Event()
 
 
 class Notice(IntEnum):
-    """What is asked of the workers after a cycle; the highest of all ranks counts."""
+    """What is asked of the workers after a cycle, by urgency: the highest of all ranks counts."""
 
     GO_ON = 0
     SAVE = 1
@@ -31,16 +31,17 @@ class Notice(IntEnum):
 
 
 class PreemptedError(Exception):
-    """Ends a group of workers that Ray starts again; what it has done is saved."""
+    """Raised to end a group of workers that Ray starts again; what it has done is saved."""
 
 
 class LeavingError(Exception):
-    """Ends a job whose work is saved."""
+    """Raised to end a job whose work is saved."""
 
 
 class Notices:
     """Agrees with all ranks on what is asked of them.
 
+    They have to agree because saving is work of all ranks, and a signal reaches one of them alone.
     `stop` is the file that asks the job to end; `is_draining` tells whether a node of the group
     will be taken away, and every rank calls it.
     """
@@ -52,7 +53,10 @@ class Notices:
         self.has_saved = False
 
     def read(self) -> Notice:
-        """Return the notice, the same on all ranks; every rank calls it. SAVE comes once."""
+        """Return the notice, the same on all ranks; every rank calls it.
+
+        SAVE comes once, although Ray goes on announcing the loss until the node is gone.
+        """
         mine = Notice.SAVE if self.is_draining() and not self.has_saved else Notice.GO_ON
         if _terminated.is_set():
             mine = Notice.RESTART
@@ -86,6 +90,8 @@ def watch_for_sigterm() -> None:
 
 
 def _take_sigterm() -> None:
+    """Note the first SIGTERM, and let the second end the process as it would without us."""
+
     def note(signum: int, frame: FrameType | None) -> None:
         _terminated.set()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -97,7 +103,8 @@ def _take_sigterm() -> None:
 def leaving_in_order(stop: Path) -> Iterator[None]:
     """Let SIGTERM end the job once its workers have saved, a second one at once.
 
-    For the main thread; `stop` is the file that tells the workers.
+    For the main thread; `stop` is the file that tells the workers. Once they have left, the process
+    ends with the status of one that SIGTERM ended, 143.
     """
     before = signal.getsignal(signal.SIGTERM)
 

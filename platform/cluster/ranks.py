@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """Return this process's number."""
+    """Return this process's number, counted from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -18,13 +18,13 @@ def world_size() -> int:
 
 
 def barrier() -> None:
-    """Wait for all."""
+    """Wait until every rank is here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def of_first(value: T) -> T:
-    """Return rank 0's value on every rank, which call it together."""
+    """Return rank 0's value; every rank calls it."""
     values = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(values, src=0)

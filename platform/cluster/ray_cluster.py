@@ -23,7 +23,7 @@ from magicdistill.platform.runs.run_directory import is_submitted
 
 IMPORT_ROOT = Path(magicdistill.__file__).parents[1]
 GRACE_S = 10
-"""How long Ray's processes may take to end once they are killed."""
+"""Seconds that Ray's processes may take to end once they are killed."""
 STARTED_AT_ONCE = max(4, os.cpu_count() or 1)
 """Worker processes that a local Ray starts at a time; it warns once four times as many exist."""
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
@@ -38,10 +38,14 @@ class ClusterShape:
     """The cluster that a job runs on, counted when the job joined it."""
 
     num_nodes: int
+    """Nodes that are alive."""
     num_cpus: float
+    """Logical CPUs of all nodes."""
     num_gpus: float
     local: bool
+    """Whether the job started the cluster on this machine for itself."""
     dashboard_url: str | None
+    """Host and port of the dashboard, None where there is none."""
 
 
 @contextmanager
@@ -62,7 +66,8 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
             **options,
         )
         note_started()
-        signal.signal(signal.SIGTERM, _leave)  # Ray's own handler dies on the spot
+        # `ray.init` sets a handler that ends the process on the spot, and its processes stay.
+        signal.signal(signal.SIGTERM, _leave)
         resources = ray.cluster_resources()
         yield ClusterShape(
             num_nodes=sum(node["Alive"] for node in ray.nodes()),
@@ -77,7 +82,8 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
 def _leaving_no_process() -> Iterator[Callable[[], None]]:
     """Shut Ray down after the body and kill what it started; yields what notes its processes.
 
-    They are noted as soon as they run, since those of a Ray that has ended are nobody's children.
+    They are noted as soon as they run: once their parent has ended, nothing tells that they were
+    ours. Processes that ran before are left alone.
     """
     others = _processes()
     started: set[psutil.Process] = set()

@@ -9,12 +9,12 @@ from magicdistill.platform.runs.run_directory import RunDirectory
 
 
 class TrainingError(ExplainedError):
-    """Workers that failed, by rank, each with its cause."""
+    """Says which workers failed, by rank, each with its cause."""
 
 
 @contextmanager
 def recorded_failure(run: RunDirectory, rank: int) -> Iterator[None]:
-    """Let a worker add its traceback to the run, also where a restart helps."""
+    """Add a worker's traceback to the run's errors, also where Ray starts the workers again."""
     try:
         yield
     except Exception:
@@ -25,7 +25,11 @@ def recorded_failure(run: RunDirectory, rank: int) -> Iterator[None]:
 
 @contextmanager
 def explained_failure(run: RunDirectory) -> Iterator[None]:
-    """Turn the failure of a worker group into one that names ranks and causes."""
+    """Turn the failure of a worker group into one that names ranks, causes and where to read on.
+
+    Raises:
+        TrainingError: if workers failed.
+    """
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     try:

@@ -8,8 +8,9 @@ import torch
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.data_pipeline.latents.cache import NULL_TEXT, LatentCache, TextRow
+from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.data_pipeline.latents.row_order import RowOrder, open_row_order
+from magicdistill.data_pipeline.latents.text_shards import NULL_TEXT, TextRow
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.sections import ScheduleConfig

@@ -9,10 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from magicdistill.data_pipeline.latents.cache import (
-    LatentCache,
-    LatentRow,
-)
+from magicdistill.data_pipeline.latents.cache import LatentCache, LatentRow
 from magicdistill.data_pipeline.rows import digest
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.flow import sigma_grid

@@ -7,13 +7,8 @@ from functools import partial
 import torch
 
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.data_pipeline.latents.cache import (
-    NULL_TEXT,
-    LatentRow,
-    committed_rows,
-    publish,
-    write_shard,
-)
+from magicdistill.data_pipeline.latents.cache import LatentRow, committed_rows, publish, write_shard
+from magicdistill.data_pipeline.latents.text_shards import NULL_TEXT
 from magicdistill.data_pipeline.progress import Bars
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.recipe import Recipe

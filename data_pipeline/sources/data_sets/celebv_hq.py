@@ -1,4 +1,4 @@
-"""CelebV-HQ's single JSON file."""
+"""CelebV-HQ's one JSON file, with all clips."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +11,7 @@ from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_cro
 from magicdistill.data_pipeline.sources.stores import Store
 
 UNIT_FRAME = (1.0, 1.0)
+"""Width and height of the frame in whose units the boxes are: they are fractions."""
 
 
 class CelebvHq(SourceConfig):
@@ -32,7 +33,7 @@ class CelebvHq(SourceConfig):
 
 
 def entries(source: CelebvHq) -> Iterator[Entry]:
-    """Yield one entry per clip.
+    """Yield one entry per clip; a clip's name is `<id of the video>_<number>`.
 
     Raises:
         FileNotFoundError: if the file does not exist.

@@ -17,6 +17,7 @@ from magicdistill.data_pipeline.sources.entries import (
 from magicdistill.data_pipeline.sources.stores import Store
 
 Rows = dict[str, list[str]]
+"""The other fields of each line of a file, by the first."""
 
 
 class Hdtf(SourceConfig):
@@ -40,10 +41,10 @@ class Hdtf(SourceConfig):
 
 
 def entries(source: Hdtf) -> Iterator[Entry]:
-    """Yield the clips of every video: clip k of a video is its k-th span.
+    """Yield the clips of every video: clip k of a video is its k-th span, counted from 0.
 
-    A video that is listed with an address but without a span yields one faulty entry, and so does
-    a crop without a span.
+    The published files do not agree everywhere. A video that has an address but no span yields one
+    faulty entry, and so does a crop without a span, so that nothing is missing without a reason.
 
     Raises:
         FileNotFoundError: if one of the text files does not exist.
@@ -68,7 +69,7 @@ def entries(source: Hdtf) -> Iterator[Entry]:
 def _read(location: str) -> Rows:
     """Return the fields of each line by the first, without the suffix that some files write.
 
-    Different lines of one name are joined, so that none is lost.
+    A further line of the same name adds its fields, so that none is lost, unless it repeats them.
     """
     rows: Rows = {}
     with open_text(location) as file:
@@ -102,7 +103,10 @@ def _box(fields: list[str]) -> tuple[float, ...]:
 
 
 def _height(fields: Sequence[str]) -> float:
-    """Return the height of the frame that the crop was measured on; only it is published."""
+    """Return the height in pixels of the frame that the crop was measured on.
+
+    Its width is not published: it follows from the aspect of the video.
+    """
     if len(fields) != 1 or not fields[0].isdigit() or int(fields[0]) == 0:
         raise Fault(f"bad resolution: {' '.join(fields)!r}")
     return float(fields[0])

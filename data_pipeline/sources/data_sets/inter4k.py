@@ -13,11 +13,12 @@ from magicdistill.data_pipeline.sources.entries import Entry
 from magicdistill.data_pipeline.sources.stores import Terms, listed
 
 SIZE = (3840, 2160)
-"""Width and height of its films; smaller copies have the same aspect."""
+"""Width and height of its films in pixels; smaller copies have the same aspect."""
 SECONDS = 5.0
+"""Length of every clip."""
 REJECTED = "left out: Inter4K's clips have 120 frames at 24 fps (the recipe's policy)"
 TIME_SCALE = 60 / 24 / 2
-"""Of every second frame of 60 per second, shown 24 times a second."""
+"""How much longer a clip lasts when every second of its 60 frames per second is shown at 24."""
 
 
 class Inter4K(SourceConfig):
@@ -45,7 +46,7 @@ class Inter4K(SourceConfig):
     """Kind of the clips, which decides their limits."""
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:
-        """Yield one video per number."""
+        """Yield one video per number; those that are not there are listed as missing."""
         folder = object_stores.Folder(self.path)
         time_scale = TIME_SCALE if self.policy == "stride-2" else 1.0
         fault = REJECTED if self.policy == "reject" else ""

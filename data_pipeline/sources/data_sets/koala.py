@@ -27,9 +27,14 @@ SCORES = {
     "motion": "motion_score",
     "suitability": "video_training_suitability_score",
 }
+"""Columns of the published scores, by the names that they are imported under."""
 COLUMNS = ("videoID", "timestamp", "caption", *SCORES.values())
+"""Columns that are read; others may be there."""
 MAX_FIELD_CHARS = 1 << 20
+"""Longest field that is read; a quote that is never closed ends there with an error, instead of
+taking the rest of the file into memory."""
 _PYTHON_LIST = re.compile(r"""\[\s*["']([^"']*)["']\s*,\s*["']([^"']*)["']\s*\]""")
+"""A timestamp, written as a list in Python. It is matched, never evaluated: manifests are data."""
 
 
 class Koala(SourceConfig):
@@ -64,7 +69,7 @@ def entries(source: Koala) -> Iterator[Entry]:
 
 
 def _read(file: TextIOWrapper, manifest: str) -> Iterator[Entry]:
-    csv.field_size_limit(MAX_FIELD_CHARS)
+    csv.field_size_limit(MAX_FIELD_CHARS)  # of the whole process: a reader has none of its own
     rows = csv.DictReader(file, restkey="surplus")
     lacking = sorted(set(COLUMNS) - set(rows.fieldnames or ()))
     if lacking:
@@ -78,7 +83,7 @@ def _read(file: TextIOWrapper, manifest: str) -> Iterator[Entry]:
 
 def _entry(row: dict[str, Any], line: int) -> Entry:
     name = (row["videoID"] or "").strip()
-    video, separator, index = name.rpartition("_")
+    video, separator, index = name.rpartition("_")  # ids of videos may hold underscores themselves
     if not (separator and video and index.isdigit()):
         return Entry(name, name, fault=f"bad row: line {line} has the videoID {name!r}")
     try:
@@ -96,7 +101,7 @@ def _entry(row: dict[str, Any], line: int) -> Entry:
 
 
 def _span(text: str) -> tuple[float, float]:
-    """Return seconds from a Python list of two strings."""
+    """Return start and end in seconds from a Python list of two times."""
     match = _PYTHON_LIST.fullmatch(text.strip())
     if not match:
         raise Fault(f"bad timestamp: {text!r}")

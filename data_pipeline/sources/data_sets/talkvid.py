@@ -46,6 +46,7 @@ def entries(source: TalkVid) -> Iterator[Entry]:
 
 
 def _objects(manifest: str) -> Iterator[Any]:
+    """Return the objects of a file: a JSON list if its name ends in `.json`, else one per line."""
     if not manifest.endswith(".json"):
         return read_json_lines(manifest)
     content = read_json(manifest)
@@ -59,6 +60,7 @@ def _entry(facts: Any, line: int) -> Entry:
         return Entry(f"line {line}", f"line {line}", fault=f"bad row: line {line} has no id")
     name, video = facts["id"], facts["id"]
     try:
+        # The id of the video is the parameter `v` of its link, or the last part of a short link.
         link = urlsplit(facts["info"]["Video Link"])
         video = (parse_qs(link.query).get("v") or [link.path.rpartition("/")[2]])[0] or name
         scores = numbers("talkvid", _scores(facts))
@@ -76,6 +78,7 @@ def _entry(facts: Any, line: int) -> Entry:
 
 
 def _scores(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the published scores, of which an object may lack some, by their short names."""
     details = facts.get("head_detail") or {}
     return {
         "dover": facts.get("dover_scores"),

@@ -11,6 +11,7 @@ from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceCon
 from magicdistill.data_pipeline.sources.entries import Entry
 from magicdistill.data_pipeline.sources.stores import Terms, listed
 
+# What an error adds about a list or folder that is not there.
 ORIGIN = (
     "vbench2_beta_i2v in VBench's repository, github.com/Vchitect/VBench, has the list "
     "vbench2_i2v_full_info.json, and its download_data.sh fetches the pictures"
@@ -51,14 +52,15 @@ class VbenchI2v(SourceConfig):
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt with its picture."""
+    """One prompt with its picture, usable or not."""
 
     prompt: str
     image: str
     """File below the folder of pictures."""
     dimensions: frozenset[str]
-    """What the pair counts for."""
+    """VBench's dimensions whose means the pair is counted in."""
     fault: str = ""
+    """Reason why the pair cannot be used; empty if it can."""
 
 
 def pairs(source: VbenchI2v) -> Iterator[Pair]:

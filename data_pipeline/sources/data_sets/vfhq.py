@@ -1,4 +1,4 @@
-"""VFHQ's text files, one per clip."""
+"""VFHQ's text files, one per clip: frame rate, size of the frame and face box."""
 
 import math
 import re
@@ -61,17 +61,20 @@ def _entry(location: str) -> Entry:
     except OSError as error:
         return Entry(name, video, span_fault=f"bad row: {error}")
     except (Fault, ValueError) as fault:
+        # The rate goes along: it is all that pictures of a clip need that is cut already.
         return Entry(name, video, fps=fps, span_fault=str(fault))
     return Entry(name, video, t0_s, t1_s, crop=box, crop_frame=(width, height), fps=fps)
 
 
 def _read(location: str) -> dict[str, list[str]]:
+    """Return the fields of each line by its first word, with or without a colon after it."""
     with open_text(location) as file:
         lines = [line.replace(":", " ").split() for line in file]
     return {line[0]: line[1:] for line in lines if line}
 
 
 def _number(facts: dict[str, list[str]], key: str) -> float:
+    """Return the one value of a line, which has to be positive and finite, or raise Fault."""
     try:
         (text,) = facts[key]
         value = float(text)

@@ -2,7 +2,8 @@
 
 Two layouts of diffusers folders: HunyuanVideo, whose text encoder is a Llama, and
 HunyuanVideo-I2V, whose LLaVA also sees the first frame (multi-modal guidance, 003 section 3).
-Templates and crops are the public ones, taken from diffusers.
+Templates and crops are the public ones, taken from diffusers. Papers are numbered as in
+docs/method.md.
 """
 
 from collections.abc import Sequence
@@ -33,22 +34,27 @@ from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT, Co
 from magicdistill.models.networks.int8 import encoder_arguments
 
 SKIPPED_LAYERS = 2
-"""The transformer reads the hidden states before the language model's last layers."""
+"""Last layers of the language model that are skipped: the transformer reads the hidden states
+before them."""
 NUM_CLIP_TOKENS = 77
+"""Tokens that CLIP's prompts are padded or cut to, the longest that it takes."""
 END_OF_HEADER = "<|end_header_id|>"
+"""Token that ends the header of each turn in Llama 3's chat format."""
 NUM_HEADERS = 3
-"""System, user and assistant; a long prompt pushes the last one out."""
+"""Headers of a prompt: system, user and assistant. A long prompt pushes the last one out."""
 ASSISTANT_TOKENS = 4
-"""<|eot_id|> <|start_header_id|> assistant <|end_header_id|>: cut out of the text tokens."""
+"""Tokens of the assistant's header, which are cut out of the text tokens: <|eot_id|>
+<|start_header_id|> assistant <|end_header_id|>."""
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What a prompt is embedded in, and where it starts there."""
+    """The text around a prompt, and where the prompt starts in it."""
 
     text: str
+    """The template, with `{}` where the prompt goes."""
     crop_start: int
-    """Tokens before the prompt, with one for the image."""
+    """Number of tokens before the prompt, of which the image is one; they are cut off."""
 
 
 TEXT_TEMPLATE = PromptTemplate(
@@ -77,9 +83,10 @@ class PromptEncoder(nn.Module):
         text_template: PromptTemplate = TEXT_TEMPLATE,
         image_template: PromptTemplate = IMAGE_TEMPLATE,
     ) -> None:
-        """Keep every `image_token_stride`-th image token.
+        """Take the loaded encoders and their tokenizers; `image_processor` is LLaVA's.
 
-        2 is right where the image prior enters by channels, 4 where it replaces the first frame.
+        Of the image tokens every `image_token_stride`-th is kept: 2 is right where the image prior
+        enters by channels, 4 where it replaces the first frame.
         """
         super().__init__()
         self.language, self.clip = language.eval(), clip.eval()
@@ -99,9 +106,10 @@ class PromptEncoder(nn.Module):
     ) -> "PromptEncoder":
         """Load the encoders of a diffusers folder.
 
-        `text_encoder`, `tokenizer`, `text_encoder_2`, `tokenizer_2`, and for HunyuanVideo-I2V
-        `image_processor`; `options` are those of the constructor. With `int8` the text and vision
-        encoders hold eight-bit weights, computed in bfloat16; so do those that were saved in it.
+        The folder has `text_encoder`, `tokenizer`, `text_encoder_2` and `tokenizer_2`, and for
+        HunyuanVideo-I2V `image_processor`; `options` are those of the constructor. With `int8` the
+        text and vision encoders hold eight-bit weights and compute in bfloat16, and so do encoders
+        that were saved that way.
         Raises FileNotFoundError naming what is missing, and ModuleNotFoundError without torchao.
         """
         directory = Path(directory)
@@ -124,7 +132,7 @@ class PromptEncoder(nn.Module):
         )
 
     def save(self, directory: Path | str) -> None:
-        """Write what `load` reads, quantised where it is."""
+        """Write the folders that `load` reads; quantised encoders stay quantised."""
         parts: dict[str, Any] = {
             "text_encoder": self.language,
             "tokenizer": self.tokenizer,
@@ -143,7 +151,7 @@ class PromptEncoder(nn.Module):
         """Encode prompts, with first frames in [-1, 1] of any size where `images` are given.
 
         The conditions are float32 and have no image prior, which is the VAE's work. Raises
-        ValueError where the folder's text encoder has no eyes, or a prompt names the image token.
+        ValueError where the folder's encoder cannot see images, or a prompt has the image token.
         """
         if images is None:
             text, mask = self._text_tokens(prompts)
@@ -152,7 +160,7 @@ class PromptEncoder(nn.Module):
         return Conditions(text, mask, self._pooled(prompts), image_tokens=image_tokens)
 
     def null(self, batch: int, images: Float[Tensor, "b 3 y x"] | None = None) -> Conditions:
-        """Encode the null prompt: the empty one, in the same template."""
+        """Encode the null prompt for `batch` samples: the empty one, in the same template."""
         return self([NULL_PROMPT] * batch, images)
 
     def _text_tokens(
@@ -166,10 +174,10 @@ class PromptEncoder(nn.Module):
     def _image_and_text_tokens(
         self, prompts: Sequence[str], images: Float[Tensor, "b 3 y x"]
     ) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
-        """Return what LLaVA says where the image stands, and behind it.
+        """Return LLaVA's hidden states of the image, and of the text behind it with their mask.
 
-        The one image token of the template makes room for all that the vision branch gives; the
-        header of the assistant's answer is cut out.
+        The one image token of the template is repeated until there is one for each token of the
+        vision branch; the header of the assistant's answer is cut out.
         """
         if self.image_processor is None or not isinstance(self.language, LlavaModel):
             raise ValueError("first frames need the LLaVA encoder of a HunyuanVideo-I2V folder")

@@ -13,18 +13,16 @@ import torch
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.io.storage import AnyPath, list_files, local_folder, place, remove
 from magicdistill.data_pipeline.latents.cache import (
-    CacheError,
     LatentCache,
     LatentRow,
     RowFacts,
-    TextRow,
     committed_rows,
-    committed_texts,
     publish,
     write_shard,
-    write_texts,
 )
 from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics
+from magicdistill.data_pipeline.latents.shard_format import CacheError
+from magicdistill.data_pipeline.latents.text_shards import TextRow, committed_texts, write_texts
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns

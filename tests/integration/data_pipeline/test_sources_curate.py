@@ -22,8 +22,7 @@ from magicdistill.data_pipeline.sources.fetching import SCRATCH
 from magicdistill.data_pipeline.sources.portrait_clips import PortraitWorld
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.sources.stores import Store
-from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
-from magicdistill.models.networks.config import VaeConfig
+from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
 
@@ -63,15 +62,6 @@ def cluster(hdtf: Hdtf) -> Iterator[None]:
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
         with ray_cluster(ClusterConfig(logical_cpus=4, dashboard=False)):
             yield
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    directory = tmp_path_factory.mktemp("vae")
-    config = VaeConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
-    VideoVae(build_autoencoder(config)).save(directory)
-    return directory
 
 
 def make_config(hdtf: Hdtf) -> DataConfig:

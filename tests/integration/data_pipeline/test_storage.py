@@ -16,7 +16,6 @@ import torch
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.io.storage import AnyPath, list_files, local_copy, place, remove
 from magicdistill.data_pipeline.latents.cache import (
-    CacheError,
     LatentCache,
     LatentRow,
     RowFacts,
@@ -24,6 +23,7 @@ from magicdistill.data_pipeline.latents.cache import (
     publish,
     write_shard,
 )
+from magicdistill.data_pipeline.latents.shard_format import CacheError
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.rows import Video, failed
 

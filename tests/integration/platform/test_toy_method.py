@@ -11,14 +11,6 @@ from mlflow import MlflowClient
 from torch import Tensor
 from torch.nn import functional
 
-from magicdistill.data_pipeline.config import NullText
-from magicdistill.data_pipeline.latents.cache import (
-    LatentRow,
-    RowFacts,
-    committed_rows,
-    publish,
-    write_shard,
-)
 from magicdistill.models.diffusion.flow import noised, velocity
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.methods.base import MethodConfig
@@ -43,6 +35,7 @@ from magicdistill.platform.tracking.run_description import describe
 from magicdistill.platform.tracking.tracker import Tracker
 from magicdistill.platform.training.worker import Worker
 from tests.registries import registries_restored
+from tests.tiny_run import write_cache
 
 
 class ToyMethod(MethodConfig):
@@ -105,14 +98,7 @@ def toy_registered() -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A tracked run of two cycles on random latents."""
     folder = tmp_path_factory.mktemp("toy")
-    torch.manual_seed(0)
-    rows = [
-        LatentRow(RowFacts(str(i), str(i), str(i), "", "", "", 0, False), torch.randn(16, 2, 4, 4))
-        for i in range(4)
-    ]
-    write_shard(folder / "cache", rows)
-    text = NullText(num_tokens=4, token_dim=64, pooled_dim=64)
-    cache = publish(folder / "cache", list(committed_rows(folder / "cache").values()), text)
+    cache = write_cache(folder / "cache", (16, 2, 4, 4), num_rows=4)
     made = recipe(folder / "runs")
     run = RunDirectory.create(folder / "runs", made)
     with Tracker.start(made.tracking, run) as tracker:

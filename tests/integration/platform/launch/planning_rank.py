@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig, TransformerConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
@@ -21,7 +20,7 @@ from magicdistill.platform.config.sections import DeepSpeedEngineConfig, Optimiz
 from magicdistill.platform.planning.flops import Sample, saved_bytes
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.training.engine import DeepSpeedEngine, local_shard
-from tests.tiny import tiny_shapes
+from tests.tiny import tiny_inputs, tiny_shapes
 
 NUM_RANKS = 2
 SMALL = tiny_shapes(num_attention_heads=4, num_single_layers=2, num_text_tokens=4)
@@ -35,17 +34,6 @@ ENGINES = {
     "ZeRO-3 bf16 wide critic": (3, "bf16", WIDE, "critic"),
 }
 Bytes = dict[str, float]
-
-
-def inputs() -> tuple[Tensor, Tensor, Conditions]:
-    """Latents of 3 x 12 x 12, which are 108 video tokens, and a prompt without padding."""
-    conditions = Conditions(
-        text=torch.randn(1, 4, 6),
-        text_mask=torch.ones(1, 4, dtype=torch.bool),
-        pooled=torch.randn(1, 6),
-        image_prior=torch.randn(1, 4, 1, 12, 12),
-    )
-    return torch.randn(1, 4, 3, 12, 12), torch.rand(1), conditions
 
 
 def build(role: str, shapes: TransformerConfig) -> tuple[nn.Module, list[dict[str, str]]]:
@@ -68,7 +56,7 @@ def check_engine(
     engine = DeepSpeedEngine(config, module, OptimizerConfig(lr=1e-3), num_micro_batches=2)
     gradients = 0.0
     for last in (False, True):
-        outputs = [engine(*inputs(), **arguments).square().mean() for arguments in forwards]
+        outputs = [engine(*tiny_inputs(), **arguments).square().mean() for arguments in forwards]
         engine.backward(torch.stack(outputs).sum(), last=last)
         gradients = max(gradients, num_bytes(gradient_tensors(engine)))
     engine.step()
@@ -122,7 +110,7 @@ def check_sequence(*, recompute: bool) -> dict[str, Bytes]:
     parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        network(*inputs())
+        network(*tiny_inputs())
     activations = [t for t in kept if t.untyped_storage().data_ptr() not in parameters]
     sample = Sample(WIDE, 3, 12, 12, sequence_parallel=2, activation_bytes=4)
     predicted = saved_bytes(sample, ForwardPass("generator", "", "weights"), recompute=recompute)

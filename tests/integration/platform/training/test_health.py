@@ -11,18 +11,9 @@ from urllib.request import urlopen
 
 import pytest
 import ray
-import torch
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.data_pipeline.latents.cache import (
-    LatentRow,
-    RowFacts,
-    committed_rows,
-    publish,
-    write_shard,
-)
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.cluster.worker_failures import TrainingError
 from magicdistill.platform.config.recipe import Recipe, load_recipe
@@ -31,20 +22,14 @@ from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.prometheus import published
 from magicdistill.platform.training.ray_trainer import fit
 from magicdistill.platform.training.worker import Worker
+from tests.tiny_run import write_cache
 
 ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> AnyPath:
-    torch.manual_seed(0)
-    rows = [
-        LatentRow(RowFacts(str(i), str(i), str(i), "", "", "", 0, False), torch.randn(16, 2, 4, 4))
-        for i in range(4)
-    ]
-    write_shard(tmp_path / "cache", rows)
-    text = NullText(num_tokens=4, token_dim=64, pooled_dim=64)
-    return publish(tmp_path / "cache", list(committed_rows(tmp_path / "cache").values()), text)
+    return write_cache(tmp_path / "cache", (16, 2, 4, 4), num_rows=4)
 
 
 def create(tmp_path: Path, num_readers: int = 0, **health: Any) -> RunDirectory:

@@ -11,15 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from magicdistill.data_pipeline.config import NullText
-from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.data_pipeline.latents.cache import (
-    LatentRow,
-    RowFacts,
-    committed_rows,
-    publish,
-    write_shard,
-)
 from magicdistill.models.networks.config import PRESETS
 from magicdistill.models.networks.transformer import build_transformer
 from magicdistill.models.networks.weights import save_transformer
@@ -28,6 +19,7 @@ from magicdistill.platform.checkpoints.flat_shards import FlatShardReader
 from magicdistill.platform.config.recipe import Recipe, load_recipe
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.worker import Worker
+from tests.tiny_run import write_cache
 
 ROLES = ("generator", "critic", "ema")
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
@@ -75,17 +67,6 @@ def recipe_of(trial: Trial, num_ranks: int, teacher: Path) -> Recipe:
     values["cluster"]["num_workers"] = num_ranks
     values["model"] = {"preset": "nano", "teacher": str(teacher)}
     return Recipe.model_validate(values | {"engine": trial.engine})
-
-
-def write_cache(folder: Path) -> AnyPath:
-    torch.manual_seed(0)
-    rows = [
-        LatentRow(RowFacts(str(i), str(i), str(i), "", "", "", 0, False), torch.randn(16, 2, 4, 4))
-        for i in range(6)
-    ]
-    write_shard(folder, rows)
-    text = NullText(num_tokens=4, token_dim=64, pooled_dim=64)
-    return publish(folder, list(committed_rows(folder).values()), text)
 
 
 def run_rank(rank: int, folder: Path, num_ranks: int, trials: list[Trial]) -> None:
@@ -139,7 +120,7 @@ ONE_RANK = [
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
-    write_cache(folder / "cache")
+    write_cache(folder / "cache", (16, 2, 4, 4), num_rows=6)
     torch.manual_seed(0)
     save_transformer(build_transformer(PRESETS["nano"].transformer), folder / "teacher")
     multiprocessing.set_forkserver_preload([__name__])  # one process imports for all ranks

@@ -9,17 +9,16 @@ from magicdistill.data_pipeline.config import Bucket, Encoding, NullText
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import (
     COMMIT,
-    CacheError,
     LatentCache,
     LatentRow,
     RowFacts,
-    TextRow,
     committed_rows,
     publish,
     row_facts,
     write_shard,
-    write_texts,
 )
+from magicdistill.data_pipeline.latents.shard_format import CacheError
+from magicdistill.data_pipeline.latents.text_shards import TextRow, write_texts
 from magicdistill.data_pipeline.latents.windows import Window
 from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.stages.encode import finite_clips

@@ -1,7 +1,6 @@
 """Decisions over stored scores: limits by mixture, copies, caps, bars, and what is absent."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,34 +14,15 @@ from magicdistill.data_pipeline.ledger.policy import (
     decide,
     is_hopeless,
 )
-from magicdistill.data_pipeline.rows import STORED, ClipRow, Video
+from magicdistill.data_pipeline.rows import ClipRow
+from tests.scored_clips import scored_clip
 
 BUCKET = Bucket()
 LENIENT = Policy(min_short_side=64, min_long_side=64)
 
 
-def make_clip(name: str = "a", **changes: object) -> ClipRow:
-    video = Video(name, name, name, name, "x", "x", "portrait")
-    listed: dict[str, Any] = {key: changes.pop(key) for key in STORED if key in changes}
-    fields: dict[str, object] = {
-        "clip_id": name,
-        "video": replace(video, **listed),
-        "measures": "x",
-        "stop": 48,
-        "content_hash": name,
-        "decoder": "decord",
-        "width": 96,
-        "height": 64,
-        "fps": 24.0,
-        "num_frames_header": 48,
-        "num_frames_decoded": 48,
-        "motion_px": 2.0,
-    }
-    return ClipRow(**(fields | changes))  # type: ignore[arg-type]
-
-
 def hashed(name: str, bits: np.ndarray, **changes: object) -> ClipRow:
-    return make_clip(name, blobs={"phash": np.packbits(bits).tobytes()}, **changes)
+    return scored_clip(name, blobs={"phash": np.packbits(bits).tobytes()}, **changes)
 
 
 def decision_on(clip: ClipRow, policy: Policy = LENIENT) -> Decision:
@@ -63,28 +43,28 @@ def decision_on(clip: ClipRow, policy: Policy = LENIENT) -> Decision:
     ],
 )
 def test_a_score_beyond_its_limit_rejects_with_both_numbers(name: str, value: float, reason: str):
-    assert decision_on(make_clip(scores={name: value})).reasons == (reason,)
+    assert decision_on(scored_clip(scores={name: value})).reasons == (reason,)
 
 
 def test_limits_differ_by_mixture():
-    faceless = make_clip(scores={"faces.single_share": 0.0}, motion_px=1.5)
+    faceless = scored_clip(scores={"faces.single_share": 0.0}, motion_px=1.5)
     assert decision_on(faceless).status == "rejected"
     assert (
         decision_on(replace(faceless, video=replace(faceless.video, mixture="general"))).status
         == "accepted"
     )
-    assert decision_on(make_clip(motion_px=0.5)).status == "accepted"
-    slow = decision_on(make_clip(motion_px=0.5, mixture="general"))
+    assert decision_on(scored_clip(motion_px=0.5)).status == "accepted"
+    slow = decision_on(scored_clip(motion_px=0.5, mixture="general"))
     assert slow.reasons == ("motion: 0.50 px outside 1-10",)
     dull = {"scores": {"aesthetics.laion": 4.7}, "scorers": {"aesthetics": "v"}}
-    assert decision_on(make_clip(**dull)).status == "accepted"
-    assert decision_on(make_clip(**dull, mixture="general")).reasons == (
+    assert decision_on(scored_clip(**dull)).status == "accepted"
+    assert decision_on(scored_clip(**dull, mixture="general")).reasons == (
         "aesthetics.laion: 4.7 < 5",
     )
 
 
 def test_a_recipe_sets_and_lifts_limits_for_all_or_for_one_mixture():
-    clip = make_clip(scores={"text.area": 0.05, "blur.effect": 0.8})
+    clip = scored_clip(scores={"text.area": 0.05, "blur.effect": 0.8})
     strict = {"blur.effect": Limit(max=0.5), "text.area": Limit()}
     for_all = LENIENT.model_copy(update={"limits": {"all": strict}})
     assert decision_on(clip, for_all).reasons == ("blur.effect: 0.8 > 0.5",)
@@ -93,7 +73,7 @@ def test_a_recipe_sets_and_lifts_limits_for_all_or_for_one_mixture():
 
 
 def test_imported_scores_are_judged_by_their_own_names():
-    clip = make_clip(mixture="general", imported_scores={"koala.suitability": 2.0})
+    clip = scored_clip(mixture="general", imported_scores={"koala.suitability": 2.0})
     assert decision_on(clip).reasons == ("koala.suitability: 2 < 2.5",)
 
 
@@ -113,20 +93,20 @@ def test_a_misspelt_limit_is_refused_with_the_choice():
 
 def test_an_absent_score_objects_to_nothing_and_is_counted():
     absent = "absent: no weights for aesthetics"
-    clip = make_clip(scores={"aesthetics.laion": None}, scorers={"aesthetics": absent})
+    clip = scored_clip(scores={"aesthetics.laion": None}, scorers={"aesthetics": absent})
     assert decision_on(clip).status == "accepted"
-    assert count_absent([clip, clip, make_clip()]) == {absent: 2}
+    assert count_absent([clip, clip, scored_clip()]) == {absent: 2}
 
 
 def test_a_score_that_could_not_be_taken_rejects():
-    clip = make_clip(scores={"exposure.luma": None}, scorers={"exposure": "v1"})
+    clip = scored_clip(scores={"exposure.luma": None}, scorers={"exposure": "v1"})
     assert decision_on(clip).reasons == ("exposure.luma: could not be measured",)
 
 
 def test_what_cheap_scores_reject_is_hopeless_and_a_copy_is_not():
-    assert is_hopeless(make_clip(num_cuts=1), LENIENT, BUCKET)
-    assert is_hopeless(make_clip(failure="empty file"), LENIENT, BUCKET)
-    first, copy = make_clip("a"), make_clip("b", content_hash="a")
+    assert is_hopeless(scored_clip(num_cuts=1), LENIENT, BUCKET)
+    assert is_hopeless(scored_clip(failure="empty file"), LENIENT, BUCKET)
+    first, copy = scored_clip("a"), scored_clip("b", content_hash="a")
     assert [d.status for d in decide([first, copy], LENIENT, BUCKET)] == ["accepted", "rejected"]
     assert not is_hopeless(copy, LENIENT, BUCKET)
 
@@ -135,18 +115,18 @@ def test_bars_are_cut_off_where_the_policy_says_so_and_the_rest_is_judged():
     bars = {"top": 0.1, "bottom": 0.1, "left": 0.0, "right": 0.0, "share": 0.2}
     scores = {f"letterbox.{name}": value for name, value in bars.items()}
     policy = LENIENT.model_copy(update={"crop_bars": True})
-    decision = decision_on(make_clip(scores=scores, height=100), policy)
+    decision = decision_on(scored_clip(scores=scores, height=100), policy)
     assert decision.status == "accepted"
     assert decision.clip.crop == (0, 10, 96, 90)
     assert (decision.clip.width, decision.clip.height) == (96, 80)
-    inside = decision_on(make_clip(scores=scores, height=100, crop=(4, 20, 100, 120)), policy)
+    inside = decision_on(scored_clip(scores=scores, height=100, crop=(4, 20, 100, 120)), policy)
     assert inside.clip.crop == (4, 30, 100, 110)
-    small = decision_on(make_clip(scores=scores, height=70), policy)
+    small = decision_on(scored_clip(scores=scores, height=70), policy)
     assert "resolution: short side 54 < 64" in small.reasons
 
 
 def test_the_same_file_is_kept_once_whoever_lists_it():
-    clips = [make_clip("a"), make_clip("b", content_hash="a"), make_clip("c")]
+    clips = [scored_clip("a"), scored_clip("b", content_hash="a"), scored_clip("c")]
     for order in (clips, clips[::-1]):
         found = {d.clip.clip_id: d for d in decide(order, LENIENT, BUCKET)}
         assert found["b"].reasons == ("duplicate: of a by the same file",)
@@ -156,9 +136,9 @@ def test_the_same_file_is_kept_once_whoever_lists_it():
 def test_other_spans_and_crops_of_one_file_are_no_copies():
     film = {"source_id": "film", "uri": "u", "content_hash": "h"}
     clips = [
-        make_clip("a", **film),
-        make_clip("b", **film, start=60, stop=110),
-        make_clip("c", **film, crop=(0, 0, 90, 64)),
+        scored_clip("a", **film),
+        scored_clip("b", **film, start=60, stop=110),
+        scored_clip("c", **film, crop=(0, 0, 90, 64)),
     ]
     assert {d.status for d in decide(clips, LENIENT, BUCKET)} == {"accepted"}
 
@@ -178,7 +158,7 @@ def test_the_larger_of_two_near_copies_is_kept():
 
 
 def test_a_rejected_clip_does_not_take_its_copy_with_it():
-    clips = [make_clip("a", num_cuts=1, width=200), make_clip("b", content_hash="a")]
+    clips = [scored_clip("a", num_cuts=1, width=200), scored_clip("b", content_hash="a")]
     assert [d.status for d in decide(clips, LENIENT, BUCKET)] == ["rejected", "accepted"]
 
 
@@ -231,11 +211,11 @@ def test_held_out_embeddings_are_compared_beyond_one_block_and_only_within_one_m
     vectors = rng.standard_normal((BLOCK + 2, 8)).astype(np.float16)
     model = {"scorers": {"embedding": "new"}}
     held_out = [
-        make_clip(f"{i}", blobs={"embedding": vector.tobytes()}, **model)
+        scored_clip(f"{i}", blobs={"embedding": vector.tobytes()}, **model)
         for i, vector in enumerate(vectors)
     ]
     last = {"embedding": vectors[-1].tobytes()}
-    clips = [make_clip("copy", blobs=last, **model)]
+    clips = [scored_clip("copy", blobs=last, **model)]
     versions = {"embedding": "new"}
     (decision,) = decide(clips, LENIENT, BUCKET, versions=versions, held_out=held_out)
     assert decision.reasons == (f"duplicate: of {BLOCK + 1} in the held-out clips by embedding",)
@@ -275,7 +255,7 @@ def test_hashes_are_found_as_by_comparing_all_with_all():
 
 def test_a_source_gives_so_many_clips_and_always_the_same():
     clips = [
-        make_clip(f"{i}", source_id="film", uri="u", start=50 * i, stop=50 * i + 48)
+        scored_clip(f"{i}", source_id="film", uri="u", start=50 * i, stop=50 * i + 48)
         for i in range(12)
     ]
     kept = {d.clip.clip_id for d in decide(clips, LENIENT, BUCKET) if d.status == "accepted"}

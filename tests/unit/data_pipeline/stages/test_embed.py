@@ -11,15 +11,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 from magicdistill.data_pipeline.config import NullText, Prompts
 from magicdistill.data_pipeline.latents.cache import (
-    CacheError,
     LatentCache,
     LatentRow,
     RowFacts,
     committed_rows,
-    committed_texts,
     publish,
     write_shard,
 )
+from magicdistill.data_pipeline.latents.shard_format import CacheError
+from magicdistill.data_pipeline.latents.text_shards import committed_texts
 from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,
     Embed,

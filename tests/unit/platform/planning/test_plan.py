@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
@@ -25,23 +24,12 @@ from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.planning.plan import Change, changed, plan
 from magicdistill.platform.planning.plan_table import format_plan, to_json
 from magicdistill.platform.training.engine import TorchEngine, lr_factor
-from tests.tiny import tiny_shapes
+from tests.tiny import tiny_inputs, tiny_shapes
 
 SHAPES = tiny_shapes(num_attention_heads=8, num_layers=3, num_single_layers=5, num_text_tokens=4)
 RANK = 4
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PORTRAIT = "magic141-4step-8xh100"
-
-
-def inputs() -> tuple[Tensor, Tensor, Conditions]:
-    """Latents of 3 x 12 x 12, which are 108 video tokens, and a prompt without padding."""
-    conditions = Conditions(
-        text=torch.randn(1, 4, 6),
-        text_mask=torch.ones(1, 4, dtype=torch.bool),
-        pooled=torch.randn(1, 6),
-        image_prior=torch.randn(1, 4, 1, 12, 12),
-    )
-    return torch.randn(1, 4, 3, 12, 12), torch.rand(1), conditions
 
 
 def sample(precision: Precision = "fp32") -> Sample:
@@ -52,7 +40,7 @@ def sample(precision: Precision = "fp32") -> Sample:
 def generator(precision: Precision, *, recompute: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
     network = VelocityModel(build_transformer(SHAPES)).to(DTYPES[precision])
     set_kernels(network, KernelsConfig(recompute_blocks=recompute))
-    return network, lambda: network(*inputs())
+    return network, lambda: network(*tiny_inputs())
 
 
 def critic(precision: Precision, *, recompute: bool) -> Critic:
@@ -102,7 +90,7 @@ def test_the_critics_saved_activations_are_predicted(precision: Precision, recom
     }
     for output, step in steps.items():
         predicted = saved_bytes(sample(precision), step, recompute=recompute)
-        kept = measured(module, lambda output=output: module(*inputs(), output=output))
+        kept = measured(module, lambda output=output: module(*tiny_inputs(), output=output))
         assert predicted == pytest.approx(kept, rel=0.1), output
 
 
@@ -112,7 +100,7 @@ def test_a_gradient_through_the_frozen_critic_is_predicted(
     precision: Precision, recompute: bool
 ) -> None:
     module = critic(precision, recompute=recompute).requires_grad_(False)
-    x, sigma, conditions = inputs()
+    x, sigma, conditions = tiny_inputs()
     with lora_strength(module, 0.0):
         kept = measured(
             module, lambda: module(x.requires_grad_(), sigma, conditions, output="logits")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from benchmarks.step import bench_recipe, write_cache
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.callbacks import (
     Checkpointer,
@@ -13,12 +12,13 @@ from magicdistill.platform.training.callbacks import (
 )
 from magicdistill.platform.training.metrics_writer import MetricsWriter
 from magicdistill.platform.training.worker import Worker
+from tests.tiny_run import tiny_recipe, write_cache
 
 ON_ALL_RANKS = [ValidationSamples, HealthCheck, Checkpointer]
 
 
 def test_samples_come_before_the_metrics_are_written_judged_and_saved(tmp_path: Path) -> None:
-    run = RunDirectory.create(tmp_path, bench_recipe("torch", batch_size=2))
+    run = RunDirectory.create(tmp_path, tiny_recipe(batch_size=2))
     worker = Worker(run, write_cache(tmp_path / "data"), None, rank=0, world_size=1)
     assert [type(one) for one in worker.callbacks] == [
         ValidationSamples,
@@ -31,9 +31,8 @@ def test_samples_come_before_the_metrics_are_written_judged_and_saved(tmp_path: 
 
 
 def test_a_due_checkpoint_is_saved_and_no_other(tmp_path: Path) -> None:
-    values = bench_recipe("torch", batch_size=2)
-    schedule = values.schedule.model_copy(update={"checkpoint_every": 2, "num_cycles": 5})
-    run = RunDirectory.create(tmp_path, values.model_copy(update={"schedule": schedule}))
+    recipe = tiny_recipe(2, schedule={"checkpoint_every": 2, "num_cycles": 5})
+    run = RunDirectory.create(tmp_path, recipe)
     worker = Worker(run, write_cache(tmp_path / "data"), None, rank=0, world_size=1)
     for cycle in (1, 2, 3):
         worker.checkpointer(cycle, {})

@@ -1,0 +1,134 @@
+"""Embeddings of prompts in a latent cache: committed shards with one prompt per row group.
+
+They lie apart from the latents because clips share captions: a prompt is embedded and stored once,
+and each row of latents names it by its key.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.io.storage import (
+    AnyPath,
+    local_copy,
+    open_parquet,
+    read_tables,
+)
+from magicdistill.data_pipeline.latents.shard_format import (
+    BLOB_FIELDS,
+    SHARD_INDEX,
+    CacheError,
+    commit_shard,
+    from_blob,
+    to_blob,
+)
+
+NULL_TEXT = "null"
+"""Key of the zero embedding that stands for the null prompt where no encoder makes one."""
+TEXT_SCHEMA = pa.schema([("key", pa.string()), ("part", pa.string()), *BLOB_FIELDS])
+TEXT_INDEX_SCHEMA = pa.schema(
+    [("key", pa.string()), ("shard", pa.string()), ("row_group", pa.int64())]
+)
+_TEXT_PARTS = 3
+"""Rows that hold one prompt's embedding: its tokens, its mask and its pooled embedding. They are
+one row group, so that a random read is one request."""
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """The embedding of one prompt."""
+
+    tokens: Float[Tensor, "n d"]
+    """Text tokens; valid ones come first, and padding is zeros when it is read."""
+    mask: Bool[Tensor, " n"]
+    """Which tokens are valid."""
+    pooled: Float[Tensor, " p"]
+    """The pooled embedding of the whole prompt."""
+
+
+def write_texts(root: AnyPath, texts: Mapping[str, TextRow]) -> str:
+    """Write and commit embeddings of prompts, by key, as one shard; padding is not stored.
+
+    Raises:
+        CacheError: if an embedding has no valid token, which attention cannot take, or is not
+            finite; nothing is written then.
+    """
+    for key, text in texts.items():
+        if not text.mask.any() or not text.tokens[text.mask].isfinite().all():
+            raise CacheError(f"text {key!r} has no valid token or one that is not finite")
+    records = [record for key, text in texts.items() for record in text_records(key, text)]
+    return _commit_texts(root, list(texts), pa.Table.from_pylist(records, schema=TEXT_SCHEMA))
+
+
+def _commit_texts(root: AnyPath, keys: Sequence[str], table: pa.Table) -> str:
+    return commit_shard(
+        root / "texts",
+        [{"key": key} for key in keys],
+        table,
+        rows_per_group=_TEXT_PARTS,
+        index_schema=TEXT_INDEX_SCHEMA,
+    )
+
+
+def rewrite_texts(root: AnyPath, name: str, without: Collection[str]) -> None:
+    """Commit a new shard with the texts of an old one except some keys; the old one stays."""
+    with pq.ParquetFile(local_copy(root / "texts" / f"{name}.parquet")) as file:
+        keys = file.read(columns=["key"])["key"].to_pylist()[::_TEXT_PARTS]
+        kept = [position for position, key in enumerate(keys) if key not in without]
+        if kept:
+            _commit_texts(root, [keys[i] for i in kept], file.read_row_groups(kept))
+
+
+def read_index_of_texts(root: AnyPath) -> pa.Table:
+    """Return the index entries of all committed shards of prompts' embeddings."""
+    return read_tables(root / "texts", f"*{SHARD_INDEX}", TEXT_INDEX_SCHEMA)
+
+
+def committed_texts(root: AnyPath, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
+    """Return the index entry of every committed text by key, ignoring the shards in `without`."""
+    entries = read_index_of_texts(root).to_pylist()
+    return {entry["key"]: entry for entry in entries if entry["shard"] not in without}
+
+
+def zero_text(text: NullText) -> TextRow:
+    """Return the null prompt of `Conditions.null`: zeros, one valid token, the others masked."""
+    return TextRow(
+        tokens=torch.zeros(text.num_tokens, text.token_dim),
+        mask=torch.arange(text.num_tokens) == 0,
+        pooled=torch.zeros(text.pooled_dim),
+    )
+
+
+def text_records(key: str, text: TextRow) -> list[dict[str, object]]:
+    """Return an embedding as the rows of one row group; only valid tokens are stored."""
+    num_valid = int(text.mask.sum())
+    parts = {"tokens": text.tokens[:num_valid], "mask": text.mask.float(), "pooled": text.pooled}
+    return [{"key": key, "part": name} | to_blob(part) for name, part in parts.items()]
+
+
+def open_text_shard(root: AnyPath, entry: dict[str, object]) -> pq.ParquetFile:
+    """Open the shard that an index entry names; the caller closes it."""
+    return open_parquet(root / "texts" / f"{entry['shard']}.parquet")
+
+
+def read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:
+    """Read the text that an index entry names; padding tokens are zeros.
+
+    Raises:
+        CacheError: if the file holds another text there, or it does not match its checksum.
+    """
+    parts: dict[str, Tensor] = {}
+    for record in file.read_row_group(entry["row_group"]).to_pylist():
+        where = f"{record['part']} of text {record['key']!r}"
+        if record["key"] != entry["key"]:
+            raise CacheError(f"{where} is not the text {entry['key']!r} that the index names")
+        parts[record["part"]] = from_blob(record, where)
+    tokens, mask = parts["tokens"], parts["mask"].bool()
+    padded = torch.cat([tokens, tokens.new_zeros(len(mask) - len(tokens), tokens.shape[1])])
+    return TextRow(padded, mask, parts["pooled"])
