@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from magicdistill.models.networks.config import TransformerConfig
+from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
 
 FIELDS: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -18,6 +18,6 @@ FIELDS: dict[str, Any] = {
 }
 
 
-def tiny_shapes(**changes: Any) -> TransformerConfig:
+def tiny_shapes(**changes: Any) -> HunyuanVideoConfig:
     """Return its shapes, with some of them changed."""
-    return TransformerConfig(**FIELDS | changes)
+    return HunyuanVideoConfig(**FIELDS | changes)

@@ -83,7 +83,7 @@ def test_workers_know_the_plugin_and_score_with_it(recipe: Recipe, tmp_path: Pat
     @ray.remote
     def registered() -> tuple[bool, bool]:
         from magicdistill.models.metrics.columns.registry import METRICS
-        from magicdistill.models.networks.config import PRESETS
+        from magicdistill.models.networks.presets import PRESETS
 
         return "edge_strength" in METRICS.names(), "portrait-mini" in PRESETS
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
+from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import KernelsConfig, LoraConfig, TransformerConfig
+from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
@@ -48,7 +49,7 @@ def inputs() -> tuple[Tensor, Tensor, Conditions]:
     return torch.randn(1, 4, 3, 12, 12), torch.rand(1), conditions
 
 
-def build(role: str, shapes: TransformerConfig) -> tuple[nn.Module, list[dict[str, str]]]:
+def build(role: str, shapes: HunyuanVideoConfig) -> tuple[nn.Module, list[dict[str, str]]]:
     """Return a role's network, and the arguments of the forwards of its loss."""
     transformer = build_transformer(shapes)
     if role == "generator":
@@ -58,7 +59,7 @@ def build(role: str, shapes: TransformerConfig) -> tuple[nn.Module, list[dict[st
 
 
 def check_engine(
-    stage: Any, precision: Any, shapes: TransformerConfig, role: str
+    stage: Any, precision: Any, shapes: HunyuanVideoConfig, role: str
 ) -> dict[str, Bytes]:
     """Run one accumulation window and its update; compare what the engine keeps."""
     torch.manual_seed(0)

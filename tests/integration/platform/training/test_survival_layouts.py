@@ -20,7 +20,7 @@ from magicdistill.data_pipeline.latents.cache import (
     publish,
     write_shard,
 )
-from magicdistill.models.networks.config import PRESETS
+from magicdistill.models.networks.presets import PRESETS
 from magicdistill.models.networks.transformer import build_transformer
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints

@@ -6,10 +6,12 @@ import torch
 from magicdistill.models.networks.autoencoder.patch_code import set_patch_code
 from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
+from magicdistill.models.networks.backbones.hunyuan_video_network import concat_image_prior
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import PRESETS, PatchDecoderConfig
+from magicdistill.models.networks.config import PatchDecoderConfig
 from magicdistill.models.networks.lora import checkpoint_blocks, lora_layers, lora_strength
-from magicdistill.models.networks.transformer import build_transformer, concat_image_prior
+from magicdistill.models.networks.presets import PRESETS
+from magicdistill.models.networks.transformer import build_transformer
 
 
 def smooth_pixels(count: int) -> torch.Tensor:

@@ -7,12 +7,9 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
 from magicdistill.models.locations import find_weights
+from magicdistill.models.networks.backbones.hunyuan_video_files import in_diffusers_names
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import PRESETS
-from magicdistill.models.networks.state_dicts import (
-    in_diffusers_names,
-    transformer_arguments,
-)
+from magicdistill.models.networks.presets import PRESETS
 from magicdistill.models.networks.transformer import (
     VelocityModel,
     build_transformer,
@@ -67,7 +64,7 @@ ORIGINAL_NAMES = (
 
 def network(seed: int = 0, **changes) -> HunyuanVideoTransformer3DModel:
     torch.manual_seed(seed)
-    return HunyuanVideoTransformer3DModel(**transformer_arguments(SHAPES) | changes).eval()
+    return HunyuanVideoTransformer3DModel(**SHAPES.arguments() | changes).eval()
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -189,7 +186,7 @@ def test_the_original_file_loads_through_the_converter(tmp_path):
 
 
 def test_every_key_of_the_original_13b_file_finds_its_place():
-    config = transformer_arguments(PRESETS["magic141-13b"].transformer)
+    config = PRESETS["magic141-13b"].transformer.arguments()
     with torch.device("meta"):
         large = HunyuanVideoTransformer3DModel(
             **config | {"in_channels": 16, "image_condition_type": None, "guidance_embeds": True}

@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from magicdistill.models.networks.attention import JointAttention, attend, set_kernels
-from magicdistill.models.networks.backbone import double_stream_features, predict, without_padding
+from magicdistill.models.networks.attention import set_kernels
+from magicdistill.models.networks.backbones.hunyuan_video_network import (
+    HunyuanVideo,
+    without_padding,
+)
+from magicdistill.models.networks.backbones.joint_attention import JointAttention, attend
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
-from magicdistill.models.networks.transformer import build_transformer, network_inputs
+from magicdistill.models.networks.transformer import build_transformer
 from tests.tiny import tiny_shapes
 
 TINY = tiny_shapes(num_attention_heads=4, num_single_layers=2, num_text_tokens=5)
@@ -32,7 +36,7 @@ def inputs_of(network, lengths: tuple[int, ...]) -> dict:
         image_prior=torch.randn(batch, 4, 1, 4, 8),
     )
     x_sigma = torch.randn(batch, 4, 3, 4, 8, requires_grad=True)
-    return network_inputs(network, x_sigma, torch.rand(batch), conditions)
+    return HunyuanVideo(network).inputs(x_sigma, torch.rand(batch), conditions)
 
 
 def output_and_gradients(network, call: Callable[[], Tensor]) -> list[Tensor]:
@@ -55,16 +59,16 @@ def test_dropping_padding_equals_masking_it(kernel, lengths):
     expected = masked(network, inputs)
     if kernel:
         set_kernels(network, KernelsConfig(attention=kernel))
-    found = output_and_gradients(network, lambda: predict(network, inputs))
+    found = output_and_gradients(network, lambda: HunyuanVideo(network).predict(inputs))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("lengths", "is_masked"), [((2, 2), False), ((4,), False), ((1, 3), True)])
 def test_only_prompts_of_different_lengths_need_a_mask(lengths, is_masked):
     network = transformer()
-    features = double_stream_features(network, inputs_of(network, lengths))
+    features = HunyuanVideo(network).double_stream(inputs_of(network, lengths))
     assert features.text.shape[1] == max(lengths)
-    assert (features.modulation[1] is not None) == is_masked
+    assert (features.mask is not None) == is_masked
 
 
 def test_padding_is_cut_to_the_longest_prompt():
