@@ -13,7 +13,7 @@ from torch import nn
 from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.backbones.backbone import Arguments, Backbone, TensorsByName
 from magicdistill.models.networks.backbones.base import BackboneConfig
-from magicdistill.models.networks.backbones.registry import family_in
+from magicdistill.models.networks.backbones.registry import demand_family, family_in
 from magicdistill.models.networks.placement import WHOLE, Placement
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -47,13 +47,9 @@ def checkpoint_config(
             or of another one than the shapes.
     """
     if path.is_dir():
-        family = family_in(path)
-        if shapes is not None and family is not type(shapes):
-            raise ValueError(
-                f"{path} holds a {family.network}, and the preset's backbone is {shapes.kind}: "
-                f"choose a preset with the backbone of the weights, or other weights"
-            )
-        return family.backbone(), public(json.loads((path / CONFIG).read_text()))
+        if shapes is not None:
+            demand_family(path, shapes)
+        return family_in(path).backbone(), public(json.loads((path / CONFIG).read_text()))
     if shapes is None:
         raise ValueError(f"{path} is a file without a configuration: give the preset's shapes")
     backbone = shapes.backbone()

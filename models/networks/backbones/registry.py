@@ -26,6 +26,8 @@ def family_in(folder: Path) -> type[BackboneConfig]:
         ValueError: it is of none; the message names its class and those that can be loaded.
     """
     network = json.loads((folder / CONFIG).read_text()).get("_class_name")
+    if network is None:
+        raise ValueError(f"{folder / CONFIG} names no class of a network: give a diffusers folder")
     if (family := find_family(network)) is None:
         supported = ", ".join(family.network for family in BACKBONES)
         raise ValueError(
@@ -33,6 +35,15 @@ def family_in(folder: Path) -> type[BackboneConfig]:
             f"{supported}, or name in `plugins` the module that registers its backbone"
         )
     return family
+
+
+def demand_family(folder: Path, shapes: BackboneConfig) -> None:
+    """Raise ValueError where a folder of diffusers has no network of the preset's family."""
+    if (family := family_in(folder)) is not type(shapes):
+        raise ValueError(
+            f"{folder} holds a {family.network}, and the preset's backbone is {shapes.kind}: "
+            "choose a preset with the backbone of the weights, or other weights"
+        )
 
 
 def family_of(transformer: Any) -> type[BackboneConfig]:

@@ -143,14 +143,6 @@ def test_the_large_preset_takes_and_gives_the_papers_geometry():
     assert v.shape == latents.shape
 
 
-def test_the_image_prior_stands_at_latent_frame_zero():
-    x, prior = torch.randn(1, 4, 3, 2, 2), torch.randn(1, 4, 1, 2, 2)
-    joined = concat_image_prior(x, prior)
-    assert torch.equal(joined[:, :4], x) and torch.equal(joined[:, 4:8, :1], prior)
-    assert joined[:, 4:8, 1:].abs().sum() == 0
-    assert joined[:, 8].flatten(2).mean(2).tolist() == [[1, 0, 0]]
-
-
 @torch.no_grad()
 def test_one_doubled_forward_equals_two(critic, batch):
     sigma = torch.tensor([0.3, 0.8])

@@ -94,3 +94,11 @@ def test_what_stands_in_the_padding_does_not_matter(kernel):
 def test_the_discriminator_uses_the_kernels_too(critic):
     set_kernels(critic, KernelsConfig(attention="flash"))
     assert isinstance(critic.discriminator.block.attn.processor, JointAttention)
+
+
+def test_the_image_prior_stands_at_latent_frame_zero():
+    x, prior = torch.randn(1, 4, 3, 2, 2), torch.randn(1, 4, 1, 2, 2)
+    joined = concat_image_prior(x, prior)
+    assert torch.equal(joined[:, :4], x) and torch.equal(joined[:, 4:8, :1], prior)
+    assert joined[:, 4:8, 1:].abs().sum() == 0
+    assert joined[:, 8].flatten(2).mean(2).tolist() == [[1, 0, 0]]
