@@ -155,7 +155,7 @@ def model_card(
     return CARD.format(
         name=run.path.name,
         what="A pipeline of diffusers whose" if family.pipeline else "Parts of a pipeline whose",
-        network=family.network,
+        network=family.class_name,
         entry=f"; the image enters by\n`{layout}`" if layout else "",
         facts=_facts(run, cycle, facts),
         measured="\n".join(_measured(run, cycle)) or "Nothing.",

@@ -25,7 +25,7 @@ class BackboneConfig(Config):
     diffusers and that one rank computes alone.
     """
 
-    network: ClassVar[str]
+    class_name: ClassVar[str]
     """Name of the network's class, which diffusers writes into config.json as `_class_name`."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Full-name patterns of the linears that get a LoRA where a recipe names none. Their input is

@@ -26,7 +26,7 @@ DOUBLE_LORA, SINGLE_LORA = 6, 5
 class HunyuanVideoConfig(BackboneConfig):
     """Arguments of diffusers' HunyuanVideoTransformer3DModel, image-to-video input layout."""
 
-    network: ClassVar = "HunyuanVideoTransformer3DModel"
+    class_name: ClassVar = "HunyuanVideoTransformer3DModel"
     pipeline: ClassVar = "HunyuanVideoImageToVideoPipeline"
     lora_targets: ClassVar = (  # the text refiner and the final projection stay out
         r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",

@@ -14,9 +14,9 @@ AnyBackbone = Annotated[BackboneConfig, BACKBONES]
 """The type of a preset's field `transformer`."""
 
 
-def find_family(network: str | None) -> type[BackboneConfig] | None:
+def find_family(class_name: str | None) -> type[BackboneConfig] | None:
     """Return the family whose network's class has this name, None where there is none."""
-    return next((family for family in BACKBONES if family.network == network), None)
+    return next((family for family in BACKBONES if family.class_name == class_name), None)
 
 
 def family_in(folder: Path) -> type[BackboneConfig]:
@@ -29,7 +29,7 @@ def family_in(folder: Path) -> type[BackboneConfig]:
     if network is None:
         raise ValueError(f"{folder / CONFIG} names no class of a network: give a diffusers folder")
     if (family := find_family(network)) is None:
-        supported = ", ".join(family.network for family in BACKBONES)
+        supported = ", ".join(family.class_name for family in BACKBONES)
         raise ValueError(
             f"{folder} holds a {network}, which is of no registered backbone; give weights of "
             f"{supported}, or name in `plugins` the module that registers its backbone"
@@ -41,7 +41,7 @@ def demand_family(folder: Path, shapes: BackboneConfig) -> None:
     """Raise ValueError where a folder of diffusers has no network of the preset's family."""
     if (family := family_in(folder)) is not type(shapes):
         raise ValueError(
-            f"{folder} holds a {family.network}, and the preset's backbone is {shapes.kind}: "
+            f"{folder} holds a {family.class_name}, and the preset's backbone is {shapes.kind}: "
             "choose a preset with the backbone of the weights, or other weights"
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.backbones.hunyuan_video_network import (
     HunyuanVideo,
+    concat_image_prior,
     without_padding,
 )
 from magicdistill.models.networks.backbones.joint_attention import JointAttention, attend

@@ -49,8 +49,8 @@ def test_a_network_is_found_by_its_class() -> None:
 
 
 def test_every_family_names_the_class_of_its_network() -> None:
-    assert {family.network: family.backbone().network.__name__ for family in BACKBONES} == {
-        family.network: family.network for family in BACKBONES
+    assert {family.class_name: family.backbone().network.__name__ for family in BACKBONES} == {
+        family.class_name: family.class_name for family in BACKBONES
     }
 
 
