@@ -232,18 +232,17 @@ def test_the_backbones_lora_is_exported_for_peft(trained: RunDirectory, tmp_path
     assert len(files) == sum("lora_" in name for name, _ in own.transformer.named_parameters())
 
 
-@pytest.mark.parametrize(
-    ("method", "problem"),
-    [
-        ({"name": "cfg-distill"}, "TinyDit cannot take the guidance scale as an input"),
-    ],
-)
-def test_what_the_backbone_cannot_do_is_refused(
-    recipe: Recipe, method: dict[str, Any], problem: str, tmp_path: Path
-) -> None:
-    made = own_teacher(recipe, tmp_path, method)
-    with pytest.raises(ValueError, match=problem):
+def test_guidance_that_the_backbone_cannot_take_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    made = own_teacher(recipe, tmp_path, {"name": "cfg-distill"})
+    with pytest.raises(ValueError, match="TinyDit cannot take the guidance scale as an input"):
         made.method.build(made.model, WHOLE)
+
+
+def test_a_resolved_recipe_that_gets_the_preset_takes_its_targets(recipe: Recipe) -> None:
+    changed = load_recipe("portrait-tiny-smoke", ["--model.preset", "tiny-dit"])
+    assert changed.model_dump()["method"]["lora"]["targets"] == (
+        r"blocks\.\d+\.(to_qkv|to_out|mlp\.[02])",
+    )
 
 
 def test_kernels_that_the_backbone_lacks_are_refused(recipe: Recipe) -> None:
