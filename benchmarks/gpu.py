@@ -26,13 +26,17 @@ from torch import Tensor, nn
 from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
 
 from magicdistill.models.methods.forward_passes import ForwardPass
-from magicdistill.models.networks.attention import JointAttention, activate_flash3, set_kernels
+from magicdistill.models.networks.attention import activate_flash3, set_kernels
+from magicdistill.models.networks.backbones.base import Sample
+from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.joint_attention import JointAttention
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import PRESETS, AttentionKernel, KernelsConfig
+from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
+from magicdistill.models.networks.presets import PRESETS
 from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from magicdistill.platform.config.sections import GpuName
-from magicdistill.platform.planning.flops import PATCH_SIDE, Sample, operations
+from magicdistill.platform.planning.flops import operations
 from magicdistill.platform.planning.plan import GIB, GPUS
 
 BLOCKS = {"double": HunyuanVideoTransformerBlock, "single": HunyuanVideoSingleTransformerBlock}
@@ -75,6 +79,13 @@ class Bench:
     """Whole ones to try, the largest first."""
     latents: tuple[int, int, int]
     repeats: int
+
+    @property
+    def block_shapes(self) -> HunyuanVideoConfig:
+        """The shapes of the blocks that are timed on their own."""
+        shapes = PRESETS[self.block_preset].transformer
+        assert isinstance(shapes, HunyuanVideoConfig), "the blocks are those of HunyuanVideo"
+        return shapes
 
     def sample(self, preset: str, **layers: int) -> Sample:
         """Return the planner's view of a sample; `layers` changes the numbers of blocks."""
@@ -174,12 +185,12 @@ def attempt(what: str, kernel: AttentionKernel, call: Callable[[], Row]) -> Row:
 
 def block(bench: Bench, kind: str, kernel: AttentionKernel) -> Row:
     """Measure one block on its own."""
-    shapes = PRESETS[bench.block_preset].transformer
+    shapes = bench.block_shapes
     heads, head_dim = shapes.num_attention_heads, shapes.attention_head_dim
     with bench.device:
         module = BLOCKS[kind](heads, head_dim, mlp_ratio=4.0).to(bench.dtype)
         grid = torch.empty(1, 1, *bench.latents)
-        rotary = HunyuanVideoRotaryPosEmbed(PATCH_SIDE, 1, list(shapes.rope_axes_dim))(grid)
+        rotary = HunyuanVideoRotaryPosEmbed(shapes.patch[1], 1, list(shapes.rope_axes_dim))(grid)
     attention: Any = JointAttention(kernel, WHOLE_SEQUENCE)
     module.attn.set_processor(attention)
     counts = {"num_layers": int(kind == "double"), "num_single_layers": int(kind == "single")}
@@ -278,7 +289,7 @@ def _reset_memory(device: torch.device) -> int:
 
 def rates(rows: list[Row], bench: Bench) -> dict[AttentionKernel, float]:
     """Return operations a second by kernel, both blocks in the numbers that the preset has."""
-    shapes = PRESETS[bench.block_preset].transformer
+    shapes = bench.block_shapes
     counts = {"double block": shapes.num_layers, "single block": shapes.num_single_layers}
     found: dict[AttentionKernel, float] = {}
     for kernel in KERNELS:

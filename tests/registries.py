@@ -9,14 +9,15 @@ from magicdistill.data_pipeline.scorers.registry import SCORERS
 from magicdistill.data_pipeline.sources.registry import SOURCES
 from magicdistill.models.methods.registry import METHODS
 from magicdistill.models.metrics.columns.registry import METRICS
-from magicdistill.models.networks.config import PRESETS
+from magicdistill.models.networks.backbones.registry import BACKBONES
+from magicdistill.models.networks.presets import PRESETS
 from magicdistill.platform.config import plugins
 
 
 @contextmanager
 def registries_restored() -> Iterator[None]:
     """Take back, afterwards, what is registered and which plugins are loaded in the body."""
-    tables: list[Any] = [r._classes for r in (METHODS, SOURCES, SCORERS, METRICS)]
+    tables: list[Any] = [r._classes for r in (METHODS, SOURCES, SCORERS, METRICS, BACKBONES)]
     tables += [PRESETS, plugins._loaded]
     before = [dict(table) for table in tables]
     try:

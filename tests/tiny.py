@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import TransformerConfig
 
 FIELDS: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -22,9 +22,9 @@ FIELDS: dict[str, Any] = {
 }
 
 
-def tiny_shapes(**changes: Any) -> TransformerConfig:
+def tiny_shapes(**changes: Any) -> HunyuanVideoConfig:
     """Return its shapes, with some of them changed."""
-    return TransformerConfig(**FIELDS | changes)
+    return HunyuanVideoConfig(**FIELDS | changes)
 
 
 def tiny_inputs() -> tuple[Tensor, Tensor, Conditions]:

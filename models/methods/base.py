@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from magicdistill.models.config import Config
 from magicdistill.models.methods.forward_passes import Update
-from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.backbones.base import BackboneConfig
+from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.objectives.config import SamplerConfig
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class MethodConfig(Config):
     def lora_rank(self) -> int:
         """The rank of the LoRA that it trains; 0 where it trains none."""
         return 0
+
+    def fitted_to(self, shapes: BackboneConfig) -> "MethodConfig":
+        """Return the method with the settings that a backbone decides where they are left open."""
+        return self
 
     def cycle_updates(self, *, embeds: bool) -> Sequence[Update]:
         """Return what a cycle runs; nothing for a method whose memory and time are not planned.

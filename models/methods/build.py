@@ -1,12 +1,13 @@
 """The networks that methods start from: teacher, student, VAE, an earlier stage's generator."""
 
-from diffusers import HunyuanVideoTransformer3DModel
+from diffusers import ModelMixin
 
 from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
-from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.backbones.registry import backbone_of
 from magicdistill.models.networks.placement import WHOLE, Placement
-from magicdistill.models.networks.student import Student, add_guidance_embedding
+from magicdistill.models.networks.presets import ModelConfig
+from magicdistill.models.networks.student import Student
 from magicdistill.models.networks.transformer import (
     build_transformer,
     copy_transformer,
@@ -20,17 +21,15 @@ def student(model: ModelConfig, placement: Placement, *, takes_guidance: bool) -
     return Student(copy_of(original, placement, takes_guidance=takes_guidance), original)
 
 
-def copy_of(
-    transformer: HunyuanVideoTransformer3DModel, placement: Placement, *, takes_guidance: bool
-) -> HunyuanVideoTransformer3DModel:
+def copy_of(transformer: ModelMixin, placement: Placement, *, takes_guidance: bool) -> ModelMixin:
     """Copy a transformer, and add the guidance scale as an input where asked for."""
     copied = copy_transformer(transformer, placement)
     if takes_guidance:
-        add_guidance_embedding(copied, placement)
+        backbone_of(copied).add_guidance(placement)
     return copied
 
 
-def teacher(model: ModelConfig, placement: Placement = WHOLE) -> HunyuanVideoTransformer3DModel:
+def teacher(model: ModelConfig, placement: Placement = WHOLE) -> ModelMixin:
     """Load the teacher, or build it with random weights where the recipe names none."""
     shapes = model.shapes.transformer
     if model.teacher is None:
@@ -38,9 +37,7 @@ def teacher(model: ModelConfig, placement: Placement = WHOLE) -> HunyuanVideoTra
     return load_transformer(find_weights(model.teacher, "model.teacher"), shapes, placement)
 
 
-def trained(
-    location: str, model: ModelConfig, placement: Placement = WHOLE
-) -> HunyuanVideoTransformer3DModel:
+def trained(location: str, model: ModelConfig, placement: Placement = WHOLE) -> ModelMixin:
     """Load the generator of an earlier stage."""
     path = find_weights(location, "model.generator")
     return load_transformer(path, model.shapes.transformer, placement)

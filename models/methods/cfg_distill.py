@@ -4,7 +4,7 @@ from typing import Literal
 
 from magicdistill.models.methods.base import Method, MethodConfig, Placement
 from magicdistill.models.methods.forward_passes import Update, cfg_distillation_forwards
-from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.objectives.config import CfgDistillation
 
 

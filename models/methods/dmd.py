@@ -11,7 +11,9 @@ from magicdistill.models.methods.forward_passes import (
     cfg_distillation_forwards,
     guided_forwards,
 )
-from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.backbones.base import BackboneConfig
+from magicdistill.models.networks.backbones.registry import lora_targets
+from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.objectives.config import (
     AdversarialPart,
     DistributionMatchingConfig,
@@ -63,6 +65,12 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         """The rank of the critic's LoRA."""
         return self.lora.rank
 
+    def fitted_to(self, shapes: BackboneConfig) -> "DistributionMatchingMethod":
+        """Return the method with the linears that get the LoRA."""
+        targets = lora_targets(type(shapes), self.lora.targets)
+        lora = self.lora.model_copy(update={"targets": targets})
+        return self.model_copy(update={"lora": lora})
+
     def cycle_updates(self, *, embeds: bool) -> tuple[Update, ...]:
         """Return the rollout, the critic's updates and the generator's."""
         critic = self._critic_forwards()
@@ -88,7 +96,7 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         parts = 3 if self.adversarial.r1_weight > 0 else 2
         return (
             score,
-            ForwardPass("critic", "features", samples=parts, blocks="double"),
+            ForwardPass("critic", "features", samples=parts, blocks="features"),
             ForwardPass(
                 "critic", "discriminator", "weights", samples=parts, blocks="discriminator"
             ),
@@ -98,7 +106,7 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         forwards = [ForwardPass("generator", "generator", "weights"), self._scores(embeds=embeds)]
         if self.adversarial.adversarial_weight > 0:
             forwards += [
-                ForwardPass("critic", "features", "inputs", blocks="double"),
+                ForwardPass("critic", "features", "inputs", blocks="features"),
                 ForwardPass("critic", "discriminator", "inputs", blocks="discriminator"),
             ]
         if self.cfg_distillation is not None:

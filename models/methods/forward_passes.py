@@ -1,13 +1,8 @@
 """The forward passes that a cycle of training runs, from which a plan follows."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-Gradient = Literal["none", "inputs", "lora", "weights"]
-"""What a backward computes: nothing, the input's gradient through frozen weights, that and a
-LoRA's, or the gradient of all weights."""
-Blocks = Literal["all", "double", "discriminator"]
-"""The whole transformer, its part before the single-stream blocks, or the discriminator's own."""
+from magicdistill.models.networks.backbones.costs import Gradient, Part
 
 
 @dataclass(frozen=True)
@@ -22,7 +17,7 @@ class ForwardPass:
     """Samples in one batch for each sample of the micro-batch."""
     repeats: int | float = 1
     """Number of such forward passes one after the other; a mean where the number is drawn."""
-    blocks: Blocks = "all"
+    blocks: Part = "all"
 
 
 @dataclass(frozen=True)

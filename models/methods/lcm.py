@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from magicdistill.models.methods.base import Method, MethodConfig, Placement
 from magicdistill.models.methods.forward_passes import ForwardPass, Update, guided_forwards
-from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.objectives.config import SamplerConfig
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from magicdistill.models.methods.base import Method, MethodConfig, Placement
-from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.presets import ModelConfig
 
 
 class VaeMethod(MethodConfig):

@@ -1,1 +1,1 @@
-"""Networks: the diffusers classes of the 13B model, at any size, and what is attached to them."""
+"""Networks: the backbones at any size, the VAE, and what is attached to them."""

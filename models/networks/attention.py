@@ -1,36 +1,16 @@
-"""How the transformer's blocks are computed: attention kernels, compilation, split sequences."""
+"""How the blocks of transformers are computed: attention kernels, compilation, split sequences."""
 
 from typing import Any
 
-import torch
-from diffusers import HunyuanVideoTransformer3DModel
-from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_hunyuan_video import (
-    HunyuanVideoSingleTransformerBlock,
-    HunyuanVideoTransformerBlock,
-)
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, activate_flash_attention_impl, sdpa_kernel
-from torch.nn.functional import pad, scaled_dot_product_attention
+from diffusers import ModelMixin
+from torch import nn
+from torch.nn.attention import activate_flash_attention_impl
 
-from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
+from magicdistill.models.networks.backbones.registry import backbone_of, find_family
+from magicdistill.models.networks.config import KernelsConfig
+from magicdistill.models.networks.discriminator import Discriminator
 from magicdistill.models.networks.lora import checkpoint_blocks
-from magicdistill.models.networks.sequence_parallel import (
-    TOKEN_REPLACE_BLOCKS,
-    WHOLE_SEQUENCE,
-    SequenceGroup,
-    split_sequence,
-)
-
-BLOCKS = (
-    HunyuanVideoTransformerBlock,
-    HunyuanVideoSingleTransformerBlock,
-    *TOKEN_REPLACE_BLOCKS,
-)
-
-Heads = Float[Tensor, "b n h e"]
-TextHeads = Float[Tensor, "b m h e"]
+from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE, SequenceGroup
 
 
 def set_kernels(
@@ -42,23 +22,30 @@ def set_kernels(
     """Compute the blocks of all transformers and discriminators inside as the recipe asks.
 
     Outputs and gradients stay the same. Call once, before an engine wraps the module;
-    `compile_options` go to torch.compile. Raises ValueError if the heads do not divide over the
-    sequence group, RuntimeError if FlashAttention 3 is asked for and missing.
+    `compile_options` go to torch.compile. Raises ValueError if a backbone has no such kernel or
+    cannot share its sample in the sequence group, RuntimeError if FlashAttention 3 is asked for
+    and missing.
     """
     if config.attention == "flash3":
         activate_flash3()
-    attention: Any = JointAttention(
-        config.attention, sequence
-    )  # diffusers' type lists its own processors only
     for part in module.modules():
-        if isinstance(part, BLOCKS):
-            part.attn.set_processor(attention)
+        if isinstance(part, Discriminator):
+            backbone, blocks = part.backbone, [part.block]
+            if sequence.size > 1:
+                sequence.gather_output(part.head)
+        elif isinstance(part, ModelMixin) and find_family(type(part).__name__):
+            backbone = backbone_of(part)
+            blocks = backbone.blocks
+            if config.recompute_blocks:
+                checkpoint_blocks(part)
+            if sequence.size > 1:
+                backbone.split_sequence(sequence)
+        else:
+            continue
+        for block in blocks:
+            backbone.set_attention(block, config.attention, sequence)
             if config.compile_blocks:
-                part.compile(**compile_options)
-        elif isinstance(part, HunyuanVideoTransformer3DModel) and config.recompute_blocks:
-            checkpoint_blocks(part)
-    if sequence.size > 1:
-        split_sequence(module, sequence)
+                block.compile(**compile_options)
 
 
 def activate_flash3() -> None:
@@ -73,97 +60,3 @@ def activate_flash3() -> None:
             f"kernels.attention flash3 needs FlashAttention 3 and a Hopper GPU ({error}): install "
             "flash_attn_interface, or choose flash, which torch brings along"
         ) from error
-
-
-class JointAttention:
-    """Attention over video and text tokens together, as diffusers' blocks call it."""
-
-    def __init__(self, kernel: AttentionKernel, sequence: SequenceGroup) -> None:
-        self.kernel: AttentionKernel = kernel
-        self.sequence = sequence
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Float[Tensor, "b n d"],
-        encoder_hidden_states: Float[Tensor, "b m d"],
-        attention_mask: Bool[Tensor, "b 1 1 k"] | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
-        """Return the output of `attn`, a diffusers Attention, for this rank's video and the text.
-
-        The last m columns of the mask say which text tokens are valid; video tokens all are.
-        """
-        sequence, num_text = self.sequence, encoder_hidden_states.shape[1]
-        projected = project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
-        q, k, v = (
-            torch.cat([sequence.to_heads(video), sequence.own_heads(text)], dim=1)
-            for video, text in projected
-        )
-        if attention_mask is not None:
-            text_mask = attention_mask[..., -num_text:]
-            attention_mask = pad(text_mask, (q.shape[1] - num_text, 0), value=True)
-        out = attend(q, k, v, attention_mask, self.kernel)
-        video, text = out[:, :-num_text], out[:, -num_text:]
-        video = sequence.to_tokens(video).flatten(2)
-        text = sequence.gather(text, dim=2).flatten(2)
-        if attn.add_q_proj is None:
-            return video, text
-        return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
-
-
-def project(
-    attn: Any,
-    video: Float[Tensor, "b n d"],
-    text: Float[Tensor, "b m d"],
-    rotary: Any,
-) -> list[tuple[Heads, TextHeads]]:
-    """Return queries, keys and values of video and text, normalised, the video's rotated.
-
-    `attn` is a diffusers Attention, `rotary` its cosines and sines (n e) or None.
-    Single-stream blocks project both in one call: under ZeRO-3 each call gathers the weights.
-    """
-
-    def streams(linear: nn.Module, text_linear: nn.Module | None) -> list[Tensor]:
-        if text_linear is not None:
-            both = [linear(video), text_linear(text)]
-        else:
-            sizes = [video.shape[1], text.shape[1]]
-            both = list(linear(torch.cat([video, text], dim=1)).split(sizes, dim=1))
-        return [part.unflatten(2, (attn.heads, -1)) for part in both]
-
-    q = streams(attn.to_q, attn.add_q_proj)
-    k = streams(attn.to_k, attn.add_k_proj)
-    v = streams(attn.to_v, attn.add_v_proj)
-    q = [attn.norm_q(q[0]), (attn.norm_added_q or attn.norm_q)(q[1])]
-    k = [attn.norm_k(k[0]), (attn.norm_added_k or attn.norm_k)(k[1])]
-    if rotary is not None:
-        q[0], k[0] = (apply_rotary_emb(x[0], rotary, sequence_dim=1) for x in (q, k))
-    return [(stream[0], stream[1]) for stream in (q, k, v)]
-
-
-def attend(
-    q: Heads, k: Heads, v: Heads, mask: Bool[Tensor, "b 1 1 n"] | None, kernel: AttentionKernel
-) -> Heads:
-    """Attend over all valid tokens; the outputs of masked tokens are meaningless.
-
-    `sdpa` leaves the choice to torch and takes a mask. Flash kernels take no mask: if there is one,
-    they attend sample by sample over its valid tokens, which come first.
-    """
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if kernel == "sdpa":
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    elif mask is None:
-        out = _flash(q, k, v)
-    else:
-        ends = mask.sum(dim=-1).flatten().tolist()
-        samples = (
-            _flash(*(x[i : i + 1, :, :end] for x in (q, k, v))) for i, end in enumerate(ends)
-        )
-        out = torch.cat([pad(x, (0, 0, 0, q.shape[2] - x.shape[2])) for x in samples])
-    return out.transpose(1, 2)
-
-
-def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return scaled_dot_product_attention(q, k, v)

@@ -1,27 +1,10 @@
-"""Shapes of the networks: the named presets and the fields that make a preset."""
+"""Settings of networks and of what is attached to them."""
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from magicdistill.models.config import Config
-
-
-class TransformerConfig(Config):
-    """Arguments of diffusers' HunyuanVideoTransformer3DModel, image-to-video input layout."""
-
-    num_attention_heads: int
-    attention_head_dim: int
-    num_layers: int
-    """Double-stream blocks."""
-    num_single_layers: int
-    num_refiner_layers: int
-    rope_axes_dim: tuple[int, int, int]
-    text_embed_dim: int
-    pooled_projection_dim: int
-    num_text_tokens: int
-    latent_channels: int = 16
-    guidance_embeds: bool = False
 
 
 class VaeConfig(Config):
@@ -41,75 +24,6 @@ class PatchDecoderConfig(Config):
     num_blocks: int = 5
 
 
-class NetworkPreset(Config):
-    """The networks of one model size."""
-
-    transformer: TransformerConfig
-    vae: VaeConfig
-    patch_decoder: PatchDecoderConfig | None = None
-
-
-class Presets(dict[str, NetworkPreset]):
-    """The presets by name: those of the project and those of plugins."""
-
-    def register(self, name: str, preset: NetworkPreset) -> NetworkPreset:
-        """Add a preset; raises ValueError if another one has the name."""
-        if self.setdefault(name, preset) != preset:
-            raise ValueError(f"preset {name} has other shapes already; choose another name")
-        return preset
-
-
-PRESETS = Presets()
-PRESETS |= {
-    "portrait-tiny": NetworkPreset(
-        transformer=TransformerConfig(
-            num_attention_heads=4,
-            attention_head_dim=32,
-            num_layers=2,
-            num_single_layers=4,
-            num_refiner_layers=1,
-            rope_axes_dim=(8, 12, 12),
-            text_embed_dim=64,
-            pooled_projection_dim=64,
-            num_text_tokens=4,
-        ),
-        vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
-        patch_decoder=PatchDecoderConfig(),
-    ),
-    "nano": NetworkPreset(  # the heads of a sequence group of 8, and little else
-        transformer=TransformerConfig(
-            num_attention_heads=8,
-            attention_head_dim=12,
-            num_layers=1,
-            num_single_layers=1,
-            num_refiner_layers=1,
-            rope_axes_dim=(4, 4, 4),
-            text_embed_dim=64,
-            pooled_projection_dim=64,
-            num_text_tokens=4,
-        ),
-        vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
-        patch_decoder=PatchDecoderConfig(),
-    ),
-    "magic141-13b": NetworkPreset(
-        transformer=TransformerConfig(
-            num_attention_heads=24,
-            attention_head_dim=128,
-            num_layers=20,
-            num_single_layers=40,
-            num_refiner_layers=2,
-            rope_axes_dim=(16, 56, 56),
-            text_embed_dim=4096,
-            pooled_projection_dim=768,
-            num_text_tokens=256,
-        ),
-        vae=VaeConfig(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32
-        ),
-    ),
-}
-
-
 class LoraConfig(Config):
     """The low-rank branch that turns the frozen base into the fake score.
 
@@ -118,13 +32,8 @@ class LoraConfig(Config):
 
     rank: int = Field(default=16, ge=1)
     """Rank of the low-rank branch."""
-    targets: tuple[str, ...] = (
-        r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
-        r"transformer_blocks\.\d+\.(ff|ff_context)\.net\.(0\.proj|2)",
-        r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)",
-    )
-    """Full-name patterns of linears with (b, n, d) input, so that a (b, 1, 1) strength broadcasts;
-    the text refiner and the final projection stay out."""
+    targets: tuple[str, ...] = ()
+    """Full-name patterns of the linears that get it; none are those of the backbone."""
 
 
 AttentionKernel = Literal["sdpa", "flash", "flash3"]
@@ -152,30 +61,3 @@ def demand_share(what: str, count: int, size: int) -> None:
             f"{count} {what} do not divide over cluster.sequence_parallel {size}: choose one of "
             f"{fitting}"
         )
-
-
-class ModelConfig(Config):
-    """The model of a recipe: a preset and where its weights are."""
-
-    preset: str = "portrait-tiny"
-    """Shapes of the networks: portrait-tiny, nano, magic141-13b, or a name that a plugin
-    registers."""
-    vae: str | None = None
-    """Folder of the VAE."""
-    teacher: str | None = None
-    """Folder of the teacher transformer; null starts from random weights (pre-training)."""
-    generator: str | None = None
-    """Folder of the generator's first weights where distribution matching goes on from an earlier
-    stage; null copies the teacher, as the paper does."""
-
-    @field_validator("preset")
-    @classmethod
-    def _check_preset(cls, name: str) -> str:
-        if name not in PRESETS:
-            raise ValueError(f"no such preset; there are {', '.join(PRESETS)}")
-        return name
-
-    @property
-    def shapes(self) -> NetworkPreset:
-        """The preset's shapes."""
-        return PRESETS[self.preset]

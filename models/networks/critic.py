@@ -3,17 +3,17 @@
 from typing import Literal
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
+from diffusers import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from magicdistill.models.networks.backbone import double_stream_features
+from magicdistill.models.networks.backbones.registry import family_of, lora_targets
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.discriminator import Discriminator
 from magicdistill.models.networks.lora import add_lora, lora_strength
 from magicdistill.models.networks.placement import WHOLE, Placement
-from magicdistill.models.networks.transformer import VelocityModel, network_inputs
+from magicdistill.models.networks.transformer import VelocityModel
 
 
 class Critic(nn.Module):
@@ -25,7 +25,7 @@ class Critic(nn.Module):
 
     def __init__(
         self,
-        base: HunyuanVideoTransformer3DModel,
+        base: ModelMixin,
         lora: LoraConfig,
         *,
         adversarial: bool,
@@ -34,7 +34,7 @@ class Critic(nn.Module):
         super().__init__()
         # Before the LoRA is added: the discriminator's copy of a block has none.
         self.discriminator = Discriminator(base, placement) if adversarial else None
-        add_lora(base, lora)
+        add_lora(base, lora.rank, lora_targets(family_of(base), lora.targets))
         self.score = VelocityModel(base)
 
     def forward(
@@ -67,9 +67,7 @@ class Critic(nn.Module):
         trains the discriminator alone through the logits, and saves the base's backward.
         """
         assert self.discriminator is not None, "the recipe's adversarial weight is 0"
-        transformer = self.score.transformer
         backbone_gradient = torch.is_grad_enabled() and x_sigma.requires_grad
-        with lora_strength(transformer, 0.0), torch.set_grad_enabled(backbone_gradient):
-            inputs = network_inputs(transformer, x_sigma, sigma, conditions, guidance)
-            features = double_stream_features(transformer, inputs)
+        with lora_strength(self.score, 0.0), torch.set_grad_enabled(backbone_gradient):
+            features = self.score.backbone.features(x_sigma, sigma, conditions, guidance)
         return self.discriminator(features)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel, TorchAoConfig
+from diffusers import ModelMixin, TorchAoConfig
 from torch import Tensor, nn
 
 from magicdistill.models.locations import is_int8
+from magicdistill.models.networks.backbones.registry import family_in
 
 SCHEME = {
     "quant_method": "torchao",
@@ -59,16 +60,15 @@ def encoder_arguments(folder: Path) -> dict[str, Any]:
     return {"dtype": torch.bfloat16, **scheme}
 
 
-def load_int8(folder: Path) -> HunyuanVideoTransformer3DModel:
+def load_int8(folder: Path) -> ModelMixin:
     """Load a transformer's folder as int8; one that is not quantised yet is, tensor by tensor.
 
-    Raises ModuleNotFoundError without torchao.
+    Raises ModuleNotFoundError without torchao, ValueError for a network of no registered backbone.
     """
     demand_torchao()
     scheme = {} if is_int8(folder) else {"quantization_config": TorchAoConfig.from_dict(SCHEME)}
-    return HunyuanVideoTransformer3DModel.from_pretrained(
-        folder, torch_dtype=torch.bfloat16, **scheme
-    )
+    network = family_in(folder).backbone().network
+    return network.from_pretrained(folder, torch_dtype=torch.bfloat16, **scheme)
 
 
 def write_int8(source: Path, folder: Path) -> None:

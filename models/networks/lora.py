@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffusers import HunyuanVideoTransformer3DModel
+import torch
+from diffusers import ModelMixin
 from jaxtyping import Float
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model_state_dict
@@ -16,28 +17,29 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from magicdistill.models.networks.config import LoraConfig
-
 ADAPTER = "default"
 IN_PEFT = "base_model.model."
 """Prefix of the names in a file of peft."""
 
 
-def add_lora(transformer: HunyuanVideoTransformer3DModel, config: LoraConfig) -> None:
-    """Freeze the transformer and add a trainable low-rank branch, zero at the start."""
+def add_lora(transformer: ModelMixin, rank: int, targets: Sequence[str]) -> None:
+    """Freeze the transformer and add a trainable low-rank branch, zero at the start.
+
+    `targets` are patterns for the full names of the linears that get it.
+    """
     transformer.requires_grad_(requires_grad=False)
     transformer.add_adapter(
         PeftLoraConfig(
-            r=config.rank,
-            lora_alpha=config.rank,
-            target_modules="|".join(f"(?:{pattern})" for pattern in config.targets),
+            r=rank,
+            lora_alpha=rank,
+            target_modules="|".join(f"(?:{pattern})" for pattern in targets),
         ),
         adapter_name=ADAPTER,
     )
 
 
 def write_lora(
-    transformer: HunyuanVideoTransformer3DModel,
+    transformer: ModelMixin,
     weights: Mapping[str, Tensor],
     folder: Path,
     base: str | None,
@@ -72,7 +74,7 @@ def lora_strength(
     return _Scales(layers, [strength] * len(layers))
 
 
-def checkpoint_blocks(transformer: HunyuanVideoTransformer3DModel) -> None:
+def checkpoint_blocks(transformer: ModelMixin) -> None:
     """Recompute the blocks in the backward instead of keeping their activations.
 
     The recomputation uses the strength of the forward, even if another one is set by then.
@@ -87,6 +89,13 @@ def checkpointed(block: nn.Module, *inputs: Any) -> Any:
     return checkpoint(
         block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), scales)
     )
+
+
+def run_block(transformer: nn.Module, block: nn.Module, *inputs: Any) -> Any:
+    """Run a block; recompute it in the backward if the transformer has gradient checkpointing."""
+    if torch.is_grad_enabled() and transformer.gradient_checkpointing:
+        return checkpointed(block, *inputs)
+    return block(*inputs)
 
 
 class _Scales(AbstractContextManager[None]):

@@ -1,9 +1,9 @@
 """Run a network larger than the GPU: its layers are copied from host memory one by one."""
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
+from diffusers import ModelMixin
 
 
-def offload_layers(transformer: HunyuanVideoTransformer3DModel, device: torch.device | str) -> None:
+def offload_layers(transformer: ModelMixin, device: torch.device | str) -> None:
     """Compute on `device`, which holds one layer at a time; the other weights stay on the host."""
     transformer.enable_group_offload(torch.device(device), offload_type="leaf_level")

@@ -14,23 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import HunyuanVideoTransformer3DModel
-from diffusers.models.transformers.transformer_hunyuan_video import (
-    HunyuanVideoTokenReplaceSingleTransformerBlock,
-    HunyuanVideoTokenReplaceTransformerBlock,
-)
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single
 
 from magicdistill.models.networks.config import demand_share
-from magicdistill.models.networks.discriminator import Discriminator
-
-TOKEN_REPLACE_BLOCKS = (
-    HunyuanVideoTokenReplaceTransformerBlock,
-    HunyuanVideoTokenReplaceSingleTransformerBlock,
-)
 
 
 class SequenceGroup:
@@ -57,6 +46,22 @@ class SequenceGroup:
         gradients that all ranks have for the share.
         """
         return torch.cat(self._exchange(share.expand(self.size, *share.shape)).unbind(), dim)
+
+    def split_output(self, module: nn.Module) -> None:
+        """Let a module return this rank's share of its tokens (b n d) from now on."""
+
+        def split(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
+            return self.split(tokens, dim=1)
+
+        module.register_forward_hook(split)
+
+    def gather_output(self, module: nn.Module) -> None:
+        """Let a module return the tokens (b n d) of all ranks from now on."""
+
+        def gather(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
+            return self.gather(tokens, dim=1)
+
+        module.register_forward_hook(gather)
 
     def to_heads(self, tokens: Float[Tensor, "b n h d"]) -> Float[Tensor, "b all_n own_h d"]:
         """Trade a share of the tokens with all heads for all tokens with a share of the heads."""
@@ -94,40 +99,3 @@ def join_sequence_group(size: int) -> SequenceGroup:
     group, _ = dist.new_subgroups(size)
     assert isinstance(group, dist.ProcessGroup)  # every rank belongs to one
     return SequenceGroup(group)
-
-
-def split_sequence(module: nn.Module, sequence: SequenceGroup) -> None:
-    """Split the video tokens of every transformer and discriminator inside over the group.
-
-    Tokens are split as they leave the patch embedding, with their rotary phases, and gathered
-    after the last projection. Between the two only attention mixes tokens, and the blocks that
-    replace the first frame count how many of its tokens, which come first, are in their share.
-
-    Attention must exchange tokens for heads in the same group: `attention.set_kernels` does both.
-    Raises ValueError where a transformer's heads do not divide over the ranks.
-    """
-
-    def split(embedder: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
-        return sequence.split(tokens, dim=1)
-
-    def split_phases(rope: nn.Module, inputs: Any, phases: tuple[Tensor, ...]) -> Any:
-        return tuple(sequence.split(part, dim=0) for part in phases)
-
-    def gather(projection: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
-        return sequence.gather(tokens, dim=1)
-
-    def count_own_first_frame(block: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        *others, num_first_frame = inputs
-        num_own = inputs[0].shape[1]
-        return *others, min(max(num_first_frame - sequence.rank * num_own, 0), num_own)
-
-    for part in module.modules():
-        if isinstance(part, HunyuanVideoTransformer3DModel):
-            demand_share("attention heads", part.config["num_attention_heads"], sequence.size)
-            part.x_embedder.register_forward_hook(split)
-            part.rope.register_forward_hook(split_phases)
-            part.proj_out.register_forward_hook(gather)
-        elif isinstance(part, Discriminator):
-            part.head.register_forward_hook(gather)
-        elif isinstance(part, TOKEN_REPLACE_BLOCKS):
-            part.register_forward_pre_hook(count_own_first_frame)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
+from diffusers import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +18,7 @@ MAX_FILE_BYTES = 5 * 2**30
 
 
 def save_transformer(
-    transformer: HunyuanVideoTransformer3DModel,
+    transformer: ModelMixin,
     directory: Path,
     dtype: torch.dtype = torch.float16,
     *,
@@ -39,7 +39,7 @@ def save_transformer(
 
 
 def write_transformer(
-    transformer: HunyuanVideoTransformer3DModel,
+    transformer: ModelMixin,
     directory: Path,
     read: Callable[[str], Tensor | None],
     dtype: torch.dtype,
@@ -73,10 +73,10 @@ def write_transformer(
         transformer.save_config(directory)
 
 
-def _numels(transformer: HunyuanVideoTransformer3DModel) -> dict[str, int]:
+def _numels(transformer: ModelMixin) -> dict[str, int]:
     """Return the numbers of elements of whole parameters, also if this rank has only shards."""
     with torch.device("meta"):
-        whole = HunyuanVideoTransformer3DModel(**public(transformer.config))
+        whole = type(transformer)(**public(transformer.config))
     return {name: parameter.numel() for name, parameter in whole.named_parameters()}
 
 

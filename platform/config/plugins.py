@@ -1,4 +1,4 @@
-"""Modules of one's own that register methods, sources, scorers, metrics and presets.
+"""Modules of one's own that register methods, sources, scorers, metrics, backbones and presets.
 
 A recipe names them in `plugins`; an installed package announces its own by an entry point of the
 group `magicdistill.plugins`. They are imported when a recipe is read, and in a job's workers.

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
+from magicdistill.models.methods.base import MethodConfig
 from magicdistill.models.methods.registry import AnyMethod
-from magicdistill.models.networks.config import KernelsConfig, ModelConfig
+from magicdistill.models.networks.config import KernelsConfig
+from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.platform.config.overrides import (
     UNLOADED_PLUGIN,
     RecipeError,
@@ -79,8 +81,8 @@ class Recipe(Config):
     tracking: TrackingConfig = TrackingConfig()
     """Where MLflow keeps the runs."""
     plugins: tuple[str, ...] = Field(default=(), exclude_if=lambda modules: not modules)
-    """Python modules of your own that register methods, sources, scorers, metrics and presets
-    (docs/extending.md)."""
+    """Python modules of your own that register methods, sources, scorers, metrics,
+    backbones and presets (docs/extending.md)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +94,13 @@ class Recipe(Config):
         except RecipeError as error:
             raise PydanticCustomError(UNLOADED_PLUGIN, "{why}", {"why": str(error)}) from error
         return values
+
+    @field_validator("method")
+    @classmethod
+    def _fit_method_to_backbone(cls, method: MethodConfig, info: ValidationInfo) -> MethodConfig:
+        """Write down what the preset's backbone decides, so that a stored recipe says it all."""
+        model = info.data.get("model")  # absent where it is wrong itself
+        return method.fitted_to(model.shapes.transformer) if model else method
 
     @model_validator(mode="after")
     def _pairs_are_made_and_used(self) -> Self:

@@ -11,7 +11,7 @@ from magicdistill.data_pipeline.pipeline import select_clips
 from magicdistill.models.networks.autoencoder.patch_code import set_patch_code
 from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
-from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory

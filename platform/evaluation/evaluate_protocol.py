@@ -315,8 +315,9 @@ def _nfe(way: Variant) -> int:
     """Return the number of network evaluations of one video; 0 for real clips."""
     if way.weights is None:
         return 0
-    config = checkpoint_config(find_weights(way.weights, "model.teacher"), None)
-    forwards = forwards_per_step(way.sampler.guidance, embeds=config["guidance_embeds"])
+    backbone, config = checkpoint_config(find_weights(way.weights, "model.teacher"), None)
+    embeds = backbone.takes_guidance(config)
+    forwards = forwards_per_step(way.sampler.guidance, embeds=embeds)
     return way.sampler.num_steps * forwards
 
 

@@ -4,16 +4,13 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKLHunyuanVideo,
-    FlowMatchEulerDiscreteScheduler,
-    HunyuanVideoImageToVideoPipeline,
-    HunyuanVideoTransformer3DModel,
-)
+from diffusers import AutoencoderKLHunyuanVideo, FlowMatchEulerDiscreteScheduler, ModelMixin
 from safetensors.torch import save_file
 
 from magicdistill.models.networks.autoencoder.vae import VideoVae, forget_origin
+from magicdistill.models.networks.backbones.registry import family_of
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.config import SamplerConfig
 
@@ -24,20 +21,22 @@ ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image
 
 def write_stock_parts(
     folder: Path,
-    transformer: HunyuanVideoTransformer3DModel,
+    transformer: ModelMixin,
     sampler: SamplerConfig,
     vae: VideoVae | None,
     null: Conditions | None,
 ) -> None:
     """Write a pipeline except for its transformer, which may have no storage, and its encoders.
 
-    The null prompt's tensors have the names of the pipeline's arguments.
+    The null prompt's tensors have the names of the pipeline's arguments. Where diffusers has no
+    pipeline for the backbone, only the parts are written.
     """
     parts: dict[str, Any] = {"scheduler": stock_scheduler(sampler)}
     parts["vae"] = stock_autoencoder(vae) if vae else None
     encoders: dict[str, Any] = dict.fromkeys(ENCODERS)
-    pipeline = HunyuanVideoImageToVideoPipeline(transformer=transformer, **parts, **encoders)
-    pipeline.save_config(folder)
+    if (name := family_of(transformer).pipeline) is not None:
+        pipeline = getattr(diffusers, name)(transformer=transformer, **parts, **encoders)
+        pipeline.save_config(folder)
     for name, part in parts.items():
         if part is not None:
             part.save_pretrained(folder / name)

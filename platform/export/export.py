@@ -11,6 +11,7 @@ from torch import Tensor
 
 from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.autoencoder.vae import VideoVae
+from magicdistill.models.networks.backbones.registry import family_of
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.conditioning.prompt_encoder import PromptEncoder
 from magicdistill.models.networks.int8 import write_int8
@@ -89,12 +90,14 @@ def export(
         write_stock_parts(partial, module.transformer, sampler_of(recipe), vae, null)
         if encoders is not None:
             PromptEncoder.load(encoders, DTYPES[dtype], int8=dtype == "int8").save(partial)
+        family = family_of(module.transformer)
         card = model_card(
             run,
             cycle,
             sum(parameter.numel() for parameter in module.transformer.parameters()),
             dtype,
-            layout=module.transformer.config["image_condition_type"],
+            family=family,
+            layout=family.image_layout(module.transformer.config),
             averaged=averaged,
             patch_decoder=vae is not None and vae.patch_decoder is not None,
         )

@@ -4,7 +4,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import diffusers
+
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, sigma_grid
+from magicdistill.models.networks.backbones.base import BackboneConfig
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.types import Lora
 from magicdistill.platform.config.recipe import Recipe
@@ -17,7 +20,7 @@ pipeline_tag: image-to-video
 ---
 # {name}
 
-A pipeline of diffusers whose `HunyuanVideoTransformer3DModel` was trained with MagicDistill.
+{what} `{network}` was trained with MagicDistill.
 
 | | |
 |---|---|
@@ -31,8 +34,8 @@ A pipeline of diffusers whose `HunyuanVideoTransformer3DModel` was trained with 
 
 {use}
 
-The output of the transformer is the velocity eps - x0 of flow matching; the image enters by
-`{layout}`. `recipe.yaml` holds every constant of the training.
+The output of the transformer is the velocity eps - x0 of flow matching{entry}. \
+`recipe.yaml` holds every constant of the training.
 
 ## Licence
 
@@ -41,13 +44,13 @@ The output of the transformer is the velocity eps - x0 of flow matching; the ima
 
 USE = """```python
 import torch
-from diffusers import HunyuanVideoImageToVideoPipeline
+from diffusers import {pipeline}
 from diffusers.utils import load_image
 from safetensors.torch import load_file
 
 folder = "this folder"
 encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
-pipeline = HunyuanVideoImageToVideoPipeline.from_pretrained(folder, **dict.fromkeys(encoders))
+pipeline = {pipeline}.from_pretrained(folder, **dict.fromkeys(encoders))
 state = {{}}
 output = pipeline(
     load_image("first frame").resize(({width}, {height})),
@@ -68,6 +71,13 @@ With `latent_concat` the pipeline itself returns the frames from the fifth on, w
 latents are kept and decoded. It starts with 0.1 % of the image in the noise. `jobs/sample.py` does
 not: its video is that of `latents=(noise - 0.001 * prior) / 0.999` in place of `generator`, where
 `prior` are the image's latents times the VAE's `scaling_factor`.
+"""
+OWN_USE = """```sh
+python jobs/sample.py --model "this folder" --image "first frame" --out video.mp4
+```
+
+diffusers has no pipeline for this network. `recipe.yaml` names the module of its class in
+`plugins`.
 """
 STOCK_DECODE = """latents = state["latents"] / pipeline.vae_scaling_factor
 video = pipeline.vae.decode(latents).sample"""
@@ -95,9 +105,9 @@ On the frozen teacher `{teacher}` this branch is the *fake score* at strength {s
 ## Use
 
 ```python
-from diffusers import HunyuanVideoTransformer3DModel
+from {module} import {network}
 
-transformer = HunyuanVideoTransformer3DModel.from_pretrained("the teacher")
+transformer = {network}.from_pretrained("the teacher")
 transformer.load_lora_adapter(
     "this folder", weight_name="adapter_model.safetensors", prefix="base_model.model"
 )
@@ -125,14 +135,15 @@ def model_card(
     num_parameters: int,
     dtype: str,
     *,
+    family: type[BackboneConfig],
     layout: str | None,
     averaged: bool,
     patch_decoder: bool = False,
 ) -> str:
     """Return the Markdown text for the weights after `cycle` cycles of a run.
 
-    `layout` is the transformer's `image_condition_type`; `patch_decoder` tells that the VAE has
-    one, which diffusers lacks.
+    `layout` is the family's `image_layout` of the transformer; `patch_decoder` tells that the VAE
+    has one, which diffusers lacks.
     """
     recipe = run.recipe()
     decay = recipe.schedule.ema_decay
@@ -143,19 +154,23 @@ def model_card(
     }
     return CARD.format(
         name=run.path.name,
-        layout=layout,
+        what="A pipeline of diffusers whose" if family.pipeline else "Parts of a pipeline whose",
+        network=family.class_name,
+        entry=f"; the image enters by\n`{layout}`" if layout else "",
         facts=_facts(run, cycle, facts),
         measured="\n".join(_measured(run, cycle)) or "Nothing.",
-        use=_use(recipe, patch_decoder=patch_decoder).rstrip(),
+        use=_use(recipe, family, patch_decoder=patch_decoder).rstrip(),
         licence=_licence(recipe),
     )
 
 
 def lora_card(run: RunDirectory, cycle: int, num_parameters: int, lora: Lora) -> str:
     """Return the Markdown text of a weak-to-strong LoRA after `cycle` cycles of a run."""
-    recipe = run.recipe()
+    recipe, network = run.recipe(), type(lora.transformer)
     return LORA_CARD.format(
         name=run.path.name,
+        network=network.__name__,
+        module="diffusers" if hasattr(diffusers, network.__name__) else network.__module__,
         teacher=recipe.model.teacher,
         strong=lora.strong,
         weak=lora.weak,
@@ -182,12 +197,15 @@ def _facts(run: RunDirectory, cycle: int, own: dict[str, str]) -> str:
     return "\n".join(f"| {name} | {value or 'not recorded'} |" for name, value in facts.items())
 
 
-def _use(recipe: Recipe, *, patch_decoder: bool) -> str:
+def _use(recipe: Recipe, family: type[BackboneConfig], *, patch_decoder: bool) -> str:
+    if family.pipeline is None:
+        return OWN_USE
     bucket, sampler = recipe.data.bucket, sampler_of(recipe)
     decode = STOCK_DECODE
     if patch_decoder:
         decode = PATCH_DECODE.format(vae=recipe.model.vae)
     text = USE.format(
+        pipeline=family.pipeline,
         width=bucket.width,
         height=bucket.height,
         num_frames=bucket.num_frames,

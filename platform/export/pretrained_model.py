@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.locations import CONFIG, PROJECT, find_weights, is_int8
+from magicdistill.models.networks.backbones.registry import family_in
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.config.recipe import RECIPES, Recipe, load_recipe, load_stored
 from magicdistill.platform.runs.logs import ExplainedError
@@ -70,10 +71,15 @@ def find_pretrained(
     `location` is a run (a folder, or a name in `runs`), its `model` folder, an exported or any
     other diffusers folder, a whole pipeline of diffusers, or a name under assets/ such as
     `student-4step`. Without a recipe the VAE and the encoders are taken from `vae` and `encoders`
-    or from the folders beside it. Raises ExplainedError if there is no such model or no VAE for it.
+    or from the folders beside it. Raises ExplainedError if there is no such model, its backbone is
+    not registered, or there is no VAE for it.
     """
     transformer = _find_transformer(location, runs)
     recipe = _recipe_of(transformer)
+    try:
+        family_in(transformer)
+    except ValueError as error:
+        raise ExplainedError(f"--model {location}: {error}") from None
     text = transformer.parent if (transformer.parent / "text_encoder").is_dir() else None
     if text is None and recipe and recipe.data.prompts:
         text = Path(recipe.data.prompts.encoder)

@@ -10,7 +10,7 @@ from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.locations import find_weights
 from magicdistill.models.methods.build import vae
-from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.platform.inference.held_out_sampling import generate, held_out
 from magicdistill.platform.inference.variants import Variant

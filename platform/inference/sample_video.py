@@ -176,12 +176,12 @@ class VideoSampler:
                     "--prompt: this model comes without text encoders; name a diffusers folder "
                     "that has text_encoder and tokenizer with --encoders, or leave --prompt out"
                 )
-            config = self.velocity.transformer.config
+            text_dim, pooled_dim = self.velocity.backbone.text_dims
             null = Conditions.null(
                 torch.zeros(1, 1, 1, 1, 1, device=self.device),
                 num_tokens=self.model.num_text_tokens,
-                text_dim=config["text_embed_dim"],
-                pooled_dim=config["pooled_projection_dim"],
+                text_dim=text_dim,
+                pooled_dim=pooled_dim,
             )
             return null, null
         null = self.encoder.null(1).to(self.device)

@@ -10,6 +10,8 @@ from typing import Annotated, Generic, NoReturn, TypeVar
 import tyro
 
 from magicdistill.models.config import Config
+from magicdistill.models.locations import find_weights
+from magicdistill.models.networks.backbones.registry import demand_family
 from magicdistill.platform.config import help_pages
 from magicdistill.platform.config.command_line import FLAGS_TAKE_VALUES, parse, parse_known
 from magicdistill.platform.config.overrides import RecipeError, prepare
@@ -123,6 +125,8 @@ def parse_job(
                 "evaluation: a training is judged beside held-out clips, and these are pictures; "
                 "give clips or null here, and the pictures to jobs/evaluate.py --protocol"
             )
+        if trains:
+            demand_backbone(args.recipe)
         if args.flags.dry_run and trains and args.recipe.cluster.gpus_per_worker:
             from magicdistill.platform.planning.plan import demand_fit  # imports torch
 
@@ -135,6 +139,29 @@ def parse_job(
         sys.exit(0)
     logs.configure(verbose=args.verbose)
     return args
+
+
+def demand_backbone(recipe: Recipe) -> None:
+    """Raise RecipeError where a recipe starts from a transformer of another backbone.
+
+    Weights that are not there yet are looked for where they are read.
+    """
+    model, pairs = recipe.model, recipe.pairs
+    places = {
+        "model.teacher": model.teacher,
+        "model.generator": model.generator,
+        "pairs.generator": pairs and pairs.generator,
+    }
+    for field, location in places.items():
+        try:
+            path = find_weights(location, field) if location else None
+        except FileNotFoundError:
+            continue
+        try:
+            if path is not None and path.is_dir():
+                demand_family(path, model.shapes.transformer)
+        except ValueError as error:
+            raise RecipeError(f"{field}: {error}") from None
 
 
 def parse_arguments(

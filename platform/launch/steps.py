@@ -14,6 +14,7 @@ from safetensors import safe_open
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.pipeline import curate_together
 from magicdistill.models.locations import CONFIG, find_weights
+from magicdistill.models.networks.backbones.registry import family_in
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.prepare import data_root, prepare, tell
 from magicdistill.platform.evaluation.evaluate_run import (
@@ -73,12 +74,14 @@ def publish(run: RunDirectory, tracker: Tracker) -> None:
         tracker.artifact(folder, MODEL)
         return
     assert recipe.model.vae is not None
+    family = family_in(folder)
     card = model_card(
         run,
         recipe.schedule.num_cycles,
         count_stored(folder),
         "fp16",
-        layout=json.loads((folder / CONFIG).read_text())["image_condition_type"],
+        family=family,
+        layout=family.image_layout(json.loads((folder / CONFIG).read_text())),
         averaged=recipe.schedule.ema_decay is not None,
     )
     tracker.model(recipe.name, folder, find_weights(recipe.model.vae, "model.vae"), card)

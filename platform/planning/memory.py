@@ -15,14 +15,15 @@ from torch import nn
 from magicdistill.models.methods.base import MethodConfig
 from magicdistill.models.methods.forward_passes import Update
 from magicdistill.models.networks.autoencoder.vae import build_autoencoder
-from magicdistill.models.networks.config import ModelConfig, NetworkPreset
+from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.models.networks.placement import WHOLE
+from magicdistill.models.networks.presets import ModelConfig, NetworkPreset
 from magicdistill.platform.config.sections import (
     DeepSpeedEngineConfig,
     EngineConfig,
     EvaluationConfig,
 )
-from magicdistill.platform.planning.flops import Sample, saved_bytes, workspace_bytes
+from magicdistill.platform.planning.flops import saved_bytes, workspace_bytes
 
 LIVE_NUMEL = 1_050_000_000
 """Number of gathered parameters that a ZeRO-3 engine keeps: DeepSpeed's limit and a prefetch."""

@@ -8,11 +8,17 @@ from typing import Any, NamedTuple
 
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.methods.forward_passes import ForwardPass, Update
+from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.models.networks.config import demand_share
 from magicdistill.platform.config.overrides import RecipeError, merge, validate
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import GpuName, PairsConfig
-from magicdistill.platform.planning.flops import Sample, operations, workspace_bytes
+from magicdistill.platform.planning.flops import (
+    num_frames,
+    operations,
+    sample_of,
+    workspace_bytes,
+)
 from magicdistill.platform.planning.memory import (
     Parameters,
     Row,
@@ -145,7 +151,7 @@ class Plan:
         if gpu is None or not self.video_operations:
             return None
         seconds = self.video_operations / (gpu.operations_per_s * self.mfu)
-        return seconds / (self.sample.num_frames / window.fps)
+        return seconds / (num_frames(self.sample) / window.fps)
 
     @property
     def num_pair_actors(self) -> int:
@@ -216,9 +222,9 @@ def micro_batch(recipe: Recipe) -> int:
     cluster, schedule = recipe.cluster, recipe.schedule
     shapes = recipe.model.shapes.transformer
     try:
-        demand_share("attention heads", shapes.num_attention_heads, cluster.sequence_parallel)
+        shapes.demand_split(cluster.sequence_parallel)
         for bucket in recipe.data.buckets:
-            tokens = Sample.of(bucket, shapes).video_tokens
+            tokens = sample_of(bucket, shapes).video_tokens
             demand_share(f"video tokens of {bucket}", tokens, cluster.sequence_parallel)
     except ValueError as error:
         raise RecipeError(str(error)) from None
@@ -270,7 +276,7 @@ def _plan(
 def _sample(recipe: Recipe) -> Sample:
     """Return the sample of the bucket with the most tokens."""
     samples = (
-        Sample.of(
+        sample_of(
             bucket,
             recipe.model.shapes.transformer,
             sequence_parallel=recipe.cluster.sequence_parallel,

@@ -16,7 +16,6 @@ from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import checkpoint_blocks, lora_strength
 from magicdistill.models.networks.sequence_parallel import SequenceGroup, join_sequence_group
-from magicdistill.models.networks.state_dicts import transformer_arguments
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from tests.tiny import tiny_shapes
 
@@ -62,7 +61,7 @@ def with_gradients(output: Tensor, network: nn.Module, x: Tensor) -> list[Tensor
 
 def velocity(prepare: Prepare, lengths: Sequence[int], condition: str) -> list[Tensor]:
     torch.manual_seed(0)
-    arguments = transformer_arguments(SHAPES)
+    arguments = SHAPES.arguments()
     if condition == "token_replace":
         arguments |= {"image_condition_type": condition, "in_channels": SHAPES.latent_channels}
     network = VelocityModel(HunyuanVideoTransformer3DModel(**arguments))

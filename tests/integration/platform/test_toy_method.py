@@ -18,8 +18,8 @@ from magicdistill.models.methods.build import teacher
 from magicdistill.models.methods.forward_passes import ForwardPass, Update
 from magicdistill.models.methods.registry import METHODS
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.placement import Placement
+from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.types import Batch, Loss, Method, Networks

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.config import KernelsConfig, LoraConfig, TransformerConfig
+from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
+from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
@@ -36,7 +37,7 @@ ENGINES = {
 Bytes = dict[str, float]
 
 
-def build(role: str, shapes: TransformerConfig) -> tuple[nn.Module, list[dict[str, str]]]:
+def build(role: str, shapes: HunyuanVideoConfig) -> tuple[nn.Module, list[dict[str, str]]]:
     """Return a role's network, and the arguments of the forwards of its loss."""
     transformer = build_transformer(shapes)
     if role == "generator":
@@ -46,7 +47,7 @@ def build(role: str, shapes: TransformerConfig) -> tuple[nn.Module, list[dict[st
 
 
 def check_engine(
-    stage: Any, precision: Any, shapes: TransformerConfig, role: str
+    stage: Any, precision: Any, shapes: HunyuanVideoConfig, role: str
 ) -> dict[str, Bytes]:
     """Run one accumulation window and its update; compare what the engine keeps."""
     torch.manual_seed(0)

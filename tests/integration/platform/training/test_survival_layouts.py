@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from magicdistill.models.networks.config import PRESETS
+from magicdistill.models.networks.presets import PRESETS
 from magicdistill.models.networks.transformer import build_transformer
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from magicdistill.models.diffusion.guidance import embedded, guide, guided
-from magicdistill.models.networks.student import add_guidance_embedding
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.models.objectives.config import GuidanceRange
@@ -85,7 +84,7 @@ def test_a_network_without_the_input_refuses_a_scale(generator, batch):
 def test_a_fresh_guidance_input_changes_nothing_and_is_saved(generator, batch, tmp_path):
     plain = generator(batch.x0, SIGMA, batch.conditions)
     assert not generator.guidance_embeds
-    add_guidance_embedding(generator.transformer)
+    generator.backbone.add_guidance()
     assert generator.guidance_embeds
     v = generator(batch.x0, SIGMA, batch.conditions, torch.tensor([2.0, 9.0]))
     torch.testing.assert_close(v, plain)

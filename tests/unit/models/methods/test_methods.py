@@ -9,9 +9,9 @@ import torch
 
 from magicdistill.models.methods.base import MethodConfig
 from magicdistill.models.methods.registry import METHODS
-from magicdistill.models.networks.config import ModelConfig
 from magicdistill.models.networks.lora import lora_layers
 from magicdistill.models.networks.placement import WHOLE
+from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.objectives.types import Method
 
 AFTER_WARM_UP = 10**6

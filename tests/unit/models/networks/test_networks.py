@@ -6,10 +6,12 @@ import torch
 from magicdistill.models.networks.autoencoder.patch_code import set_patch_code
 from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
+from magicdistill.models.networks.backbones.hunyuan_video_network import concat_image_prior
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import PRESETS, PatchDecoderConfig
+from magicdistill.models.networks.config import PatchDecoderConfig
 from magicdistill.models.networks.lora import checkpoint_blocks, lora_layers, lora_strength
-from magicdistill.models.networks.transformer import build_transformer, concat_image_prior
+from magicdistill.models.networks.presets import PRESETS
+from magicdistill.models.networks.transformer import build_transformer
 
 
 def smooth_pixels(count: int) -> torch.Tensor:
@@ -139,14 +141,6 @@ def test_the_large_preset_takes_and_gives_the_papers_geometry():
             return_dict=False,
         )[0]
     assert v.shape == latents.shape
-
-
-def test_the_image_prior_stands_at_latent_frame_zero():
-    x, prior = torch.randn(1, 4, 3, 2, 2), torch.randn(1, 4, 1, 2, 2)
-    joined = concat_image_prior(x, prior)
-    assert torch.equal(joined[:, :4], x) and torch.equal(joined[:, 4:8, :1], prior)
-    assert joined[:, 4:8, 1:].abs().sum() == 0
-    assert joined[:, 8].flatten(2).mean(2).tolist() == [[1, 0, 0]]
 
 
 @torch.no_grad()

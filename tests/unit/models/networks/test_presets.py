@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from magicdistill.models.networks.autoencoder.vae import build_autoencoder
-from magicdistill.models.networks.config import PRESETS, ModelConfig, NetworkPreset
+from magicdistill.models.networks.presets import PRESETS, ModelConfig, NetworkPreset
 from magicdistill.models.networks.transformer import build_transformer
 from tests.registries import registries_restored
 from tests.tiny import tiny_shapes

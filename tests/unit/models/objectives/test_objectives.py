@@ -13,7 +13,7 @@ from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, motion
 from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.critic import Critic
-from magicdistill.models.networks.student import Student, add_guidance_embedding
+from magicdistill.models.networks.student import Student
 from magicdistill.models.networks.transformer import VelocityModel, copy_transformer
 from magicdistill.models.objectives.cfg_distillation import CfgDistill
 from magicdistill.models.objectives.config import CfgDistillation, SamplerConfig
@@ -55,7 +55,7 @@ def generator_loss(magic, batch, rng=DRAWS):
 def guided_student(generator) -> VelocityModel:
     """The teacher's weights and a guidance input with an effect."""
     student = VelocityModel(copy_transformer(generator.transformer))
-    add_guidance_embedding(student.transformer)
+    student.backbone.add_guidance()
     embedder: Any = student.transformer.time_text_embed.guidance_embedder
     for parameter in embedder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -188,6 +188,12 @@ def test_models_are_found_by_name_folder_and_run(tmp_path):
         assert (found.vae, found.buckets) == (student.vae, student.buckets)
 
 
+def test_a_model_of_no_backbone_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    with pytest.raises(ExplainedError, match=r"--model .* holds a FluxTransformer2DModel,"):
+        find_pretrained(str(tmp_path))
+
+
 def test_the_shipped_model_is_the_one_for_as_many_steps(tmp_path):
     names = {steps: shipped_for(steps) for steps in (None, 1, 2, 4, 28)}
     assert names == dict.fromkeys((None, 2, 4), "student-4step") | {

@@ -98,6 +98,17 @@ def test_pictures_are_no_clips_to_judge_a_training_by(job: Job, ending: Ending) 
     assert "--protocol" in end.err
 
 
+def test_weights_of_a_network_that_no_backbone_has_are_refused(job: Job, ending: Ending) -> None:
+    folder = job.folder / "weights"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    for field in ("model.teacher", "model.generator"):
+        end = ending("--dry-run", f"--{field}", str(folder))
+        assert (end.status, end.out) == (2, "")
+        assert f"{field}: {folder} holds a FluxTransformer2DModel, which is of no" in end.err
+        assert "HunyuanVideoTransformer3DModel" in end.err
+
+
 def test_help_is_fast_and_short(job: Job) -> None:
     result = job("--help")
     assert (result.returncode, result.stderr) == (0, "")

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
+from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
@@ -19,7 +20,7 @@ from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import load_recipe, recipe_names
 from magicdistill.platform.config.sections import OptimizerConfig, Precision, TorchEngineConfig
 from magicdistill.platform.launch.cli import parse_job
-from magicdistill.platform.planning.flops import Sample, operations, saved_bytes
+from magicdistill.platform.planning.flops import operations, saved_bytes
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.planning.plan import Change, changed, plan
 from magicdistill.platform.planning.plan_table import format_plan, to_json
@@ -111,7 +112,7 @@ def test_a_gradient_through_the_frozen_critic_is_predicted(
             ForwardPass("critic", "", "inputs", blocks=blocks),
             recompute=recompute,
         )
-        for blocks in ("double", "discriminator")
+        for blocks in ("features", "discriminator")
     )
     assert predicted == pytest.approx(kept, rel=0.1)
 

@@ -6,11 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from magicdistill.models.networks.attention import JointAttention, attend, set_kernels
-from magicdistill.models.networks.backbone import double_stream_features, predict, without_padding
+from magicdistill.models.networks.attention import set_kernels
+from magicdistill.models.networks.backbones.hunyuan_video_network import (
+    HunyuanVideo,
+    concat_image_prior,
+    without_padding,
+)
+from magicdistill.models.networks.backbones.joint_attention import JointAttention, attend
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
-from magicdistill.models.networks.transformer import build_transformer, network_inputs
+from magicdistill.models.networks.transformer import build_transformer
 from tests.tiny import tiny_shapes
 
 TINY = tiny_shapes(num_attention_heads=4, num_single_layers=2, num_text_tokens=5)
@@ -32,7 +37,7 @@ def inputs_of(network, lengths: tuple[int, ...]) -> dict:
         image_prior=torch.randn(batch, 4, 1, 4, 8),
     )
     x_sigma = torch.randn(batch, 4, 3, 4, 8, requires_grad=True)
-    return network_inputs(network, x_sigma, torch.rand(batch), conditions)
+    return HunyuanVideo(network).inputs(x_sigma, torch.rand(batch), conditions)
 
 
 def output_and_gradients(network, call: Callable[[], Tensor]) -> list[Tensor]:
@@ -55,16 +60,16 @@ def test_dropping_padding_equals_masking_it(kernel, lengths):
     expected = masked(network, inputs)
     if kernel:
         set_kernels(network, KernelsConfig(attention=kernel))
-    found = output_and_gradients(network, lambda: predict(network, inputs))
+    found = output_and_gradients(network, lambda: HunyuanVideo(network).predict(inputs))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("lengths", "is_masked"), [((2, 2), False), ((4,), False), ((1, 3), True)])
 def test_only_prompts_of_different_lengths_need_a_mask(lengths, is_masked):
     network = transformer()
-    features = double_stream_features(network, inputs_of(network, lengths))
+    features = HunyuanVideo(network).double_stream(inputs_of(network, lengths))
     assert features.text.shape[1] == max(lengths)
-    assert (features.modulation[1] is not None) == is_masked
+    assert (features.mask is not None) == is_masked
 
 
 def test_padding_is_cut_to_the_longest_prompt():
@@ -90,3 +95,11 @@ def test_what_stands_in_the_padding_does_not_matter(kernel):
 def test_the_discriminator_uses_the_kernels_too(critic):
     set_kernels(critic, KernelsConfig(attention="flash"))
     assert isinstance(critic.discriminator.block.attn.processor, JointAttention)
+
+
+def test_the_image_prior_stands_at_latent_frame_zero():
+    x, prior = torch.randn(1, 4, 3, 2, 2), torch.randn(1, 4, 1, 2, 2)
+    joined = concat_image_prior(x, prior)
+    assert torch.equal(joined[:, :4], x) and torch.equal(joined[:, 4:8, :1], prior)
+    assert joined[:, 4:8, 1:].abs().sum() == 0
+    assert joined[:, 8].flatten(2).mean(2).tolist() == [[1, 0, 0]]

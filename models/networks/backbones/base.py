@@ -1,0 +1,149 @@
+"""What a family of transformers says of its shapes, without PyTorch: recipes and plans ask it.
+
+What it says of a network itself is in `backbone`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from magicdistill.models.config import Config
+from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient, Part
+
+if TYPE_CHECKING:
+    from magicdistill.models.networks.backbones.backbone import Backbone
+else:  # the module imports torch, which `--help` does without
+    Backbone = Any
+
+
+class BackboneConfig(Config):
+    """The shapes of a transformer of one family.
+
+    A family of one's own is a subclass that names itself in a `Literal` and defines what is
+    abstract here. The answers that are not abstract are those of a family that has no pipeline in
+    diffusers and that one rank computes alone.
+    """
+
+    class_name: ClassVar[str]
+    """Name of the network's class, which diffusers writes into config.json as `_class_name`."""
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Full-name patterns of the linears that get a LoRA where a recipe names none. Their input is
+    (b, n, d), so that a strength (b, 1, 1) broadcasts."""
+    pipeline: ClassVar[str | None] = None
+    """Name of diffusers' image-to-video pipeline, as which a network is exported."""
+    patch: ClassVar[tuple[int, int, int]] = (1, 2, 2)
+    """Latent frames, rows and columns of a token."""
+    forward_workspace: ClassVar[int] = 17
+    """Tensors of tokens * d that a block needs for a while, in addition to those it keeps.
+    Measured on a CPU in bf16 for the single-stream block of HunyuanVideo, and rounded up."""
+    backward_workspace: ClassVar[int] = 13
+    """The same in the backward."""
+
+    kind: str
+    """Name of the family, which decides the other fields."""
+    text_embed_dim: int
+    """Width of the text tokens."""
+    pooled_projection_dim: int
+    """Width of the pooled text; 0 for a family that takes none."""
+    num_text_tokens: int
+    """Tokens of the longest prompt."""
+    latent_channels: int = 16
+    guidance_embeds: bool = False
+    """Whether the network takes the guidance scale as an input."""
+
+    @classmethod
+    @abstractmethod
+    def backbone(cls) -> type[Backbone]:
+        """Return what the family answers about a network; imports PyTorch."""
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the network's class for image-to-video."""
+
+    @property
+    @abstractmethod
+    def model_dim(self) -> int:
+        """The width of the tokens inside."""
+
+    @abstractmethod
+    def blocks(self, sample: "Sample", part: Part, gradient: Gradient) -> tuple[BlockCosts, ...]:
+        """Return what the blocks of a part cost, at most one entry for each kind of block.
+
+        The entries for `all` tell every kind, also one that the network has none of.
+        """
+
+    def ends_bytes(self, sample: "Sample", part: Part, gradient: Gradient) -> float:
+        """Return what one rank keeps for the backward outside the blocks: embeddings and output.
+
+        `part` is not `discriminator`. They are little beside the blocks; 0 leaves them out.
+        """
+        return 0.0
+
+    def demand_split(self, size: int) -> None:
+        """Raise ValueError where a sequence group of `size` ranks cannot share a sample."""
+        if size > 1:
+            raise ValueError(
+                f"the backbone {self.kind} cannot be split: choose cluster.sequence_parallel 1, "
+                f"not {size}"
+            )
+
+    @classmethod
+    def image_layout(cls, config: Mapping[str, Any]) -> str | None:
+        """Say in a word how the image enters the network of a diffusers configuration."""
+        return None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample in the transformer, and the share of it that one rank holds."""
+
+    shapes: BackboneConfig
+    frames: int
+    """Latent frames."""
+    height: int
+    """Latent height."""
+    width: int
+    """Latent width."""
+    sequence_parallel: int = 1
+    activation_bytes: int = 2
+    """Bytes of one number."""
+    lora_rank: int = 0
+
+    @property
+    def model_dim(self) -> int:
+        """The width of the transformer."""
+        return self.shapes.model_dim
+
+    @property
+    def video_tokens(self) -> int:
+        """Tokens of the whole video."""
+        frames, height, width = self.shapes.patch
+        return (self.frames // frames) * (self.height // height) * (self.width // width)
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens that a rank holds: its share of the video's, and all of the longest text."""
+        return self.video_tokens // self.sequence_parallel + self.shapes.num_text_tokens
+
+    @property
+    def latent_numel(self) -> int:
+        """Numbers in the latents."""
+        return self.shapes.latent_channels * self.frames * self.height * self.width
+
+    def units(self, count: int | float) -> int | float:
+        """Return the bytes of `count` tensors of a rank's tokens times the width d."""
+        return count * self.own_tokens * self.model_dim * self.activation_bytes
+
+    def block(
+        self, count: int, saved_bytes: int | float, *, weights_per_token: int = 12
+    ) -> BlockCosts:
+        """Return the costs of `count` blocks with attention over all tokens, video and text.
+
+        `weights_per_token` is the number of weights that a token is multiplied with, in units of
+        d^2: 4 around attention and 8 in an MLP four times as wide. A multiplication and an
+        addition are two operations.
+        """
+        tokens, d = self.video_tokens + self.shapes.num_text_tokens, self.model_dim
+        linear, attention = 2 * weights_per_token * tokens * d**2, 4 * tokens**2 * d
+        return BlockCosts(count, linear, attention, saved_bytes)

@@ -1,0 +1,113 @@
+"""HunyuanVideo: the shapes of diffusers' HunyuanVideoTransformer3DModel, and what they cost.
+
+Closed forms in the number of tokens and the width d. The counts of saved tensors follow its blocks
+under attention that keeps no matrix of scores; the tests compare them with what autograd saves.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig, Sample
+from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient, Part
+from magicdistill.models.networks.config import demand_share
+
+DOUBLE_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 10, "lora": 16, "weights": 20}
+"""Tensors that a double-stream block keeps, in units of tokens * d, except queries and keys."""
+SINGLE_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 9, "lora": 18, "weights": 20}
+"""The same of a single-stream block."""
+OUTPUT_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 1, "lora": 1, "weights": 3}
+"""The same of the transformer's last normalisation and projection."""
+REFINER_SAVED = 18
+"""The same of a block of the text refiner, in units of text tokens * d."""
+DOUBLE_LORA, SINGLE_LORA = 6, 5
+"""Number of linears with a LoRA that a token goes through in a block of each kind."""
+
+
+class HunyuanVideoConfig(BackboneConfig):
+    """Arguments of diffusers' HunyuanVideoTransformer3DModel, image-to-video input layout."""
+
+    class_name: ClassVar = "HunyuanVideoTransformer3DModel"
+    pipeline: ClassVar = "HunyuanVideoImageToVideoPipeline"
+    lora_targets: ClassVar = (  # the text refiner and the final projection stay out
+        r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
+        r"transformer_blocks\.\d+\.(ff|ff_context)\.net\.(0\.proj|2)",
+        r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)",
+    )
+
+    kind: Literal["hunyuan-video"] = "hunyuan-video"
+    num_attention_heads: int
+    attention_head_dim: int
+    num_layers: int
+    """Double-stream blocks."""
+    num_single_layers: int
+    num_refiner_layers: int
+    rope_axes_dim: tuple[int, int, int]
+
+    @classmethod
+    def backbone(cls) -> type[Backbone]:
+        """Return the answers about diffusers' network."""
+        from magicdistill.models.networks.backbones.hunyuan_video_network import HunyuanVideo
+
+        return HunyuanVideo
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the image-to-video layout: the input is [noisy C | image prior C | mask 1]."""
+        return {
+            "in_channels": 2 * self.latent_channels + 1,
+            "out_channels": self.latent_channels,
+            "image_condition_type": "latent_concat",
+            **self.model_dump(exclude={"kind", "latent_channels", "num_text_tokens"}),
+        }
+
+    @property
+    def model_dim(self) -> int:
+        """The width of all heads."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    def blocks(self, sample: Sample, part: Part, gradient: Gradient) -> tuple[BlockCosts, ...]:
+        """Return the double-stream blocks and the single-stream blocks."""
+        double, single = {
+            "all": (self.num_layers, self.num_single_layers),
+            "features": (self.num_layers, 0),
+            "discriminator": (0, 1),
+        }[part]
+        return (
+            sample.block(double, self._saved(sample, gradient, DOUBLE_SAVED, DOUBLE_LORA)),
+            sample.block(single, self._saved(sample, gradient, SINGLE_SAVED, SINGLE_LORA)),
+        )
+
+    def _saved(
+        self, sample: Sample, gradient: Gradient, counts: Mapping[Gradient, int], branches: int
+    ) -> int | float:
+        """Queries and keys are normalised in float32: each keeps its input, and in bf16 a copy."""
+        copy = 4 / sample.activation_bytes if sample.activation_bytes < 4 else 0
+        normalised = 2 * (1 + copy + (gradient == "weights"))
+        statistics = 12 * self.num_attention_heads + 4 * sample.activation_bytes
+        if gradient == "lora":
+            statistics += branches * sample.lora_rank * sample.activation_bytes
+        return sample.units(counts[gradient] + normalised) + sample.own_tokens * statistics
+
+    def ends_bytes(self, sample: Sample, part: Part, gradient: Gradient) -> float:
+        """Return what rotary phases, patch embedding, text refiner and output keep."""
+        size = sample.activation_bytes
+        rotary = 2 * 4 * self.attention_head_dim * sample.video_tokens / sample.sequence_parallel
+        kept = rotary
+        if gradient != "lora":  # the patch embedding's input, before the sequence is split
+            _, height, width = self.patch
+            channels = 2 * self.latent_channels + 1
+            kept += channels * height * width * sample.video_tokens * size
+        if part == "all":
+            kept += sample.units(OUTPUT_SAVED[gradient])
+        if gradient == "weights":
+            text = self.num_text_tokens * self.model_dim * size
+            kept += self.num_refiner_layers * REFINER_SAVED * text
+        return kept
+
+    def demand_split(self, size: int) -> None:
+        """Attention shares the heads."""
+        demand_share("attention heads", self.num_attention_heads, size)
+
+    @classmethod
+    def image_layout(cls, config: Mapping[str, Any]) -> str | None:
+        """Return diffusers' name of the way."""
+        return config["image_condition_type"]

@@ -1,0 +1,313 @@
+"""HunyuanVideo: diffusers' network as a velocity field, over valid text tokens only.
+
+diffusers builds a dense mask over all tokens, which no flash kernel takes. Here padding is cut
+off the text, so that a mask is needed only if the prompts of a batch differ in length.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.transformers.transformer_hunyuan_video import (
+    HunyuanVideoTokenReplaceSingleTransformerBlock,
+    HunyuanVideoTokenReplaceTransformerBlock,
+)
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, per_sample
+from magicdistill.models.networks.backbones.backbone import Arguments, Backbone, TensorsByName
+from magicdistill.models.networks.backbones.hunyuan_video_files import (
+    PATCH_EMBEDDING,
+    in_diffusers_names,
+    widened,
+)
+from magicdistill.models.networks.backbones.joint_attention import JointAttention
+from magicdistill.models.networks.conditioning.conditions import Conditions
+from magicdistill.models.networks.config import AttentionKernel, demand_share
+from magicdistill.models.networks.lora import run_block
+from magicdistill.models.networks.placement import WHOLE, Placement
+from magicdistill.models.networks.sequence_parallel import SequenceGroup
+
+TOKEN_REPLACE_BLOCKS = (
+    HunyuanVideoTokenReplaceTransformerBlock,
+    HunyuanVideoTokenReplaceSingleTransformerBlock,
+)
+
+
+class BlockInputs(NamedTuple):
+    """The arguments of a block; a block returns the first two for the next one."""
+
+    video: Float[Tensor, "b n d"]
+    text: Float[Tensor, "b m d"]
+    embedding: Float[Tensor, "b d"]
+    mask: Bool[Tensor, "b 1 1 k"] | None
+    """Valid tokens, video before text; None where all are."""
+    rotary: tuple[Tensor, Tensor]
+    first_frame_embedding: Tensor | None
+    num_first_frame: int
+    """Number of tokens of the first frame."""
+
+
+class HunyuanVideo(Backbone):
+    """diffusers' HunyuanVideoTransformer3DModel.
+
+    The image enters beside the noisy latents (`latent_concat`), or it replaces the first latent
+    frame (`token_replace`, the published HunyuanVideo-I2V).
+    """
+
+    network = HunyuanVideoTransformer3DModel
+    transformer: HunyuanVideoTransformer3DModel
+
+    @classmethod
+    def in_diffusers_names(cls, part: TensorsByName) -> TensorsByName:
+        """Rename the tensors of the original HunyuanVideo file."""
+        return in_diffusers_names(part)
+
+    @classmethod
+    def arguments_of_file(cls, arguments: Arguments, sizes: Mapping[str, torch.Size]) -> Arguments:
+        """The tensors tell the number of input channels and whether guidance is embedded."""
+        guidance_embeds = any("guidance_embedder" in name for name in sizes)
+        found = arguments | {"guidance_embeds": guidance_embeds}
+        embedding, channels = sizes.get(PATCH_EMBEDDING), arguments["out_channels"]
+        if embedding is not None and embedding[1] == channels:
+            found |= {"in_channels": channels, "image_condition_type": None}
+        return found
+
+    @classmethod
+    def for_image_to_video(
+        cls, arguments: Arguments, parts: Iterable[TensorsByName]
+    ) -> tuple[Arguments, Iterable[TensorsByName]]:
+        """Add the channels of the image prior, with zero weights, where there are none."""
+        if arguments.get("image_condition_type") is not None:
+            return arguments, parts
+        num_extra = arguments["out_channels"] + 1
+        in_channels = arguments["in_channels"] + num_extra
+        changed = {"in_channels": in_channels, "image_condition_type": "latent_concat"}
+        return arguments | changed, widened(parts, num_extra)
+
+    @classmethod
+    def takes_guidance(cls, config: Mapping[str, Any]) -> bool:
+        """Tell whether the guidance scale is embedded."""
+        return config["guidance_embeds"]
+
+    def add_guidance(self, placement: Placement = WHOLE) -> None:
+        """Add the embedding of the scale.
+
+        Its last linear is zero, so that a fresh student equals its teacher at any scale.
+        """
+        embedding = self.transformer.time_text_embed
+        if self.transformer.config["guidance_embeds"]:
+            return
+        with placement.building():
+            embedder = TimestepEmbedding(embedding.time_proj.num_channels, self.model_dim)
+        last = list(embedder.linear_2.parameters())
+        with placement.gathered(last) as kept:
+            if kept:
+                for parameter in last:
+                    torch.nn.init.zeros_(parameter)
+        embedding.guidance_embedder = embedder
+        self.transformer.register_to_config(guidance_embeds=True)
+
+    @property
+    def model_dim(self) -> int:
+        """The width of all heads."""
+        config = self.transformer.config
+        return config["num_attention_heads"] * config["attention_head_dim"]
+
+    @property
+    def text_dims(self) -> tuple[int, int]:
+        """The widths of the tokens of a Llama or LLaVA and of CLIP's pooled text."""
+        config = self.transformer.config
+        return config["text_embed_dim"], config["pooled_projection_dim"]
+
+    def velocity(
+        self,
+        x_sigma: Float[Tensor, "b c f h w"],
+        sigma: Float[Tensor, " b"],
+        conditions: Conditions,
+        guidance: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b c f h w"]:
+        """Predict v; a network that replaces the first frame says nothing about it.
+
+        There v leads straight to the prior.
+        """
+        v = self.predict(self.inputs(x_sigma, sigma, conditions, guidance)).float()
+        if not self._replaces_first_frame:
+            return v
+        to_prior = x_sigma[:, :, :1] - _first_frame(conditions)
+        return torch.cat([to_prior / per_sample(sigma, to_prior), v[:, :, 1:]], dim=2)
+
+    def features(
+        self,
+        x_sigma: Float[Tensor, "b c f h w"],
+        sigma: Float[Tensor, " b"],
+        conditions: Conditions,
+        guidance: Float[Tensor, " b"] | None = None,
+    ) -> BlockInputs:
+        """Run the double-stream blocks; return the input of the first single-stream block."""
+        return self.double_stream(self.inputs(x_sigma, sigma, conditions, guidance))
+
+    def inputs(
+        self,
+        x_sigma: Float[Tensor, "b c f h w"],
+        sigma: Float[Tensor, " b"],
+        conditions: Conditions,
+        guidance: Float[Tensor, " b"] | None = None,
+    ) -> dict[str, Any]:
+        """Return the arguments of diffusers' forward: the one place where conditions enter it.
+
+        Image tokens stand before the text tokens. Known: 003 section 3. The scale of a
+        guidance-embedded network enters times 1000.
+        """
+        config, dtype = self.transformer.config, self.transformer.dtype
+        if self._replaces_first_frame:
+            hidden = torch.cat([_first_frame(conditions), x_sigma[:, :, 1:]], dim=2)
+        else:
+            hidden = concat_image_prior(x_sigma, conditions.image_prior)
+        text, mask = conditions.text, conditions.text_mask
+        if conditions.image_tokens is not None:
+            text = torch.cat([conditions.image_tokens, text], dim=1)
+            mask = torch.cat([mask.new_ones(conditions.image_tokens.shape[:2]), mask], dim=1)
+        if config["guidance_embeds"] and guidance is None:
+            guidance = torch.ones_like(sigma)
+        if guidance is not None and not config["guidance_embeds"]:
+            raise ValueError("this transformer has no guidance input (guidance_embeds is false)")
+        return {
+            "hidden_states": hidden.to(dtype),
+            "timestep": NUM_TRAIN_TIMESTEPS * sigma,
+            "encoder_hidden_states": text.to(dtype),
+            "encoder_attention_mask": mask,
+            "pooled_projections": conditions.pooled.to(dtype),
+            "guidance": None if guidance is None else NUM_TRAIN_TIMESTEPS * guidance,
+        }
+
+    def predict(self, inputs: Mapping[str, Any]) -> Float[Tensor, "b c f h w"]:
+        """Run the whole transformer on the arguments of diffusers' forward, which it equals."""
+        transformer = self.transformer
+        video, text, *modulation = self.double_stream(inputs)
+        for block in transformer.single_transformer_blocks:
+            video, text = run_block(transformer, block, video, text, *modulation)
+        patches = transformer.proj_out(transformer.norm_out(video, modulation[0]))
+        _, height, width = self._grid(inputs["hidden_states"])
+        side = transformer.config["patch_size"]
+        return rearrange(
+            patches,
+            "b (f h w) (c t y x) -> b c (f t) (h y) (w x)",
+            h=height,
+            w=width,
+            t=transformer.config["patch_size_t"],
+            y=side,
+            x=side,
+        )
+
+    def double_stream(self, inputs: Mapping[str, Any]) -> BlockInputs:
+        """Run the double-stream blocks on the arguments of diffusers' forward."""
+        transformer = self.transformer
+        latents, timestep = inputs["hidden_states"], inputs["timestep"]
+        text, text_mask, is_even = without_padding(
+            inputs["encoder_hidden_states"], inputs["encoder_attention_mask"]
+        )
+        embedding, first_frame_embedding = transformer.time_text_embed(
+            timestep, inputs["pooled_projections"], inputs["guidance"]
+        )
+        video = transformer.x_embedder(latents)
+        text = transformer.context_embedder(text, timestep, text_mask)
+        mask = None
+        if not is_even:
+            mask = torch.cat([text_mask.new_ones(video.shape[:2]), text_mask], dim=1)[:, None, None]
+        _, height, width = self._grid(latents)
+        modulation = (
+            embedding,
+            mask,
+            transformer.rope(latents),
+            first_frame_embedding,
+            height * width,
+        )
+        for block in transformer.transformer_blocks:
+            video, text = run_block(transformer, block, video, text, *modulation)
+        return BlockInputs(video, text, *modulation)
+
+    @property
+    def discriminator_block(self) -> nn.Module:
+        """The first single-stream block."""
+        return self.transformer.single_transformer_blocks[0]
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks of both kinds; those of the text refiner stay as they are."""
+        return [
+            *self.transformer.transformer_blocks,
+            *self.transformer.single_transformer_blocks,
+        ]
+
+    @classmethod
+    def set_attention(
+        cls, block: nn.Module, kernel: AttentionKernel, sequence: SequenceGroup
+    ) -> None:
+        """Attend by the kernel, over the tokens of all ranks."""
+        attention: Any = block.attn
+        attention.set_processor(JointAttention(kernel, sequence))
+        if sequence.size > 1 and isinstance(block, TOKEN_REPLACE_BLOCKS):
+
+            def count_own_first_frame(block: nn.Module, inputs: tuple[Any, ...]) -> Any:
+                *others, num_first_frame = inputs
+                num_own = inputs[0].shape[1]
+                return *others, min(max(num_first_frame - sequence.rank * num_own, 0), num_own)
+
+            block.register_forward_pre_hook(count_own_first_frame)
+
+    def split_sequence(self, sequence: SequenceGroup) -> None:
+        """Split the patches and their rotary phases; gather the output's patches."""
+
+        def split_phases(rope: nn.Module, inputs: Any, phases: tuple[Tensor, ...]) -> Any:
+            return tuple(sequence.split(part, dim=0) for part in phases)
+
+        heads = self.transformer.config["num_attention_heads"]
+        demand_share("attention heads", heads, sequence.size)
+        sequence.split_output(self.transformer.x_embedder)
+        self.transformer.rope.register_forward_hook(split_phases)
+        sequence.gather_output(self.transformer.proj_out)
+
+    @property
+    def _replaces_first_frame(self) -> bool:
+        return self.transformer.config["image_condition_type"] == "token_replace"
+
+    def _grid(self, latents: Float[Tensor, "b c f h w"]) -> tuple[int, int, int]:
+        """Return the numbers of patches along time, height and width."""
+        frames, height, width = latents.shape[2:]
+        side = self.transformer.config["patch_size"]
+        return frames // self.transformer.config["patch_size_t"], height // side, width // side
+
+
+def concat_image_prior(
+    x_sigma: Float[Tensor, "b c f h w"], image_prior: Float[Tensor, "b c 1 h w"] | None
+) -> Float[Tensor, "b d f h w"]:
+    """Append the zero-padded first-frame latent and its mask (1 at latent frame 0). Known: 003."""
+    prior = torch.zeros_like(x_sigma)
+    mask = torch.zeros_like(x_sigma[:, :1])
+    if image_prior is not None:
+        prior[:, :, :1] = image_prior
+        mask[:, :, :1] = 1
+    return torch.cat([x_sigma, prior, mask], dim=1)
+
+
+def without_padding(
+    text: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"]
+) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b k"], bool]:
+    """Cut the text tokens to the longest prompt; tell whether all prompts are that long.
+
+    Valid tokens come first. Reading the lengths waits for the device once.
+    """
+    lengths = mask.sum(dim=1).tolist()
+    longest = max(lengths)
+    return text[:, :longest], mask[:, :longest], min(lengths) == longest
+
+
+def _first_frame(conditions: Conditions) -> Tensor:
+    if conditions.image_prior is None:
+        raise ValueError("this network generates from a first frame: conditions.image_prior")
+    return conditions.image_prior

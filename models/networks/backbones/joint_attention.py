@@ -1,0 +1,110 @@
+"""Attention over video and text together, by a recipe's kernel, over split sequences."""
+
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from magicdistill.models.networks.config import AttentionKernel
+from magicdistill.models.networks.sequence_parallel import SequenceGroup
+
+Heads = Float[Tensor, "b n h e"]
+TextHeads = Float[Tensor, "b m h e"]
+
+
+class JointAttention:
+    """Attention over video and text tokens together, as diffusers' dual-stream blocks call it."""
+
+    def __init__(self, kernel: AttentionKernel, sequence: SequenceGroup) -> None:
+        self.kernel: AttentionKernel = kernel
+        self.sequence = sequence
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Float[Tensor, "b n d"],
+        encoder_hidden_states: Float[Tensor, "b m d"],
+        attention_mask: Bool[Tensor, "b 1 1 k"] | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
+        """Return the output of `attn`, a diffusers Attention, for this rank's video and the text.
+
+        The last m columns of the mask say which text tokens are valid; video tokens all are.
+        """
+        sequence, num_text = self.sequence, encoder_hidden_states.shape[1]
+        projected = project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        q, k, v = (
+            torch.cat([sequence.to_heads(video), sequence.own_heads(text)], dim=1)
+            for video, text in projected
+        )
+        if attention_mask is not None:
+            text_mask = attention_mask[..., -num_text:]
+            attention_mask = pad(text_mask, (q.shape[1] - num_text, 0), value=True)
+        out = attend(q, k, v, attention_mask, self.kernel)
+        video, text = out[:, :-num_text], out[:, -num_text:]
+        video = sequence.to_tokens(video).flatten(2)
+        text = sequence.gather(text, dim=2).flatten(2)
+        if attn.add_q_proj is None:
+            return video, text
+        return attn.to_out[1](attn.to_out[0](video)), attn.to_add_out(text)
+
+
+def project(
+    attn: Any,
+    video: Float[Tensor, "b n d"],
+    text: Float[Tensor, "b m d"],
+    rotary: Any,
+) -> list[tuple[Heads, TextHeads]]:
+    """Return queries, keys and values of video and text, normalised, the video's rotated.
+
+    `attn` is a diffusers Attention, `rotary` its cosines and sines (n e) or None.
+    Single-stream blocks project both in one call: under ZeRO-3 each call gathers the weights.
+    """
+
+    def streams(linear: nn.Module, text_linear: nn.Module | None) -> list[Tensor]:
+        if text_linear is not None:
+            both = [linear(video), text_linear(text)]
+        else:
+            sizes = [video.shape[1], text.shape[1]]
+            both = list(linear(torch.cat([video, text], dim=1)).split(sizes, dim=1))
+        return [part.unflatten(2, (attn.heads, -1)) for part in both]
+
+    q = streams(attn.to_q, attn.add_q_proj)
+    k = streams(attn.to_k, attn.add_k_proj)
+    v = streams(attn.to_v, attn.add_v_proj)
+    q = [attn.norm_q(q[0]), (attn.norm_added_q or attn.norm_q)(q[1])]
+    k = [attn.norm_k(k[0]), (attn.norm_added_k or attn.norm_k)(k[1])]
+    if rotary is not None:
+        q[0], k[0] = (apply_rotary_emb(x[0], rotary, sequence_dim=1) for x in (q, k))
+    return [(stream[0], stream[1]) for stream in (q, k, v)]
+
+
+def attend(
+    q: Heads, k: Heads, v: Heads, mask: Bool[Tensor, "b 1 1 n"] | None, kernel: AttentionKernel
+) -> Heads:
+    """Attend over all valid tokens; the outputs of masked tokens are meaningless.
+
+    `sdpa` leaves the choice to torch and takes a mask. Flash kernels take no mask: if there is one,
+    they attend sample by sample over its valid tokens, which come first.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if kernel == "sdpa":
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    elif mask is None:
+        out = _flash(q, k, v)
+    else:
+        ends = mask.sum(dim=-1).flatten().tolist()
+        samples = (
+            _flash(*(x[i : i + 1, :, :end] for x in (q, k, v))) for i, end in enumerate(ends)
+        )
+        out = torch.cat([pad(x, (0, 0, 0, q.shape[2] - x.shape[2])) for x in samples])
+    return out.transpose(1, 2)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return scaled_dot_product_attention(q, k, v)

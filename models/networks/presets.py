@@ -1,0 +1,104 @@
+"""The named presets of networks, and the model that a recipe makes of one."""
+
+from pydantic import field_validator
+
+from magicdistill.models.config import Config
+from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.registry import AnyBackbone
+from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
+
+
+class NetworkPreset(Config):
+    """The networks of one model size."""
+
+    transformer: AnyBackbone
+    vae: VaeConfig
+    patch_decoder: PatchDecoderConfig | None = None
+
+
+class Presets(dict[str, NetworkPreset]):
+    """The presets by name: those of the project and those of plugins."""
+
+    def register(self, name: str, preset: NetworkPreset) -> NetworkPreset:
+        """Add a preset; raises ValueError if another one has the name."""
+        if self.setdefault(name, preset) != preset:
+            raise ValueError(f"preset {name} has other shapes already; choose another name")
+        return preset
+
+
+PRESETS = Presets()
+PRESETS |= {
+    "portrait-tiny": NetworkPreset(
+        transformer=HunyuanVideoConfig(
+            num_attention_heads=4,
+            attention_head_dim=32,
+            num_layers=2,
+            num_single_layers=4,
+            num_refiner_layers=1,
+            rope_axes_dim=(8, 12, 12),
+            text_embed_dim=64,
+            pooled_projection_dim=64,
+            num_text_tokens=4,
+        ),
+        vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
+        patch_decoder=PatchDecoderConfig(),
+    ),
+    "nano": NetworkPreset(  # the heads of a sequence group of 8, and little else
+        transformer=HunyuanVideoConfig(
+            num_attention_heads=8,
+            attention_head_dim=12,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            rope_axes_dim=(4, 4, 4),
+            text_embed_dim=64,
+            pooled_projection_dim=64,
+            num_text_tokens=4,
+        ),
+        vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
+        patch_decoder=PatchDecoderConfig(),
+    ),
+    "magic141-13b": NetworkPreset(
+        transformer=HunyuanVideoConfig(
+            num_attention_heads=24,
+            attention_head_dim=128,
+            num_layers=20,
+            num_single_layers=40,
+            num_refiner_layers=2,
+            rope_axes_dim=(16, 56, 56),
+            text_embed_dim=4096,
+            pooled_projection_dim=768,
+            num_text_tokens=256,
+        ),
+        vae=VaeConfig(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32
+        ),
+    ),
+}
+
+
+class ModelConfig(Config):
+    """The model of a recipe: a preset and where its weights are."""
+
+    preset: str = "portrait-tiny"
+    """Shapes of the networks: portrait-tiny, nano, magic141-13b, or a name that a plugin
+    registers."""
+    vae: str | None = None
+    """Folder of the VAE."""
+    teacher: str | None = None
+    """Folder of the teacher transformer; null starts from random weights (pre-training)."""
+    generator: str | None = None
+    """Folder of the generator's first weights where distribution matching goes on from an earlier
+    stage; null copies the teacher, as the paper does."""
+
+    @field_validator("preset")
+    @classmethod
+    def _check_preset(cls, name: str) -> str:
+        if name not in PRESETS:
+            raise ValueError(f"no such preset; there are {', '.join(PRESETS)}")
+        return name
+
+    @property
+    def shapes(self) -> NetworkPreset:
+        """The preset's shapes."""
+        return PRESETS[self.preset]
