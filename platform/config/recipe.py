@@ -13,13 +13,7 @@ from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.models.config import Config
 from magicdistill.models.methods.registry import AnyMethod
 from magicdistill.models.networks.config import KernelsConfig, ModelConfig
-from magicdistill.platform.config.overrides import (
-    UNLOADED_PLUGIN,
-    RecipeError,
-    apply_overrides,
-    merge,
-    validate,
-)
+from magicdistill.platform.config.overrides import apply_overrides, merge
 from magicdistill.platform.config.plugins import load_flagged, load_plugins
 from magicdistill.platform.config.renamed import with_present_names
 from magicdistill.platform.config.sections import (
@@ -32,12 +26,12 @@ from magicdistill.platform.config.sections import (
     ScheduleConfig,
     TrackingConfig,
 )
+from magicdistill.platform.config.validation import UNLOADED_PLUGIN, RecipeError, validate
+from magicdistill.platform.config.yaml_files import read_yaml
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 PROTOCOLS = RECIPES / "protocols"
 COMPARISONS = RECIPES / "comparisons"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Libyaml's, where there is one: seven times as fast as Python's own."""
 MODEL_FIELDS = ("null_text", "prompts", "encoding", "decoder", "num_actors")
 """What `data` says of the model and the cluster; a protocol takes it from the recipe."""
 
@@ -188,10 +182,7 @@ def read_values(path: Path, cls: type[Config] = Recipe) -> dict[str, Any]:
 def _read(path: Path, extended_by: tuple[Path, ...], cls: type[Config]) -> dict[str, Any]:
     if path in extended_by:
         raise RecipeError(f"{path}: extends itself by way of {extended_by[-1]}")
-    try:
-        values = yaml.load(path.read_text(), LOADER)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
     parent, plugins = values.pop("extends", None), _texts(values.get("plugins"))

@@ -10,12 +10,13 @@ from typing import Annotated, Generic, NoReturn, TypeVar
 import tyro
 
 from magicdistill.models.config import Config
-from magicdistill.platform.config import help_pages
+from magicdistill.platform.config import command_line, help_pages
 from magicdistill.platform.config.command_line import FLAGS_TAKE_VALUES, parse, parse_known
-from magicdistill.platform.config.overrides import RecipeError, prepare
+from magicdistill.platform.config.overrides import last_choices, prepare
 from magicdistill.platform.config.plugins import load_flagged
 from magicdistill.platform.config.recipe import Recipe, differences, load_recipe, to_yaml
 from magicdistill.platform.config.recipe_list import demand_job, format_list
+from magicdistill.platform.config.validation import RecipeError
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory
 
@@ -192,7 +193,8 @@ def _parse(
         ("recipe", Annotated[Recipe, tyro.conf.arg(name=""), FLAGS_TAKE_VALUES]),
     ]
     form = make_dataclass("Form", fields, frozen=True)
-    parsed = parse(form, arguments, default=form(flags(), start), prog=f"python jobs/{job}.py")
+    given = last_choices(start, arguments)
+    parsed = parse(form, given, default=form(flags(), start), prog=f"python jobs/{job}.py")
     if resume is not None:
         _check_changes(stored, parsed.recipe, own.force_changed)
     return JobArguments(parsed.recipe, resume, parsed.flags)
@@ -279,5 +281,4 @@ def _check_changes(stored: Recipe, wanted: Recipe, forced: Sequence[str]) -> Non
 
 def refuse(job: str, error: Exception) -> NoReturn:
     """Exit with 2 after a user's mistake."""
-    print(f"{error}\nSee python jobs/{job}.py --help", file=sys.stderr)
-    sys.exit(2)
+    command_line.refuse(f"python jobs/{job}.py", error)

@@ -105,7 +105,7 @@ def test_alternatives_are_listed_with_the_present_one_first() -> None:
         (["--method.alpha_weka", "1"], ["--method.alpha_weak"]),
         (["--method.alpha_weak", "much"], ["--method.alpha_weak", "'much'"]),
         (["--optimizers.critic.lr", "-1"], ["optimizers.critic", "lr", "greater than 0", "-1"]),
-        (["--method.name", "magick"], ["--method.name", "'magick'"]),
+        (["--method.name", "magick"], ["--method.name magick: choose one of finetune, magic"]),
     ],
 )
 def test_a_wrong_flag_exits_with_2_and_names_the_field_and_the_value(
