@@ -31,6 +31,12 @@ class Config(BaseModel):
         return value
 
 
+def demand_range(least: float | None, most: float | None) -> None:
+    """Raise ValueError where the first bound is above the second; None is no bound."""
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"min {least:g} is above max {most:g}: exchange them")
+
+
 @cache
 def _kinds(annotation: Any) -> frozenset[Any]:
     """Return the types that an annotation is made of; a literal counts as the type of its value."""
