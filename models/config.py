@@ -4,11 +4,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, field_validator
-from pydantic_core import PydanticCustomError
-
-NOT_A_NUMBER, NOT_A_BOOLEAN = "not_a_number", "not_a_boolean"
-"""Types of the validation errors for a boolean in a number's place, and the other way round."""
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 class Config(BaseModel):
@@ -18,17 +15,25 @@ class Config(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _tell_numbers_from_booleans(cls, value: Any, info: Any) -> Any:
+    def _tell_numbers_from_booleans(cls, values: Any) -> Any:
         """Refuse what pydantic would convert: `true` for the number 1, and `on` for `true`."""
-        kinds = _kinds(cls.model_fields[info.field_name].annotation)
-        for item in _items(value):
-            if isinstance(item, bool) and bool not in kinds and kinds & {int, float}:
-                raise PydanticCustomError(NOT_A_NUMBER, "give a number")
-            if kinds <= {bool, type(None)} and not isinstance(item, bool | None):
-                raise PydanticCustomError(NOT_A_BOOLEAN, "give true or false")
-        return value
+        problems = []
+        for name in (n for n in cls.model_fields if isinstance(values, dict) and n in values):
+            kinds = _kinds(cls.model_fields[name].annotation)
+            for item in _items(values[name]):
+                if isinstance(item, bool) and bool not in kinds and kinds & {int, float}:
+                    problems.append(_problem(name, item, "give a number"))
+                elif kinds <= {bool, type(None)} and not isinstance(item, bool | None):
+                    problems.append(_problem(name, item, "give true or false"))
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return values
+
+
+def _problem(name: str, given: Any, fix: Any) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError("other_kind", fix), loc=(name,), input=given)
 
 
 def demand_range(least: float | None, most: float | None) -> None:

@@ -68,6 +68,10 @@ class MethodConfig(Config):
         """The rank of the LoRA that it trains; 0 where it trains none."""
         return 0
 
+    def num_updates(self, role: str, num_cycles: int) -> int:
+        """Return how often a run of so many cycles updates a role."""
+        return num_cycles
+
     def cycle_updates(self, *, embeds: bool) -> Sequence[Update]:
         """Return what a cycle runs; nothing for a method whose memory and time are not planned.
 

@@ -63,6 +63,12 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         """The rank of the critic's LoRA."""
         return self.lora.rank
 
+    def num_updates(self, role: str, num_cycles: int) -> int:
+        """Return how often the critic or the generator is updated, the latter after the warm-up."""
+        if role == "critic":
+            return num_cycles * self.num_fake_updates
+        return max(0, num_cycles - self.warmup_cycles)
+
     def cycle_updates(self, *, embeds: bool) -> tuple[Update, ...]:
         """Return the rollout, the critic's updates and the generator's."""
         critic = self._critic_forwards()

@@ -170,7 +170,7 @@ def _shortened(schedule: ScheduleConfig, share: float) -> Values:
         "optimizers": {
             role: {"decay_steps": max(1, round(optimizer.decay_steps * share))}
             for role, optimizer in schedule.optimizers.items()
-            if optimizer.decay_steps is not None
+            if optimizer.decay_steps is not None  # a share follows by itself
         },
     }
 

@@ -198,11 +198,12 @@ def _build_method(recipe: Recipe, placement: Placement) -> Method:
 def _build_engines(recipe: Recipe, method: Method, device: torch.device | str) -> dict[str, Engine]:
     """Return an engine for each role, in the method's order."""
     schedule = recipe.schedule
+    updates = method.updates(schedule.num_cycles)
     return {
         role: build_engine(
             recipe.engine,
             module.to(device),
-            schedule.optimizers[role],
+            schedule.optimizers[role].over(schedule.num_cycles * updates.count(role)),
             num_micro_batches=schedule.num_micro_batches,
         )
         for role, module in method.modules.items()
