@@ -1,6 +1,6 @@
 """What a training method says of itself; all that the platform knows of a method."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from magicdistill.models.config import Config
@@ -68,9 +68,14 @@ class MethodConfig(Config):
         """The rank of the LoRA that it trains; 0 where it trains none."""
         return 0
 
-    def num_updates(self, role: str, num_cycles: int) -> int:
-        """Return how often a run of so many cycles updates a role."""
-        return num_cycles
+    def updates_per_cycle(self, role: str) -> int:
+        """Return how often a cycle updates a role."""
+        return 1
+
+    def problems(self, model: ModelConfig, num_cycles: int) -> Iterator[str]:
+        """Yield why it cannot be trained with a model, or in so many cycles: the field, its value
+        and the fix."""
+        return iter(())
 
     def cycle_updates(self, *, embeds: bool) -> Sequence[Update]:
         """Return what a cycle runs; nothing for a method whose memory and time are not planned.

@@ -1,5 +1,7 @@
 """Distribution matching alone, and what the methods that add to it have in common."""
 
+import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -11,7 +13,7 @@ from magicdistill.models.methods.forward_passes import (
     cfg_distillation_forwards,
     guided_forwards,
 )
-from magicdistill.models.networks.config import ModelConfig
+from magicdistill.models.networks.config import LoraConfig, ModelConfig, TransformerConfig
 from magicdistill.models.objectives.config import (
     AdversarialPart,
     DistributionMatchingConfig,
@@ -63,11 +65,23 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         """The rank of the critic's LoRA."""
         return self.lora.rank
 
-    def num_updates(self, role: str, num_cycles: int) -> int:
-        """Return how often the critic or the generator is updated, the latter after the warm-up."""
-        if role == "critic":
-            return num_cycles * self.num_fake_updates
-        return max(0, num_cycles - self.warmup_cycles)
+    def updates_per_cycle(self, role: str) -> int:
+        """Return the critic's updates, or the one of the generator after its warm-up."""
+        return self.num_fake_updates if role == "critic" else 1
+
+    def problems(self, model: ModelConfig, num_cycles: int) -> Iterator[str]:
+        """Yield why the generator is never updated, or the LoRA does not fit the network."""
+        if self.warmup_cycles >= num_cycles:
+            yield (
+                f"warmup_cycles {self.warmup_cycles}: the run has {num_cycles} cycles and would "
+                f"never update the generator; give at most {num_cycles - 1}"
+            )
+        shapes = model.shapes.transformer
+        width = shapes.num_attention_heads * shapes.attention_head_dim
+        if self.lora.rank > width:
+            yield f"lora.rank {self.lora.rank}: the network is {width} wide; give at most that"
+        if self.lora.targets != LoraConfig().targets:  # those fit the network that it is for
+            yield from _target_problems(self.lora, shapes)
 
     def cycle_updates(self, *, embeds: bool) -> tuple[Update, ...]:
         """Return the rollout, the critic's updates and the generator's."""
@@ -132,6 +146,27 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         adversarial = self.adversarial.adversarial_weight > 0
         critic = Critic(base, self.lora, adversarial=adversarial, placement=placement)
         return DistributionMatching(self, VelocityModel(generator), critic)
+
+
+def _target_problems(lora: LoraConfig, shapes: TransformerConfig) -> Iterator[str]:
+    """Yield the patterns that name no linear of the network, which is built without storage."""
+    import torch
+
+    from magicdistill.models.networks.transformer import build_transformer
+
+    with torch.device("meta"):
+        modules = build_transformer(shapes).named_modules()
+    linears = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
+    if not lora.targets:
+        yield "lora.targets: empty; give patterns of linears"
+    for pattern in lora.targets:
+        try:
+            matches = any(re.fullmatch(pattern, name) for name in linears)
+        except re.error as error:
+            yield f"lora.targets {pattern!r}: no regular expression ({error}); correct it"
+            continue
+        if not matches:
+            yield f"lora.targets {pattern!r}: names no linear of the network, such as {linears[-2]}"
 
 
 class DmdMethod(DistributionMatchingMethod):

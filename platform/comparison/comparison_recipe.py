@@ -14,6 +14,7 @@ from magicdistill.models.config import Config
 from magicdistill.platform.config.overrides import RecipeError, Values, merge, validate
 from magicdistill.platform.config.recipe import COMPARISONS, Recipe, find_recipe, read_values
 from magicdistill.platform.config.sections import ScheduleConfig
+from magicdistill.platform.planning.preflight import demand_trainable
 
 
 class TuningConfig(Config):
@@ -88,9 +89,15 @@ def load_comparison(name_or_path: str | Path, given: Values | None = None) -> Co
     path = find_recipe(name_or_path, folder=COMPARISONS)
     values = read_values(path, ComparisonRecipe) | (given or {})
     comparison = validate(ComparisonRecipe, values, str(path))
-    bases = {planned.recipe.model.vae for planned in plan(comparison, {})}
-    if len(bases) > 1:
+    runs = plan(comparison, {})
+    if len({planned.recipe.model.vae for planned in runs}) > 1:
         raise RecipeError(f"{path}: model.vae differs between runs; a comparison has one VAE")
+    trials = (trial for found in tuning_plan(comparison).values() for trial in found.values())
+    for planned in (*runs, *trials):
+        try:
+            demand_trainable(planned.recipe)
+        except RecipeError as error:
+            raise RecipeError(f"{path}, {planned.label}: {error}") from None
     return comparison
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.methods.forward_passes import ForwardPass, Update
-from magicdistill.models.networks.config import demand_share
 from magicdistill.platform.config.overrides import RecipeError, merge, validate
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import GpuName, PairsConfig
@@ -26,6 +25,7 @@ from magicdistill.platform.planning.memory import (
     vae_row,
     validation_rows,
 )
+from magicdistill.platform.planning.preflight import micro_batch
 
 GIB = 2**30
 PAPER_MFU = 0.4
@@ -206,36 +206,6 @@ def _updates(recipe: Recipe) -> Sequence[Update]:
 
 def _size(made: Plan) -> str:
     return f"{made.gpu_bytes / GIB:.1f} GiB"
-
-
-def micro_batch(recipe: Recipe) -> int:
-    """Return the samples of one backward on one sequence group.
-
-    Raises RecipeError where the workers, the batch, the heads or the tokens do not divide.
-    """
-    cluster, schedule = recipe.cluster, recipe.schedule
-    shapes = recipe.model.shapes.transformer
-    try:
-        demand_share("attention heads", shapes.num_attention_heads, cluster.sequence_parallel)
-        for bucket in recipe.data.buckets:
-            tokens = Sample.of(bucket, shapes).video_tokens
-            demand_share(f"video tokens of {bucket}", tokens, cluster.sequence_parallel)
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
-    groups, rest = divmod(cluster.num_workers, cluster.sequence_parallel)
-    if rest:
-        raise RecipeError(
-            f"cluster.num_workers {cluster.num_workers} does not divide into groups of "
-            f"cluster.sequence_parallel {cluster.sequence_parallel}"
-        )
-    count, rest = divmod(schedule.batch_size, groups * schedule.num_micro_batches)
-    if rest or not count:
-        raise RecipeError(
-            f"schedule.batch_size {schedule.batch_size} does not divide over {groups} groups x "
-            f"{schedule.num_micro_batches} micro-batches: choose a multiple of "
-            f"{groups * schedule.num_micro_batches}, or another cluster.sequence_parallel"
-        )
-    return count
 
 
 def _plan(
