@@ -8,12 +8,13 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from magicdistill.models.config import Config
 from magicdistill.platform.config.overrides import RecipeError, Values, merge, validate
 from magicdistill.platform.config.recipe import COMPARISONS, Recipe, find_recipe, read_values
 from magicdistill.platform.config.sections import ScheduleConfig
+from magicdistill.platform.config.validation import demand_folder_name
 from magicdistill.platform.planning.preflight import demand_trainable
 
 
@@ -60,6 +61,11 @@ class ComparisonRecipe(Config):
     tuning: TuningConfig | None = None
     """How learning rates are searched; null takes the rates of the recipe."""
     ablations: dict[str, AblationConfig] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return demand_folder_name(name)
 
     @model_validator(mode="after")
     def _ablations_are_of_methods(self) -> Self:

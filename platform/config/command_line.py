@@ -166,7 +166,7 @@ def _explain(form: Any, event: parse_errors.ParseErrorEvent) -> None:
     """Raise RecipeError with one sentence about what cannot be parsed."""
     match event:
         case parse_errors.InvalidChoice():
-            choices = ", ".join(dict.fromkeys(map(_spelt, event.choices)))
+            choices = ", ".join(sorted({_spelt(choice) for choice in event.choices}))
             raise RecipeError(f"{_flag(event)} {event.value}: choose one of {choices}")
         case parse_errors.UnrecognizedArgs():
             raise RecipeError(_unknown(form, event.tokens))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from magicdistill.models.config import Config
-from magicdistill.platform.config.command_line import FLAGS_TAKE_VALUES, parse, refuse
+from magicdistill.platform.config.command_line import FLAGS_TAKE_VALUES, parse
 from magicdistill.platform.config.renamed import present_name
 from magicdistill.platform.config.validation import (
     C,
@@ -39,29 +39,32 @@ def _merge_section(field: FieldInfo, before: Values, value: Values) -> Values:
     if section is None:
         return before | value
     if get_origin(field.annotation) is dict:
-        both = before.keys() & value.keys()
-        return before | value | {key: merge(section, before[key], value[key]) for key in both}
+        both = {
+            key: merge(section, before[key], inner)
+            for key, inner in value.items()
+            if isinstance(inner, dict) and isinstance(before.get(key), dict)
+        }
+        return before | value | both
     if alternative(field, before) is not section:
         before = {key: kept for key, kept in before.items() if key in section.model_fields}
     return merge(section, before, value)
 
 
 def apply_overrides(config: C, arguments: Sequence[str], *, program: str) -> C:
-    """Apply `--section.field value` flags; as command-line parsers do, exit with 2 on a bad one."""
-    try:
-        config = prepare(config, arguments)
-        given = last_choices(config, arguments)
-    except RecipeError as error:
-        refuse(program, error)
+    """Apply `--section.field value` flags; as command-line parsers do, exit with 2 on a bad one.
+
+    Raises RecipeError as `prepare` does.
+    """
+    config = prepare(config, arguments)
     form: Any = Annotated[type(config), FLAGS_TAKE_VALUES]
-    return parse(form, given, prog=program, default=config)
+    return parse(form, last_choices(config, arguments), prog=program, default=config)
 
 
 def prepare(config: C, arguments: Sequence[str]) -> C:
     """Return the configuration that has a flag for every field that the arguments name.
 
     It has the alternatives that they choose, and entries for the scores that they limit.
-    Raises RecipeError for a former name.
+    Raises RecipeError for a former name, and for an alternative that does not exist.
     """
     names = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word[:2] == "--"]
     for name in names:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from magicdistill.data_pipeline.config import DataConfig
@@ -26,7 +26,12 @@ from magicdistill.platform.config.sections import (
     ScheduleConfig,
     TrackingConfig,
 )
-from magicdistill.platform.config.validation import UNLOADED_PLUGIN, RecipeError, validate
+from magicdistill.platform.config.validation import (
+    UNLOADED_PLUGIN,
+    RecipeError,
+    demand_folder_name,
+    validate,
+)
 from magicdistill.platform.config.yaml_files import read_yaml
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -41,7 +46,7 @@ class Recipe(Config):
 
     name: str
     """Names the run's folder; a recipe file without it is named after the file."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     """Seed of every random number of the run."""
     runs: str = "runs"
     """Folder that receives the run. A relative one starts at the current folder; in a submitted
@@ -86,6 +91,11 @@ class Recipe(Config):
         except RecipeError as error:
             raise PydanticCustomError(UNLOADED_PLUGIN, "{why}", {"why": str(error)}) from error
         return values
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return demand_folder_name(name)
 
     @model_validator(mode="after")
     def _pairs_are_made_and_used(self) -> Self:

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from magicdistill.data_pipeline.config import DataConfig, Gpus
 from magicdistill.models.config import Config, demand_range
 from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.registry import Registry
+from magicdistill.platform.config.validation import demand_folder_name
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """What one of AdamW's moments keeps at every update."""
@@ -257,6 +258,11 @@ class EvaluationConfig(Config):
     and the proxies are measured."""
     teacher: SamplerConfig = SamplerConfig(num_steps=28)
     """The many-step sampler of the teacher."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return demand_folder_name(name)
 
     @property
     def counted(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Building configurations from plain values, with errors that name the field and the fix."""
 
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_origin
@@ -14,12 +15,28 @@ from magicdistill.platform.config.renamed import present_name
 C = TypeVar("C", bound=Config)
 Values = dict[str, Any]
 
+MAX_NAME_BYTES = 200
 UNLOADED_PLUGIN = "unloaded_plugin"
 """Type of the validation error for a plugin that cannot be imported."""
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message names the field, the value and the fix."""
+
+
+def demand_folder_name(name: str) -> str:
+    """Return a name under which a folder can be made inside another; raises ValueError for others.
+
+    The folder's name gets a time and more behind it, within the 255 bytes of a file system.
+    """
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"{len(name)} letters are too long for a folder: give at most 100")
+    if not re.fullmatch(r"[\w\d][\w .+=,@-]*", name) or name.endswith((" ", ".")):
+        raise ValueError(
+            "it names a folder inside that of the runs: begin with a letter or a digit, and use "
+            "those, spaces, '.', '_', '-', '+', '=', ',' and '@'"
+        )
+    return name
 
 
 def validate(cls: type[C], values: Values, origin: str) -> C:
@@ -86,7 +103,12 @@ def _dotted(values: Any, location: Sequence[str | int]) -> str:
     """Turn pydantic's location into a dotted name, without its names of alternatives."""
     path = []
     for part in location:
-        known = part in values if isinstance(values, dict) else isinstance(part, int)
+        if isinstance(values, dict):
+            known = part in values
+        else:
+            known = (
+                isinstance(part, int) and isinstance(values, list | tuple) and part < len(values)
+            )
         if known:
             values = values[part]
         if known or part == location[-1]:
