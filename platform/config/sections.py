@@ -235,7 +235,8 @@ class EvaluationConfig(Config):
     num_frames: PositiveInt | None = None
     """Frames to generate from pictures, 4k+1; null is as many as the clips have."""
     batch_size: PositiveInt = 16
-    """Videos that a worker of `jobs/evaluate.py` makes at once and keeps as one part."""
+    """Videos that one process makes at once, for the table at the end of a run as for
+    `jobs/evaluate.py`, which keeps them as one part."""
     real: Literal["decoded", "originals"] = "decoded"
     """What `jobs/evaluate.py` compares with: the clips as the VAE decodes them, or their original
     frames."""

@@ -118,7 +118,7 @@ def test_a_wrong_flag_exits_with_2_and_names_the_field_and_the_value(
 
 
 def test_an_alternative_that_does_not_exist_is_refused_with_all_there_are() -> None:
-    with pytest.raises(RecipeError, match="--method.name magick: choose one of finetune, magic$"):
+    with pytest.raises(RecipeError, match=r"--method\.name magick: choose one of finetune, magic$"):
         toy("--method.name", "magick")
 
 
