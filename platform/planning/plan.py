@@ -419,6 +419,8 @@ def _changes(recipe: Recipe) -> Iterator[Change]:
     twice_split = {"cluster.sequence_parallel": 2 * cluster.sequence_parallel}
     twice_accumulated = {"schedule.num_micro_batches": 2 * schedule.num_micro_batches}
     yield {"kernels.recompute_blocks": True}
+    if recipe.evaluation is not None:
+        yield {"evaluation.batch_size": 1}
     yield {"engine.kind": "deepspeed", "engine.zero_stage": 3}
     yield twice_accumulated
     yield twice_split | twice_accumulated
