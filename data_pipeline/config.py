@@ -3,17 +3,27 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from magicdistill.data_pipeline.scorers.registry import AnyScorer, score_names
 from magicdistill.data_pipeline.sources.base import Mixture
 from magicdistill.data_pipeline.sources.registry import Source, importers
-from magicdistill.models.config import Config
+from magicdistill.models.config import Config, demand_range
 
 SCORES_VERSION = 2
 """Raised when shots or motion change their meaning; all videos are then scored again."""
+
+
+def _whole_above_one(count: float) -> float:
+    if count > 1 and count % 1:
+        raise ValueError(f"Ray shares out one GPU, but no more: give {round(count)} or at most 1")
+    return count
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
+"""GPUs that a process reserves: a share of one, or a whole number."""
 
 
 class Bucket(Config):
@@ -22,12 +32,19 @@ class Bucket(Config):
     num_frames: int = Field(default=17, ge=1)
     """Frames of a window: 4k + 1, as the causal VAE encodes the first frame alone and the others in
     fours."""
-    height: int = Field(default=64, multiple_of=8)
+    height: int = Field(default=64, multiple_of=8, ge=8)
     """Height of a window in pixels, of which the VAE makes one latent row of eight."""
-    width: int = Field(default=64, multiple_of=8)
+    width: int = Field(default=64, multiple_of=8, ge=8)
     """Width of a window in pixels, of which the VAE makes one latent column of eight."""
     fps: float = Field(default=24.0, gt=0)
     """Frames per second of a window; a clip of another rate gives the frames nearest in time."""
+
+    @model_validator(mode="after")
+    def _has_whole_latents(self) -> "Bucket":
+        if self.num_frames % 4 != 1:
+            near = 4 * (self.num_frames // 4) + 1
+            raise ValueError(f"num_frames {self.num_frames}: give 4k+1, such as {near}")
+        return self
 
     def __str__(self) -> str:
         return f"{self.num_frames}x{self.height}x{self.width}@{self.fps:g}"
@@ -65,7 +82,7 @@ class Measures(Config):
     scorers: tuple[AnyScorer, ...] = ()
     """What else is measured of every clip. A new scorer, or one with other settings, weights or
     code, measures what is known already; everything else is left alone."""
-    num_gpus_per_actor: float = Field(default=0.0, ge=0)
+    num_gpus_per_actor: Gpus = 0.0
     """GPUs that the processes of `embedding` and `aesthetics` reserve; scorers of OpenCV run on
     CPUs. Changing it takes no score again."""
 
@@ -95,6 +112,11 @@ class Limit(Config):
     """Smallest value that passes; null is no limit."""
     max: float | None = None
     """Largest value that passes; null is no limit."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "Limit":
+        demand_range(self.min, self.max)
+        return self
 
 
 _EVERYWHERE = {
@@ -134,13 +156,13 @@ took."""
 class Policy(Config):
     """Thresholds over stored scores; changing one decodes and encodes nothing again."""
 
-    min_short_side: int = 540
+    min_short_side: int = Field(default=540, ge=0)
     """Smallest short side of a clip in pixels."""
-    min_long_side: int = 960
+    min_long_side: int = Field(default=960, ge=0)
     """Smallest long side of a clip in pixels."""
     max_upscale: float = Field(default=1.0, ge=1)
     """Largest factor by which a clip may be enlarged to fill its bucket; 1 enlarges nothing."""
-    min_frames: int | None = None
+    min_frames: int | None = Field(default=None, ge=1)
     """Smallest number of frames at the bucket's frame rate. A clip has to fill its bucket in any
     case, and null asks for no more."""
     min_decoded_ratio: float = Field(default=0.98, ge=0, le=1)
@@ -196,6 +218,17 @@ class Policy(Config):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @model_validator(mode="after")
+    def _motion_is_a_range(self) -> "Policy":
+        for mixture in LIMITS:
+            least, most = (getattr(self.limits_of(mixture)["motion.px"], b) for b in ("min", "max"))
+            if None not in (least, most) and least > most:
+                raise ValueError(
+                    f"min_motion_px {least:g} is above max_motion_px {most:g} for {mixture} clips: "
+                    "give both, the smaller one first"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_names(self) -> "Policy":
         for name in {name for limits in self.limits.values() for name in limits}:
             kind, _, score = name.partition(".")
@@ -226,7 +259,7 @@ class Encoding(Config):
     """Windows per forward of the VAE. On CPUs 2 to 4 are fastest; 1 is several times slower."""
     rows_per_shard: int = Field(default=64, ge=1)
     """Latents in one file of the cache."""
-    num_gpus_per_actor: float = Field(default=0.0, ge=0)
+    num_gpus_per_actor: Gpus = 0.0
     """GPUs that each encoding process reserves; 0 encodes on CPUs."""
 
     @property
@@ -267,7 +300,7 @@ class Prompts(Config):
     """Prompts per forward of the encoders."""
     prompts_per_shard: int = Field(default=256, ge=1)
     """Prompts in one file of the cache."""
-    num_gpus_per_actor: float = Field(default=0.0, ge=0)
+    num_gpus_per_actor: Gpus = 0.0
     """GPUs that each encoding process reserves; 0 encodes on CPUs."""
 
 

@@ -35,7 +35,11 @@ class Flags(JobFlags):
 def main() -> None:
     """Parse the command line and run the job."""
     args = parse_job(
-        "curate", Flags, default_recipe="portrait-tiny-data", description=__doc__ or ""
+        "curate",
+        Flags,
+        default_recipe="portrait-tiny-data",
+        description=__doc__ or "",
+        purpose="other",
     )
     flags = args.flags
     if flags.repair and not flags.verify:

@@ -39,7 +39,7 @@ def main() -> None:
         default_recipe="portrait-tiny",
         description=__doc__ or "",
         adapt=_with,
-        trains=False,
+        purpose="other",
     )
     flags = args.flags
     if flags.report is not None:

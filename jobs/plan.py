@@ -26,7 +26,11 @@ class Flags(JobFlags):
 def main() -> None:
     """Parse the command line and print the plan; exit with 1 where the recipe does not fit."""
     args = parse_job(
-        "plan", Flags, default_recipe="magic141-4step-40xh100", description=__doc__ or ""
+        "plan",
+        Flags,
+        default_recipe="magic141-4step-40xh100",
+        description=__doc__ or "",
+        purpose="plan",
     )
     flags = args.flags
     if flags.mfu is not None and flags.rates is not None:
@@ -42,7 +46,7 @@ def main() -> None:
             mfu = measured_mfu(flags.rates, args.recipe)
         made = plan(args.recipe, mfu=mfu)
     except RecipeError as error:
-        sys.exit(str(error))
+        refuse("plan", error)
     with logs.ending_with_its_reader():
         print(to_json(made) if flags.json_output else format_plan(made))
     sys.exit(made.fits is False)

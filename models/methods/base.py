@@ -1,6 +1,6 @@
 """What a training method says of itself; all that the platform knows of a method."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from magicdistill.models.config import Config
@@ -72,6 +72,15 @@ class MethodConfig(Config):
     def fitted_to(self, shapes: BackboneConfig) -> "MethodConfig":
         """Return the method with the settings that a backbone decides where they are left open."""
         return self
+
+    def updates_per_cycle(self, role: str) -> int:
+        """Return how often a cycle updates a role."""
+        return 1
+
+    def problems(self, model: ModelConfig, num_cycles: int) -> Iterator[str]:
+        """Yield why it cannot be trained with a model, or in so many cycles: the field, its value
+        and the fix."""
+        return iter(())
 
     def cycle_updates(self, *, embeds: bool) -> Sequence[Update]:
         """Return what a cycle runs; nothing for a method whose memory and time are not planned.

@@ -1,5 +1,7 @@
 """Distribution matching alone, and what the methods that add to it have in common."""
 
+import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -13,6 +15,7 @@ from magicdistill.models.methods.forward_passes import (
 )
 from magicdistill.models.networks.backbones.base import BackboneConfig
 from magicdistill.models.networks.backbones.registry import lora_targets
+from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.objectives.config import (
     AdversarialPart,
@@ -70,6 +73,26 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         targets = lora_targets(type(shapes), self.lora.targets)
         lora = self.lora.model_copy(update={"targets": targets})
         return self.model_copy(update={"lora": lora})
+
+    def updates_per_cycle(self, role: str) -> int:
+        """Return the critic's updates, or the one of the generator after its warm-up."""
+        return self.num_fake_updates if role == "critic" else 1
+
+    def problems(self, model: ModelConfig, num_cycles: int) -> Iterator[str]:
+        """Yield why the generator is never updated, or the LoRA does not fit the network."""
+        if self.warmup_cycles >= num_cycles:
+            yield (
+                f"warmup_cycles {self.warmup_cycles}: the run has {num_cycles} cycles and would "
+                f"never update the generator; give at most {num_cycles - 1}"
+            )
+        shapes = model.shapes.transformer
+        if self.lora.rank > shapes.model_dim:
+            yield (
+                f"lora.rank {self.lora.rank}: the network is {shapes.model_dim} wide; give at most "
+                "that"
+            )
+        if self.lora.targets != type(shapes).lora_targets:  # those fit the network
+            yield from _target_problems(self.lora, shapes)
 
     def cycle_updates(self, *, embeds: bool) -> tuple[Update, ...]:
         """Return the rollout, the critic's updates and the generator's."""
@@ -134,6 +157,25 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         adversarial = self.adversarial.adversarial_weight > 0
         critic = Critic(base, self.lora, adversarial=adversarial, placement=placement)
         return DistributionMatching(self, VelocityModel(generator), critic)
+
+
+def _target_problems(lora: LoraConfig, shapes: BackboneConfig) -> Iterator[str]:
+    """Yield the patterns that name no linear of the network, which is built without storage."""
+    import torch
+
+    from magicdistill.models.networks.transformer import build_transformer
+
+    with torch.device("meta"):
+        modules = build_transformer(shapes).named_modules()
+    linears = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
+    for pattern in lora.targets:
+        try:
+            matches = any(re.fullmatch(pattern, name) for name in linears)
+        except re.error as error:
+            yield f"lora.targets {pattern!r}: no regular expression ({error}); correct it"
+            continue
+        if not matches:
+            yield f"lora.targets {pattern!r}: names no linear of the network, such as {linears[-2]}"
 
 
 class DmdMethod(DistributionMatchingMethod):

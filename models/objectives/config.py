@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
-from magicdistill.models.config import Config
+from magicdistill.models.config import Config, demand_range
 from magicdistill.models.networks.config import LoraConfig
 
 
@@ -17,6 +17,11 @@ class ScoreSigmaConfig(Config):
     """Smallest noise level."""
     max: float = Field(default=0.98, ge=0, le=1)
     """Largest noise level."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "ScoreSigmaConfig":
+        demand_range(self.min, self.max)
+        return self
 
 
 class SamplerConfig(Config):
@@ -52,8 +57,7 @@ class GuidanceRange(Config):
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "GuidanceRange":
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}")
+        demand_range(self.min, self.max)
         return self
 
 
@@ -78,9 +82,9 @@ class PairSupervision(Config):
 
     num_cycles: int = Field(ge=1)
     """Number of cycles over which both weights go linearly from their first value to their last."""
-    weight: tuple[float, float] = (1.0, 0.25)
+    weight: tuple[NonNegativeFloat, NonNegativeFloat] = (1.0, 0.25)
     """First and last weight of the distance to the pair's video."""
-    dmd_weight: tuple[float, float] = (0.25, 1.0)
+    dmd_weight: tuple[NonNegativeFloat, NonNegativeFloat] = (0.25, 1.0)
     """First and last factor on the weight of distribution matching."""
     huber_c: float = Field(default=1e-3, gt=0)
     """Constant of the pseudo-Huber distance, in units of the latents. Not in the paper."""
@@ -110,6 +114,15 @@ class WeakToStrongPart(Config):
     """LoRA strength of the real score; 0 is plain distribution matching."""
     alpha_strong: float = Field(default=1.0, gt=0)
     """LoRA strength of the fake score."""
+
+    @model_validator(mode="after")
+    def _weak_is_not_stronger(self) -> "WeakToStrongPart":
+        if self.alpha_weak > self.alpha_strong:
+            raise ValueError(
+                f"alpha_weak {self.alpha_weak:g} is above alpha_strong {self.alpha_strong:g}: give "
+                "at most that"
+            )
+        return self
 
 
 class GroundTruthPart(Config):

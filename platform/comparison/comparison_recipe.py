@@ -8,12 +8,14 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from magicdistill.models.config import Config
 from magicdistill.platform.config.overrides import RecipeError, Values, merge, validate
 from magicdistill.platform.config.recipe import COMPARISONS, Recipe, find_recipe, read_values
 from magicdistill.platform.config.sections import ScheduleConfig
+from magicdistill.platform.config.validation import demand_folder_name
+from magicdistill.platform.planning.preflight import demand_trainable
 
 
 class TuningConfig(Config):
@@ -60,6 +62,11 @@ class ComparisonRecipe(Config):
     """How learning rates are searched; null takes the rates of the recipe."""
     ablations: dict[str, AblationConfig] = Field(default_factory=dict)
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return demand_folder_name(name)
+
     @model_validator(mode="after")
     def _ablations_are_of_methods(self) -> Self:
         for name, ablation in self.ablations.items():
@@ -88,9 +95,15 @@ def load_comparison(name_or_path: str | Path, given: Values | None = None) -> Co
     path = find_recipe(name_or_path, folder=COMPARISONS)
     values = read_values(path, ComparisonRecipe) | (given or {})
     comparison = validate(ComparisonRecipe, values, str(path))
-    bases = {planned.recipe.model.vae for planned in plan(comparison, {})}
-    if len(bases) > 1:
+    runs = plan(comparison, {})
+    if len({planned.recipe.model.vae for planned in runs}) > 1:
         raise RecipeError(f"{path}: model.vae differs between runs; a comparison has one VAE")
+    trials = (trial for found in tuning_plan(comparison).values() for trial in found.values())
+    for planned in (*runs, *trials):
+        try:
+            demand_trainable(planned.recipe)
+        except RecipeError as error:
+            raise RecipeError(f"{path}, {planned.label}: {error}") from None
     return comparison
 
 
@@ -170,7 +183,7 @@ def _shortened(schedule: ScheduleConfig, share: float) -> Values:
         "optimizers": {
             role: {"decay_steps": max(1, round(optimizer.decay_steps * share))}
             for role, optimizer in schedule.optimizers.items()
-            if optimizer.decay_steps is not None
+            if optimizer.decay_steps is not None  # a share follows by itself
         },
     }
 

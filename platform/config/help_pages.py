@@ -15,7 +15,7 @@ from magicdistill.data_pipeline.config import LIMITS, Policy
 from magicdistill.models.config import Config
 from magicdistill.models.registry import Registry
 from magicdistill.platform.config.command_line import description_of
-from magicdistill.platform.config.overrides import RecipeError, registry_of, sections_in
+from magicdistill.platform.config.validation import RecipeError, registry_of, sections_in
 
 BOUNDS = ["min", "max"]
 """Fields of a section that is shown as one pair of flags."""

@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from magicdistill.platform.config.overrides import RecipeError
+from magicdistill.platform.config.validation import RecipeError
 
 GROUP = "magicdistill.plugins"
 VARIABLE = "MAGICDISTILL_PLUGINS"

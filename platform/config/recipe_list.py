@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
-import yaml
 from pydantic import Field
 
 from magicdistill.models.config import Config
-from magicdistill.platform.config.overrides import RecipeError, validate
-from magicdistill.platform.config.recipe import COMPARISONS, LOADER, PROTOCOLS, RECIPES
+from magicdistill.platform.config.recipe import COMPARISONS, PROTOCOLS, RECIPES
+from magicdistill.platform.config.validation import RecipeError, validate
+from magicdistill.platform.config.yaml_files import read_yaml
 
 TRAININGS = ("distill", "finetune", "train_vae")
 """The jobs that train what a recipe says."""
@@ -52,12 +51,11 @@ class Listed:
 def about(path: Path) -> About | None:
     """Return what a recipe file says of itself; None where it says nothing.
 
-    Raises RecipeError for an `about` with unknown or missing keys.
+    Raises RecipeError for what is no YAML, and an `about` with unknown or missing keys.
     """
-    try:
-        values: Any = yaml.load(path.read_text(), LOADER)
-    except (OSError, yaml.YAMLError):
+    if not path.is_file():
         return None
+    values = read_yaml(path)
     if not isinstance(values, dict) or "about" not in values:
         return None
     return validate(Comment, {"about": values["about"]}, str(path)).about

@@ -34,7 +34,20 @@ def with_former_names(values: dict[str, Any]) -> dict[str, Any]:
         f"{name.rpartition('.')[0]}.{present}": name.rpartition(".")[2]
         for name, present in RENAMED.items()
     }
-    return _rename(values, former)
+    return _with_decay_in_updates(_rename(values, former))
+
+
+def _with_decay_in_updates(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the fall of the learning rate in updates, of which the generator has
+    one in a cycle."""
+    schedule = values["schedule"]
+    optimizers = {}
+    for role, optimizer in schedule["optimizers"].items():
+        found = {key: value for key, value in optimizer.items() if key != "decay"}
+        if optimizer.get("decay") is not None and found["decay_steps"] is None:
+            found["decay_steps"] = max(1, round(optimizer["decay"] * schedule["num_cycles"]))
+        optimizers[role] = found
+    return values | {"schedule": schedule | {"optimizers": optimizers}}
 
 
 def _rename(values: dict[str, Any], table: dict[str, str], prefix: str = "") -> dict[str, Any]:

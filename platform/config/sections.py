@@ -1,17 +1,19 @@
 """How a run is executed: engine, cluster and tracking."""
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.models.config import Config
+from magicdistill.data_pipeline.config import DataConfig, Gpus
+from magicdistill.models.config import Config, demand_range
 from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.registry import Registry
+from magicdistill.platform.config.validation import demand_folder_name
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""What one of AdamW's moments keeps at every update."""
 Precision = Literal["fp32", "bf16"]
 GpuName = Literal["a100", "h100", "h200", "b200"]
 
@@ -59,7 +61,7 @@ class ClusterConfig(Config):
     """Processes that train together, one GPU each where there are GPUs."""
     threads_per_worker: PositiveInt = 1
     """OMP_NUM_THREADS of every worker."""
-    gpus_per_worker: float = Field(default=0, ge=0)
+    gpus_per_worker: Gpus = 0
     """GPUs that each worker reserves; 0 computes on processors."""
     gpu: GpuName = "h100"
     """Model of the GPUs, with whose memory and speed plans count (80 GB of an a100)."""
@@ -88,7 +90,7 @@ class TrackingConfig(Config):
 
     uri: str | None = None
     """An MLflow server or store; null is the SQLite file mlflow.db in the folder of the runs."""
-    experiment: str = "magicdistill"
+    experiment: str = Field(default="magicdistill", min_length=1)
     """Name of the MLflow experiment that the runs belong to."""
 
 
@@ -97,7 +99,7 @@ class OptimizerConfig(Config):
 
     lr: float = Field(gt=0)
     """Learning rate after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of AdamW's two moments; not in the papers."""
     eps: float = Field(default=1e-8, gt=0)
     """Number that AdamW adds to the denominator."""
@@ -105,12 +107,28 @@ class OptimizerConfig(Config):
     """Decoupled weight decay of AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
     """Updates of a linear rise to `lr`."""
+    decay: float | None = Field(default=None, gt=0, le=1)
+    """Share of the run over which `lr` falls to `final_lr` by half a cosine; 1 ends with the run,
+    however long that is, and null keeps `lr` after the warm-up."""
     decay_steps: int | None = Field(default=None, gt=0)
-    """Updates of a half cosine down to `final_lr`; null keeps `lr` after the warm-up."""
+    """Updates of the same fall where its length must not follow that of the run; null leaves it to
+    `decay`."""
     final_lr: float = Field(default=0.0, ge=0)
-    """Learning rate at the end of `decay_steps`."""
+    """Learning rate at the end of the fall."""
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; not in the papers."""
+
+    def over(self, num_updates: int) -> "OptimizerConfig":
+        """Return the same with its fall in updates, for a run that has room for so many."""
+        if self.decay is None or self.decay_steps is not None:
+            return self
+        return self.model_copy(update={"decay_steps": max(1, round(self.decay * num_updates))})
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> Self:
+        if self.final_lr > self.lr:
+            raise ValueError(f"final_lr {self.final_lr:g} is above lr {self.lr:g}: give at most lr")
+        return self
 
 
 class ScheduleConfig(Config):
@@ -143,6 +161,11 @@ class Thresholds(Config):
     """Smallest healthy value; null is no limit."""
     max: float | None = None
     """Largest healthy value; null is no limit."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        demand_range(self.min, self.max)
+        return self
 
     def __contains__(self, value: float) -> bool:
         """A value that is no number lies in no limits but the open ones."""
@@ -212,7 +235,8 @@ class EvaluationConfig(Config):
     num_frames: PositiveInt | None = None
     """Frames to generate from pictures, 4k+1; null is as many as the clips have."""
     batch_size: PositiveInt = 16
-    """Videos that a worker of `jobs/evaluate.py` makes at once and keeps as one part."""
+    """Videos that one process makes at once, for the table at the end of a run as for
+    `jobs/evaluate.py`, which keeps them as one part."""
     real: Literal["decoded", "originals"] = "decoded"
     """What `jobs/evaluate.py` compares with: the clips as the VAE decodes them, or their original
     frames."""
@@ -228,13 +252,18 @@ class EvaluationConfig(Config):
     """Who measures them: `workers` do whenever pictures are made (`schedule.sample_every`), and the
     training waits; an `actor` beside the workers measures every checkpoint, and where there is no
     room for it, the workers do."""
-    actor_gpus: float = Field(default=0, ge=0)
+    actor_gpus: Gpus = 0
     """GPUs that the actor of `scored_by` reserves."""
     networks: str | None = None
     """Folder of the metrics' networks (docs/evaluation.md), without which only temporal flickering
     and the proxies are measured."""
     teacher: SamplerConfig = SamplerConfig(num_steps=28)
     """The many-step sampler of the teacher."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return demand_folder_name(name)
 
     @property
     def counted(self) -> tuple[str, ...]:
@@ -274,9 +303,7 @@ class EvaluationConfig(Config):
         known = METRICS.names()
         for name in self.columns:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-                raise ValueError(f"columns: no metric {name}; {hint}")
+                raise ValueError(f"columns: no metric {name}; there are {', '.join(known)}")
         return self
 
 
@@ -289,7 +316,7 @@ class PairsConfig(Config):
     """Sampler with which that generator makes the pairs."""
     num_actors: PositiveInt = 1
     """Processes that make pairs beside the training; `jobs/plan.py` says how many it takes."""
-    gpus_per_actor: float = Field(default=0, ge=0)
+    gpus_per_actor: Gpus = 0
     """1 gives each actor a GPU of its own. Where there are none to spare, actors and workers share
     them: give both a part, such as 0.3 and cluster.gpus_per_worker 0.7."""
     buffer: PositiveInt = 8

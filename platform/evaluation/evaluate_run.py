@@ -58,6 +58,7 @@ class ScoredChunk:
     motion: Tensor
     flicker: Tensor
     pixels: Tensor
+    """Those of them that are shown."""
     seconds: float
     nfe: int
 
@@ -79,10 +80,13 @@ class Evaluator:
         self.features = ProxyVideoFeatures().to(self.clip_generator.device)
 
     @torch.no_grad()
-    def run(self, variant: Variant, cache: AnyPath, rows: range, seed: int) -> ScoredChunk:
-        """Measure one variant on rows of the cache."""
+    def run(
+        self, variant: Variant, cache: AnyPath, rows: range, seed: int, num_shown: int
+    ) -> ScoredChunk:
+        """Measure one variant on rows of the cache, of which the first `num_shown` are shown."""
         pixels, seconds, nfe = self.clip_generator.make(variant, cache, rows, seed)
-        measures = (self.features(pixels), motion(pixels), flicker_proxy(pixels), pixels)
+        shown = pixels[: max(0, num_shown - rows.start)].clone()
+        measures = (self.features(pixels), motion(pixels), flicker_proxy(pixels), shown)
         return ScoredChunk(*(measure.cpu() for measure in measures), seconds=seconds, nfe=nfe)
 
 
@@ -91,6 +95,9 @@ class Evaluators:
 
     def __init__(self, recipe: Recipe) -> None:
         self.model, self.cluster = recipe.model, recipe.cluster
+        evaluation = recipe.evaluation
+        self.batch_size = evaluation.batch_size if evaluation else CHUNK
+        self.num_shown = evaluation.num_shown if evaluation else 0
         self._actors: list[Any] = []
         self._real: dict[tuple[AnyPath, int], list[ScoredChunk]] = {}
 
@@ -117,7 +124,8 @@ class Evaluators:
     def _run(
         self, ways: Sequence[Variant], cache: AnyPath, count: int, seed: int
     ) -> dict[str, list[ScoredChunk]]:
-        tasks = [(way, cache, rows, seed) for way in ways for rows in chunks(count)]
+        parts = chunks(count, self.batch_size)
+        tasks = [(way, cache, rows, seed, self.num_shown) for way in ways for rows in parts]
         self._actors = self._actors or self._start(self._num_actors(count))
         pool = ActorPool(self._actors)
         results: list[Any] = list(pool.map(lambda worker, task: worker.run.remote(*task), tasks))
@@ -125,7 +133,7 @@ class Evaluators:
         return {way.name: [part for task, part in done if task[0] is way] for way in ways}
 
     def _num_actors(self, num_clips: int) -> int:
-        return min(self.cluster.num_workers, math.ceil(num_clips / CHUNK))
+        return min(self.cluster.num_workers, math.ceil(num_clips / self.batch_size))
 
     def _start(self, count: int) -> list[Any]:
         actor = Evaluator.options(num_gpus=self.cluster.gpus_per_worker)

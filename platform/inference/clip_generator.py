@@ -62,6 +62,7 @@ class ClipGenerator:
 
     def _model(self, weights: str) -> VelocityModel:
         if self.loaded is None or self.loaded[0] != weights:
+            self.loaded = None  # a GPU need not have room for two
             network = load_transformer(find_weights(weights, "model.teacher"))
             dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
             self.loaded = (weights, VelocityModel(network).to(self.device, dtype).eval())

@@ -5,19 +5,19 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, make_dataclass
-from typing import Annotated, Generic, NoReturn, TypeVar
+from typing import Annotated, Generic, Literal, NoReturn, TypeVar
 
 import tyro
 
 from magicdistill.models.config import Config
-from magicdistill.models.locations import find_weights
-from magicdistill.models.networks.backbones.registry import demand_family
-from magicdistill.platform.config import help_pages
+from magicdistill.platform.config import command_line, help_pages
 from magicdistill.platform.config.command_line import FLAGS_TAKE_VALUES, parse, parse_known
-from magicdistill.platform.config.overrides import RecipeError, prepare
+from magicdistill.platform.config.overrides import last_choices, prepare
 from magicdistill.platform.config.plugins import load_flagged
 from magicdistill.platform.config.recipe import Recipe, differences, load_recipe, to_yaml
 from magicdistill.platform.config.recipe_list import demand_job, format_list
+from magicdistill.platform.config.validation import RecipeError
+from magicdistill.platform.planning.preflight import demand_trainable, demand_weights
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory
 
@@ -55,6 +55,8 @@ FREE_TO_CHANGE = (
 )
 """Fields that a resumed run may change: they leave the mathematics of a cycle as it is, except
 the order in which numbers are added and, under bf16, an engine's precision of master weights."""
+Purpose = Literal["train", "plan", "other"]
+"""What a job is to do with its recipe."""
 Switch = tyro.conf.FlagCreatePairsOff[bool]
 """A flag that is given without a value."""
 
@@ -106,31 +108,25 @@ def parse_job(
     description: str,
     arguments: Sequence[str] | None = None,
     adapt: Callable[[F, Recipe], Recipe] = lambda flags, recipe: recipe,
-    trains: bool = True,
+    purpose: Purpose = "train",
 ) -> JobArguments[F]:
     """Parse the command line of a job and set up its output.
 
     `arguments` are those of the process by default; `adapt` changes the recipe before its
-    overrides. A dry run of a job that `trains` refuses what cannot fit. Exits with 0 after
-    `--help`, `--list` and `--dry-run`, and with 2, naming the field, the value and the fix, where
-    the user is mistaken.
+    overrides. A recipe that a job is to train or to plan must be trainable, and to be trained it
+    must have its weights; a dry run refuses what cannot fit, too. Exits with 0 after `--help`,
+    `--list` and `--dry-run`, and with 2, naming the field, the value and the fix, where the user is
+    mistaken.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with logs.ending_with_its_reader():
             rest, topic = split_help(arguments)
             args = _parse(job, flags, default_recipe, rest, adapt, topic, description)
-        if trains and args.recipe.evaluation and not args.recipe.evaluation.has_clips:
-            raise RecipeError(
-                "evaluation: a training is judged beside held-out clips, and these are pictures; "
-                "give clips or null here, and the pictures to jobs/evaluate.py --protocol"
-            )
-        if trains:
-            demand_backbone(args.recipe)
-        if args.flags.dry_run and trains and args.recipe.cluster.gpus_per_worker:
-            from magicdistill.platform.planning.plan import demand_fit  # imports torch
-
-            demand_fit(args.recipe)
+        if purpose != "other":
+            demand_trainable(args.recipe)
+        if purpose == "train":
+            _demand_start(args.recipe, dry_run=args.flags.dry_run)
     except (RecipeError, FileNotFoundError) as error:
         refuse(job, error)
     if args.flags.dry_run:
@@ -139,29 +135,6 @@ def parse_job(
         sys.exit(0)
     logs.configure(verbose=args.verbose)
     return args
-
-
-def demand_backbone(recipe: Recipe) -> None:
-    """Raise RecipeError where a recipe starts from a transformer of another backbone.
-
-    Weights that are not there yet are looked for where they are read.
-    """
-    model, pairs = recipe.model, recipe.pairs
-    places = {
-        "model.teacher": model.teacher,
-        "model.generator": model.generator,
-        "pairs.generator": pairs and pairs.generator,
-    }
-    for field, location in places.items():
-        try:
-            path = find_weights(location, field) if location else None
-        except FileNotFoundError:
-            continue
-        try:
-            if path is not None and path.is_dir():
-                demand_family(path, model.shapes.transformer)
-        except ValueError as error:
-            raise RecipeError(f"{field}: {error}") from None
 
 
 def parse_arguments(
@@ -175,6 +148,24 @@ def parse_arguments(
             print(_heading(job, description or "") + help_pages.form_page(form, width()))
             sys.exit(0)
         return parse(form, rest, prog=f"python jobs/{job}.py")
+
+
+def _demand_start(recipe: Recipe, *, dry_run: bool) -> None:
+    """Refuse a recipe whose weights are missing or that cannot fit.
+
+    A dry run of a recipe for GPUs only warns of missing weights: it is the way to try such a recipe
+    on a machine that is not the cluster's.
+    """
+    try:
+        demand_weights(recipe)
+    except RecipeError as error:
+        if not (dry_run and recipe.cluster.gpus_per_worker):
+            raise
+        print(f"a run on this machine would be refused:\n{error}", file=sys.stderr)
+    if dry_run and recipe.cluster.gpus_per_worker:
+        from magicdistill.platform.planning.plan import demand_fit  # imports torch
+
+        demand_fit(recipe)
 
 
 def split_help(arguments: Sequence[str]) -> tuple[list[str], str | None]:
@@ -219,7 +210,8 @@ def _parse(
         ("recipe", Annotated[Recipe, tyro.conf.arg(name=""), FLAGS_TAKE_VALUES]),
     ]
     form = make_dataclass("Form", fields, frozen=True)
-    parsed = parse(form, arguments, default=form(flags(), start), prog=f"python jobs/{job}.py")
+    given = last_choices(start, arguments)
+    parsed = parse(form, given, default=form(flags(), start), prog=f"python jobs/{job}.py")
     if resume is not None:
         _check_changes(stored, parsed.recipe, own.force_changed)
     return JobArguments(parsed.recipe, resume, parsed.flags)
@@ -306,5 +298,4 @@ def _check_changes(stored: Recipe, wanted: Recipe, forced: Sequence[str]) -> Non
 
 def refuse(job: str, error: Exception) -> NoReturn:
     """Exit with 2 after a user's mistake."""
-    print(f"{error}\nSee python jobs/{job}.py --help", file=sys.stderr)
-    sys.exit(2)
+    command_line.refuse(f"python jobs/{job}.py", error)

@@ -46,6 +46,11 @@ def perform(recipe: Recipe, run: RunDirectory, tracker: Tracker) -> None:
     if held_out is not None:
         report(run, tracker, held_out, variants(recipe, run.path / MODEL), evaluators)
     publish(run, tracker)
+    if recipe.evaluation is None and recipe.method.makes != "vae":
+        logs.say(
+            "no table, as the recipe has no evaluation: python jobs/evaluate.py --recipe "
+            f"{run.recipe_path} --model {run.path} --protocol NAME"
+        )
 
 
 def tell_lineage(run: RunDirectory, tracker: Tracker) -> None:

@@ -193,10 +193,10 @@ def vae_row(shapes: NetworkPreset) -> Row:
     return Row("VAE", "autoencoder", "parameters", 4 * sum(p.numel() for p in vae.parameters()))
 
 
-def validation_rows(
-    evaluation: EvaluationConfig, shapes: NetworkPreset, sample: Sample
+def decoding_rows(
+    evaluation: EvaluationConfig, shapes: NetworkPreset, sample: Sample, num_clips: int
 ) -> tuple[Row, ...]:
-    """Return what it takes to decode all shown clips at once.
+    """Return what it takes to decode so many held-out clips at once.
 
     Estimated: three maps of the first width at full resolution, float32, over the frames that
     the autoencoder takes in one run.
@@ -206,4 +206,4 @@ def validation_rows(
     maps = shapes.vae.block_out_channels[0] * frames * bucket.height * bucket.width
     if shapes.patch_decoder is not None:
         maps = shapes.patch_decoder.width * sample.frames * sample.height * sample.width
-    return (Row("VAE", "decoding", "feature maps", evaluation.num_shown * 3 * 4 * maps),)
+    return (Row("VAE", "decoding", "feature maps", num_clips * 3 * 4 * maps),)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.methods.forward_passes import ForwardPass, Update
 from magicdistill.models.networks.backbones.base import Sample
-from magicdistill.models.networks.config import demand_share
 from magicdistill.platform.config.overrides import RecipeError, merge, validate
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import GpuName, PairsConfig
@@ -24,14 +23,15 @@ from magicdistill.platform.planning.memory import (
     Row,
     activation_rows,
     count_parameters,
+    decoding_rows,
     ema_row,
     engine_rows,
     number_bytes,
     total,
     update_row,
     vae_row,
-    validation_rows,
 )
+from magicdistill.platform.planning.preflight import micro_batch
 
 GIB = 2**30
 PAPER_MFU = 0.4
@@ -82,6 +82,10 @@ class Plan:
     """Operations that make one cycle's noise-data pairs; 0 where none are made."""
     pair_rows: tuple[Row, ...]
     """Memory of an actor that makes pairs."""
+    evaluation_rows: tuple[Row, ...]
+    """Memory of an actor that makes the held-out clips of the table at the end."""
+    evaluation_operations: float
+    """Operations of all these clips; 0 where none are made."""
     video_operations: float
     """Operations of sampling once with the generator; 0 where the method has no sampler."""
     mfu: float
@@ -114,11 +118,26 @@ class Plan:
         return total(self.pair_rows) + RESERVE_BYTES if self.pair_rows else 0
 
     @property
+    def evaluation_bytes(self) -> float:
+        """GPU memory that an actor of the evaluation needs; 0 where there is none."""
+        return total(self.evaluation_rows) + RESERVE_BYTES if self.evaluation_rows else 0
+
+    @property
+    def num_evaluators(self) -> int:
+        """Number of actors that make the table at the end, each on the GPUs of a worker."""
+        evaluation, cluster = self.recipe.evaluation, self.recipe.cluster
+        if evaluation is None:
+            return 0
+        return min(cluster.num_workers, math.ceil(evaluation.num_clips / evaluation.batch_size))
+
+    @property
     def fits(self) -> bool | None:
-        """Whether GPU, host and the GPUs of the pairs have enough memory; None on CPUs."""
+        """Whether host and GPUs, in training, for pairs and in evaluation, have enough memory; None
+        on CPUs."""
         if self.gpu is None:
             return None
         has_room = self.gpu_bytes <= self.gpu_limit and self.pair_bytes <= self.pair_limit
+        has_room = has_room and self.evaluation_bytes <= self.gpu_limit
         return has_room and self.host_bytes <= self.gpu.host_bytes
 
     @property
@@ -197,6 +216,8 @@ def describe_fit(made: Plan) -> str:
         of += f", {made.host_bytes / GIB:.1f} of {made.gpu.host_bytes / GIB:.1f} GiB of its host"
     if made.pair_bytes:
         of += f", {made.pair_bytes / GIB:.1f} of {made.pair_limit / GIB:.1f} GiB per actor of pairs"
+    if made.evaluation_bytes:
+        of += f", {made.evaluation_bytes / GIB:.1f} GiB per actor of the evaluation"
     if made.fits:
         return f"fits: {of}"
     advice = "no setting helps; shorten the clips, make them smaller, or use other GPUs"
@@ -212,36 +233,6 @@ def _updates(recipe: Recipe) -> Sequence[Update]:
 
 def _size(made: Plan) -> str:
     return f"{made.gpu_bytes / GIB:.1f} GiB"
-
-
-def micro_batch(recipe: Recipe) -> int:
-    """Return the samples of one backward on one sequence group.
-
-    Raises RecipeError where the workers, the batch, the heads or the tokens do not divide.
-    """
-    cluster, schedule = recipe.cluster, recipe.schedule
-    shapes = recipe.model.shapes.transformer
-    try:
-        shapes.demand_split(cluster.sequence_parallel)
-        for bucket in recipe.data.buckets:
-            tokens = sample_of(bucket, shapes).video_tokens
-            demand_share(f"video tokens of {bucket}", tokens, cluster.sequence_parallel)
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
-    groups, rest = divmod(cluster.num_workers, cluster.sequence_parallel)
-    if rest:
-        raise RecipeError(
-            f"cluster.num_workers {cluster.num_workers} does not divide into groups of "
-            f"cluster.sequence_parallel {cluster.sequence_parallel}"
-        )
-    count, rest = divmod(schedule.batch_size, groups * schedule.num_micro_batches)
-    if rest or not count:
-        raise RecipeError(
-            f"schedule.batch_size {schedule.batch_size} does not divide over {groups} groups x "
-            f"{schedule.num_micro_batches} micro-batches: choose a multiple of "
-            f"{groups * schedule.num_micro_batches}, or another cluster.sequence_parallel"
-        )
-    return count
 
 
 def _plan(
@@ -268,6 +259,8 @@ def _plan(
         sample_bytes=_sample_bytes(sample),
         pair_operations=num_read * _pair_operations(recipe.pairs, sample),
         pair_rows=_pair_rows(recipe, parts, sample, num_samples),
+        evaluation_rows=_evaluation_rows(recipe, parts, sample),
+        evaluation_operations=_evaluation_operations(recipe, sample),
         video_operations=_video_operations(recipe, sample),
         mfu=mfu,
     )
@@ -293,7 +286,7 @@ def _held(recipe: Recipe, parts: Sequence[Parameters]) -> Iterator[Row]:
     yield from engine_rows(parts, engine, num_workers)
     if recipe.schedule.ema_decay is not None:
         yield ema_row(parts, engine, num_workers)
-    if recipe.evaluation is not None:
+    if recipe.evaluation is not None and recipe.schedule.sample_every is not None:
         yield vae_row(recipe.model.shapes)
 
 
@@ -310,8 +303,10 @@ def _peaks(
         for update in updates
     }
     peaks["update"] = (update_row(parts, recipe.engine, recipe.cluster.num_workers),)
-    if recipe.evaluation is not None:
-        peaks["validation"] = validation_rows(recipe.evaluation, recipe.model.shapes, sample)
+    evaluation = recipe.evaluation
+    if evaluation is not None and recipe.schedule.sample_every is not None:
+        shapes = recipe.model.shapes
+        peaks["validation"] = decoding_rows(evaluation, shapes, sample, evaluation.num_shown)
     return peaks
 
 
@@ -344,6 +339,48 @@ def _pair_rows(
         Row("pairs", "generator", "parameters", size * numel),
         Row("pairs", "steps", "inside a block", space),
     )
+
+
+def _evaluation_rows(
+    recipe: Recipe, parts: Sequence[Parameters], sample: Sample
+) -> tuple[Row, ...]:
+    """Return the memory of an actor of the evaluation, when it samples or when it decodes."""
+    evaluation = recipe.evaluation
+    if evaluation is None:
+        return ()
+    numel = sum(part.total for part in parts if (part.role, part.part) == ("generator", "network"))
+    alone = replace(sample, sequence_parallel=1, activation_bytes=2)
+    steps = ForwardPass("evaluation", "sampling")
+    space = evaluation.batch_size * workspace_bytes(alone, steps, recompute=False)
+    sampling = Row("evaluation", "sampling", "inside a block", space)
+    (decoding,) = decoding_rows(evaluation, recipe.model.shapes, sample, evaluation.batch_size)
+    worst = max(sampling, decoding, key=lambda row: row.bytes)
+    network = Row("evaluation", "network", "parameters", 2 * numel)
+    return (network, vae_row(recipe.model.shapes), worst)
+
+
+def _evaluation_operations(recipe: Recipe, sample: Sample) -> float:
+    """Return the operations of all held-out clips: of the teacher with many steps and with few, of
+    the student, and of the generator of pairs, whole and cut short."""
+    evaluation, few, pairs = recipe.evaluation, recipe.method.trained_sampler, recipe.pairs
+    if evaluation is None:
+        return 0
+    samplers = [evaluation.teacher]
+    if few is not None:
+        samplers += [few] * (len({"euler", few.name}) + 1)
+        samplers += [pairs.sampler, few] if pairs is not None else []
+    embeds = recipe.model.shapes.transformer.guidance_embeds
+    passes = (
+        ForwardPass(
+            "evaluation",
+            "sampling",
+            samples=forwards_per_step(sampler.guidance, embeds=embeds),
+            repeats=sampler.num_steps,
+        )
+        for sampler in samplers
+    )
+    alone = replace(sample, sequence_parallel=1)
+    return evaluation.num_clips * sum(operations(alone, step, recompute=False) for step in passes)
 
 
 def _pair_steps(pairs: PairsConfig) -> ForwardPass:
@@ -388,6 +425,8 @@ def _changes(recipe: Recipe) -> Iterator[Change]:
     twice_split = {"cluster.sequence_parallel": 2 * cluster.sequence_parallel}
     twice_accumulated = {"schedule.num_micro_batches": 2 * schedule.num_micro_batches}
     yield {"kernels.recompute_blocks": True}
+    if recipe.evaluation is not None:
+        yield {"evaluation.batch_size": 1}
     yield {"engine.kind": "deepspeed", "engine.zero_stage": 3}
     yield twice_accumulated
     yield twice_split | twice_accumulated

@@ -26,6 +26,7 @@ def format_plan(made: Plan) -> str:
         *_demand(made),
         *_pairs(made),
         *_scoring(made),
+        *_evaluation(made),
         *_sampling(made),
         "",
         f"{made.recipe.name} {describe_fit(made)}",
@@ -53,6 +54,8 @@ def to_json(made: Plan) -> str:
         "sample_bytes": made.sample_bytes,
         "pair_actors": made.num_pair_actors,
         "pair_bytes": made.pair_bytes,
+        "evaluators": made.num_evaluators,
+        "evaluation_bytes": made.evaluation_bytes,
         "seconds_per_video_second": made.seconds_per_video_second,
         "remedies": made.remedies,
     }
@@ -129,6 +132,18 @@ def _scoring(made: Plan) -> Iterator[str]:
             f"scoring: {evaluation.num_scored} clips of every checkpoint by an actor"
             f"{beside if evaluation.actor_gpus else ''}"
         )
+
+
+def _evaluation(made: Plan) -> Iterator[str]:
+    evaluation, gpu = made.recipe.evaluation, made.gpu
+    if evaluation is None or gpu is None:
+        return
+    seconds = made.evaluation_operations / (gpu.operations_per_s * made.mfu * made.num_evaluators)
+    yield (
+        f"table at the end: {evaluation.num_clips} held-out clips of each way, after the training "
+        f"on {made.num_evaluators} of its workers' GPUs: {seconds / 3600:.2g} h at {made.mfu:.0%} "
+        f"MFU, {made.evaluation_bytes / GIB:.1f} GiB on each with the reserve"
+    )
 
 
 def _sampling(made: Plan) -> Iterator[str]:

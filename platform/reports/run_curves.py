@@ -31,6 +31,7 @@ NOTES = {
     "gap_share": "score gap over real distance",
     "grad_norm": "norm of the gradient before clipping",
     "ground_truth": "pull towards the real clips",
+    "lr": "learning rate",
     "logit_margin": "discriminator's answer to real less that to generated clips",
     "pair_weight": "of the pairs beside distribution matching",
     "pairs": "Huber distance to the 4-step generator's video of the same noise",

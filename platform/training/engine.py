@@ -42,6 +42,11 @@ class Engine(Protocol):
 
     module: nn.Module
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        ...
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's forward so that `backward` can follow."""
         ...
@@ -131,6 +136,11 @@ class TorchEngine:
         self.clip_norm = optimizer.clip_norm
         self.num_micro_batches = num_micro_batches
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        return self.optimizer.param_groups[0]["lr"]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module."""
         return self.module(*args, **kwargs)
@@ -200,6 +210,11 @@ class DeepSpeedEngine:
             config=deepspeed_config(config, optimizer, num_micro_batches),
         )
         self.module = self.engine.module
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        return self.optimizer.param_groups[0]["lr"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the engine's forward."""

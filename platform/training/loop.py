@@ -58,7 +58,9 @@ class Loop:
         roles = self.method.updates(cycle)
         for update, role in enumerate(roles):
             step = cycle if self.method.shares_batch else cycle * len(roles) + update
+            lr = self.engines[role].lr
             norm = self._update(cycle, update, role, step, sums)
+            sums.setdefault(f"{role}/lr", []).append(torch.tensor(lr))
             sums.setdefault(f"{role}/grad_norm", []).append(torch.tensor(norm))
             if self.ema is not None and role == self.ema.role:
                 self.ema.update()

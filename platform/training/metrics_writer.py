@@ -68,7 +68,8 @@ class MetricsWriter(Callback):
         losses = "  ".join(
             f"{name} {value:.4g}"
             for name, value in metrics.items()
-            if "grad_norm" not in name and (name == "health/drift" or "health/" not in name)
+            if not name.endswith(("/grad_norm", "/lr"))
+            and (name == "health/drift" or "health/" not in name)
         )
         total = self.schedule.num_cycles
         return f"cycle {cycle}/{total}  {pace_s:.2f} s each, {left_s} s left  {losses}"

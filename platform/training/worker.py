@@ -65,7 +65,8 @@ class Worker:
         self.monitor = HealthMonitor(recipe.health)
         self.loop = self._build_loop(data, share)
         scored = 0 if is_scored_apart else num_scored(recipe)
-        self.validation = _build_validation(recipe, held_out, share, scored) if held_out else None
+        shows = held_out is not None and recipe.schedule.sample_every is not None
+        self.validation = _build_validation(recipe, held_out, share, scored) if shows else None
         self.health = HealthCheck(run, recipe.health, self.monitor, is_scored_apart=is_scored_apart)
         self.checkpointer = self._build_checkpointer()
         self.callbacks = callbacks_of(self)
@@ -198,11 +199,12 @@ def _build_method(recipe: Recipe, placement: Placement) -> Method:
 def _build_engines(recipe: Recipe, method: Method, device: torch.device | str) -> dict[str, Engine]:
     """Return an engine for each role, in the method's order."""
     schedule = recipe.schedule
+    updates = method.updates(schedule.num_cycles)
     return {
         role: build_engine(
             recipe.engine,
             module.to(device),
-            schedule.optimizers[role],
+            schedule.optimizers[role].over(schedule.num_cycles * updates.count(role)),
             num_micro_batches=schedule.num_micro_batches,
         )
         for role, module in method.modules.items()

@@ -8,6 +8,7 @@ from magicdistill.platform.config.recipe import Recipe, load_recipe
 
 BASE = """
 seed: 3
+model: {vae: assets/portrait-tiny/vae, teacher: assets/portrait-tiny/teacher}
 data: {sources: [{kind: portrait-world, num_clips: 5}]}
 method: {name: magic, alpha_weak: 0.5}
 schedule:

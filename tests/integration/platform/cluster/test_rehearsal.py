@@ -37,6 +37,7 @@ data:
 method: {{num_fake_updates: 1, lora: {{rank: 2}}}}
 schedule: {{num_cycles: {CYCLES}, batch_size: {NODES}, checkpoint_every: 1}}
 kernels: {{attention: sdpa}}
+evaluation: null
 cluster:
   rehearsal: true
   num_workers: {NODES * GPUS}

@@ -20,7 +20,6 @@ schedule:
   num_cycles: 8
   checkpoint_every: 3
   sample_every: null
-  optimizers: {generator: {decay_steps: 8}}
 engine: {kind: torch, precision: fp32}
 cluster: {num_workers: 2, dashboard: false}
 """

@@ -22,7 +22,6 @@ schedule:
   num_cycles: 10
   checkpoint_every: 3
   sample_every: null
-  optimizers: {generator: {decay_steps: 10}}
 engine: {kind: torch, precision: fp32}
 cluster: {num_workers: 2, dashboard: false}
 """

@@ -18,13 +18,9 @@ from magicdistill.platform.config.help_pages import (
     sections,
     summary,
 )
-from magicdistill.platform.config.overrides import (
-    RecipeError,
-    apply_overrides,
-    registry_of,
-    sections_in,
-)
+from magicdistill.platform.config.overrides import apply_overrides
 from magicdistill.platform.config.recipe import Recipe, load_recipe
+from magicdistill.platform.config.validation import RecipeError, registry_of, sections_in
 from magicdistill.platform.launch.cli import JobFlags
 
 JOBS = Path(__file__).parents[4] / "jobs"

@@ -105,7 +105,6 @@ def test_alternatives_are_listed_with_the_present_one_first() -> None:
         (["--method.alpha_weka", "1"], ["--method.alpha_weak"]),
         (["--method.alpha_weak", "much"], ["--method.alpha_weak", "'much'"]),
         (["--optimizers.critic.lr", "-1"], ["optimizers.critic", "lr", "greater than 0", "-1"]),
-        (["--method.name", "magick"], ["--method.name", "'magick'"]),
     ],
 )
 def test_a_wrong_flag_exits_with_2_and_names_the_field_and_the_value(
@@ -116,6 +115,19 @@ def test_a_wrong_flag_exits_with_2_and_names_the_field_and_the_value(
     error = capsys.readouterr().err
     assert caught.value.code == 2
     assert [text for text in said if text not in error] == []
+
+
+def test_an_alternative_that_does_not_exist_is_refused_with_all_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"--method\.name magick: choose one of finetune, magic$"):
+        toy("--method.name", "magick")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--method.name", "magic", "--method.name=finetune"], ["--size", "1", "--size", "2"]],
+)
+def test_of_a_repeated_flag_the_last_one_counts(flags: list[str]) -> None:
+    assert toy(*flags) == toy(*flags[-2:] if "=" not in flags[-1] else flags[-1:])
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_a_recipe_with_an_evaluation_is_a_protocol() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("columns: [fidd]", "no metric fidd; did you mean fid?"),
+        ("columns: [fidd]", "no metric fidd; there are i2v_subject"),
         ("num_frames: 16\ndata: {bucket: {num_frames: 1}}", "give 4k+1 frames"),
         ("num_frames: 17", "give 4k+1 frames where data.bucket.num_frames is 1"),
         ("real: originals\ndata: {flip: true}", "originals needs"),

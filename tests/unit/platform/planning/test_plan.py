@@ -262,3 +262,19 @@ def test_a_second_of_video_takes_a_gpu_its_steps_of_the_network() -> None:
     one = plan(load_recipe("magic141-1step-16xh100"))
     assert one.seconds_per_video_second == pytest.approx(seconds / 4)
     assert plan(load_recipe("portrait-tiny")).seconds_per_video_second is None
+
+
+@pytest.mark.parametrize(
+    ("name", "actors"), [("magic141-4step-8xh100", 8), ("magic141-4step-40xh100", 16)]
+)
+def test_the_table_at_the_end_is_planned_on_the_gpus_of_the_workers(name: str, actors: int) -> None:
+    made = plan(load_recipe(name))
+    assert made.num_evaluators == actors
+    assert made.evaluation_bytes < made.gpu_limit
+    assert f"after the training on {actors} of its workers' GPUs" in format_plan(made)
+
+
+def test_held_out_clips_that_are_too_many_at_once_are_refused_with_the_fix() -> None:
+    made = plan(load_recipe("magic141-4step-8xh100", ["--evaluation.batch_size", "16"]))
+    assert made.fits is False
+    assert any("--evaluation.batch_size 1 " in remedy for remedy in made.remedies)

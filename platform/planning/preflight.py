@@ -1,0 +1,232 @@
+"""What a recipe alone tells of its training: said before Ray starts, and by a dry run.
+
+Each check yields sentences with the field, its value and the fix. None of them imports torch,
+except for LoRA targets of one's own, which are looked for in the network.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from magicdistill.models.locations import CONFIG, find_weights
+from magicdistill.models.methods.registry import METHODS
+from magicdistill.models.metrics.columns.registry import METRICS
+from magicdistill.models.networks.backbones.base import BackboneConfig
+from magicdistill.models.networks.backbones.registry import demand_family
+from magicdistill.models.networks.config import demand_share
+from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.config.sections import OptimizerConfig, Thresholds
+from magicdistill.platform.config.validation import RecipeError
+from magicdistill.platform.planning.flops import SPACE_COMPRESSION, sample_of
+
+KINDS = {"transformer": "Transformer", "VAE": "Autoencoder"}
+"""What the names of diffusers' classes have in them, by the kind of network."""
+
+
+def demand_trainable(recipe: Recipe) -> None:
+    """Raise RecipeError with everything for which a training of the recipe would fail or be void.
+
+    Whether its weights exist is asked by `demand_weights`.
+    """
+    found = [
+        *_batch(recipe),
+        *_shapes(recipe),
+        *_optimizers(recipe),
+        *_method(recipe),
+        *_evaluation(recipe),
+        *_cluster(recipe),
+    ]
+    if found:
+        raise RecipeError("\n".join(found))
+
+
+def demand_weights(recipe: Recipe) -> None:
+    """Raise RecipeError with all weights of the recipe that are missing or of another kind."""
+    if found := list(_weights(recipe)):
+        raise RecipeError("\n".join(found))
+
+
+def micro_batch(recipe: Recipe) -> int:
+    """Return the samples of one backward on one sequence group.
+
+    Raises RecipeError where the workers, the batch, the heads or the tokens do not divide.
+    """
+    cluster, schedule = recipe.cluster, recipe.schedule
+    shapes = recipe.model.shapes.transformer
+    try:
+        shapes.demand_split(cluster.sequence_parallel)
+        for bucket in recipe.data.buckets:
+            tokens = sample_of(bucket, shapes).video_tokens
+            demand_share(f"video tokens of {bucket}", tokens, cluster.sequence_parallel)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    groups, rest = divmod(cluster.num_workers, cluster.sequence_parallel)
+    if rest:
+        raise RecipeError(
+            f"cluster.num_workers {cluster.num_workers} does not divide into groups of "
+            f"cluster.sequence_parallel {cluster.sequence_parallel}: choose a multiple of that"
+        )
+    parts = groups * schedule.num_micro_batches
+    count, rest = divmod(schedule.batch_size, parts)
+    if rest or not count:
+        raise RecipeError(
+            f"schedule.batch_size {schedule.batch_size} does not divide over {groups} groups x "
+            f"{schedule.num_micro_batches} micro-batches: choose a multiple of {parts}, or another "
+            "cluster.num_workers, cluster.sequence_parallel or schedule.num_micro_batches"
+        )
+    return count
+
+
+def _batch(recipe: Recipe) -> Iterator[str]:
+    try:
+        micro_batch(recipe)
+    except RecipeError as error:
+        yield str(error)
+
+
+def _shapes(recipe: Recipe) -> Iterator[str]:
+    """Check that windows are whole patches, and prompts as wide as the network takes them."""
+    if recipe.method.data != "latents":
+        return
+    if recipe.model.vae is None:
+        yield f"model.vae: null: {recipe.method.name} trains on latents; give the folder of a VAE"
+    shapes = recipe.model.shapes.transformer
+    wanted = {"token_dim": shapes.text_embed_dim, "pooled_dim": shapes.pooled_projection_dim}
+    configs = {"data": recipe.data}
+    if recipe.evaluation is not None:
+        configs["evaluation.data"] = recipe.evaluation.data
+    for name, data in configs.items():
+        for bucket in data.buckets:
+            for side, latents in zip((bucket.height, bucket.width), shapes.patch[1:], strict=True):
+                if side % (pixels := SPACE_COMPRESSION * latents):
+                    yield (
+                        f"{name}.bucket {bucket}: {side} pixels are no whole patches; choose a "
+                        f"multiple of {pixels}"
+                    )
+        for field, width in wanted.items():
+            if (given := getattr(data.null_text, field)) != width:
+                yield (
+                    f"{name}.null_text.{field} {given}: model.preset {recipe.model.preset} takes "
+                    f"{width}; give that"
+                )
+
+
+def _optimizers(recipe: Recipe) -> Iterator[str]:
+    """Check that each role has an optimiser, whose rate does not end before the run."""
+    optimizers, roles = recipe.schedule.optimizers, recipe.method.roles
+    known = sorted({*roles, *(role for method in METHODS for role in method.roles)})
+    for role in optimizers.keys() - known:
+        near = get_close_matches(role, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        yield f"schedule.optimizers.{role}: no method trains such a role; {hint}"
+    for role in roles:
+        if role not in optimizers:
+            yield f"schedule.optimizers.{role} is missing: {recipe.method.name} trains it; give lr"
+        else:
+            yield from _rate(recipe, role, optimizers[role])
+
+
+def _rate(recipe: Recipe, role: str, optimizer: OptimizerConfig) -> Iterator[str]:
+    name = f"schedule.optimizers.{role}"
+    num_updates = recipe.schedule.num_cycles * recipe.method.updates_per_cycle(role)
+    steps = optimizer.over(num_updates).decay_steps
+    if steps is None and optimizer.final_lr:
+        yield f"{name}.final_lr {optimizer.final_lr:g}: the rate does not fall; give decay 1 too"
+    if steps is not None and steps < num_updates and optimizer.final_lr == 0:
+        given = "decay" if optimizer.decay_steps is None else "decay_steps"
+        yield (
+            f"{name}.{given} {getattr(optimizer, given):g}: the rate is 0 after {steps} of "
+            f"{num_updates} updates; give --{name}.decay 1 --{name}.decay_steps null, or a final_lr"
+        )
+
+
+def _method(recipe: Recipe) -> Iterator[str]:
+    for problem in recipe.method.problems(recipe.model, recipe.schedule.num_cycles):
+        yield f"method.{problem}"
+
+
+def _evaluation(recipe: Recipe) -> Iterator[str]:
+    """Check what chooses the best checkpoint, and that held-out clips are like those trained on."""
+    health, evaluation = recipe.health, recipe.evaluation
+    limits = [name for name, value in health if isinstance(value, Thresholds)]
+    if health.best_by not in (known := (*limits, *METRICS.names())):
+        yield f"health.best_by {health.best_by}: no such metric; choose one of {', '.join(known)}"
+    if evaluation is None:
+        return
+    if not evaluation.has_clips:
+        yield (
+            "evaluation: a training is judged beside held-out clips, and these are pictures; give "
+            "clips or null here, and the pictures to jobs/evaluate.py --protocol"
+        )
+    elif evaluation.data.bucket not in recipe.data.buckets and recipe.method.data == "latents":
+        yield (
+            f"evaluation.data.bucket {evaluation.data.bucket}: the training has "
+            f"{' and '.join(map(str, recipe.data.buckets))}; give the same"
+        )
+
+
+def _cluster(recipe: Recipe) -> Iterator[str]:
+    """Check what runs on this machine's processors: it has kernels, and places for all."""
+    cluster, kernels, engine = recipe.cluster, recipe.kernels, recipe.engine
+    if kernels.attention != "sdpa" and not (cluster.uses_gpus and engine.precision == "bf16"):
+        where = "GPUs" if cluster.uses_gpus else "CPUs"
+        yield (
+            f"kernels.attention {kernels.attention}: it computes bf16 on GPUs, and this is "
+            f"{engine.precision} on {where}; give sdpa"
+        )
+    pairs = recipe.pairs
+    makers = pairs.num_actors if pairs and pairs.stored is None else 0
+    wanted = cluster.num_workers + makers + recipe.data.num_readers
+    is_local = cluster.address is None and "RAY_ADDRESS" not in os.environ
+    if is_local and not cluster.gpus_per_worker and wanted > cluster.logical_cpus:
+        yield (
+            f"cluster.logical_cpus {cluster.logical_cpus}: workers, readers and makers of pairs "
+            f"are {wanted} processes; give at least {wanted}, or fewer of them"
+        )
+
+
+def _weights(recipe: Recipe) -> Iterator[str]:
+    model, pairs = recipe.model, recipe.pairs
+    prompts, evaluation = recipe.data.prompts, recipe.evaluation
+    for field, location, kind in (
+        ("model.vae", model.vae, "VAE"),
+        ("model.teacher", model.teacher, "transformer"),
+        ("model.generator", model.generator, "transformer"),
+        ("pairs.generator", pairs and pairs.generator, "transformer"),
+    ):
+        if location is None:
+            continue
+        if problem := weights_problem(field, location, kind):
+            yield problem
+        elif kind == "transformer":
+            yield from _family(field, location, model.shapes.transformer)
+    for field, location in (
+        ("data.prompts.encoder", prompts and prompts.encoder),
+        ("evaluation.networks", evaluation and evaluation.networks),
+    ):
+        if location is not None and not Path(location).expanduser().is_dir():
+            yield f"{field}: there is no folder {location}; give one that exists"
+
+
+def _family(field: str, location: str, shapes: BackboneConfig) -> Iterator[str]:
+    """Check that a folder of diffusers has a network of the preset's backbone."""
+    if (path := find_weights(location, field)).is_dir():
+        try:
+            demand_family(path, shapes)
+        except ValueError as error:
+            yield f"{field}: {error}"
+
+
+def weights_problem(field: str, location: str, kind: str) -> str | None:
+    """Say why weights cannot be those of a network of a kind of `KINDS`; None where they can."""
+    try:
+        found = find_weights(location, field)
+    except FileNotFoundError as error:
+        return f"{error}; give one that has them"
+    if not found.is_dir():
+        return None
+    name = json.loads((found / CONFIG).read_text()).get("_class_name", "")
+    others = [other for other, part in KINDS.items() if other != kind and part in name]
+    return f"{field}: {location} holds a {others[0]} ({name}); give a {kind}" if others else None
