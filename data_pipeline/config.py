@@ -11,6 +11,7 @@ from magicdistill.data_pipeline.scorers.registry import AnyScorer, score_names
 from magicdistill.data_pipeline.sources.base import Mixture
 from magicdistill.data_pipeline.sources.registry import Source, importers
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalPath
 
 SCORES_VERSION = 2
 """Raised when shots or motion change their meaning: all videos are then scored again."""
@@ -230,7 +231,7 @@ class NullText(Config):
 class Prompts(Config):
     """Captions as embeddings, of which training drops some for the null prompt."""
 
-    encoder: str
+    encoder: LocalPath
     """Local folder of diffusers: text_encoder, tokenizer, text_encoder_2, tokenizer_2."""
     num_tokens: int = Field(default=256, ge=1)
     """Tokens of a prompt; longer ones are cut."""

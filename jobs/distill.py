@@ -4,6 +4,7 @@ from typing import Annotated
 
 import tyro
 
+from magicdistill.models.paths import Location
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse
 
@@ -11,7 +12,7 @@ from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse
 class Flags(JobFlags):
     """Flags of this job."""
 
-    save_pairs: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    save_pairs: Annotated[Location | None, tyro.conf.arg(metavar="DIR")] = None
     """Train nothing: make the noise-data pairs of a 1-step recipe, as many as its training reads,
     and store them in DIR, where `--pairs.stored` finds them."""
 

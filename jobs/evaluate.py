@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from magicdistill.models.paths import LocalPath
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import Recipe, with_protocol
 from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse
@@ -18,15 +19,15 @@ from magicdistill.platform.runs.run_directory import RunDirectory
 class Flags(JobFlags):
     """Flags of this job."""
 
-    model: Annotated[str | None, tyro.conf.arg(metavar="RUN|DIR")] = None
+    model: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN|DIR")] = None
     """Model to score: a run (a folder, a name, or `latest`) or a folder of weights."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    weights: Annotated[LocalPath | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the metrics' networks (docs/evaluation.md), without which only temporal flickering
     and the proxies are measured."""
-    protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    protocol: Annotated[LocalPath | None, tyro.conf.arg(metavar="NAME|FILE")] = None
     """Protocol to score by: vfhq, hdtf, celebv, portrait-vbench, i2v-vbench, portrait-tiny or a
     file of your own; by default it is the recipe's `evaluation`."""
-    report: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    report: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN")] = None
     """Score nothing: write one page about a run, with what was trained on what, its curves, best
     checkpoint, videos and scores."""
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalFile, WorkingDirectory
 from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
@@ -38,10 +39,10 @@ class Arguments(Config):
     RAY_API_SERVER_ADDRESS."""
     name: str | None = None
     """Name of the schedule, by default the job's; jobs of one name never run at once."""
-    history: Path | None = None
+    history: LocalFile | None = None
     """File that records every run; by default runs/schedules/NAME.jsonl."""
-    working_dir: str = str(ROOT)
-    """Folder that is sent along with the job."""
+    working_dir: WorkingDirectory = str(ROOT)
+    """Folder that is sent along with the job, or the address of a zip archive that Ray fetches."""
     env: tuple[str, ...] = ()
     """Environment variables of the job, as NAME=VALUE."""
     stop_job: Switch = False

@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalPath, TrackingStore
 from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
@@ -13,11 +14,11 @@ from magicdistill.platform.runs import logs
 class Arguments(Config):
     """Flags of this job."""
 
-    run: Annotated[str, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional] = "latest"
+    run: Annotated[LocalPath, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional] = "latest"
     """Run to send, by its folder, its name or `latest`."""
-    uri: str | None = None
+    uri: TrackingStore | None = None
     """MLflow server or store that receives it, instead of the one of the run's recipe."""
-    runs: str = "runs"
+    runs: LocalPath = "runs"
     """Folder of the runs."""
     verbose: Annotated[Switch, tyro.conf.arg(aliases=["-v"])] = False
     """Also show the messages of the frameworks."""

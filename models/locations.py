@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import magicdistill
+from magicdistill.models.paths import local_path
 
 PROJECT = Path(magicdistill.__file__).resolve().parents[1]
 CONFIG = "config.json"
@@ -17,7 +18,7 @@ def find_weights(location: str, field: str) -> Path:
     whole diffusers pipeline, the result is its `vae` if the recipe's `field` ends in `vae`, else
     its `transformer`. Raises FileNotFoundError naming the field.
     """
-    path = Path(location).expanduser()
+    path = Path(local_path(location))
     part = "vae" if field.endswith("vae") else "transformer"
     for root in (path, PROJECT / path):
         for candidate in (root, root / part):

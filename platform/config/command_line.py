@@ -1,9 +1,11 @@
 """How a command line becomes a configuration: tyro, with the project's conventions for flags."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
+from pydantic import ValidationError
 from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
@@ -91,11 +93,17 @@ def parse_known(form: type[T], arguments: Sequence[str], **options: Any) -> tupl
 
 
 def _cli(form: type[Any], arguments: Sequence[str], **options: Any) -> Any:
-    return tyro.cli(
-        form,
-        args=list(arguments),
-        config=(tyro.conf.AvoidSubcommands,),
-        use_underscores=True,
-        registry=_registry(),
-        **options,
-    )
+    try:
+        return tyro.cli(
+            form,
+            args=list(arguments),
+            config=(tyro.conf.AvoidSubcommands,),
+            use_underscores=True,
+            registry=_registry(),
+            **options,
+        )
+    except ValidationError as error:  # of flags without a section, which tyro lets pass
+        for problem in error.errors():
+            name = ".".join(map(str, problem["loc"]))
+            print(f"--{name} {problem['input']}: {problem['msg']}", file=sys.stderr)
+        sys.exit(2)

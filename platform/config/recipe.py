@@ -10,9 +10,11 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.io.user_files import read_text
 from magicdistill.models.config import Config
 from magicdistill.models.methods.registry import AnyMethod
 from magicdistill.models.networks.config import KernelsConfig, ModelConfig
+from magicdistill.models.paths import LocalPath, Location, PathError, local_path
 from magicdistill.platform.config.overrides import (
     UNLOADED_PLUGIN,
     RecipeError,
@@ -49,13 +51,13 @@ class Recipe(Config):
     """Names the run's folder; a recipe file without it is named after the file."""
     seed: int = 0
     """Seed of every random number of the run."""
-    runs: str = "runs"
+    runs: LocalPath = "runs"
     """Folder that receives the run. A relative one starts at the current folder; in a submitted
     job, whose current folder is a passing copy, at the home folder."""
-    mirror: str | None = None
+    mirror: Location | None = None
     """Address that receives a copy of every checkpoint, such as s3://bucket/prefix; a run finds
     its own there again, by its name, where they are damaged or missing in its folder."""
-    data_root: str | None = None
+    data_root: Location | None = None
     """Folder or s3://bucket/prefix of the ledger and the latents, which runs share; null is `data`
     beside the runs. A relative one starts where that of `runs` does."""
     model: ModelConfig = ModelConfig()
@@ -162,7 +164,10 @@ def find_recipe(
     name_or_path: str | Path, beside: Path | None = None, folder: Path = RECIPES
 ) -> Path:
     """Return the file of a recipe; a relative path may also start in the folder `beside`."""
-    text = str(name_or_path)
+    try:
+        text = local_path(name_or_path)
+    except PathError as error:
+        raise RecipeError(str(error)) from error
     if not text.endswith((".yaml", ".yml")):
         path = folder / f"{text}.yaml"
     elif beside is not None:
@@ -189,7 +194,9 @@ def _read(path: Path, extended_by: tuple[Path, ...], cls: type[Config]) -> dict[
     if path in extended_by:
         raise RecipeError(f"{path}: extends itself by way of {extended_by[-1]}")
     try:
-        values = yaml.load(path.read_text(), LOADER)
+        values = yaml.load(read_text(path), LOADER)
+    except PathError as error:
+        raise RecipeError(str(error)) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):

@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 from pydantic import Field
 
+from magicdistill.data_pipeline.io.user_files import read_text
 from magicdistill.models.config import Config
+from magicdistill.models.paths import PathError
 from magicdistill.platform.config.overrides import RecipeError, validate
 from magicdistill.platform.config.recipe import COMPARISONS, LOADER, PROTOCOLS, RECIPES
 
@@ -55,8 +57,8 @@ def about(path: Path) -> About | None:
     Raises RecipeError for an `about` with unknown or missing keys.
     """
     try:
-        values: Any = yaml.load(path.read_text(), LOADER)
-    except (OSError, yaml.YAMLError):
+        values: Any = yaml.load(read_text(path), LOADER)
+    except (PathError, yaml.YAMLError):
         return None
     if not isinstance(values, dict) or "about" not in values:
         return None

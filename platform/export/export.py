@@ -20,6 +20,7 @@ from magicdistill.models.networks.state_dicts import WRAPPER
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
 from magicdistill.models.objectives.types import Method
+from magicdistill.models.paths import local_path
 from magicdistill.platform.checkpoints.checkpoints import (
     COMMITTED,
     EMA,
@@ -187,7 +188,7 @@ def find_checkpoint(
     source: str, runs: str, say: Callable[[str], None]
 ) -> tuple[RunDirectory, Path]:
     """Return an intact checkpoint, from the mirror of the run if need be, and the run."""
-    path = Path(source).expanduser().resolve()
+    path = Path(local_path(source)).resolve()
     if path.parent.name == "checkpoints" and (path.parents[1] / "recipe.yaml").is_file():
         if not (path / COMMITTED).is_file():
             raise ExportError(f"{path} is no complete checkpoint: it has no {COMMITTED}")

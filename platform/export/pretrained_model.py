@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.locations import CONFIG, PROJECT, find_weights, is_int8
 from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.paths import local_path
 from magicdistill.platform.config.recipe import RECIPES, Recipe, load_recipe, load_stored
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import resolve_root
@@ -143,7 +144,7 @@ def _find_transformer(location: str, runs: str) -> Path:
 
 
 def _candidates(location: str, runs: str) -> Iterator[Path]:
-    path = Path(location).expanduser()
+    path = Path(local_path(location))
     yield from (path, resolve_root(runs) / path, ASSETS / path)
     if not path.is_absolute():
         yield from sorted(ASSETS.glob(f"*/{location}"))

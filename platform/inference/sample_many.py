@@ -14,6 +14,7 @@ from ray.util import ActorPool
 
 from magicdistill.data_pipeline.progress import Bars
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalFile
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.export.pretrained_model import Pretrained
@@ -24,7 +25,7 @@ from magicdistill.platform.runs.logs import ExplainedError, say
 class Line(Config):
     """One line of a list of inputs."""
 
-    image: Path | None = None
+    image: LocalFile | None = None
     """The first frame; a relative path starts at the folder of the list, and null makes one for the
     prompt."""
     name: str | None = None

@@ -10,6 +10,7 @@ from typing import Annotated, Generic, NoReturn, TypeVar
 import tyro
 
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalPath, PathError, local_path
 from magicdistill.platform.config import help_pages
 from magicdistill.platform.config.command_line import FLAGS_TAKE_VALUES, parse, parse_known
 from magicdistill.platform.config.overrides import RecipeError, prepare
@@ -60,11 +61,11 @@ Switch = tyro.conf.FlagCreatePairsOff[bool]
 class JobFlags(Config):
     """Flags of every job that takes a recipe."""
 
-    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    recipe: Annotated[LocalPath | None, tyro.conf.arg(metavar="NAME|FILE")] = None
     """Recipe to start from: a name that --list shows, or the path of a YAML file."""
     list_recipes: Annotated[Switch, tyro.conf.arg(name="list")] = False
     """List the recipes that fit this job, with purpose, hardware and time, and exit."""
-    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    resume: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN")] = None
     """Continue a run, by its folder, its name or `latest`, with its own recipe."""
     force_changed: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
     """Fields, or groups of them, that a resumed run may change although its results depend on
@@ -212,6 +213,10 @@ def _start(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--runs", default=load_recipe(default_recipe).runs)
     runs = first.parse_known_args(list(arguments))[0].runs
+    try:
+        runs = local_path(runs)
+    except PathError as error:
+        raise RecipeError(f"--runs {error}") from error
     run = RunDirectory.open(own.resume, root=runs)
     return run, run.recipe()
 

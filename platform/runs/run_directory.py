@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from magicdistill.data_pipeline.io.whole_files import write_text
+from magicdistill.models.paths import local_path
 from magicdistill.platform.config.recipe import Recipe, load_stored, to_yaml
 from magicdistill.platform.runs.provenance import Provenance
 
@@ -55,7 +56,8 @@ class RunDirectory:
         Raises FileNotFoundError, naming the runs that exist.
         """
         root = resolve_root(root)
-        for path in (Path(name_or_path).expanduser(), root / name_or_path):
+        name_or_path = local_path(name_or_path)
+        for path in (Path(name_or_path), root / name_or_path):
             if (path / "recipe.yaml").is_file():
                 return cls(path.resolve())
         there = sorted(p.parent.name for p in root.glob("*/recipe.yaml") if p.parent.is_dir())
@@ -222,7 +224,7 @@ def is_submitted() -> bool:
 
 def resolve_root(root: str | Path) -> Path:
     """Return the absolute folder of the runs; see `Recipe.runs`."""
-    return (Path.home() if is_submitted() else Path.cwd()) / Path(root).expanduser()
+    return (Path.home() if is_submitted() else Path.cwd()) / local_path(root)
 
 
 def _append_line(path: Path, line: str) -> None:
