@@ -18,7 +18,7 @@ TRACKING_STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "d
 """Schemes of MLflow's servers and data bases."""
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 """An address; of its slashes one is enough, since `pathlib` merges them."""
-_FILE = re.compile(r"file:(?://(?:localhost)?)?(?=/)", re.IGNORECASE)
+_FILE = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/[^/]))", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 _SQLITE = "sqlite:///"
 
