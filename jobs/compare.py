@@ -17,7 +17,7 @@ from magicdistill.platform.comparison.comparison_recipe import (
 )
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe_list import demand_job, format_list
-from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse, width
+from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse, refusing, width
 from magicdistill.platform.runs import logs
 
 
@@ -62,10 +62,11 @@ def main() -> None:
 
     from magicdistill.platform.comparison.run_comparison import report_comparison, run_comparison
 
-    if args.report:
-        report_comparison(comparison)
-    else:
-        run_comparison(comparison, args.only)
+    with refusing("compare"):
+        if args.report:
+            report_comparison(comparison)
+        else:
+            run_comparison(comparison, args.only)
 
 
 def _comparison(args: Arguments) -> ComparisonRecipe:

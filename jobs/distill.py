@@ -6,7 +6,7 @@ import tyro
 
 from magicdistill.models.paths import Location
 from magicdistill.platform.config.overrides import RecipeError
-from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse
+from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse, refusing
 
 
 class Flags(JobFlags):
@@ -27,10 +27,11 @@ def main() -> None:
 
     from magicdistill.platform.launch import run_job
 
-    if folder is None:
-        run_job.run_job(args.recipe, args.resume)
-    else:
-        run_job.save_pairs(args.recipe, folder)
+    with refusing("distill"):
+        if folder is None:
+            run_job.run_job(args.recipe, args.resume)
+        else:
+            run_job.save_pairs(args.recipe, folder)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tyro
 from magicdistill.models.paths import LocalPath
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import Recipe, with_protocol
-from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse
+from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse, refusing
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.find_model import find_model
 from magicdistill.platform.runs.run_directory import RunDirectory
@@ -49,22 +49,18 @@ def main() -> None:
         message = "give --model, --protocol or a recipe that has `evaluation`, and no --resume"
         refuse("evaluate", RecipeError(message))
 
-    try:
+    with refusing("evaluate"):
         student, folder = find_model(args.recipe, flags.model)
         from magicdistill.platform.evaluation.evaluate_protocol import evaluate_model
 
         evaluate_model(args.recipe, student, folder)
-    except FileNotFoundError as error:
-        refuse("evaluate", error)
 
 
 def _report(name: str, runs: str) -> None:
     from magicdistill.platform.reports.run_report import write_run_report
 
-    try:
+    with refusing("evaluate"):
         logs.say(f"report {write_run_report(RunDirectory.open(name, root=runs))}")
-    except FileNotFoundError as error:
-        refuse("evaluate", error)
 
 
 def _with(flags: Flags, recipe: Recipe) -> Recipe:

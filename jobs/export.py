@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from magicdistill.models.config import Config
-from magicdistill.models.paths import LocalFile, LocalPath
+from magicdistill.models.paths import LocalFile, LocalPath, PathError
 from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
@@ -58,7 +58,7 @@ def main() -> None:
             encoders=args.encoders,
             say=logs.say,
         )
-    except (ExportError, FileNotFoundError) as error:
+    except (ExportError, FileNotFoundError, PathError) as error:
         refuse("export", error)
 
 

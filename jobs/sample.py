@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from magicdistill.models.config import Config
-from magicdistill.models.paths import LocalFile, LocalPath
+from magicdistill.models.paths import LocalFile, LocalPath, PathError
 from magicdistill.platform.config.first_frame_sections import PriorConfig
 from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
@@ -105,7 +105,7 @@ def main() -> None:
     logs.configure(verbose=args.verbose)
     try:
         failures = sample(args)
-    except logs.ExplainedError as error:
+    except (logs.ExplainedError, PathError) as error:
         refuse("sample", error)
     sys.exit("\n".join(failures) or None)
 

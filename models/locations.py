@@ -4,11 +4,18 @@ import json
 from pathlib import Path
 
 import magicdistill
-from magicdistill.models.paths import local_path
+from magicdistill.models.paths import PathError, local_path
 
 PROJECT = Path(magicdistill.__file__).resolve().parents[1]
 CONFIG = "config.json"
 """File in a folder of weights that says how to build the network."""
+PIPELINE = "model_index.json"
+"""File in a folder of diffusers that names a whole pipeline and its parts."""
+SUPPORTED = {
+    "transformer": ("HunyuanVideoTransformer3DModel",),
+    "vae": ("AutoencoderKLHunyuanVideo",),
+}
+"""Classes of diffusers that can be loaded, by part of a pipeline."""
 
 
 def find_weights(location: str, field: str) -> Path:
@@ -16,17 +23,39 @@ def find_weights(location: str, field: str) -> Path:
 
     A relative path is searched in the working directory, then in the project's root. If it is a
     whole diffusers pipeline, the result is its `vae` if the recipe's `field` ends in `vae`, else
-    its `transformer`. Raises FileNotFoundError naming the field.
+    its `transformer`. Raises FileNotFoundError naming the field, and PathError for
+    another network than those that are supported.
     """
     path = Path(local_path(location))
     part = "vae" if field.endswith("vae") else "transformer"
     for root in (path, PROJECT / path):
         for candidate in (root, root / part):
             if candidate.is_file() or (candidate / CONFIG).is_file():
+                demand_supported(candidate, part, field)
                 return candidate.absolute()
+        demand_supported(root, part, field)
     raise FileNotFoundError(
         f"{field}: no weights (a folder with {CONFIG}, or a file) in {path}, here or in {PROJECT}"
     )
+
+
+def demand_supported(folder: Path, part: str, field: str) -> None:
+    """Raise PathError where a folder of diffusers holds another network or pipeline.
+
+    What does not say its class, and what is no folder of diffusers, is left to its loader.
+    """
+    for name in (CONFIG, PIPELINE):
+        if (folder / name).is_file():
+            try:
+                found = json.loads((folder / name).read_text(encoding="utf-8"))["_class_name"]
+            except (ValueError, TypeError, KeyError):
+                continue
+            if found not in SUPPORTED[part]:
+                raise PathError(
+                    f"{field} {folder}",
+                    f"a {found}, which is not supported as a {part}; give a folder of "
+                    f"{' or '.join(SUPPORTED[part])}",
+                )
 
 
 def is_int8(folder: Path) -> bool:

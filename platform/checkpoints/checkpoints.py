@@ -15,10 +15,9 @@ from safetensors import SafetensorError
 
 from magicdistill.platform.checkpoints.s3_mirror import Mirror, MirrorError
 from magicdistill.platform.cluster import ranks
-from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.runs.run_directory import COMMITTED, RunDirectory
 
 PREFIX = "cycle-"
-COMMITTED = "COMMITTED"
 GENERATOR = "generator"
 """The role whose network is exported, scored and sampled."""
 EMA = "ema"

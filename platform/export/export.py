@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.models.networks.conditioning.conditions import Conditions
@@ -138,6 +139,7 @@ def demand_new(directory: Path) -> None:
     """Raise ExportError if a folder exists and is not empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ExportError(f"--to {directory}: it is not empty; give a folder that is new")
+    demand_output_folder(directory.absolute().parent, "--to")
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, make_dataclass
 from typing import Annotated, Generic, NoReturn, TypeVar
 
@@ -128,7 +129,7 @@ def parse_job(
             from magicdistill.platform.planning.plan import demand_fit  # imports torch
 
             demand_fit(args.recipe)
-    except (RecipeError, FileNotFoundError) as error:
+    except (RecipeError, PathError, FileNotFoundError) as error:
         refuse(job, error)
     if args.flags.dry_run:
         with logs.ending_with_its_reader():
@@ -280,6 +281,17 @@ def _check_changes(stored: Recipe, wanted: Recipe, forced: Sequence[str]) -> Non
             + "\n  ".join(changes.values())
             + f"\nStart a new run, or add --force-changed {' '.join(changes)}"
         )
+
+
+@contextmanager
+def refusing(job: str) -> Iterator[None]:
+    """Exit with 2 where the body finds a user's mistake, such as a file that does not exist."""
+    try:
+        yield
+    except Exception as error:
+        if logs.is_mistake(error):
+            refuse(job, error)
+        raise
 
 
 def refuse(job: str, error: Exception) -> NoReturn:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from magicdistill.models.paths import PathError
+from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.runs.file_polling import Tail, polling
 
 VERBOSE = "MAGICDISTILL_VERBOSE"
@@ -93,12 +95,23 @@ def ending_with_its_reader() -> Iterator[None]:
 
 @contextmanager
 def resume_hint(way: str) -> Iterator[None]:
-    """Say how to continue where the body is stopped."""
+    """Say how to continue where the body is stopped, unless by a mistake of the user's."""
     try:
         yield
-    except BaseException:
-        say(f"stopped; continue with {way}")
+    except BaseException as error:
+        if not is_mistake(error):
+            say(f"stopped; continue with {way}")
         raise
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Tell an error about what the user asked for: the same command would end in it again.
+
+    Files that the system itself does not find, with an error number, are no such errors.
+    """
+    if isinstance(error, FileNotFoundError):
+        return error.errno is None
+    return isinstance(error, RecipeError | PathError)
 
 
 @contextmanager
@@ -119,7 +132,7 @@ def _explain(
 ) -> None:
     if issubclass(kind, KeyboardInterrupt):
         say("interrupted")
-    elif issubclass(kind, ExplainedError) and not is_verbose():
+    elif (issubclass(kind, ExplainedError) or is_mistake(error)) and not is_verbose():
         say(str(error))
     else:
         sys.__excepthook__(kind, error, traceback)
