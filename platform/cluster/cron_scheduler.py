@@ -328,7 +328,7 @@ class Scheduler:
                     logs.say(f"  {line}")
 
     def _reasons(self, name: str, job: JobDetails) -> list[str]:
-        """Return what Ray says of a job's end and, where it failed, the last lines of its output."""
+        """Return what Ray says of a job's end and, where it failed, its last lines of output."""
         said = (job.message or "").splitlines()
         if job.status == JobStatus.FAILED and len(said) < 2:  # Ray adds the output where it can
             with suppress(*NO_ANSWER):

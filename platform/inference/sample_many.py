@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from ray.util import ActorPool
 
+from magicdistill.data_pipeline.io.user_files import read_text
 from magicdistill.data_pipeline.progress import Bars
 from magicdistill.models.config import Config
 from magicdistill.models.paths import LocalFile
@@ -46,7 +47,7 @@ def read_orders(
     """
     if not path.is_file():
         raise ExplainedError(f"--inputs: there is no file {path}")
-    texts = [text for text in path.read_text().splitlines() if text.strip()]
+    texts = [text for text in read_text(path).splitlines() if text.strip()]
     lines = [_parse(path, number, text) for number, text in enumerate(texts)]
     orders = [
         _order(line, number, path.parent, folder, defaults) for number, line in enumerate(lines)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from magicdistill.data_pipeline.io.storage import place
 from magicdistill.data_pipeline.io.user_files import demand_output_folder
-from magicdistill.models.locations import find_weights
 from magicdistill.platform.cluster.ray_cluster import announced_cluster, joined_address
 from magicdistill.platform.config.recipe import Recipe
-from magicdistill.platform.launch.steps import initial_weights, perform, store_pairs
+from magicdistill.platform.launch.steps import perform, store_pairs
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import resume_hint
 from magicdistill.platform.runs.run_directory import RunDirectory
@@ -21,8 +20,6 @@ from magicdistill.platform.tracking.tracker import Tracker
 
 def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     """Run a recipe, or continue a run of it; every step that is already done is skipped."""
-    for field, location in initial_weights(recipe).items():
-        find_weights(location, field)  # a wrong path shows before there is a run
     run = resume or RunDirectory.create(recipe.runs, recipe)
     run.store(recipe)
     run.stop_path.unlink(missing_ok=True)

@@ -1,0 +1,58 @@
+"""Finding weights, and telling networks of other pipelines from those that are supported."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from magicdistill.models.locations import SUPPORTED, find_weights
+from magicdistill.models.paths import PathError
+from magicdistill.platform.export.pretrained_model import find_pretrained
+
+
+def pipeline(folder: Path, name: str, **parts: str) -> Path:
+    """Write what names the classes of a diffusers pipeline and its parts."""
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    for part, cls in parts.items():
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps({"_class_name": cls}))
+    return folder
+
+
+FLUX = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL"}
+
+
+@pytest.mark.parametrize("part", SUPPORTED)
+def test_a_network_of_another_pipeline_is_named_with_those_that_are_supported(
+    part: str, tmp_path: Path
+) -> None:
+    folder = pipeline(tmp_path, "FluxPipeline", **FLUX)
+    field = "model.vae" if part == "vae" else "model.teacher"
+    for place in (folder, folder / part):
+        with pytest.raises(PathError, match=f"{field} .*a {FLUX[part]}.*{SUPPORTED[part][0]}"):
+            find_weights(str(place), field)
+
+
+def test_a_pipeline_without_such_a_part_is_named(tmp_path: Path) -> None:
+    folder = pipeline(tmp_path, "StableDiffusionPipeline", unet="UNet2DConditionModel")
+    with pytest.raises(PathError, match=r"model\.teacher .*a StableDiffusionPipeline"):
+        find_weights(str(folder), "model.teacher")
+    with pytest.raises(PathError, match=r"--model .*a StableDiffusionPipeline"):
+        find_pretrained(str(folder))
+
+
+def test_supported_networks_and_those_that_do_not_say_their_class_are_found(
+    tmp_path: Path,
+) -> None:
+    names = {part: classes[0] for part, classes in SUPPORTED.items()}
+    folder = pipeline(tmp_path, "HunyuanVideoImageToVideoPipeline", **names)
+    assert find_weights(str(folder), "model.vae") == folder / "vae"
+    assert find_weights(str(folder), "model.teacher") == folder / "transformer"
+    (folder / "transformer" / "config.json").write_text("{}")
+    assert find_weights(f"file://{folder}", "model.teacher") == folder / "transformer"
+
+
+def test_a_foreign_model_is_refused_by_the_flag(tmp_path: Path) -> None:
+    folder = pipeline(tmp_path, "FluxPipeline", **FLUX)
+    with pytest.raises(PathError, match=r"--model .*a FluxTransformer2DModel"):
+        find_pretrained(str(folder))
