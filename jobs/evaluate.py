@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.models.paths import LocalPath
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import Recipe, with_protocol
@@ -51,6 +52,7 @@ def main() -> None:
 
     with refusing("evaluate"):
         student, folder = find_model(args.recipe, flags.model)
+        demand_output_folder(folder, "--runs")
         from magicdistill.platform.evaluation.evaluate_protocol import evaluate_model
 
         evaluate_model(args.recipe, student, folder)

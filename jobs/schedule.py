@@ -11,8 +11,9 @@ import signal
 import sys
 from pathlib import Path
 
+from magicdistill.data_pipeline.io.user_files import demand_output_file
 from magicdistill.models.config import Config
-from magicdistill.models.paths import LocalFile, WorkingDirectory
+from magicdistill.models.paths import LocalFile, PathError, WorkingDirectory
 from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
@@ -66,15 +67,17 @@ def main() -> None:
 
     from magicdistill.platform.cluster import cron_scheduler
 
+    path = _history_path(args, entrypoint)
     try:
+        demand_output_file(path, "--history")
         timetable = cron_scheduler.Timetable(args.cron, args.timezone) if args.cron else None
         client = cron_scheduler.connect(args.address)
-    except cron_scheduler.ScheduleError as error:
+    except (cron_scheduler.ScheduleError, PathError) as error:
         refuse("schedule", error)
     variables = dict(pair.split("=", 1) for pair in args.env)
     name = _name(args, entrypoint)
     job = cron_scheduler.ScheduledJob(name, entrypoint, args.working_dir, variables)
-    history = cron_scheduler.History(_history_path(args, entrypoint))
+    history = cron_scheduler.History(path)
     scheduler = cron_scheduler.Scheduler(
         job, history, client, timetable, catch_up=args.catch_up, max_runs=args.max_runs
     )

@@ -7,7 +7,7 @@ import tyro
 
 from magicdistill.models.config import Config
 from magicdistill.models.paths import LocalPath, TrackingStore
-from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
+from magicdistill.platform.launch.cli import Switch, parse_arguments, refusing
 from magicdistill.platform.runs import logs
 
 
@@ -33,15 +33,13 @@ def main() -> None:
     from magicdistill.platform.runs.run_directory import RunDirectory
     from magicdistill.platform.tracking.tracker import send_unsent
 
-    try:
+    with refusing("track"):
         run = RunDirectory.open(args.run, root=args.runs)
-    except FileNotFoundError as error:
-        refuse("track", error)
-    config = run.recipe().tracking
-    if args.uri:
-        config = config.model_copy(update={"uri": args.uri})
-    if not send_unsent(config, run, register_model):
-        sys.exit(1)
+        config = run.recipe().tracking
+        if args.uri:
+            config = config.model_copy(update={"uri": args.uri})
+        if not send_unsent(config, run, register_model):
+            sys.exit(1)
     logs.say(f"MLflow has received all of {run.path.name}")
 
 

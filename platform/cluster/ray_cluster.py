@@ -20,8 +20,8 @@ import magicdistill
 from magicdistill.platform.cluster.ray_failures import (
     JOINED_PATIENCE_S,
     LOCAL_PATIENCE_S,
-    joined,
-    started,
+    explained_join,
+    retried_start,
     token_kept,
     watched,
 )
@@ -67,10 +67,10 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
     address = joined_address(config)
     with ExitStack() as stack:
         if address:
-            context = joined(partial(_connect, config, stack, address=address), address)
+            context = explained_join(partial(_connect, config, stack, address=address), address)
         else:
             stack.enter_context(token_kept())
-            context = started(partial(_connect, config, stack, **_local_options(config)))
+            context = retried_start(partial(_connect, config, stack, **_local_options(config)))
         signal.signal(signal.SIGTERM, _leave)  # Ray's own handler dies on the spot
         resources = ray.cluster_resources()
         yield ClusterShape(

@@ -60,7 +60,7 @@ def _can_hold_token(folder: Path) -> bool:
     return True
 
 
-def started(start: Callable[[], T]) -> T:
+def retried_start(start: Callable[[], T]) -> T:
     """Start a local Ray by `start`, which leaves nothing behind where it fails.
 
     Ray gives itself 30 s, which a machine that does other work can exceed. Raises RayError where
@@ -82,7 +82,7 @@ def started(start: Callable[[], T]) -> T:
         ) from error
 
 
-def joined(start: Callable[[], T], address: str) -> T:
+def explained_join(start: Callable[[], T], address: str) -> T:
     """Join a cluster; raises RayError where none answers."""
     try:
         return start()

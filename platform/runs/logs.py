@@ -1,5 +1,6 @@
 """What a job prints: progress lines with the time, without the noise of the frameworks."""
 
+import errno
 import logging
 import os
 import signal
@@ -43,6 +44,9 @@ NOISY = (
     "torch.distributed",
     "urllib3",
 )
+
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of a file that a user may not read or write."""
 
 _started_s = time.monotonic()
 
@@ -107,10 +111,13 @@ def resume_hint(way: str) -> Iterator[None]:
 def is_mistake(error: BaseException) -> bool:
     """Tell an error about what the user asked for: the same command would end in it again.
 
-    Files that the system itself does not find, with an error number, are no such errors.
+    So do files that may not be read or written, but not those that the system itself does not
+    find, with an error number: a worker may have lost them.
     """
     if isinstance(error, FileNotFoundError):
         return error.errno is None
+    if isinstance(error, OSError):
+        return error.errno in FORBIDDEN
     return isinstance(error, RecipeError | PathError)
 
 

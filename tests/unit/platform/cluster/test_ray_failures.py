@@ -13,8 +13,8 @@ import pytest
 from magicdistill.platform.cluster.ray_failures import (
     NUM_ATTEMPTS,
     RayError,
-    joined,
-    started,
+    explained_join,
+    retried_start,
     token_kept,
     watched,
 )
@@ -37,27 +37,27 @@ class Start:
 
 def test_a_slow_start_is_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
     start = Start(failures=NUM_ATTEMPTS - 1)
-    assert started(start) == "context"
+    assert retried_start(start) == "context"
     assert capsys.readouterr().out.count("trying again") == start.calls - 1 == NUM_ATTEMPTS - 1
 
 
 def test_a_start_that_never_succeeds_says_why_and_what_to_do() -> None:
     start = Start(failures=NUM_ATTEMPTS)
     with pytest.raises(RayError, match=r"timed out during startup.*free some") as failed:
-        started(start)
+        retried_start(start)
     assert start.calls == NUM_ATTEMPTS and "more" not in str(failed.value)
 
 
 def test_a_wrong_option_is_not_tried_again() -> None:
     start = Start(failures=1, error=ValueError)
     with pytest.raises(ValueError, match="startup"):
-        started(start)
+        retried_start(start)
     assert start.calls == 1
 
 
 def test_an_address_where_no_cluster_is_is_named_with_the_fix() -> None:
     with pytest.raises(RayError, match=r"cluster\.address 10\.0\.0\.1:6379: .*ray start --head"):
-        joined(Start(1, ConnectionError), "10.0.0.1:6379")
+        explained_join(Start(1, ConnectionError), "10.0.0.1:6379")
 
 
 def test_the_token_of_a_home_that_cannot_be_written_is_kept_for_this_user_alone(

@@ -1,5 +1,7 @@
 """Every field and flag that takes a path, in recipes, lists and all jobs."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path, PurePath
@@ -208,3 +210,19 @@ def test_a_number_that_is_not_finite_is_refused(
         parse(job, words)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and flag in said and "finite" in said
+
+
+UNWRITABLE = {
+    "distill": "--recipe portrait-tiny-smoke --runs /proc/nowhere",
+    "schedule": "--once --history /proc/nowhere/history.jsonl -- jobs/curate.py",
+}
+
+
+@pytest.mark.parametrize("job", UNWRITABLE)
+def test_a_job_that_may_not_write_where_it_should_ends_with_2_and_a_sentence(job: str) -> None:
+    command = [sys.executable, f"jobs/{job}.py", *UNWRITABLE[job].split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    first, *rest = done.stderr.splitlines()
+    assert "/proc/nowhere" in first and "give another folder" in first
+    assert rest == [f"See python jobs/{job}.py --help"]
