@@ -1,7 +1,5 @@
 """Every field and flag that takes a path, in recipes, lists and all jobs."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path, PurePath
@@ -20,7 +18,8 @@ from magicdistill.platform.config.overrides import RecipeError, sections_in, val
 from magicdistill.platform.config.recipe import Recipe, load_recipe
 from magicdistill.platform.config.sections import ENGINES
 from magicdistill.platform.inference.sample_many import Line
-from magicdistill.platform.launch.cli import JobFlags, parse_arguments, parse_job
+from magicdistill.platform.launch.cli import JobFlags, parse_arguments, parse_job, refusing
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[4]
 KINDS = {
@@ -212,17 +211,14 @@ def test_a_number_that_is_not_finite_is_refused(
     assert ended.value.code == 2 and flag in said and "finite" in said
 
 
-UNWRITABLE = {
-    "distill": "--recipe portrait-tiny-smoke --runs /proc/nowhere",
-    "schedule": "--once --history /proc/nowhere/history.jsonl -- jobs/curate.py",
-}
-
-
-@pytest.mark.parametrize("job", UNWRITABLE)
-def test_a_job_that_may_not_write_where_it_should_ends_with_2_and_a_sentence(job: str) -> None:
-    command = [sys.executable, f"jobs/{job}.py", *UNWRITABLE[job].split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    first, *rest = done.stderr.splitlines()
-    assert "/proc/nowhere" in first and "give another folder" in first
-    assert rest == [f"See python jobs/{job}.py --help"]
+def test_a_job_that_may_not_write_its_runs_ends_with_2_and_a_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended, refusing("distill"):
+        RunDirectory.create("/proc/nowhere", load_recipe("portrait-tiny-smoke"))
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert "--runs /proc/nowhere" in first and "give another folder" in first
+    assert rest == ["See python jobs/distill.py --help"]
+    with pytest.raises(ZeroDivisionError), refusing("distill"):
+        raise ZeroDivisionError
