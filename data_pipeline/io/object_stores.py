@@ -51,7 +51,11 @@ def open_text(location: str) -> TextIOWrapper:
         raise FileNotFoundError(f"manifest {location} does not exist") from error
     except IsADirectoryError as error:
         raise PathError(location, "a folder; give the manifest in it") from error
-    demand_text(location, raw.read(BINARY_BYTES))
+    try:
+        demand_text(location, raw.read(BINARY_BYTES))
+    except PathError:
+        raw.close()
+        raise
     raw.seek(0)
     return TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
 
