@@ -15,7 +15,8 @@ SUPPORTED = {
     "transformer": ("HunyuanVideoTransformer3DModel",),
     "vae": ("AutoencoderKLHunyuanVideo",),
 }
-"""Classes of diffusers that can be loaded, by part of a pipeline."""
+"""Classes of diffusers that can be loaded, by part of a pipeline; a part without an entry is judged
+by its loader."""
 
 
 def find_weights(location: str, field: str) -> Path:
@@ -40,22 +41,26 @@ def find_weights(location: str, field: str) -> Path:
 
 
 def demand_supported(folder: Path, part: str, field: str) -> None:
-    """Raise PathError where a folder of diffusers holds another network or pipeline.
+    """Raise PathError where a folder of diffusers holds another network, or a pipeline without it.
 
     What does not say its class, and what is no folder of diffusers, is left to its loader.
     """
-    for name in (CONFIG, PIPELINE):
-        if (folder / name).is_file():
-            try:
-                found = json.loads((folder / name).read_text(encoding="utf-8"))["_class_name"]
-            except (ValueError, TypeError, KeyError):
-                continue
-            if found not in SUPPORTED[part]:
-                raise PathError(
-                    f"{field} {folder}",
-                    f"a {found}, which is not supported as a {part}; give a folder of "
-                    f"{' or '.join(SUPPORTED[part])}",
-                )
+    known = SUPPORTED.get(part, ())
+    named = f"give a folder of {' or '.join(known) or 'diffusers that has one'}"
+    if (folder / CONFIG).is_file():
+        found = _class_in(folder / CONFIG)
+        if found and known and found not in known:
+            raise PathError(f"{field} {folder}", f"a {found} is not supported as a {part}; {named}")
+    elif found := _class_in(folder / PIPELINE):
+        raise PathError(f"{field} {folder}", f"a {found} without a {part} we know; {named}")
+
+
+def _class_in(path: Path) -> str | None:
+    """Return the class of diffusers that a file names, if it does."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def is_int8(folder: Path) -> bool:
