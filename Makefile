@@ -89,11 +89,13 @@ fmt: setup  ## format, and fix what ruff can
 docs: setup  ## draw the rooms in docs/architecture.md from the imports
 	$(BIN)/python docs/draw_rooms.py
 
-dashboard: setup  ## MLflow on http://127.0.0.1:5000, for the runs in RUNS
+dashboard: setup  ## MLflow on http://127.0.0.1:5000, for the runs in RUNS, also where they moved
 	@mkdir -p $(RUNS)
+	@$(BIN)/python -m magicdistill.platform.tracking.relocation $(RUNS)
 	@echo "Open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+	runs=$$(cd $(RUNS) && pwd); \
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
-		--backend-store-uri sqlite:///$(RUNS)/mlflow.db --artifacts-destination $(RUNS)/artifacts
+		--backend-store-uri "sqlite:///$$runs/mlflow.db" --artifacts-destination "$$runs/artifacts"
 
 clean:  ## remove the tools' caches and build outputs; .venv, runs and data stay
 	rm -rf build dist .ruff_cache .pytest_cache .import_linter_cache

@@ -11,6 +11,7 @@ from magicdistill.data_pipeline.scorers.registry import AnyScorer, score_names
 from magicdistill.data_pipeline.sources.base import Mixture
 from magicdistill.data_pipeline.sources.registry import Source, importers
 from magicdistill.models.config import Config, demand_range
+from magicdistill.models.paths import LocalPath
 
 SCORES_VERSION = 2
 """Raised when shots or motion change their meaning; all videos are then scored again."""
@@ -286,7 +287,7 @@ class NullText(Config):
 class Prompts(Config):
     """How captions are embedded, and how often training takes the null prompt instead of one."""
 
-    encoder: str
+    encoder: LocalPath
     """Local folder of diffusers: text_encoder, tokenizer, text_encoder_2, tokenizer_2."""
     num_tokens: int = Field(default=256, ge=1)
     """Tokens of a prompt; longer ones are cut."""

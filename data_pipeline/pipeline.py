@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.storage import AnyPath, local_folder, place
+from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.data_pipeline.latents.cache import committed_rows
 from magicdistill.data_pipeline.latents.text_shards import committed_texts
 from magicdistill.data_pipeline.ledger.ledger import Ledger
@@ -145,10 +146,13 @@ class Curator:
 
         Raises:
             FileNotFoundError: if a source does not exist.
+            PathError: if nothing can be written in a local `root`.
         """
         self.timings: list[StageTiming] = []
         """One entry for each stage that had something to do."""
         self._root = place(root)
+        if isinstance(self._root, Path):
+            demand_output_folder(self._root, "data_root")
         self._progress = progress or Bars()
         self._before_work = before_work
         self._ledger = Ledger(self._root / "ledger")

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalPath
 from magicdistill.platform.comparison.comparison_recipe import (
     ComparisonRecipe,
     check_names,
@@ -16,14 +17,14 @@ from magicdistill.platform.comparison.comparison_recipe import (
 )
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe_list import demand_job, format_list
-from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse, width
+from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse, refusing, width
 from magicdistill.platform.runs import logs
 
 
 class Arguments(Config):
     """Flags of this job."""
 
-    recipe: Annotated[str, tyro.conf.arg(metavar="NAME|FILE")] = "portrait-tiny-compare"
+    recipe: Annotated[LocalPath, tyro.conf.arg(metavar="NAME|FILE")] = "portrait-tiny-compare"
     """Comparison to run: a name in jobs/recipes/comparisons, or a YAML file."""
     list_recipes: Annotated[Switch, tyro.conf.arg(name="list")] = False
     """List the comparisons that come with the project, with purpose, hardware and time."""
@@ -31,7 +32,7 @@ class Arguments(Config):
     """Methods and ablations to run; the report has all that is finished."""
     seeds: tuple[int, ...] = ()
     """Seeds of the methods, instead of the recipe's."""
-    runs: str | None = None
+    runs: LocalPath | None = None
     """Folder that receives the runs, instead of the recipe's."""
     report: Switch = False
     """Train nothing; make tables, curves and pictures of what is finished."""
@@ -61,10 +62,11 @@ def main() -> None:
 
     from magicdistill.platform.comparison.run_comparison import report_comparison, run_comparison
 
-    if args.report:
-        report_comparison(comparison)
-    else:
-        run_comparison(comparison, args.only)
+    with refusing("compare"):
+        if args.report:
+            report_comparison(comparison)
+        else:
+            run_comparison(comparison, args.only)
 
 
 def _comparison(args: Arguments) -> ComparisonRecipe:

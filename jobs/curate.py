@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from magicdistill.platform.config.overrides import RecipeError
-from magicdistill.platform.launch.cli import JobFlags, Switch, parse_job, refuse
+from magicdistill.platform.launch.cli import JobFlags, Switch, parse_job, refuse, refusing
 
 
 class Flags(JobFlags):
@@ -50,7 +50,7 @@ def main() -> None:
 
     from magicdistill.platform.launch import curation_commands
 
-    try:
+    with refusing("curate"):
         if flags.takedown:
             curation_commands.take_down(args.recipe, flags.takedown)
         elif flags.verify:
@@ -58,8 +58,6 @@ def main() -> None:
         else:
             stage = flags.stage or ("decide" if flags.calibrate or flags.report else "all")
             curation_commands.curate(args.recipe, stage, show=flags.calibrate, report=flags.report)
-    except (RecipeError, FileNotFoundError) as error:
-        refuse("curate", error)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ from typing import Annotated
 
 import tyro
 
+from magicdistill.models.paths import Location
 from magicdistill.platform.config.overrides import RecipeError
-from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse
+from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse, refusing
 
 
 class Flags(JobFlags):
     """Flags of this job."""
 
-    save_pairs: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    save_pairs: Annotated[Location | None, tyro.conf.arg(metavar="DIR")] = None
     """Train nothing: make the noise-data pairs of a 1-step recipe, as many as its training reads,
     and store them in DIR, where `--pairs.stored` finds them."""
 
@@ -26,10 +27,11 @@ def main() -> None:
 
     from magicdistill.platform.launch import run_job
 
-    if folder is None:
-        run_job.run_job(args.recipe, args.resume)
-    else:
-        run_job.save_pairs(args.recipe, folder)
+    with refusing("distill"):
+        if folder is None:
+            run_job.run_job(args.recipe, args.resume)
+        else:
+            run_job.save_pairs(args.recipe, folder)
 
 
 if __name__ == "__main__":

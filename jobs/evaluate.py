@@ -7,9 +7,11 @@ from typing import Annotated
 
 import tyro
 
+from magicdistill.data_pipeline.io.user_files import demand_output_folder
+from magicdistill.models.paths import LocalPath
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import Recipe, with_protocol
-from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse
+from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse, refusing
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.find_model import find_model
 from magicdistill.platform.runs.run_directory import RunDirectory
@@ -18,15 +20,15 @@ from magicdistill.platform.runs.run_directory import RunDirectory
 class Flags(JobFlags):
     """Flags of this job."""
 
-    model: Annotated[str | None, tyro.conf.arg(metavar="RUN|DIR")] = None
+    model: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN|DIR")] = None
     """Model to score: a run (a folder, a name, or `latest`) or a folder of weights."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    weights: Annotated[LocalPath | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the metrics' networks (docs/evaluation.md), without which only temporal flickering
     and the proxies are measured."""
-    protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    protocol: Annotated[LocalPath | None, tyro.conf.arg(metavar="NAME|FILE")] = None
     """Protocol to score by: vfhq, hdtf, celebv, portrait-vbench, i2v-vbench, portrait-tiny or a
     file of your own; by default it is the recipe's `evaluation`."""
-    report: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    report: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN")] = None
     """Score nothing: write one page about a run, with what was trained on what, its curves, best
     checkpoint, videos and scores."""
 
@@ -48,22 +50,19 @@ def main() -> None:
         message = "give --model, --protocol or a recipe that has `evaluation`, and no --resume"
         refuse("evaluate", RecipeError(message))
 
-    try:
+    with refusing("evaluate"):
         student, folder = find_model(args.recipe, flags.model)
+        demand_output_folder(folder, "--runs")
         from magicdistill.platform.evaluation.evaluate_protocol import evaluate_model
 
         evaluate_model(args.recipe, student, folder)
-    except FileNotFoundError as error:
-        refuse("evaluate", error)
 
 
 def _report(name: str, runs: str) -> None:
     from magicdistill.platform.reports.run_report import write_run_report
 
-    try:
+    with refusing("evaluate"):
         logs.say(f"report {write_run_report(RunDirectory.open(name, root=runs))}")
-    except FileNotFoundError as error:
-        refuse("evaluate", error)
 
 
 def _with(flags: Flags, recipe: Recipe) -> Recipe:

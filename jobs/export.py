@@ -4,12 +4,12 @@ SOURCE is a run (a folder, a name in --runs, or `latest`), whose newest intact c
 or the folder of one checkpoint.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalFile, LocalPath, PathError
 from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
@@ -17,9 +17,9 @@ from magicdistill.platform.runs import logs
 class Arguments(Config):
     """Flags of this job."""
 
-    source: Annotated[str, tyro.conf.arg(metavar="RUN|CHECKPOINT"), tyro.conf.Positional]
+    source: Annotated[LocalPath, tyro.conf.arg(metavar="RUN|CHECKPOINT"), tyro.conf.Positional]
     """Run or checkpoint to export."""
-    to: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    to: Annotated[LocalFile, tyro.conf.arg(metavar="DIR")]
     """Folder to write, which must be new or empty."""
     role: str = "generator"
     """Role whose network is exported."""
@@ -27,11 +27,11 @@ class Arguments(Config):
     """Take the last weights, also where the run keeps their average."""
     dtype: Literal["fp16", "bf16", "fp32", "int8"] = "fp16"
     """Numbers of the files; int8 holds the linears' weights as integers and the rest in bf16."""
-    encoders: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    encoders: Annotated[LocalFile | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of diffusers whose text encoders are written too, in the same numbers."""
     lora_only: Switch = False
     """Write the weak-to-strong LoRA alone, which goes on the teacher."""
-    runs: str = "runs"
+    runs: LocalPath = "runs"
     """Folder of the runs."""
     verbose: Annotated[Switch, tyro.conf.arg(aliases=["-v"])] = False
     """Also show the messages of the frameworks."""
@@ -58,7 +58,7 @@ def main() -> None:
             encoders=args.encoders,
             say=logs.say,
         )
-    except (ExportError, FileNotFoundError) as error:
+    except (ExportError, FileNotFoundError, PathError) as error:
         refuse("export", error)
 
 

@@ -1,11 +1,11 @@
 """Plan what a recipe needs: memory by role and part, time, data, and whether it fits."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from magicdistill.models.paths import LocalFile
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.launch.cli import JobFlags, Switch, parse_job, refuse
 from magicdistill.platform.runs import logs
@@ -19,7 +19,7 @@ class Flags(JobFlags):
     mfu: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
     """Share of the GPUs' peak that computation reaches; by default 0.4, which the papers' 10
     minutes for 28 steps on one H100 come to."""
-    rates: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    rates: Annotated[LocalFile | None, tyro.conf.arg(metavar="FILE")] = None
     """Take that share from a result of benchmarks/gpu.py instead."""
 
 

@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalFile, LocalPath, PathError
 from magicdistill.platform.config.first_frame_sections import PriorConfig
 from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
@@ -25,13 +26,13 @@ NO_PRIOR = PriorConfig()
 class Arguments(Config):
     """Flags of this job."""
 
-    out: Annotated[Path | None, tyro.conf.arg(metavar="MP4|DIR")] = None
+    out: Annotated[LocalFile | None, tyro.conf.arg(metavar="MP4|DIR")] = None
     """Video to write; with --inputs, folder of the videos."""
-    image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    image: Annotated[LocalFile | None, tyro.conf.arg(metavar="FILE")] = None
     """First frame; it is cropped about its centre to the model's aspect."""
-    inputs: Annotated[Path | None, tyro.conf.arg(metavar="JSONL")] = None
+    inputs: Annotated[LocalFile | None, tyro.conf.arg(metavar="JSONL")] = None
     """List of inputs, for many videos."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="RUN|DIR|NAME")] = None
+    model: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN|DIR|NAME")] = None
     """A run, a folder of diffusers, or a model that comes with the project; by default that of the
     project that was trained for as many steps, without --steps the 4-step student."""
     prompt: str | None = None
@@ -65,9 +66,9 @@ class Arguments(Config):
     """Keep the transformer in host memory, its layers on the GPU only while they compute."""
     psnr: Switch = False
     """Also make one window in bf16, and print the PSNR of --int8 against it."""
-    vae: str | None = None
+    vae: LocalPath | None = None
     """Folder of the VAE; by default that of the model's recipe, or `vae` beside the model."""
-    encoders: str | None = None
+    encoders: LocalPath | None = None
     """Folder of diffusers with the text encoders, for prompts."""
     actors: int | None = None
     """Actors for --inputs; by default one a GPU, without GPUs one a core."""
@@ -77,7 +78,7 @@ class Arguments(Config):
     """Answer a web page on this machine, where a portrait becomes a video."""
     port: int = 7860
     """Port of that page; 0 takes a free one."""
-    runs: str = "runs"
+    runs: LocalPath = "runs"
     """Folder of the runs."""
     verbose: Annotated[Switch, tyro.conf.arg(aliases=["-v"])] = False
     """Also show the messages of the frameworks."""
@@ -104,7 +105,7 @@ def main() -> None:
     logs.configure(verbose=args.verbose)
     try:
         failures = sample(args)
-    except logs.ExplainedError as error:
+    except (logs.ExplainedError, PathError) as error:
         refuse("sample", error)
     sys.exit("\n".join(failures) or None)
 

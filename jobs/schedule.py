@@ -11,7 +11,9 @@ import signal
 import sys
 from pathlib import Path
 
+from magicdistill.data_pipeline.io.user_files import demand_output_file
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalFile, PathError, WorkingDirectory
 from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
@@ -38,10 +40,10 @@ class Arguments(Config):
     RAY_API_SERVER_ADDRESS."""
     name: str | None = None
     """Name of the schedule, by default the job's; jobs of one name never run at once."""
-    history: Path | None = None
+    history: LocalFile | None = None
     """File that records every run; by default runs/schedules/NAME.jsonl."""
-    working_dir: str = str(ROOT)
-    """Folder that is sent along with the job."""
+    working_dir: WorkingDirectory = str(ROOT)
+    """Folder that is sent along with the job, or the address of a zip archive that Ray fetches."""
     env: tuple[str, ...] = ()
     """Environment variables of the job, as NAME=VALUE."""
     stop_job: Switch = False
@@ -65,15 +67,17 @@ def main() -> None:
 
     from magicdistill.platform.cluster import cron_scheduler
 
+    path = _history_path(args, entrypoint)
     try:
+        demand_output_file(path, "--history")
         timetable = cron_scheduler.Timetable(args.cron, args.timezone) if args.cron else None
         client = cron_scheduler.connect(args.address)
-    except cron_scheduler.ScheduleError as error:
+    except (cron_scheduler.ScheduleError, PathError) as error:
         refuse("schedule", error)
     variables = dict(pair.split("=", 1) for pair in args.env)
     name = _name(args, entrypoint)
     job = cron_scheduler.ScheduledJob(name, entrypoint, args.working_dir, variables)
-    history = cron_scheduler.History(_history_path(args, entrypoint))
+    history = cron_scheduler.History(path)
     scheduler = cron_scheduler.Scheduler(
         job, history, client, timetable, catch_up=args.catch_up, max_runs=args.max_runs
     )

@@ -6,18 +6,19 @@ from typing import Annotated
 import tyro
 
 from magicdistill.models.config import Config
-from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
+from magicdistill.models.paths import LocalPath, TrackingStore
+from magicdistill.platform.launch.cli import Switch, parse_arguments, refusing
 from magicdistill.platform.runs import logs
 
 
 class Arguments(Config):
     """Flags of this job."""
 
-    run: Annotated[str, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional] = "latest"
+    run: Annotated[LocalPath, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional] = "latest"
     """Run to send, by its folder, its name or `latest`."""
-    uri: str | None = None
+    uri: TrackingStore | None = None
     """MLflow server or store that receives it, instead of the one of the run's recipe."""
-    runs: str = "runs"
+    runs: LocalPath = "runs"
     """Folder of the runs."""
     verbose: Annotated[Switch, tyro.conf.arg(aliases=["-v"])] = False
     """Also show the messages of the frameworks."""
@@ -32,15 +33,13 @@ def main() -> None:
     from magicdistill.platform.runs.run_directory import RunDirectory
     from magicdistill.platform.tracking.tracker import send_unsent
 
-    try:
+    with refusing("track"):
         run = RunDirectory.open(args.run, root=args.runs)
-    except FileNotFoundError as error:
-        refuse("track", error)
-    config = run.recipe().tracking
-    if args.uri:
-        config = config.model_copy(update={"uri": args.uri})
-    if not send_unsent(config, run, register_model):
-        sys.exit(1)
+        config = run.recipe().tracking
+        if args.uri:
+            config = config.model_copy(update={"uri": args.uri})
+        if not send_unsent(config, run, register_model):
+            sys.exit(1)
     logs.say(f"MLflow has received all of {run.path.name}")
 
 

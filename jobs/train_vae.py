@@ -1,6 +1,6 @@
 """Train the decoder of a video VAE."""
 
-from magicdistill.platform.launch.cli import parse_job
+from magicdistill.platform.launch.cli import parse_job, refusing
 
 
 def main() -> None:
@@ -9,7 +9,8 @@ def main() -> None:
 
     from magicdistill.platform.launch.run_job import run_job
 
-    run_job(args.recipe, args.resume)
+    with refusing("train_vae"):
+        run_job(args.recipe, args.resume)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-REMOTE = "s3"
+from magicdistill.data_pipeline.io.user_files import BINARY_BYTES, demand_text
+from magicdistill.models.paths import OBJECT_STORES, PathError, local_path
+
+(REMOTE,) = OBJECT_STORES
 """Scheme of the addresses in an object store; everything else is a local path."""
 
 
@@ -44,18 +47,27 @@ def open_text(location: str) -> TextIOWrapper:
 
     Raises:
         FileNotFoundError: if there is no such file, naming it.
+        PathError: if it is a folder or a binary file, naming it.
     """
     try:
         raw = filesystem().open(location) if is_remote(location) else open_local(location)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"manifest {location} does not exist") from error
+    except IsADirectoryError as error:
+        raise PathError(location, "a folder; give the manifest in it") from error
+    try:
+        demand_text(location, raw.read(BINARY_BYTES))
+    except PathError:
+        raw.close()
+        raise
+    raw.seek(0)
     # Line ends are left alone: the csv module tells those inside a quoted caption from a row's end.
     return TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
 
 
 def open_local(location: str) -> Any:
-    """Open a local file for reading bytes; `~` is the home folder."""
-    return Path(location).expanduser().open("rb")
+    """Open a local file for reading bytes."""
+    return Path(local_path(location)).open("rb")
 
 
 def read_json(location: str) -> Any:
@@ -122,7 +134,7 @@ class Folder:
         self.remote = is_remote(location)
         self.location = location.rstrip("/")
         if not self.remote:
-            self._path = Path(location).expanduser().absolute()
+            self._path = Path(local_path(location)).absolute()
             if not self._path.is_dir():
                 raise FileNotFoundError(f"data source folder {self._path} does not exist")
             self._uri = self._path.as_uri().rstrip("/")

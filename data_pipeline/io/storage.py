@@ -21,6 +21,7 @@ from upath import UPath
 
 from magicdistill.data_pipeline.io.object_stores import is_remote, store_options
 from magicdistill.data_pipeline.io.whole_files import write_whole
+from magicdistill.models.paths import local_path
 
 AnyPath = Path | UPath
 COPIES = f"magicdistill-copies-{os.getuid()}"
@@ -33,11 +34,14 @@ WHOLE_BYTES = 32 << 20
 
 
 def place(location: AnyPath | str) -> AnyPath:
-    """Return an absolute local path, or the object store's where `location` is s3://bucket/prefix."""
+    """Return an absolute local path, or the object store's where `location` is s3://bucket/prefix.
+
+    Raises PathError for an address of anything else.
+    """
     if isinstance(location, str) and is_remote(location):
         return UPath(location, use_listings_cache=False, **store_options())
     if isinstance(location, str | Path):
-        return Path(location).expanduser().absolute()
+        return Path(local_path(location)).absolute()
     return location
 
 

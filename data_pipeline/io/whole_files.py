@@ -35,8 +35,8 @@ class ObjectPath(Protocol):
 
 
 def write_text(path: Path | ObjectPath, text: str) -> None:
-    """Write a text, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text))
+    """Write a text in UTF-8, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_whole(path: Path | ObjectPath, write: Callable[[Path], object]) -> None:

@@ -11,8 +11,8 @@ from magicdistill.data_pipeline.rows import Array
 from magicdistill.data_pipeline.scorers.base import (
     CountScorer,
     Frame,
-    LocalPath,
     Values,
+    Weights,
     existing,
 )
 from magicdistill.data_pipeline.scorers.embedding import clip_files, embed
@@ -28,9 +28,9 @@ class Aesthetics(CountScorer):
 
     kind: Literal["aesthetics"] = "aesthetics"
     num_frames: int = 4
-    clip: LocalPath | None = None
+    clip: Weights | None = None
     """Folder of openai/clip-vit-large-patch14 as transformers saves it."""
-    predictor: LocalPath | None = None
+    predictor: Weights | None = None
     """`sac+logos+ava1-l14-linearMSE.pth` or `sa_0_4_vit_l_14_linear.pth`."""
     ON_GPU: ClassVar = True
     MODEL: ClassVar = "LAION aesthetic predictor on CLIP ViT-L/14"

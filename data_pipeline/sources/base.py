@@ -2,18 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import BeforeValidator
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from magicdistill.data_pipeline.rows import Video
 from magicdistill.models.config import Config
 
 Mixture = Literal["portrait", "general", "anime"]
-
-Location = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, PurePath) else v)]
-"""A local path or an address such as `s3://bucket/prefix`."""
 
 
 @dataclass(frozen=True)

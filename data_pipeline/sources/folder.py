@@ -8,8 +8,9 @@ from pydantic import Field
 
 from magicdistill.data_pipeline.io import object_stores
 from magicdistill.data_pipeline.rows import Video, digest
-from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.stores import MISSING, MISSING_FILE, shots_mark
+from magicdistill.models.paths import Location
 
 
 class Folder(SourceConfig):

@@ -13,7 +13,7 @@ from pydantic import Field
 from magicdistill.data_pipeline.io import object_stores
 from magicdistill.data_pipeline.rows import Video
 from magicdistill.data_pipeline.scorers.registry import score_names
-from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,
@@ -23,6 +23,7 @@ from magicdistill.data_pipeline.sources.entries import (
     parse_time,
 )
 from magicdistill.data_pipeline.sources.stores import Terms, listed
+from magicdistill.models.paths import OBJECT_STORES, Location, scheme_of
 
 UNIT_FRAME = (1.0, 1.0)
 """Width and height of the frame in whose units a `bbox` is: boxes are fractions."""
@@ -117,6 +118,9 @@ def _line(facts: Any, manifest: str, number: int, mixture: str) -> Line:
 
 
 def _entry(facts: dict[str, Any], named: Entry) -> Entry:
+    scheme = scheme_of(named.name)
+    if scheme not in (None, "file", *OBJECT_STORES):
+        raise Fault(f"bad address: {named.name!r} is at {scheme}://; copy it to s3:// or a folder")
     start, stop, box = facts.get("t0"), facts.get("t1"), facts.get("bbox")
     t0_s = 0.0 if start is None else _seconds(start)
     t1_s = None if stop is None else _seconds(stop)

@@ -10,11 +10,13 @@ from pydantic import model_validator
 
 from magicdistill.data_pipeline.io import object_stores
 from magicdistill.data_pipeline.rows import Video, digest
-from magicdistill.data_pipeline.sources.base import Location
 from magicdistill.data_pipeline.sources.entries import Entry
 from magicdistill.models.config import Config
+from magicdistill.models.paths import Location
 
 MISSING_FILE = "missing file"
+UNREADABLE = "\ufffd"
+"""What a manifest's bytes become that are no UTF-8."""
 MISSING = "missing"
 """State of a file that is not there."""
 
@@ -83,6 +85,8 @@ def listed(entry: Entry, folder: object_stores.Folder, name: str, terms: Terms) 
     span = (part.t0_s, part.t1_s, part.crop, part.crop_frame, terms.time_scale)
     marks = (*shots_mark(terms.split_shots), *((fault,) if fault else ()))
     is_inside = _is_inside(name)
+    if not fault and UNREADABLE in name:
+        fault = f"bad row: {name!r} is not UTF-8; save the manifest as UTF-8"
     if not fault and not is_inside:
         fault = f"bad row: {name!r} leads out of the store"
     state = None if fault else folder.state(name)

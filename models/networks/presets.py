@@ -6,6 +6,7 @@ from magicdistill.models.config import Config
 from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
 from magicdistill.models.networks.backbones.registry import AnyBackbone
 from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
+from magicdistill.models.paths import LocalPath
 
 
 class NetworkPreset(Config):
@@ -83,11 +84,11 @@ class ModelConfig(Config):
     preset: str = "portrait-tiny"
     """Shapes of the networks: portrait-tiny, nano, magic141-13b, or a name that a plugin
     registers."""
-    vae: str | None = None
+    vae: LocalPath | None = None
     """Folder of the VAE."""
-    teacher: str | None = None
+    teacher: LocalPath | None = None
     """Folder of the teacher transformer; null starts from random weights (pre-training)."""
-    generator: str | None = None
+    generator: LocalPath | None = None
     """Folder of the generator's first weights where distribution matching goes on from an earlier
     stage; null copies the teacher, as the paper does."""
 

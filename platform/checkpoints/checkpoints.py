@@ -15,12 +15,10 @@ from safetensors import SafetensorError
 
 from magicdistill.platform.checkpoints.s3_mirror import Mirror, MirrorError
 from magicdistill.platform.cluster import ranks
-from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.runs.run_directory import COMMITTED, RunDirectory
 
 PREFIX = "cycle-"
 """Begins the name of a checkpoint; the cycle follows in seven digits, so that names sort by age."""
-COMMITTED = "COMMITTED"
-"""The commit marker: the file that makes a checkpoint count, with the checksums of all others."""
 GENERATOR = "generator"
 """The role whose network is exported, scored and sampled."""
 EMA = "ema"

@@ -8,6 +8,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,7 +34,8 @@ POLL_S = 2.0
 MAX_WAIT_S = 60.0
 """Longest wait between two looks at the clock: it may be set while the scheduler sleeps."""
 MAX_MESSAGE_CHARS = 300
-"""Longest message in a history: Ray's has the end of the log of a job that failed."""
+NUM_LAST_LINES = 5
+"""Lines of a failed job's output that are shown; the last ones say why."""
 State = Literal["started", "submitted", "succeeded", "failed", "stopped", "lost", "skipped"]
 ENDS: dict[JobStatus, State] = {
     JobStatus.SUCCEEDED: "succeeded",
@@ -341,10 +343,22 @@ class Scheduler:
                 self._add(record.due, "lost", record.job, message="Ray does not know it any more")
                 logs.say(f"{record.job} is lost: Ray does not know it any more")
             elif job.status.is_terminal():
-                state, message = ENDS[job.status], _shorten(job.message or "")
+                state, reasons = ENDS[job.status], self._reasons(record.job, job)
                 duration_s = ((job.end_time or 0) - (job.start_time or 0)) / 1000
+                message = _shorten(" ".join(reasons), keep_end=True)
                 self._add(record.due, state, record.job, max(duration_s, 0.0), message)
                 logs.say(f"{record.job} {state} after {duration_s:.0f} s")
+                for line in reasons if state == "failed" else ():
+                    logs.say(f"  {line}")
+
+    def _reasons(self, name: str, job: JobDetails) -> list[str]:
+        """Return what Ray says of a job's end and, where it failed, its last lines of output."""
+        said = (job.message or "").splitlines()
+        if job.status == JobStatus.FAILED and len(said) < 2:  # Ray adds the output where it can
+            with suppress(*NO_ANSWER):
+                said += self.client.get_job_logs(name).splitlines()
+        lines = [line.strip() for line in said if line.strip()]
+        return [*lines[:1], *lines[1:][-NUM_LAST_LINES:]]
 
     def _jobs(self) -> dict[str, JobDetails]:
         return {job.submission_id: job for job in self.client.list_jobs() if job.submission_id}
@@ -407,6 +421,9 @@ def format_history(records: Sequence[Record], num_last: int = 30) -> str:
     return "\n".join([f"{'due (UTC)':<19}  {'state':<9}  {'seconds':>7}  job  message", *rows])
 
 
-def _shorten(message: str) -> str:
+def _shorten(message: str, *, keep_end: bool = False) -> str:
+    """Return a message as one short line; what it ends with says most where a program failed."""
     line = " ".join(message.split())
-    return line if len(line) <= MAX_MESSAGE_CHARS else f"{line[: MAX_MESSAGE_CHARS - 1]}…"
+    if len(line) <= MAX_MESSAGE_CHARS:
+        return line
+    return f"…{line[1 - MAX_MESSAGE_CHARS :]}" if keep_end else f"{line[: MAX_MESSAGE_CHARS - 1]}…"

@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -16,12 +17,22 @@ import psutil
 import ray
 
 import magicdistill
+from magicdistill.platform.cluster.ray_failures import (
+    JOINED_PATIENCE_S,
+    LOCAL_PATIENCE_S,
+    explained_join,
+    retried_start,
+    token_kept,
+    watched,
+)
 from magicdistill.platform.config.plugins import worker_environment
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import is_submitted
 
 IMPORT_ROOT = Path(magicdistill.__file__).parents[1]
+LOCAL = "local"
+"""The address by which Ray starts a cluster of its own."""
 GRACE_S = 10
 """Seconds that Ray's processes may take to end once they are killed."""
 STARTED_AT_ONCE = max(4, os.cpu_count() or 1)
@@ -54,20 +65,17 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
 
     Joins the cluster of `config.address` or RAY_ADDRESS (set in a submitted job), else starts a
     local one with token authentication, its dashboard on the loopback interface. Afterwards,
-    also after Ctrl-C or SIGTERM, disconnects and stops every process that it started.
+    also after Ctrl-C or SIGTERM, disconnects and stops every process that it started. Raises
+    RayError where Ray does not start, or goes away meanwhile.
     """
     address = joined_address(config)
-    options: dict[str, Any] = {"address": address} if address else _local_options(config)
-    with _leaving_no_process() as note_started:
-        context = ray.init(
-            runtime_env=_runtime_env(config, joined=bool(address)),
-            log_to_driver=logs.is_verbose(),
-            logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
-            **options,
-        )
-        note_started()
-        # `ray.init` sets a handler that ends the process on the spot, and its processes stay.
-        signal.signal(signal.SIGTERM, _leave)
+    with ExitStack() as stack:
+        if address:
+            context = explained_join(partial(_connect, config, stack, address=address), address)
+        else:
+            stack.enter_context(token_kept())
+            context = retried_start(partial(_connect, config, stack, **_local_options(config)))
+        signal.signal(signal.SIGTERM, _leave)  # Ray's own handler dies on the spot
         resources = ray.cluster_resources()
         yield ClusterShape(
             num_nodes=sum(node["Alive"] for node in ray.nodes()),
@@ -78,26 +86,50 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
         )
 
 
-@contextmanager
-def _leaving_no_process() -> Iterator[Callable[[], None]]:
-    """Shut Ray down after the body and kill what it started; yields what notes its processes.
+def _connect(config: ClusterConfig, stack: ExitStack, **options: Any) -> Any:
+    """Connect until the stack ends and return Ray's context; leave nothing where that fails."""
+    is_local = options["address"] == LOCAL
+    with ExitStack() as own:
+        note_started, started_as = own.enter_context(_leaving_no_process())
+        try:
+            context: Any = ray.init(
+                runtime_env=_runtime_env(config, joined=not is_local),
+                log_to_driver=logs.is_verbose(),
+                logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
+                **options,
+            )
+            if is_local:
+                started_as(context.address_info["session_dir"])
+        finally:
+            note_started()
+        stack.enter_context(own.pop_all())
+    patience_s = LOCAL_PATIENCE_S if is_local else JOINED_PATIENCE_S
+    stack.enter_context(watched(context.address_info["gcs_address"], patience_s, note_started))
+    return context
 
-    They are noted as soon as they run: once their parent has ended, nothing tells that they were
-    ours. Processes that ran before are left alone.
+
+@contextmanager
+def _leaving_no_process() -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
+    """Shut Ray down after the body and kill what it started.
+
+    Yields what notes its processes, as soon as they run, since those of a Ray that has ended are
+    nobody's children; and what notes its session, which a worker that starts meanwhile still bears.
     """
     others = _processes()
     started: set[psutil.Process] = set()
+    sessions: list[str] = []
 
     def note_started() -> None:
         started.update(_processes() - others)
 
     try:
-        yield note_started
+        yield note_started, sessions.append
     finally:
         for process in [*started]:
             started |= _processes(process)
         with _no_garbage_collection():
             ray.shutdown()
+        started |= {process for session in sessions for process in _of_session(session)}
         for process in started:  # all that is worth keeping is written
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -107,7 +139,7 @@ def _leaving_no_process() -> Iterator[Callable[[], None]]:
 def _local_options(config: ClusterConfig) -> dict[str, Any]:
     """Return what Ray needs to know to start a cluster on this machine alone."""
     return {
-        "address": "local",
+        "address": LOCAL,
         "num_cpus": config.logical_cpus,
         "include_dashboard": config.dashboard,
         "dashboard_host": "127.0.0.1",
@@ -157,6 +189,14 @@ def _processes(root: psutil.Process | None = None) -> set[psutil.Process]:
         return set((root or psutil.Process()).children(recursive=True))
     except psutil.NoSuchProcess:
         return set()
+
+
+def _of_session(session: str) -> Iterator[psutil.Process]:
+    """Yield the processes that were started for a session of Ray and are not connected yet."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(session in word for word in process.cmdline()):
+                yield process
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalPath
 from magicdistill.platform.config.overrides import RecipeError, Values, merge, validate
 from magicdistill.platform.config.recipe import COMPARISONS, Recipe, find_recipe, read_values
 from magicdistill.platform.config.sections import ScheduleConfig
@@ -49,9 +50,9 @@ class ComparisonRecipe(Config):
 
     name: str
     """Name of the comparison's folder; by default the name of the file."""
-    runs: str = "runs"
+    runs: LocalPath = "runs"
     """Folder that receives the comparison and its runs."""
-    base: str
+    base: LocalPath
     """Recipe that all runs start from."""
     overrides: Values = Field(default_factory=dict)
     """Changes of the base for all runs."""

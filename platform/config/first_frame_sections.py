@@ -1,24 +1,24 @@
 """Where the first frame of a prompt without an image comes from."""
 
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalFile, LocalPath
 
 
 class PriorConfig(Config):
     """Sources of an image prior: a text-to-image pipeline, a corpus of images, or both."""
 
-    text_to_image: Annotated[str | None, tyro.conf.arg(metavar="DIR|ID")] = None
+    text_to_image: Annotated[LocalPath | None, tyro.conf.arg(metavar="DIR|ID")] = None
     """Pipeline of diffusers that paints the first frame of a --prompt without an --image."""
-    index: Annotated[Path | None, tyro.conf.arg(metavar="IMAGES")] = None
+    index: Annotated[LocalFile | None, tyro.conf.arg(metavar="IMAGES")] = None
     """Folder of images to take the first frame from; without a --prompt, they are only indexed.
     With --text_to_image those found are conditions of the painting."""
-    clip: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    clip: Annotated[LocalFile | None, tyro.conf.arg(metavar="DIR")] = None
     """CLIP-like model of transformers, by which --index compares images with the prompt."""
-    ip_adapter: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    ip_adapter: Annotated[LocalFile | None, tyro.conf.arg(metavar="FILE")] = None
     """Adapter by which --text_to_image attends to what --index found, its image_encoder beside it;
     by default the painting starts from the nearest image."""
     num_references: int = 4

@@ -15,6 +15,7 @@ from magicdistill.models.methods.base import MethodConfig
 from magicdistill.models.methods.registry import AnyMethod
 from magicdistill.models.networks.config import KernelsConfig
 from magicdistill.models.networks.presets import ModelConfig
+from magicdistill.models.paths import LocalPath, Location, PathError, local_path
 from magicdistill.platform.config.overrides import apply_overrides, merge
 from magicdistill.platform.config.plugins import load_flagged, load_plugins
 from magicdistill.platform.config.renamed import with_present_names
@@ -50,13 +51,13 @@ class Recipe(Config):
     """Names the run's folder; a recipe file without it is named after the file."""
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     """Seed of every random number of the run."""
-    runs: str = "runs"
+    runs: LocalPath = "runs"
     """Folder that receives the run. A relative one starts at the current folder; in a submitted
     job, whose current folder is a passing copy, at the home folder."""
-    mirror: str | None = None
+    mirror: Location | None = None
     """Address that receives a copy of every checkpoint, such as s3://bucket/prefix; a run finds
     its own there again, by its name, where they are damaged or missing in its folder."""
-    data_root: str | None = None
+    data_root: Location | None = None
     """Folder or s3://bucket/prefix of the ledger and the latents, which runs share; null is `data`
     beside the runs. A relative one starts where that of `runs` does."""
     model: ModelConfig = ModelConfig()
@@ -175,7 +176,10 @@ def find_recipe(
     name_or_path: str | Path, beside: Path | None = None, folder: Path = RECIPES
 ) -> Path:
     """Return the file of a recipe; a relative path may also start in the folder `beside`."""
-    text = str(name_or_path)
+    try:
+        text = local_path(name_or_path)
+    except PathError as error:
+        raise RecipeError(str(error)) from error
     if not text.endswith((".yaml", ".yml")):
         path = folder / f"{text}.yaml"
     elif beside is not None:

@@ -9,6 +9,7 @@ from magicdistill.data_pipeline.config import DataConfig, Gpus
 from magicdistill.models.config import Config, demand_range
 from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.paths import LocalPath, Location, TrackingStore
 from magicdistill.models.registry import Registry
 from magicdistill.platform.config.validation import demand_folder_name
 
@@ -88,8 +89,9 @@ class ClusterConfig(Config):
 class TrackingConfig(Config):
     """Where MLflow keeps the runs."""
 
-    uri: str | None = None
-    """An MLflow server or store; null is the SQLite file mlflow.db in the folder of the runs."""
+    uri: TrackingStore | None = None
+    """An MLflow server or data base, such as sqlite:///mlflow.db; null is the file mlflow.db in the
+    folder of the runs."""
     experiment: str = Field(default="magicdistill", min_length=1)
     """Name of the MLflow experiment that the runs belong to."""
 
@@ -254,7 +256,7 @@ class EvaluationConfig(Config):
     room for it, the workers do."""
     actor_gpus: Gpus = 0
     """GPUs that the actor of `scored_by` reserves."""
-    networks: str | None = None
+    networks: LocalPath | None = None
     """Folder of the metrics' networks (docs/evaluation.md), without which only temporal flickering
     and the proxies are measured."""
     teacher: SamplerConfig = SamplerConfig(num_steps=28)
@@ -273,7 +275,7 @@ class EvaluationConfig(Config):
     @property
     def networks_path(self) -> Path | None:
         """Where the metrics' networks are."""
-        return Path(self.networks).expanduser().absolute() if self.networks else None
+        return Path(self.networks).absolute() if self.networks else None
 
     @property
     def has_clips(self) -> bool:
@@ -310,7 +312,7 @@ class EvaluationConfig(Config):
 class PairsConfig(Config):
     """The frozen few-step generator whose noise-data pairs a 1-step generator is trained on."""
 
-    generator: str
+    generator: LocalPath
     """Folder of its weights, such as the `model` folder of a run of four steps."""
     sampler: SamplerConfig = SamplerConfig()
     """Sampler with which that generator makes the pairs."""
@@ -321,5 +323,5 @@ class PairsConfig(Config):
     them: give both a part, such as 0.3 and cluster.gpus_per_worker 0.7."""
     buffer: PositiveInt = 8
     """Micro-batches of pairs that wait for the workers before the actors are held back."""
-    stored: str | None = None
+    stored: Location | None = None
     """A folder that `jobs/distill.py --save_pairs` wrote: its pairs are read instead of made."""

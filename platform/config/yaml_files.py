@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from magicdistill.data_pipeline.io.user_files import read_text
+from magicdistill.models.paths import PathError
 from magicdistill.platform.config.validation import RecipeError
 
 BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -27,13 +29,11 @@ def read_yaml(path: Path) -> Any:
     that YAML 1.1 reads as something else than they look like: `on`, `010`, `1:30`, `2026-01-31`.
     """
     try:
-        return yaml.load(path.read_text("utf-8"), _Loader)
+        return yaml.load(read_text(path), _Loader)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not YAML: byte {error.start} is not UTF-8") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}; make it readable") from None
+    except PathError as error:
+        raise RecipeError(str(error)) from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {error}") from None
 

@@ -10,6 +10,7 @@ from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.object_stores import is_remote
 from magicdistill.data_pipeline.io.storage import AnyPath, place
 from magicdistill.data_pipeline.pipeline import curate_together
+from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.selection.curation_result import CurationResult, Selection
 from magicdistill.models.locations import find_weights
 from magicdistill.platform.config.recipe import Recipe
@@ -17,6 +18,8 @@ from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
 
+MAX_LOST = 8
+"""Most clips that are named, of those that were not kept."""
 Prepared = tuple[AnyPath, AnyPath | None]
 """Location of the training data, and of the held-out latents if there are any."""
 
@@ -95,7 +98,17 @@ def tell(title: str, selection: Selection) -> None:
     if selection.config.other_buckets:
         shapes = "  ".join(f"{shape} {count}" for shape, count in selection.buckets.items())
         logs.say(f"  accepted by bucket: {shapes}")
-    for decision in [*selection.rejected, *selection.failed][:8]:
-        logs.say(
-            f"  {decision.status} {decision.clip.video.source_id}: {', '.join(decision.reasons)}"
-        )
+    lost = [*selection.rejected, *selection.failed]
+    for decision in lost[:MAX_LOST]:
+        logs.say(f"  {decision.status} {name_of(decision.clip)}: {', '.join(decision.reasons)}")
+    if len(lost) > MAX_LOST:
+        logs.say(f"  and {len(lost) - MAX_LOST} more")
+
+
+def name_of(clip: ClipRow) -> str:
+    """Return a clip's film and what tells it from other clips of the film, its span or its entry in
+    a manifest."""
+    film = clip.video.source_id
+    if clip.stop and clip.fps:
+        return f"{film} from {clip.start / clip.fps:.2f} to {clip.stop / clip.fps:.2f} s"
+    return f"{film} {clip.video.entry}".rstrip()

@@ -20,7 +20,7 @@ def track_scores(
     name = f"{recipe.name}-evaluation-{sha256_of(path)[:8]}"
     run = RunDirectory(resolve_root(recipe.runs) / name)
     if not run.recipe_path.exists():
-        run = RunDirectory.create(recipe.runs, recipe, name, latest=False)
+        run = RunDirectory.create(recipe.runs, recipe, name)
     with Tracker.start(recipe.tracking, run, {"job": "evaluate"}, purpose="evaluation") as tracker:
         tracker.note(f"**Scores** by `{table.protocol}` of `{ways[-1].weights}`: {path}")
         for file in (path, *pictures):

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.models.networks.backbones.registry import family_of
@@ -21,6 +22,7 @@ from magicdistill.models.networks.state_dicts import WRAPPER
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
 from magicdistill.models.objectives.types import Method
+from magicdistill.models.paths import local_path
 from magicdistill.platform.checkpoints.checkpoints import (
     COMMITTED,
     EMA,
@@ -140,6 +142,7 @@ def demand_new(directory: Path) -> None:
     """Raise ExportError if a folder exists and is not empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ExportError(f"--to {directory}: it is not empty; give a folder that is new")
+    demand_output_folder(directory.absolute().parent, "--to")
 
 
 @contextmanager
@@ -190,7 +193,7 @@ def find_checkpoint(
     source: str, runs: str, say: Callable[[str], None]
 ) -> tuple[RunDirectory, Path]:
     """Return an intact checkpoint, from the mirror of the run if need be, and the run."""
-    path = Path(source).expanduser().resolve()
+    path = Path(local_path(source)).resolve()
     if path.parent.name == "checkpoints" and (path.parents[1] / "recipe.yaml").is_file():
         if not (path / COMMITTED).is_file():
             raise ExportError(f"{path} is no complete checkpoint: it has no {COMMITTED}")

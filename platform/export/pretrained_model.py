@@ -8,9 +8,16 @@ from typing import Literal
 from pydantic import ValidationError
 
 from magicdistill.data_pipeline.config import Bucket
-from magicdistill.models.locations import CONFIG, PROJECT, find_weights, is_int8
+from magicdistill.models.locations import (
+    CONFIG,
+    PROJECT,
+    demand_supported,
+    find_weights,
+    is_int8,
+)
 from magicdistill.models.networks.backbones.registry import family_in
 from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.paths import local_path
 from magicdistill.platform.config.recipe import RECIPES, Recipe, load_recipe, load_stored
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import resolve_root
@@ -133,7 +140,9 @@ def _find_transformer(location: str, runs: str) -> Path:
     for path in _candidates(location, runs):
         for folder in (path, path / MODEL, path / "transformer"):
             if (folder / CONFIG).is_file():
+                demand_supported(folder, "transformer", "--model")
                 return folder.resolve()
+        demand_supported(path, "transformer", "--model")
         if (path / "recipe.yaml").is_file():
             unfinished = path
     if unfinished:
@@ -149,7 +158,7 @@ def _find_transformer(location: str, runs: str) -> Path:
 
 
 def _candidates(location: str, runs: str) -> Iterator[Path]:
-    path = Path(location).expanduser()
+    path = Path(local_path(location))
     yield from (path, resolve_root(runs) / path, ASSETS / path)
     if not path.is_absolute():
         yield from sorted(ASSETS.glob(f"*/{location}"))

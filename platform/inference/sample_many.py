@@ -12,8 +12,10 @@ import torch
 from pydantic import ValidationError
 from ray.util import ActorPool
 
+from magicdistill.data_pipeline.io.user_files import read_text
 from magicdistill.data_pipeline.progress import Bars
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalFile
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.export.pretrained_model import Pretrained
@@ -24,7 +26,7 @@ from magicdistill.platform.runs.logs import ExplainedError, say
 class Line(Config):
     """One line of a list of inputs."""
 
-    image: Path | None = None
+    image: LocalFile | None = None
     """The first frame; a relative path starts at the folder of the list, and null makes one for the
     prompt."""
     name: str | None = None
@@ -45,7 +47,7 @@ def read_orders(
     """
     if not path.is_file():
         raise ExplainedError(f"--inputs: there is no file {path}")
-    texts = [text for text in path.read_text().splitlines() if text.strip()]
+    texts = [text for text in read_text(path).splitlines() if text.strip()]
     lines = [_parse(path, number, text) for number, text in enumerate(texts)]
     orders = [
         _order(line, number, path.parent, folder, defaults) for number, line in enumerate(lines)

@@ -3,13 +3,15 @@
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, make_dataclass
 from typing import Annotated, Generic, Literal, NoReturn, TypeVar
 
 import tyro
 
 from magicdistill.models.config import Config
+from magicdistill.models.paths import LocalPath, PathError, local_path
 from magicdistill.platform.config import command_line, help_pages
 from magicdistill.platform.config.command_line import FLAGS_TAKE_VALUES, parse, parse_known
 from magicdistill.platform.config.overrides import last_choices, prepare
@@ -64,11 +66,11 @@ Switch = tyro.conf.FlagCreatePairsOff[bool]
 class JobFlags(Config):
     """Flags of every job that takes a recipe."""
 
-    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    recipe: Annotated[LocalPath | None, tyro.conf.arg(metavar="NAME|FILE")] = None
     """Recipe to start from: a name that --list shows, or the path of a YAML file."""
     list_recipes: Annotated[Switch, tyro.conf.arg(name="list")] = False
     """List the recipes that fit this job, with purpose, hardware and time, and exit."""
-    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    resume: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN")] = None
     """Continue a run, by its folder, its name or `latest`, with its own recipe."""
     force_changed: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
     """Fields, or groups of them, that a resumed run may change although its results depend on
@@ -127,7 +129,7 @@ def parse_job(
             demand_trainable(args.recipe)
         if purpose == "train":
             _demand_start(args.recipe, dry_run=args.flags.dry_run)
-    except (RecipeError, FileNotFoundError) as error:
+    except (RecipeError, PathError, FileNotFoundError) as error:
         refuse(job, error)
     if args.flags.dry_run:
         with logs.ending_with_its_reader():
@@ -231,6 +233,10 @@ def _start(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--runs", default=load_recipe(default_recipe).runs)
     runs = first.parse_known_args(list(arguments))[0].runs
+    try:
+        runs = local_path(runs)
+    except PathError as error:
+        raise RecipeError(f"--runs {error}") from error
     run = RunDirectory.open(own.resume, root=runs)
     return run, run.recipe()
 
@@ -294,6 +300,17 @@ def _check_changes(stored: Recipe, wanted: Recipe, forced: Sequence[str]) -> Non
             + "\n  ".join(changes.values())
             + f"\nStart a new run, or add --force-changed {' '.join(changes)}"
         )
+
+
+@contextmanager
+def refusing(job: str) -> Iterator[None]:
+    """Exit with 2 where the body finds a user's mistake, such as a file that does not exist."""
+    try:
+        yield
+    except Exception as error:
+        if logs.is_mistake(error):
+            refuse(job, error)
+        raise
 
 
 def refuse(job: str, error: Exception) -> NoReturn:

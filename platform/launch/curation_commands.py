@@ -118,7 +118,7 @@ def _tell_faults(selection: Selection) -> None:
 def _report(recipe: Recipe, curator: Curator, selections: Mapping[str, Selection]) -> None:
     """Write the page into a run directory of its own and log it to MLflow."""
     name = f"{recipe.name}-curation-{datetime.now():%Y%m%d-%H%M%S}"
-    run = RunDirectory.create(recipe.runs, recipe, name, latest=False)
+    run = RunDirectory.create(recipe.runs, recipe, name)
     facts = {
         "recipe": recipe.name,
         "written": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",

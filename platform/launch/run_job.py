@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from magicdistill.data_pipeline.io.storage import place
+from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.platform.cluster.ray_cluster import announced_cluster, joined_address
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.launch.steps import perform, store_pairs
@@ -23,7 +25,7 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     run.stop_path.unlink(missing_ok=True)
     logs.say(f"run {run.path}")
     with (
-        resume_hint(f"--resume {run.path}"),
+        _resume_hint(run),
         Tracker.start(recipe.tracking, run, register=register_model) as tracker,
         announced_cluster(recipe.cluster),
         followed(run, tracker, watch_machine=joined_address(recipe.cluster) is None),
@@ -33,10 +35,26 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     return run
 
 
+@contextmanager
+def _resume_hint(run: RunDirectory) -> Iterator[None]:
+    """Say how to continue where the body is stopped: `--resume` needs a checkpoint."""
+    try:
+        yield
+    except BaseException as error:
+        if run.has_checkpoint:
+            logs.say(f"stopped; continue with --resume {run.path}")
+        elif not logs.is_mistake(error):
+            logs.say("stopped before the first checkpoint; give the same command again")
+        raise
+
+
 def save_pairs(recipe: Recipe, folder: str) -> None:
     """Make the pairs that a recipe trains on, except those made already, and store them."""
+    root = place(folder)
+    if isinstance(root, Path):
+        demand_output_folder(root, "--save_pairs")
     with resume_hint("the same command"), announced_cluster(recipe.cluster):
-        version = store_pairs(recipe, place(folder))
+        version = store_pairs(recipe, root)
     logs.say(f"pairs  {version}; train on them with --pairs.stored {version}")
 
 

@@ -109,6 +109,7 @@ def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
         from magicdistill.models.networks.weights import save_transformer
 
         save_transformer(teacher(recipe.model), run.path / MODEL)
+        run.become_latest()
     else:
         logs.say("starting the training workers")
         fit(run, data, held_out)

@@ -4,25 +4,21 @@ Each check yields sentences with the field, its value and the fix. None of them 
 except for LoRA targets of one's own, which are looked for in the network.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from magicdistill.models.locations import CONFIG, find_weights
+from magicdistill.models.locations import find_weights
 from magicdistill.models.methods.registry import METHODS
 from magicdistill.models.metrics.columns.registry import METRICS
-from magicdistill.models.networks.backbones.base import BackboneConfig
 from magicdistill.models.networks.backbones.registry import demand_family
 from magicdistill.models.networks.config import demand_share
+from magicdistill.models.paths import PathError
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import OptimizerConfig, Thresholds
 from magicdistill.platform.config.validation import RecipeError
 from magicdistill.platform.planning.flops import SPACE_COMPRESSION, sample_of
-
-KINDS = {"transformer": "Transformer", "VAE": "Autoencoder"}
-"""What the names of diffusers' classes have in them, by the kind of network."""
 
 
 def demand_trainable(recipe: Recipe) -> None:
@@ -190,43 +186,27 @@ def _cluster(recipe: Recipe) -> Iterator[str]:
 def _weights(recipe: Recipe) -> Iterator[str]:
     model, pairs = recipe.model, recipe.pairs
     prompts, evaluation = recipe.data.prompts, recipe.evaluation
-    for field, location, kind in (
-        ("model.vae", model.vae, "VAE"),
-        ("model.teacher", model.teacher, "transformer"),
-        ("model.generator", model.generator, "transformer"),
-        ("pairs.generator", pairs and pairs.generator, "transformer"),
+    for field, location in (
+        ("model.vae", model.vae),
+        ("model.teacher", model.teacher),
+        ("model.generator", model.generator),
+        ("pairs.generator", pairs and pairs.generator),
     ):
         if location is None:
             continue
-        if problem := weights_problem(field, location, kind):
-            yield problem
-        elif kind == "transformer":
-            yield from _family(field, location, model.shapes.transformer)
+        try:
+            path = find_weights(location, field)
+            if field != "model.vae" and path.is_dir():
+                demand_family(path, model.shapes.transformer)
+        except FileNotFoundError as error:
+            yield f"{error}; give one that has them"
+        except PathError as error:
+            yield str(error)
+        except ValueError as error:
+            yield f"{field}: {error}"
     for field, location in (
         ("data.prompts.encoder", prompts and prompts.encoder),
         ("evaluation.networks", evaluation and evaluation.networks),
     ):
         if location is not None and not Path(location).expanduser().is_dir():
             yield f"{field}: there is no folder {location}; give one that exists"
-
-
-def _family(field: str, location: str, shapes: BackboneConfig) -> Iterator[str]:
-    """Check that a folder of diffusers has a network of the preset's backbone."""
-    if (path := find_weights(location, field)).is_dir():
-        try:
-            demand_family(path, shapes)
-        except ValueError as error:
-            yield f"{field}: {error}"
-
-
-def weights_problem(field: str, location: str, kind: str) -> str | None:
-    """Say why weights cannot be those of a network of a kind of `KINDS`; None where they can."""
-    try:
-        found = find_weights(location, field)
-    except FileNotFoundError as error:
-        return f"{error}; give one that has them"
-    if not found.is_dir():
-        return None
-    name = json.loads((found / CONFIG).read_text()).get("_class_name", "")
-    others = [other for other, part in KINDS.items() if other != kind and part in name]
-    return f"{field}: {location} holds a {others[0]} ({name}); give a {kind}" if others else None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.locations import find_weights
+from magicdistill.models.paths import local_path
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.runs.run_directory import resolve_root
 
@@ -15,8 +16,8 @@ def find_model(recipe: Recipe, model: str) -> tuple[Path, Path]:
 
     Raises FileNotFoundError where there are none.
     """
-    runs = resolve_root(recipe.runs)
-    for run in (Path(model).expanduser(), runs / model):
+    runs, model = resolve_root(recipe.runs), local_path(model)
+    for run in (Path(model), runs / model):
         if (run / RECIPE).is_file():
             return find_weights(str(run.resolve() / MODEL), "--model"), run.resolve() / "evaluation"
     weights = find_weights(model, "--model")

@@ -1,5 +1,6 @@
 """What a job prints: progress lines with the time, without the noise of the frameworks."""
 
+import errno
 import logging
 import os
 import signal
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from magicdistill.models.paths import PathError
+from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.runs.file_polling import Tail, polling
 
 VERBOSE = "MAGICDISTILL_VERBOSE"
@@ -41,6 +44,9 @@ NOISY = (
     "torch.distributed",
     "urllib3",
 )
+
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of a file that a user may not read or write."""
 
 _started_s = time.monotonic()
 
@@ -93,12 +99,26 @@ def ending_with_its_reader() -> Iterator[None]:
 
 @contextmanager
 def resume_hint(way: str) -> Iterator[None]:
-    """Say how to continue where the body is stopped."""
+    """Say how to continue where the body is stopped, unless by a mistake of the user's."""
     try:
         yield
-    except BaseException:
-        say(f"stopped; continue with {way}")
+    except BaseException as error:
+        if not is_mistake(error):
+            say(f"stopped; continue with {way}")
         raise
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Tell an error about what the user asked for: the same command would end in it again.
+
+    So do files that may not be read or written, but not those that the system itself does not
+    find, with an error number: a worker may have lost them.
+    """
+    if isinstance(error, FileNotFoundError):
+        return error.errno is None
+    if isinstance(error, OSError):
+        return error.errno in FORBIDDEN
+    return isinstance(error, RecipeError | PathError)
 
 
 @contextmanager
@@ -119,7 +139,7 @@ def _explain(
 ) -> None:
     if issubclass(kind, KeyboardInterrupt):
         say("interrupted")
-    elif issubclass(kind, ExplainedError) and not is_verbose():
+    elif (issubclass(kind, ExplainedError) or is_mistake(error)) and not is_verbose():
         say(str(error))
     else:
         sys.__excepthook__(kind, error, traceback)

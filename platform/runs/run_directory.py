@@ -11,12 +11,16 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.data_pipeline.io.whole_files import write_text
+from magicdistill.models.paths import local_path
 from magicdistill.platform.config.recipe import Recipe, load_stored, to_yaml
 from magicdistill.platform.runs.provenance import Provenance
 
 TIME = "time_ms"
 """The key of a row that says when it was written, in milliseconds since 1970; it is no metric."""
+COMMITTED = "COMMITTED"
+"""File of a checkpoint that is written last: without it the checkpoint does not count."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +33,19 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def create(
-        cls, root: str | Path, recipe: Recipe, folder: str | None = None, *, latest: bool = True
-    ) -> "RunDirectory":
-        """Create a new run, named after its recipe and the time, and point `latest` to it.
+    def create(cls, root: str | Path, recipe: Recipe, folder: str | None = None) -> "RunDirectory":
+        """Create a new run, named after its recipe and the time; `folder` names it otherwise.
 
         A relative `root` starts at the current folder, in a submitted job at the home folder.
-        `folder` names the run otherwise; `latest` can stay where it is.
+        Raises PathError where nothing can be written there.
         """
         root = resolve_root(root)
-        root.mkdir(parents=True, exist_ok=True)
+        demand_output_folder(root, "--runs")
         run = cls(_new_folder(root, folder or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"))
         run.checkpoints.mkdir()
         run.samples.mkdir()
         write_text(run.provenance_path, Provenance.here().model_dump_json(indent=2))
         run.store(recipe)
-        if latest:
-            _point(root / "latest", run.path)
         return run
 
     @classmethod
@@ -55,7 +55,8 @@ class RunDirectory:
         Raises FileNotFoundError, naming the runs that exist.
         """
         root = resolve_root(root)
-        for path in (Path(name_or_path).expanduser(), root / name_or_path):
+        name_or_path = local_path(name_or_path)
+        for path in (Path(name_or_path), root / name_or_path):
             if (path / "recipe.yaml").is_file():
                 return cls(path.resolve())
         there = sorted(p.parent.name for p in root.glob("*/recipe.yaml") if p.parent.is_dir())
@@ -144,6 +145,15 @@ class RunDirectory:
         """Folder of pictures and clips."""
         return self.path / "samples"
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run can be resumed: it has a complete checkpoint of its own."""
+        return any(self.checkpoints.glob(f"*/{COMMITTED}"))
+
+    def become_latest(self) -> None:
+        """Let `latest` name this run."""
+        _point(self.path.with_name("latest"), self.path)
+
     def store(self, recipe: Recipe) -> None:
         """Write the resolved recipe: at creation, and when a run resumes with other values."""
         write_text(self.recipe_path, to_yaml(recipe))
@@ -165,7 +175,12 @@ class RunDirectory:
         return json.loads(self.data_path.read_text()) if self.data_path.exists() else {}
 
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add the metrics of a step; readers see whole lines only."""
+        """Add the metrics of a step; readers see whole lines only.
+
+        With the first ones the run has trained, and becomes the latest.
+        """
+        if not self.metrics_path.exists():
+            self.become_latest()
         _append_row(self.metrics_path, step, metrics)
 
     def append_checkpoint_scores(self, cycle: int, scores: Mapping[str, float]) -> None:
@@ -222,7 +237,7 @@ def is_submitted() -> bool:
 
 def resolve_root(root: str | Path) -> Path:
     """Return the absolute folder of the runs; see `Recipe.runs`."""
-    return (Path.home() if is_submitted() else Path.cwd()) / Path(root).expanduser()
+    return (Path.home() if is_submitted() else Path.cwd()) / local_path(root)
 
 
 def _append_line(path: Path, line: str) -> None:

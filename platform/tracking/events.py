@@ -57,7 +57,7 @@ class Destination:
 class Event(Config, ABC):
     """One thing to log; paths within the run's folder are relative to it, since that may move."""
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")
+    model_config = ConfigDict(ser_json_inf_nan="constants", allow_inf_nan=True)
 
     @abstractmethod
     def send(self, to: Destination) -> None:

@@ -27,6 +27,7 @@ from magicdistill.platform.tracking.events import (
     send_points,
 )
 from magicdistill.platform.tracking.metric_rows import MetricFile, SentRows
+from magicdistill.platform.tracking.relocation import ARTIFACTS, STORE, relocate
 
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow's pages nest runs."""
@@ -77,7 +78,7 @@ class Sender:
     ) -> None:
         self.run, self.event_log, self.register = run, event_log, register
         self.store = config.uri or ""
-        self.address = config.uri or f"sqlite:///{run.path.parent / 'mlflow.db'}"
+        self.address = config.uri or f"sqlite:///{run.path.parent / STORE}"
         self.problem: Exception | None = None
         """Why the last delivery stopped."""
         self.refusal: Exception | None = None
@@ -222,6 +223,8 @@ class Sender:
         assert isinstance(begin, Begin)
         client = MlflowClient(tracking_uri=self.address, registry_uri=self.address)
         with FileLock(self.run.path.parent / ".mlflow.lock"):
+            if not self.store:
+                relocate(self.run.path.parent)
             experiment = self._experiment(client, begin.experiment)
             run_id = self.event_log.progress(self.store).run_id
             if run_id is None or not _is_there(client, run_id):
@@ -238,7 +241,7 @@ class Sender:
     def _experiment(self, client: MlflowClient, name: str) -> str:
         if found := client.get_experiment_by_name(name):
             return found.experiment_id
-        folder = None if self.store else (self.run.path.parent / "mlartifacts").as_uri()
+        folder = None if self.store else (self.run.path.parent / ARTIFACTS).as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development", NOTE: EXPERIMENT_NOTE}
         return client.create_experiment(name, artifact_location=folder, tags=kind)
 

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from magicdistill.data_pipeline.io.object_stores import read_json
 from magicdistill.data_pipeline.rows import Video
-from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
 from magicdistill.data_pipeline.sources.stores import Store
+from magicdistill.models.paths import Location
 
 UNIT_FRAME = (1.0, 1.0)
 """Width and height of the frame in whose units the boxes are: they are fractions."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from magicdistill.data_pipeline.io.object_stores import open_text
 from magicdistill.data_pipeline.rows import Video
-from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,
@@ -15,6 +15,7 @@ from magicdistill.data_pipeline.sources.entries import (
     parse_time,
 )
 from magicdistill.data_pipeline.sources.stores import Store
+from magicdistill.models.paths import Location
 
 Rows = dict[str, list[str]]
 """The other fields of each line of a file, by the first."""

@@ -8,9 +8,10 @@ from pydantic import Field
 
 from magicdistill.data_pipeline.io import object_stores
 from magicdistill.data_pipeline.rows import Video
-from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig, UniformClips
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig, UniformClips
 from magicdistill.data_pipeline.sources.entries import Entry
 from magicdistill.data_pipeline.sources.stores import Terms, listed
+from magicdistill.models.paths import Location
 
 SIZE = (3840, 2160)
 """Width and height of its films in pixels; smaller copies have the same aspect."""

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from magicdistill.data_pipeline.io.object_stores import open_text
 from magicdistill.data_pipeline.rows import Video
-from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,
@@ -20,6 +20,7 @@ from magicdistill.data_pipeline.sources.entries import (
     parse_time,
 )
 from magicdistill.data_pipeline.sources.stores import Store
+from magicdistill.models.paths import Location
 
 SCORES = {
     "clarity": "clarity_score",

@@ -9,9 +9,10 @@ from pydantic import Field
 
 from magicdistill.data_pipeline.io.object_stores import read_json, read_json_lines
 from magicdistill.data_pipeline.rows import Video
-from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_span, numbers
 from magicdistill.data_pipeline.sources.stores import Store
+from magicdistill.models.paths import Location
 
 
 class TalkVid(SourceConfig):

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from magicdistill.data_pipeline.io.object_stores import Folder, read_json
 from magicdistill.data_pipeline.rows import Video
-from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import Entry
 from magicdistill.data_pipeline.sources.stores import Terms, listed
+from magicdistill.models.paths import Location
 
 # What an error adds about a list or folder that is not there.
 ORIGIN = (

@@ -8,9 +8,10 @@ from typing import Literal
 
 from magicdistill.data_pipeline.io.object_stores import Folder, open_text
 from magicdistill.data_pipeline.rows import Video
-from magicdistill.data_pipeline.sources.base import Location, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
 from magicdistill.data_pipeline.sources.stores import Store
+from magicdistill.models.paths import Location
 
 _NAME = re.compile(r"Clip\+(?P<video>.+)\+P\d+\+C\d+\+F(?P<start>\d+)-(?P<stop>\d+)")
 

@@ -46,15 +46,17 @@ with ray_cluster(ClusterConfig(threads_per_worker=3, logical_cpus=5)) as shape:
 """
 
 
-def start(folder: Path, wait_s: float) -> subprocess.Popen[str]:
+def start(
+    folder: Path, wait_s: float, text: str = JOB, home: str | None = None
+) -> subprocess.Popen[str]:
     script = folder / "job.py"
-    script.write_text(JOB.format(root=str(ROOT), wait_s=wait_s))
+    script.write_text(text.format(root=str(ROOT), wait_s=wait_s))
     hidden = {"RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.Popen(
         [sys.executable, str(script)],
         cwd=folder,
-        env=environment | {"HOME": str(folder)},
+        env=environment | {"HOME": home or str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -97,3 +99,46 @@ def test_a_local_cluster_works_quietly_and_leaves_no_process(
     assert errors == ""
     assert ("interrupted" in rest) == (ending == signal.SIGINT)
     assert (job.returncode == 0) == (ending is None)
+
+
+LOST = """
+import sys, time
+sys.path[0] = {root!r}
+from magicdistill.platform.runs import logs
+logs.configure(verbose=False)
+import psutil, ray
+from magicdistill.platform.cluster.ray_cluster import ray_cluster
+from magicdistill.platform.config.sections import ClusterConfig
+
+@ray.remote
+def nap():
+    time.sleep(300)
+
+with logs.resume_hint("the same command"), ray_cluster(ClusterConfig(dashboard=False)):
+    nap = nap.remote()
+    processes = psutil.Process().children(recursive=True)
+    (control,) = [process for process in processes if process.name() == "gcs_server"]
+    control.kill()
+    ray.get(nap)
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.slow
+def test_a_job_that_loses_its_cluster_says_so_and_leaves_no_process(tmp_path: Path) -> None:
+    job = start(tmp_path, 0, LOST, home="/proc/nowhere")
+    out, errors = job.communicate(timeout=100)
+    assert "stopped; continue with the same command" in out
+    assert "Ray's control service at" in out and "is gone" in out
+    assert "/proc/nowhere/.ray cannot be written; Ray's token is in" in out
+    assert (errors, job.returncode) == ("", 1)
+    assert [
+        process for process in psutil.process_iter() if home_of(process) == "/proc/nowhere"
+    ] == []
+
+
+def home_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("HOME")
+    except psutil.Error:
+        return None

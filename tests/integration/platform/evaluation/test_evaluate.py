@@ -182,6 +182,7 @@ def test_a_protocol_without_its_files_says_what_is_missing(tmp_path: Path) -> No
 
 def test_the_page_of_a_run_is_written_into_its_folder(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, load_recipe("portrait-tiny-smoke"))
+    run.become_latest()
     done = evaluate(tmp_path, "--report", "latest")
     assert done.returncode == 0, done.stderr
     assert "unfinished: 0 of 2 cycles" in (run.path / "report.html").read_text()

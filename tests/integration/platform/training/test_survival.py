@@ -38,7 +38,9 @@ class Job:
 
     @property
     def run(self) -> RunDirectory:
-        return RunDirectory.open("latest", root=self.root)
+        """The newest run, which need not have trained yet."""
+        made = self.root.glob("*/provenance.json")
+        return RunDirectory(max(made, key=lambda path: path.stat().st_mtime_ns).parent)
 
     def wait_for(self, text: str) -> None:
         assert self.process.stdout is not None

@@ -164,3 +164,49 @@ def test_a_job_whose_submission_was_not_answered_is_followed_to_its_end(
     assert scheduler.run()
     assert [record.state for record in history.records()] == ["submitted", "succeeded"]
     assert len(jobs_api.jobs) == 1  # type: ignore[attr-defined]
+
+
+class FailingJobs(SilentTaker):
+    """Ray's Jobs API with one job that failed, as `server.said` tells; its output is apart."""
+
+    def do_GET(self) -> None:
+        """Answer with the version, the job, or its output."""
+        if self.path == "/api/version":
+            return self._answer({"ray_version": "3.0"})
+        if self.path.endswith("/logs"):
+            return self._answer({"logs": OUTPUT})
+        job: dict[str, Any] = {
+            "type": "SUBMISSION",
+            "submission_id": "curate-1",
+            "entrypoint": "",
+            "status": "FAILED",
+            "message": self.server.said,  # type: ignore[attr-defined]
+        }
+        return self._answer([job])
+
+
+OUTPUT = "".join(f"line {number}\n" for number in range(100)) + "no space left on device\n"
+EXIT = "Job entrypoint command failed with exit code 1"
+
+
+@pytest.mark.parametrize("said", [EXIT, f"{EXIT}, last available logs:\n{OUTPUT}"])
+def test_a_failed_job_says_why(said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FailingJobs)
+    server.said = said  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        history = History(tmp_path / "curate.jsonl")
+        history.add(record(1, "submitted", "curate-1"))
+        client = connect(f"http://127.0.0.1:{server.server_port}")
+        job = ScheduledJob("curate", ["true"], working_dir="")
+        Scheduler(job, history, client, NIGHTLY).look()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    printed, last = capsys.readouterr().out, history.records()[1]
+    assert last.state == "failed"
+    for text in (printed, last.message):
+        assert EXIT in text and "no space left on device" in text and "line 99" in text
+        assert "line 90" not in text

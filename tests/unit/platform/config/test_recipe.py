@@ -103,3 +103,28 @@ def test_the_nightly_recipe_takes_every_score_that_it_limits_and_no_package_lack
 def test_nested_values_flatten_to_dotted_names() -> None:
     values = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": None}]}
     assert flatten(values) == {"a.b": 1, "a.c": [1, 2], "d.0.e": None}
+
+
+def test_a_recipe_in_another_encoding_is_refused_by_line_and_one_with_a_mark_is_read(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.yaml"
+    text = "extends: portrait-tiny\nname: caf\xe9\n"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"mine\.yaml: line 2 is not UTF-8"):
+        load_recipe(path)
+    path.write_bytes(b"\0\0\0\x20ftypisom")
+    with pytest.raises(RecipeError, match=r"mine\.yaml: a binary file"):
+        load_recipe(path)
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert load_recipe(path).name == "caf\xe9"
+
+
+def test_a_recipe_is_found_by_an_address_of_a_file_and_from_the_home(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(base.parent))
+    for name in (f"file://{base}", "~/base.yaml", "$HOME/base.yaml"):
+        assert load_recipe(name) == load_recipe(base)
+    with pytest.raises(RecipeError, match="not an address"):
+        load_recipe("https://example.org/base.yaml")

@@ -182,6 +182,7 @@ def test_models_are_found_by_name_folder_and_run(tmp_path):
     with pytest.raises(ExplainedError, match=r"no finished model.*export"):
         find_pretrained(str(run.path))
     shutil.copytree(student.transformer, run.path / "model")
+    run.become_latest()
     for location in ("latest", str(run.path), str(run.path / "model")):
         found = find_pretrained(location, runs=str(tmp_path))
         assert found.transformer == run.path.resolve() / "model"

@@ -195,6 +195,7 @@ def test_what_does_not_exist_is_refused(ending: Ending, arguments: list[str]) ->
 
 def test_a_resumed_run_brings_its_recipe_and_takes_overrides(job: Job, ending: Ending) -> None:
     run = RunDirectory.create(job.folder / "runs", load_recipe(job.recipe, ["--seed", "21"]))
+    run.become_latest()
     assert job("--resume", "latest").stdout == f"21 {run.path} False\n"
     elsewhere = ("--cluster.num_workers", "1", "--engine.kind", "torch")
     assert ending("--resume", "latest", *elsewhere, "--dry-run").status == 0
@@ -203,7 +204,8 @@ def test_a_resumed_run_brings_its_recipe_and_takes_overrides(job: Job, ending: E
 
 
 def test_a_resumed_run_refuses_another_recipe_with_the_difference(job: Job, ending: Ending) -> None:
-    RunDirectory.create(job.folder / "runs", load_recipe(job.recipe, ["--seed", "21"]))
+    run = RunDirectory.create(job.folder / "runs", load_recipe(job.recipe, ["--seed", "21"]))
+    run.become_latest()
     end = ending("--resume", "latest", "--seed", "22", "--method.alpha_weak", "0.1")
     assert end.status == 2
     assert "seed: 21 -> 22" in end.err
@@ -213,7 +215,7 @@ def test_a_resumed_run_refuses_another_recipe_with_the_difference(job: Job, endi
 
 
 def test_a_resumed_run_takes_no_other_recipe(job: Job, ending: Ending) -> None:
-    RunDirectory.create(job.folder / "runs", load_recipe(job.recipe))
+    RunDirectory.create(job.folder / "runs", load_recipe(job.recipe)).become_latest()
     end = ending("--resume", "latest", "--recipe", str(job.recipe))
     assert end.status == 2
     assert "leave --recipe out" in end.err

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from magicdistill.models.paths import PathError
+from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.file_polling import Tail, polling
 
@@ -63,3 +65,25 @@ def test_a_failure_of_the_action_is_raised_after_the_body() -> None:
         pass
     with pytest.raises(KeyboardInterrupt), polling(fail, every_s=0.01):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("error", "hinted"),
+    [
+        (KeyboardInterrupt(), True),
+        (RuntimeError("a worker died"), True),
+        (FileNotFoundError(2, "No such file", "shard.parquet"), True),
+        (PermissionError(13, "Permission denied", "runs/x"), False),
+        (OSError(30, "Read-only file system", "runs/x"), False),
+        (OSError(28, "No space left on device", "runs/x"), True),
+        (FileNotFoundError("data source folder x does not exist"), False),
+        (RecipeError("model.vae: null"), False),
+        (PathError("x", "a folder"), False),
+    ],
+)
+def test_the_same_command_is_offered_where_it_can_help(
+    error: BaseException, hinted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(type(error)), logs.resume_hint("the same command"):
+        raise error
+    assert ("continue with the same command" in capsys.readouterr().out) == hinted

@@ -5,19 +5,49 @@ from pathlib import Path
 
 import pytest
 
+from magicdistill.models.paths import PathError
 from magicdistill.platform.config.recipe import Recipe, load_recipe
 from magicdistill.platform.data.prepare import data_root
-from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
+from magicdistill.platform.runs.run_directory import COMMITTED, RunDirectory, resolve_root
 
 
-def test_a_run_is_named_after_its_recipe_and_is_the_latest(tmp_path: Path, recipe: Recipe) -> None:
+def test_a_run_is_named_after_its_recipe_and_found_by_name(tmp_path: Path, recipe: Recipe) -> None:
     first = RunDirectory.create(tmp_path / "runs", recipe)
     second = RunDirectory.create(tmp_path / "runs", recipe)
     assert first.path.name.startswith("base-")
     assert first != second
-    assert RunDirectory.open("latest", root=tmp_path / "runs") == second
     assert RunDirectory.open(first.path.name, root=tmp_path / "runs") == first
     assert RunDirectory.open(first.path, root="elsewhere") == first
+
+
+def test_the_latest_run_is_the_last_one_that_trained(tmp_path: Path, recipe: Recipe) -> None:
+    trained, died = (RunDirectory.create(tmp_path, recipe) for _ in range(2))
+    with pytest.raises(FileNotFoundError, match="no run 'latest'"):
+        RunDirectory.open("latest", root=tmp_path)
+    trained.append_metrics(1, {"loss": 0.5})
+    assert RunDirectory.open("latest", root=tmp_path) == trained
+    died.append_metrics(1, {"loss": 0.5})
+    trained.append_metrics(2, {"loss": 0.25})
+    assert RunDirectory.open("latest", root=tmp_path) == died
+
+
+def test_a_run_can_be_resumed_once_it_has_a_complete_checkpoint(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    run = RunDirectory.create(tmp_path, recipe)
+    cut_off = run.checkpoints / "cycle-0000001"
+    cut_off.mkdir()
+    assert not run.has_checkpoint
+    (cut_off / COMMITTED).touch()
+    assert run.has_checkpoint
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/null", "/proc/version/x"])
+def test_runs_where_nothing_can_be_written_are_refused_with_the_fix(
+    folder: str, recipe: Recipe
+) -> None:
+    with pytest.raises(PathError, match=rf"--runs {folder}.*give another folder"):
+        RunDirectory.create(folder, recipe)
 
 
 def test_a_run_keeps_its_recipe_and_what_it_was_made_with(tmp_path: Path, recipe: Recipe) -> None:

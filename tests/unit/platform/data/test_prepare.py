@@ -1,0 +1,45 @@
+"""What a job says of the clips that were not kept."""
+
+from dataclasses import replace
+
+import pytest
+
+from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.ledger.policy import Decision
+from magicdistill.data_pipeline.rows import ClipRow, Video
+from magicdistill.data_pipeline.selection.curation_result import Selection
+from magicdistill.platform.data.prepare import MAX_LOST, name_of, tell
+
+FILM = Video("f", "folder/films/long.mp4", "", "", "", "CC0", "general", True)
+CLIPS = [ClipRow(f"c{n}", FILM, "m", start=48 * n, stop=48 * n + 40, fps=24.0) for n in range(12)]
+
+
+def selection(clips: list[ClipRow]) -> Selection:
+    source = {"kind": "folder", "path": "films", "license": "CC0", "mixture": "general"}
+    config = DataConfig.model_validate({"sources": [source]})
+    decisions = tuple(Decision(clip, "rejected", ("frozen.longest_s: 2 > 0.5",)) for clip in clips)
+    return Selection(config, decisions, 1, 0, {})
+
+
+def test_clips_of_one_film_are_told_apart_and_those_left_out_are_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tell("training", selection(CLIPS))
+    named = [line for line in capsys.readouterr().out.splitlines() if "rejected folder" in line]
+    assert len(set(named)) == len(named) == MAX_LOST
+    assert "long.mp4 from 2.00 to 3.67 s: frozen" in named[1]
+
+
+@pytest.mark.parametrize(("count", "end"), [(MAX_LOST, None), (12, "and 4 more")])
+def test_the_rest_is_counted_where_there_is_one(
+    count: int, end: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell("training", selection(CLIPS[:count]))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert (end is not None) == ("more" in last) and (end or "rejected") in last
+
+
+def test_what_has_no_span_goes_by_its_entry_in_the_manifest() -> None:
+    video = replace(FILM, entry="clip-17")
+    assert name_of(ClipRow("c", video, "m")) == "folder/films/long.mp4 clip-17"
+    assert name_of(ClipRow("c", FILM, "m")) == "folder/films/long.mp4"
