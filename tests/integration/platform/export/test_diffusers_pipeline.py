@@ -32,7 +32,8 @@ from magicdistill.platform.export.diffusers_pipeline import (
 )
 from magicdistill.platform.export.export import export
 from magicdistill.platform.export.pretrained_model import ASSETS, find_pretrained
-from magicdistill.platform.inference.sample_video import Order, VideoSampler, plan_windows
+from magicdistill.platform.inference.orders import Order, plan_windows
+from magicdistill.platform.inference.sample_video import VideoSampler
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.engine import build_engine
 

@@ -25,10 +25,11 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from magicdistill.platform.export.pretrained_model import find_pretrained
-from magicdistill.platform.inference.sample_video import Order, Sampler
+from magicdistill.platform.inference.orders import Order
+from magicdistill.platform.inference.sample_video import VideoSampler
 image, out, seconds = sys.argv[1:]
 order = Order(Path(image), Path(out), seconds=float(seconds))
-Sampler(find_pretrained("student-4step")).make(order)
+VideoSampler(find_pretrained("student-4step")).make(order)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -22,15 +22,17 @@ from magicdistill.platform.export.pretrained_model import (
     find_student,
     shipped_for,
 )
-from magicdistill.platform.inference.sample_many import read_orders
-from magicdistill.platform.inference.sample_video import (
+from magicdistill.platform.inference.orders import (
     Order,
+    plan_windows,
+    read_orders,
+    read_picture,
+)
+from magicdistill.platform.inference.sample_video import (
     VideoSampler,
     describe,
     difference_db,
     is_made,
-    plan_windows,
-    read_image,
 )
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import RunDirectory
@@ -66,7 +68,7 @@ def test_a_picture_becomes_a_video_of_the_model_s_shape(sampler, tmp_path):
     frames = pixels(order.out).astype(float)
     assert np.abs(frames[0] - first).mean() < 8
     assert np.abs(np.diff(frames, axis=0)).mean() > 0.3  # it moves
-    with Image.open(order.out.with_suffix(".png")) as sheet:
+    with Image.open(order.sheet) as sheet:
         assert sheet.width > 16 * 160
 
 
@@ -81,8 +83,9 @@ def test_the_seed_decides(sampler, tmp_path):
 def test_a_long_video_has_no_seams_that_show(sampler, tmp_path):
     order = Order(FACE, tmp_path / "v.mp4", seconds=2)
     done = []
-    seams = sampler.make(order, lambda count, total: done.append((count, total)))
-    assert seams is not None
+    drift = sampler.make(order, lambda count, total: done.append((count, total)))
+    assert drift is not None
+    seams = drift.seams
     assert probe(order.out).num_frames == 48
     assert done == [(12, 48), (24, 48), (36, 48), (48, 48)]
     assert seams.seam < 2 * seams.within
@@ -221,10 +224,10 @@ def test_what_is_wrong_is_said_in_a_sentence(sampler, tmp_path):
     with pytest.raises(ExplainedError, match=r"student-4step.*teacher"):
         find_pretrained("nothing")
     with pytest.raises(ExplainedError, match="no image"):
-        read_image(tmp_path / "none.png")
+        read_picture(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ExplainedError, match="no picture"):
-        read_image(tmp_path / "text.png")
+        read_picture(tmp_path / "text.png")
     with pytest.raises(ExplainedError, match="--encoders"):
         sampler.make(Order(FACE, tmp_path / "v.mp4", prompt="a face"))
     with pytest.raises(ExplainedError, match="overlap"):
@@ -238,7 +241,7 @@ def test_a_list_names_its_videos_and_seeds_them_by_line(tmp_path):
     path = tmp_path / "list.jsonl"
     path.write_text('{"image": "a.png"}\n\n{"image": "/b.png", "name": "bee", "seed": 9}\n')
     defaults = Order(Path(), Path(), seed=4, seconds=3)
-    first, second = read_orders(path, Path("out"), defaults, lambda order: order)
+    first, second = read_orders(path, Path("out"), defaults)
     assert first == Order(tmp_path / "a.png", Path("out/0000-a.mp4"), seed=4, seconds=3)
     assert second == Order(Path("/b.png"), Path("out/bee.mp4"), seed=9, seconds=3)
 
@@ -247,6 +250,7 @@ def test_a_list_names_its_videos_and_seeds_them_by_line(tmp_path):
     ("text", "reason"),
     [
         ('{"picture": "a.png"}', "line 1: picture"),
+        ('{"image": "a.png", "name": "b/x"}', "line 1: name"),
         ('{"image": "a.png", "name": "x"}\n{"image": "b.png", "name": "x"}', "have the name x"),
     ],
 )
@@ -254,7 +258,7 @@ def test_a_list_that_is_wrong_is_refused(tmp_path, text, reason):
     path = tmp_path / "list.jsonl"
     path.write_text(text)
     with pytest.raises(ExplainedError, match=reason):
-        read_orders(path, tmp_path, Order(Path(), Path()), lambda order: order)
+        read_orders(path, tmp_path, Order(Path(), Path()))
 
 
 def test_the_job_asks_for_what_it_needs_before_it_loads_anything(monkeypatch):
