@@ -1,9 +1,11 @@
-"""Many videos by the job, over a local Ray."""
+"""Videos by the job: one that is stopped, and many over a local Ray."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,34 @@ def sample(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "jobs" / "sample.py"), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_job_that_is_stopped_leaves_no_temporary_file(tmp_path: Path, stop) -> None:
+    """And imports no text encoders on its way there, which the shipped models do not have."""
+    out = tmp_path / "long.mp4"
+    flags = ["--image", str(FACE), "--out", str(out), "--seconds", "3600"]
+    command = [sys.executable, str(ROOT / "jobs" / "sample.py"), *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"}
+    with (
+        (tmp_path / "imports").open("w") as imports,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=imports
+        ) as job,
+    ):
+        end_s = time.monotonic() + 120
+        while not list(tmp_path.glob(".long.mp4.*.tmp")):
+            assert job.poll() is None and time.monotonic() < end_s
+            time.sleep(0.1)
+        job.send_signal(stop)
+        assert job.wait(60) == 143 if stop == signal.SIGTERM else job.wait(60) != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["imports"]
+    lines = (tmp_path / "imports").read_text().splitlines()
+    found = {line.rpartition("|")[2].strip() for line in lines}
+    assert "torch" in found and "diffusers.models.modeling_utils" in found
+    encoders = "magicdistill.models.networks.conditioning.prompt_encoder"
+    assert not found & {encoders, "transformers.processing_utils", "pyarrow.parquet", "ray"}
 
 
 MEASURE = """

@@ -30,6 +30,7 @@ from magicdistill.platform.inference.orders import (
 )
 from magicdistill.platform.inference.sample_video import (
     VideoSampler,
+    choose_threads,
     describe,
     difference_db,
     is_made,
@@ -268,5 +269,30 @@ def test_the_job_asks_for_what_it_needs_before_it_loads_anything(monkeypatch):
     imported = {line.rpartition("|")[2].strip() for line in helped.stderr.splitlines()}
     assert "tyro" in imported and not imported & {"torch", "ray", "diffusers", "cv2", "av"}
     assert helped.returncode == 0 and "--inputs" in helped.stdout
-    refused = job("--out", "v.mp4")
-    assert refused.returncode == 2 and "either --image or --prompt" in refused.stderr
+    with monkeypatch.context() as traced:
+        traced.setenv("PYTHONPROFILEIMPORTTIME", "1")
+        refused = job("--image", "none.png", "--out", "v.mp4")
+    imported = {line.rpartition("|")[2].strip() for line in refused.stderr.splitlines()}
+    assert "PIL.Image" in imported and not imported & {"torch", "ray", "diffusers", "cv2"}
+    assert refused.returncode == 2 and "no image none.png" in refused.stderr
+
+
+def test_a_small_network_computes_with_one_thread_unless_told_otherwise(sampler, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        choose_threads(sampler.model)
+        assert torch.get_num_threads() == 2
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        choose_threads(sampler.model)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_shape_that_the_model_was_not_trained_for_is_warned_of(sampler):
+    assert sampler.model.never_made((17, 64, 64)) is None
+    warning = sampler.model.never_made((17, 128, 64))
+    assert "17 x 128 x 64" in warning and "was trained on 17 x 64 x 64" in warning
