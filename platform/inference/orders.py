@@ -109,10 +109,10 @@ def check(model: Pretrained, order: Order) -> None:
 
 def plan_windows(order: Order, bucket: Bucket) -> ContextWindows:
     """Return the context windows of an order; raise ExplainedError if there cannot be any."""
-    total = bucket.num_frames if order.seconds is None else round(order.seconds * bucket.fps)
     try:
+        total = bucket.num_frames if order.seconds is None else round(order.seconds * bucket.fps)
         return ContextWindows(total, bucket.num_frames, order.overlap)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ExplainedError(
             f"--seconds {order.seconds}, --overlap {order.overlap}: {error}"
         ) from None
