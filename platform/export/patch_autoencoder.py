@@ -20,24 +20,24 @@ from magicdistill.models.networks.state_dicts import public
 
 
 class PatchDecodedAutoencoder(ModelMixin, ConfigMixin):
-    """An encoder as diffusers has it, and a patch decoder; latents times a factor are normalised.
-
-    `autoencoder` and `patch_decoder` are their configurations.
-    """
+    """An encoder of diffusers and a patch decoder; latents times a factor are normalised."""
 
     mean: Tensor
     std: Tensor
 
     @register_to_config
     def __init__(
-        self, autoencoder: dict[str, Any], patch_decoder: dict[str, Any], scaling_factor: float
+        self,
+        autoencoder_config: dict[str, Any],
+        patch_decoder_config: dict[str, Any],
+        scaling_factor: float,
     ) -> None:
         super().__init__()
-        self.autoencoder = AutoencoderKLHunyuanVideo(**autoencoder)
-        self.patch_decoder = PatchDecoder(PatchDecoderConfig(**patch_decoder))
+        self.autoencoder = AutoencoderKLHunyuanVideo(**autoencoder_config)
+        self.patch_decoder = PatchDecoder(PatchDecoderConfig(**patch_decoder_config))
         self.temporal_compression_ratio = self.autoencoder.temporal_compression_ratio
         self.spatial_compression_ratio = self.autoencoder.spatial_compression_ratio
-        channels = autoencoder["latent_channels"]
+        channels = autoencoder_config["latent_channels"]
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
 

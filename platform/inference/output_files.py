@@ -6,7 +6,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from magicdistill.data_pipeline.media.video import VideoError, read_comment
 from magicdistill.platform.inference.orders import NO_IMAGE, Order
 from magicdistill.platform.runs.logs import ExplainedError
 
@@ -67,6 +66,11 @@ def is_own(path: Path) -> bool:
     """Tell by its mark whether a video or a PNG was made by one of these jobs."""
     if path.suffix == ".png":
         return read_mark(path) is not None
+    from magicdistill.data_pipeline.media.video import (  # decoders, which --help does not need
+        VideoError,
+        read_comment,
+    )
+
     try:
         return read_comment(path).startswith(f"{MARK} ")
     except VideoError:
