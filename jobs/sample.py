@@ -129,12 +129,14 @@ def sample(args: Arguments) -> list[str]:
     model = replace(model, dtype="int8" if args.int8 else model.dtype, offload=args.offload)
     if args.size is not None and (warning := found.never_made(args.size)):
         logs.say(warning)
+    orders = [] if args.serve or args.only_indexes else _orders(args, model)
+    if not args.only_indexes:
+        logs.say(f"loading {model.transformer}, which takes some seconds")
     if args.serve:
         from magicdistill.platform.inference.web_page import serve
 
         serve(model, args.port)
         return []
-    orders = [] if args.only_indexes else _orders(args, model)
     if args.only_indexes or any(order.image == NO_IMAGE for order in orders):
         from magicdistill.platform.inference.first_frames import ImagePriors
 

@@ -25,7 +25,7 @@ class Page:
         target = self.call("Target.createTarget", url=url)["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        self.wait_for("document.readyState === 'complete'")
+        self.wait_for(f"location.href === '{url}' && document.readyState === 'complete'")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command and return its result; events that come meanwhile are dropped."""

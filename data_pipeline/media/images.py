@@ -52,7 +52,9 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         width, height = image.size
-        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in TURNED
+        # a TIFF is turned already, and Pillow would decode a whole PNG to look for EXIF at its end
+        has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        turned = has_exif and image.getexif().get(ORIENTATION) in TURNED
         return (height, width) if turned else (width, height)
 
 

@@ -30,8 +30,8 @@ def port() -> Iterator[int]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as job:
         assert job.stdout
-        ready = re.search(r"http://127\.0\.0\.1:(\d+) is ready", job.stdout.readline())
-        assert ready
+        lines = (re.search(r"http://127\.0\.0\.1:(\d+) is ready", line) for line in job.stdout)
+        ready = next(line for line in lines if line)
         yield int(ready[1])
         job.send_signal(signal.SIGINT)
         assert job.wait() == 0

@@ -161,6 +161,16 @@ def test_a_picture_stands_upright_wherever_it_is_read(orientation, suffix, tmp_p
                 assert [np.array_equal(frame, found) for frame in frames] == [True]
 
 
+def test_the_size_is_read_without_decoding(tmp_path: Path):
+    """A few bytes may claim any size: whoever limits it must not pay for it first."""
+    Image.new("RGB", (2000, 1000)).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: whole.index(b"IDAT") + 8])
+    assert image_size(tmp_path / "a.png") == (2000, 1000)
+    with pytest.raises(ImageError, match="truncated"):
+        read_image(tmp_path / "a.png")
+
+
 def test_a_curated_picture_that_cannot_be_converted_is_a_corrupt_clip(tmp_path: Path):
     path = tmp_path / "a.png"
     path.write_bytes(b"\x89PNG no picture")
