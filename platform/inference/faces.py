@@ -53,7 +53,8 @@ def find_faces(picture: Picture, short_side: int, min_confidence: float) -> list
     seen = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     found, landmarks = find_landmarks(files[0], seen, short_side, min_confidence)
     sizes, points = np.sqrt(found[:, 3] * height * width), landmarks * (width, height)
-    return [Face(*points[i].mean(0), sizes[i], points[i]) for i in np.argsort(-sizes)]
+    centres = points.mean(axis=1)
+    return [Face(centres[i, 0], centres[i, 1], sizes[i], points[i]) for i in np.argsort(-sizes)]
 
 
 def framed(picture: Picture, bucket: Bucket, way: Fit) -> Picture:

@@ -42,9 +42,9 @@ def of(values: np.ndarray, mode: str | None = None, **options: Any) -> Callable[
     return lambda path: (image.convert(mode) if mode else image).save(path, **options)
 
 
-def pgm(values: np.ndarray, white: int) -> Callable[[Path], None]:
+def pgm(values: np.ndarray, white: int) -> Callable[[Path], object]:
     header = f"P5 {values.shape[1]} {values.shape[0]} {white}\n".encode()
-    return lambda path: path.write_bytes(header + values.astype(">u2").tobytes()) and None
+    return lambda path: path.write_bytes(header + values.astype(">u2").tobytes())
 
 
 READ = {
