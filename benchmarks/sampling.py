@@ -30,7 +30,7 @@ from magicdistill.platform.export.diffusers_pipeline import (
     stock_scheduler,
 )
 from magicdistill.platform.export.pretrained_model import Pretrained, find_pretrained
-from magicdistill.platform.inference.held_out_sampling import generate
+from magicdistill.platform.inference.generate import generate
 
 GUIDANCE = 6.0
 """Its value does not change the time."""

@@ -3,13 +3,12 @@
 A --prompt without an --image gets its first frame from a text-to-image pipeline, from a folder of
 images, or from both (--text_to_image, --index); --index alone makes the folder's index. --inputs is
 a JSONL list; each line has an image or a prompt and may have name, seed and seconds. Then --out is
-a folder, and what is in it already is not made again. A contact sheet lies beside every video. The
-same seed gives the same video.
+a folder, and what is in it already is not made again. A contact sheet lies beside every video, as
+NAME.sheet.png. The same seed gives the same video.
 """
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -17,6 +16,9 @@ import tyro
 from magicdistill.models.config import Config
 from magicdistill.models.paths import LocalFile, LocalPath, PathError
 from magicdistill.platform.config.first_frame_sections import PriorConfig
+from magicdistill.platform.export.pretrained_model import Pretrained, find_pretrained, shipped_for
+from magicdistill.platform.inference import output_files
+from magicdistill.platform.inference.orders import NO_IMAGE, Fit, Order, check, read_orders
 from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
 from magicdistill.platform.runs import logs
 
@@ -27,9 +29,14 @@ class Arguments(Config):
     """Flags of this job."""
 
     out: Annotated[LocalFile | None, tyro.conf.arg(metavar="MP4|DIR")] = None
-    """Video to write; with --inputs, folder of the videos."""
+    """Video to write, an .mp4; with --inputs, folder of the videos."""
+    force: Switch = False
+    """Also write over files that are there and that no such job made; never over an input."""
     image: Annotated[LocalFile | None, tyro.conf.arg(metavar="FILE")] = None
-    """First frame; it is cropped about its centre to the model's aspect."""
+    """First frame. White shows where it is transparent."""
+    fit: Fit = "face"
+    """How an image of another aspect is brought to the model's: face crops it so that the faces
+    stay in it, crop about its centre, pad keeps all of it and repeats its border around it."""
     inputs: Annotated[LocalFile | None, tyro.conf.arg(metavar="JSONL")] = None
     """List of inputs, for many videos."""
     model: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN|DIR|NAME")] = None
@@ -54,7 +61,8 @@ class Arguments(Config):
     size: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="FRAMES HEIGHT WIDTH")] = (
         None
     )
-    """Shape of a window; by default the one that the model was trained on."""
+    """Shape of a window; by default the one that the model was trained on, and for others it says
+    so."""
     overlap: int = 5
     """Frames that two windows share: 1, 5, 9, ..."""
     pull: float = 0.2
@@ -111,47 +119,66 @@ def main() -> None:
 
 
 def sample(args: Arguments) -> list[str]:
-    """Do what the flags say; return a line about each video that could not be made."""
-    from magicdistill.platform.export.pretrained_model import find_pretrained, shipped_for
-    from magicdistill.platform.inference.first_frames import ImagePriors
-    from magicdistill.platform.inference.sample_many import read_orders, sample_all
-    from magicdistill.platform.inference.sample_video import Order, report_difference, sample_one
+    """Do what the flags say; return a line about each video that could not be made.
 
+    What can be wrong is looked at first: the networks' packages take seconds to import.
+    """
     name = args.model or shipped_for(args.steps)
     found = find_pretrained(name, runs=args.runs, vae=args.vae, encoders=args.encoders)
     model = found.changed(args.size, num_steps=args.steps, shift=args.shift, guidance=args.guidance)
-    if args.int8:
-        model = replace(model, dtype="int8")
-    model = replace(model, offload=args.offload)
+    model = replace(model, dtype="int8" if args.int8 else model.dtype, offload=args.offload)
+    if args.size is not None and (warning := found.never_made(args.size)):
+        logs.say(warning)
+    orders = [] if args.serve or args.only_indexes else _orders(args, model)
+    if not args.only_indexes:
+        logs.say(f"loading {model.transformer}, which takes some seconds")
     if args.serve:
         from magicdistill.platform.inference.web_page import serve
 
         serve(model, args.port)
         return []
-    with ImagePriors(args.prior, model) as priors:
-        if args.only_indexes:
-            priors.open_index()
-            return []
-        assert args.out
-        order = Order(
-            image=args.image or Path(),
-            out=args.out,
-            seed=args.seed,
-            prompt=args.prompt,
-            seconds=args.seconds,
-            overlap=args.overlap,
-            pull=args.pull,
-        )
-        if args.inputs:
-            orders = read_orders(args.inputs, args.out, order, priors.complete)
-        elif args.image is None:
-            order = priors.complete(order)
+    if args.only_indexes or any(order.image == NO_IMAGE for order in orders):
+        from magicdistill.platform.inference.first_frames import ImagePriors
+
+        with ImagePriors(args.prior, model) as priors:
+            if args.only_indexes:
+                priors.open_index()
+                return []
+            orders = [priors.complete(o) if o.image == NO_IMAGE else o for o in orders]
     if args.inputs:
+        from magicdistill.platform.inference.sample_many import sample_all
+
         return sample_all(model, orders, num_actors=args.actors, address=args.address)
-    sample_one(model, order)
+    from magicdistill.platform.inference.sample_video import report_difference, sample_one
+
+    sample_one(model, orders[0])
     if args.psnr:
-        report_difference(model, order)
+        report_difference(model, orders[0])
     return []
+
+
+def _orders(args: Arguments, model: Pretrained) -> list[Order]:
+    """Return the videos to make, which may be written where they are to be."""
+    assert args.out
+    order = Order(
+        image=args.image or NO_IMAGE,
+        out=args.out,
+        seed=args.seed,
+        prompt=args.prompt,
+        seconds=args.seconds,
+        overlap=args.overlap,
+        pull=args.pull,
+        fit=args.fit,
+    )
+    if args.inputs:
+        output_files.demand_folder_path(args.out)
+        orders = read_orders(args.inputs, args.out, order)
+        output_files.demand_free(orders, [args.inputs], force=args.force)
+        return orders
+    output_files.demand_video_path(args.out)
+    output_files.demand_free([order], force=args.force)
+    check(model, order)
+    return [order]
 
 
 if __name__ == "__main__":

@@ -111,6 +111,9 @@ def _mistake(args: Arguments, entrypoint: list[str]) -> str | None:
         return f"--env {wrong[0]}: give NAME=VALUE"
     if not re.fullmatch(r"[\w.-]+", _name(args, entrypoint)):
         return f"--name {args.name!r}: use letters, digits, '.', '_' and '-'"
+    path = _history_path(args, entrypoint)
+    if path.is_dir() or (path.is_file() and path.read_bytes()[:2] not in (b"", b'{"')):
+        return f"--history {path}: it is there and no history; give another path"
     return None
 
 

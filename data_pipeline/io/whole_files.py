@@ -6,7 +6,9 @@ the small files of runs.
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,10 +46,29 @@ def write_whole(path: Path | ObjectPath, write: Callable[[Path], object]) -> Non
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        write(temporary)
-        os.replace(temporary, path)
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # on a full disk above all
+            raise
         return
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / path.name
         write(temporary)
         path.fs.put_file(str(temporary), path.path, chunksize=PART_BYTES)
+
+
+@contextmanager
+def without_leftovers(paths: Sequence[Path]) -> Iterator[None]:
+    """Where the body is stopped, remove what other processes had begun to write in these places.
+
+    Those processes must have ended with the body.
+    """
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            for begun in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+                begun.unlink(missing_ok=True)
+        raise

@@ -4,6 +4,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -14,11 +15,15 @@ import av
 import decord
 import numpy as np
 
+from magicdistill.data_pipeline.media.images import ImageError, image_size, read_image
+
 decord.logging.set_level(decord.logging.QUIET)
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Suffixes of pictures, which are clips of one frame."""
-DECORD, PYAV = "decord", "pyav"
+PICTURE_FPS = 25.0
+"""Frame rate of a picture, which is a clip of one frame: a convention, as FFmpeg has it."""
+DECORD, PYAV, PILLOW = "decord", "pyav", "pillow"
 DECODERS = (DECORD, PYAV)
 """In order of preference: decord is about seven times faster on small clips."""
 
@@ -46,16 +51,24 @@ class Header:
 
 
 def decoders_of(path: Path) -> tuple[str, ...]:
-    """Return the decoders that may read a file, in order of preference: pictures take PyAV."""
-    return (PYAV,) if path.suffix.lower() in PICTURE_SUFFIXES else DECODERS
+    """Return the decoders that may read a file, in order of preference."""
+    return (PILLOW,) if is_picture(path) else DECODERS
+
+
+def is_picture(path: Path | str) -> bool:
+    """Tell by its name whether a file is a picture, which `images.py` reads."""
+    return Path(path).suffix.lower() in PICTURE_SUFFIXES
 
 
 def probe(path: Path | str) -> Header:
-    """Read the header of a video file without decoding frames.
+    """Read the header of a video or a picture without decoding frames.
 
     Raises:
         VideoError: if the file is no video or has no video stream.
     """
+    if is_picture(path):
+        with _explained():
+            return Header(*image_size(Path(path)), PICTURE_FPS, 1, Path(path).suffix.lower()[1:])
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -83,6 +96,8 @@ def decode(
     Raises:
         VideoError: at the first frame that cannot be decoded.
     """
+    if is_picture(path):
+        return islice(_decode_picture(path), start, stop)
     if decoder == DECORD:
         return _decode_with_decord(path, start, stop)
     return islice(_decode_with_pyav(path, start), None if stop is None else stop - start)
@@ -94,7 +109,7 @@ def read_frames(path: Path | str, indices: Sequence[int], decoder: str) -> Itera
     Raises:
         VideoError: if one of them cannot be decoded.
     """
-    if decoder == DECORD:
+    if decoder == DECORD and not is_picture(path):
         try:
             reader = decord.VideoReader(str(path), num_threads=1)
             for index in indices:
@@ -252,6 +267,19 @@ def _decode_with_pyav(path: Path | str, start: int) -> Iterator[np.ndarray]:
                     yield frame.to_ndarray(format="rgb24")
     except (av.FFmpegError, IndexError) as error:
         raise VideoError(f"corrupt: {_first_line(error)}") from error
+
+
+def _decode_picture(path: Path | str) -> Iterator[np.ndarray]:
+    with _explained():
+        yield read_image(Path(path))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except ImageError as error:
+        raise VideoError(f"corrupt: {error}") from error
 
 
 def _checked(frame: np.ndarray) -> np.ndarray:

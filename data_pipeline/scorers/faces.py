@@ -80,6 +80,17 @@ class Faces(RateScorer):
 
 def find_faces(weights: Path, rgb: Array, short_side: int, min_confidence: float) -> Array:
     """Return the faces in a frame (h, w, 3) as in `Faces.look`, in no order."""
+    return find_landmarks(weights, rgb, short_side, min_confidence)[0]
+
+
+def find_landmarks(
+    weights: Path, rgb: Array, short_side: int, min_confidence: float
+) -> tuple[Array, Array]:
+    """Return the faces as `find_faces` does, and their landmarks (n, 5, 2).
+
+    Landmarks are x and y of the eyes, the nose and the corners of the mouth, as shares of the
+    frame's width and height.
+    """
     import cv2
 
     small = shrunk(rgb, short_side)
@@ -107,7 +118,9 @@ def find_faces(weights: Path, rgb: Array, short_side: int, min_confidence: float
         ],
         axis=1,
     )
-    return faces[kept]
+    found = landmarks[:, rows, columns].T.reshape(-1, 5, 2)  # y, x in heights, widths of the box
+    places = (corners.T[:, None] + found * sizes.T[:, None]) / (height, width)
+    return faces[kept], places[kept][..., ::-1]
 
 
 def _yaw_deg(points: Array) -> Array:

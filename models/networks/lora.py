@@ -13,9 +13,10 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from magicdistill.models.tensor_files import save_file
 
 ADAPTER = "default"
 IN_PEFT = "base_model.model."

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from diffusers import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
 from torch import Tensor
 
 from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.state_dicts import INDEX, public
+from magicdistill.models.tensor_files import save_file
 
 MAX_FILE_BYTES = 5 * 2**30
 

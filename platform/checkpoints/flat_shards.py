@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from magicdistill.models.tensor_files import save_file
 from magicdistill.platform.cluster import ranks
 
 WEIGHT = "weight"

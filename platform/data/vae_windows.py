@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.io.whole_files import write_whole
 from magicdistill.data_pipeline.latents.windows import read_windows
 from magicdistill.data_pipeline.pipeline import select_clips
 from magicdistill.models.networks.autoencoder.patch_code import set_patch_code
@@ -29,9 +30,13 @@ def prepare_pixels(recipe: Recipe, run: RunDirectory, root: AnyPath) -> Path:
         clips = select_clips(recipe.data, root)
         logs.say(f"decoding {len(clips)} clips")
         windows = read_windows(clips, recipe.data.bucket, recipe.data.windows_per_clip)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, np.concatenate(list(windows)))
-        partial.replace(path)
+        pixels = np.concatenate(list(windows))
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:  # to a path it would add a suffix
+                np.save(file, pixels)
+
+        write_whole(path, write)
     if recipe.model.vae is None:
         folder = run.path / "initial"
         torch.manual_seed(recipe.seed)

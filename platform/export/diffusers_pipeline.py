@@ -7,15 +7,21 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, FlowMatchEulerDiscreteScheduler, ModelMixin
-from safetensors.torch import save_file
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 
 from magicdistill.models.networks.autoencoder.vae import VideoVae, forget_origin
 from magicdistill.models.networks.backbones.registry import family_of
 from magicdistill.models.networks.conditioning.conditions import Conditions
+from magicdistill.models.networks.lora import IN_PEFT
 from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.tensor_files import save_file
+from magicdistill.platform.export.patch_autoencoder import PatchDecodedAutoencoder
 
 NULL_PROMPT_FILE = "null_prompt.safetensors"
 TRANSFORMER = "transformer"
+PIPELINE_LORA = "pytorch_lora_weights.safetensors"
+"""File of a LoRA that pipelines of diffusers look for."""
 ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
 
 
@@ -32,7 +38,7 @@ def write_stock_parts(
     pipeline for the backbone, only the parts are written.
     """
     parts: dict[str, Any] = {"scheduler": stock_scheduler(sampler)}
-    parts["vae"] = stock_autoencoder(vae) if vae else None
+    parts["vae"] = stock_vae(vae) if vae else None
     encoders: dict[str, Any] = dict.fromkeys(ENCODERS)
     if (name := family_of(transformer).pipeline) is not None:
         pipeline = getattr(diffusers, name)(transformer=transformer, **parts, **encoders)
@@ -58,12 +64,30 @@ def stock_scheduler(sampler: SamplerConfig) -> FlowMatchEulerDiscreteScheduler:
     )
 
 
+def write_pipeline_lora(folder: Path) -> None:
+    """Write the LoRA of a folder of peft once more, as `load_lora_weights` of a pipeline reads it.
+
+    From peft's own file the pipeline takes nothing, and only warns.
+    """
+    tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    named = {f"{TRANSFORMER}.{name.removeprefix(IN_PEFT)}": t for name, t in tensors.items()}
+    save_file(named, folder / PIPELINE_LORA, {"format": "pt"})
+
+
+def stock_vae(vae: VideoVae) -> AutoencoderKLHunyuanVideo | PatchDecodedAutoencoder:
+    """Return the VAE as a pipeline takes it: diffusers' class, or ours with a patch decoder."""
+    autoencoder = stock_autoencoder(vae)
+    if vae.patch_decoder is None:
+        return autoencoder
+    return PatchDecodedAutoencoder.of(vae, autoencoder)
+
+
 @torch.no_grad()
 def stock_autoencoder(vae: VideoVae) -> AutoencoderKLHunyuanVideo:
     """Fold the statistics of the latents into the weights, so that a scaling factor s normalises.
 
     With k = s * std the encoder gives (z - mean) / k, and the decoder takes it. A patch decoder
-    has no place in it.
+    has no place in it (`PatchDecodedAutoencoder`).
     """
     autoencoder = copy.deepcopy(vae.autoencoder)
     encode: Any = autoencoder.quant_conv

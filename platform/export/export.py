@@ -1,10 +1,10 @@
 """Export a generator from a checkpoint of a run: a diffusers pipeline with a model card."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transformer
 from magicdistill.models.objectives.types import Method
 from magicdistill.models.paths import local_path
+from magicdistill.models.tensor_files import follow_umask
 from magicdistill.platform.checkpoints.checkpoints import (
     COMMITTED,
     EMA,
@@ -32,18 +33,15 @@ from magicdistill.platform.checkpoints.checkpoints import (
 )
 from magicdistill.platform.checkpoints.role_weights import Weights, role_weights
 from magicdistill.platform.config.recipe import Recipe
-from magicdistill.platform.export.diffusers_pipeline import TRANSFORMER, write_stock_parts
+from magicdistill.platform.export.diffusers_pipeline import (
+    TRANSFORMER,
+    write_pipeline_lora,
+    write_stock_parts,
+)
+from magicdistill.platform.export.dtypes import DTYPES, DtypeName
 from magicdistill.platform.export.model_card import lora_card, model_card
 from magicdistill.platform.export.pretrained_model import sampler_of
 from magicdistill.platform.runs.run_directory import RunDirectory
-
-DTYPES = {
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp32": torch.float32,
-    "int8": torch.bfloat16,  # of what is computed
-}
-DtypeName = Literal["fp16", "bf16", "fp32", "int8"]
 
 
 class ExportError(Exception):
@@ -114,7 +112,8 @@ def export_lora(
 ) -> None:
     """Write only the weak-to-strong LoRA of a checkpoint, in float32 and in the format of peft.
 
-    `PeftModel.from_pretrained` and diffusers' `load_lora_adapter` put it on the teacher. Raises as
+    `PeftModel.from_pretrained` and diffusers' `load_lora_weights` and `load_lora_adapter` put it on
+    the teacher. Raises as
     `export` does, and ExportError where the method trains none.
     """
     demand_new(directory)
@@ -131,6 +130,7 @@ def export_lora(
     }
     with appearing(directory) as partial:
         write_lora(lora.transformer, state, partial, base=recipe.model.teacher)
+        write_pipeline_lora(partial)
         num_parameters = sum(p.numel() for p in state.values())
         card = lora_card(run, cycle_of(checkpoint), num_parameters, lora)
         (partial / "README.md").write_text(card)
@@ -147,12 +147,19 @@ def demand_new(directory: Path) -> None:
 
 @contextmanager
 def appearing(directory: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to `directory` when the body is done."""
-    partial = directory.absolute().with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Yield a temporary folder that is renamed to `directory` when the body is done.
+
+    Where the body fails or is stopped, the temporary folder goes.
+    """
+    partial = directory.absolute().with_name(f".{directory.name}.{os.getpid()}.tmp")
     partial.mkdir(parents=True)
-    yield partial
-    partial.replace(directory)
+    try:
+        yield partial
+        follow_umask(partial)
+        partial.replace(directory)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
 
 
 def _load_vae(recipe: Recipe, say: Callable[[str], None]) -> VideoVae | None:

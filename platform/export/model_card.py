@@ -47,7 +47,7 @@ import torch
 from diffusers import {pipeline}
 from diffusers.utils import load_image
 from safetensors.torch import load_file
-
+{imports}
 folder = "this folder"
 encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
 pipeline = {pipeline}.from_pretrained(folder, **dict.fromkeys(encoders))
@@ -64,7 +64,8 @@ output = pipeline(
     callback_on_step_end=lambda pipeline, step, timestep, now: state.update(now) or now,
     output_type="latent",
 )
-{decode}
+latents = state["latents"] / pipeline.vae_scaling_factor
+video = pipeline.vae.decode(latents).sample
 ```
 
 With `latent_concat` the pipeline itself returns the frames from the fifth on, which is why its
@@ -79,12 +80,11 @@ python jobs/sample.py --model "this folder" --image "first frame" --out video.mp
 diffusers has no pipeline for this network. `recipe.yaml` names the module of its class in
 `plugins`.
 """
-STOCK_DECODE = """latents = state["latents"] / pipeline.vae_scaling_factor
-video = pipeline.vae.decode(latents).sample"""
-PATCH_DECODE = """from magicdistill.models.networks.autoencoder.vae import VideoVae
-
-video = VideoVae.load("{vae}").decode(state["latents"])
-# diffusers lacks this VAE's patch decoder, and the decoder in `vae` is not trained"""
+OWN_VAE = "import magicdistill.platform.export.patch_autoencoder  # the decoder of `vae`\n"
+PATCH_DECODER = """
+diffusers lacks the decoder of `vae`, which comes with MagicDistill: without that import
+`from_pretrained` fails, so that nothing is decoded by another decoder.
+"""
 PROMPTS = """
 The prompt, and the empty one, are what `HunyuanVideoPipeline.encode_prompt` makes of them with the
 encoders of `{encoder}`; they take the place of `null_prompt.safetensors`.
@@ -105,12 +105,17 @@ On the frozen teacher `{teacher}` this branch is the *fake score* at strength {s
 ## Use
 
 ```python
+pipeline.load_lora_weights("this folder")  # of diffusers, with the teacher as its transformer
+pipeline.set_adapters("default_0", {weak:g})
+```
+
+or, on a transformer alone,
+
+```python
 from {module} import {network}
 
 transformer = {network}.from_pretrained("the teacher")
-transformer.load_lora_adapter(
-    "this folder", weight_name="adapter_model.safetensors", prefix="base_model.model"
-)
+transformer.load_lora_adapter("this folder", weight_name="pytorch_lora_weights.safetensors")
 transformer.set_adapters("default_0", {weak:g})
 ```
 
@@ -201,18 +206,16 @@ def _use(recipe: Recipe, family: type[BackboneConfig], *, patch_decoder: bool) -
     if family.pipeline is None:
         return OWN_USE
     bucket, sampler = recipe.data.bucket, sampler_of(recipe)
-    decode = STOCK_DECODE
-    if patch_decoder:
-        decode = PATCH_DECODE.format(vae=recipe.model.vae)
     text = USE.format(
         pipeline=family.pipeline,
+        imports=OWN_VAE if patch_decoder else "",
         width=bucket.width,
         height=bucket.height,
         num_frames=bucket.num_frames,
         num_steps=sampler.num_steps,
         guidance=sampler.guidance,
-        decode=decode,
     )
+    text += PATCH_DECODER if patch_decoder else ""
     prompts = recipe.data.prompts
     return text + PROMPTS.format(encoder=prompts.encoder) if prompts else text
 

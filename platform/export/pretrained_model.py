@@ -69,6 +69,20 @@ class Pretrained:
             first = error.errors()[0]
             raise ExplainedError(f"{first['loc'][0]} {first['input']}: {first['msg']}") from None
 
+    def never_made(self, size: tuple[int, int, int]) -> str | None:
+        """Return a warning if the model was trained on other shapes (frames, height, width)."""
+        trained = [(one.num_frames, one.height, one.width) for one in self.buckets]
+        if size in trained or self.buckets == (LARGE,):  # nobody knows what others are trained on
+            return None
+        known, asked = (
+            ", ".join(" x ".join(map(str, shape)) for shape in shapes)
+            for shapes in (trained, [size])
+        )
+        return (
+            f"warning: --size {asked} (frames x height x width): the model was trained on {known}, "
+            "and of another shape it may make blur or noise"
+        )
+
 
 def find_pretrained(
     location: str, *, runs: str = "runs", vae: str | None = None, encoders: str | None = None

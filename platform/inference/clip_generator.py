@@ -12,7 +12,8 @@ from magicdistill.models.locations import find_weights
 from magicdistill.models.methods.build import vae
 from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
-from magicdistill.platform.inference.held_out_sampling import generate, held_out
+from magicdistill.platform.inference.generate import generate
+from magicdistill.platform.inference.held_out_sampling import held_out
 from magicdistill.platform.inference.variants import Variant
 
 

@@ -9,11 +9,15 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file, save_file
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from magicdistill.data_pipeline.io.whole_files import write_whole
 from magicdistill.data_pipeline.media.video import write_mp4
+from magicdistill.models.tensor_files import save_file
+from magicdistill.platform.inference.output_files import MARK
 
 Clips = Float[Tensor, "n 3 t y x"]
 LABEL_PX = 16
@@ -27,10 +31,10 @@ def to_uint8(pixels: Tensor) -> np.ndarray:
 
 
 def contact_sheet(
-    path: Path, clips: Mapping[str, Clips], *, frame_stride: int = 2, zoom: int = 2
+    path: Path, clips: Mapping[str, Clips], *, frame_stride: int = 2, zoom: int = 2, mark: str = ""
 ) -> None:
     """Write a PNG with a block of rows for each clip, a labelled row for each variant, and time to
-    the right."""
+    the right; `mark` is stored in it, for `read_mark`."""
     names = list(clips)
     strips = np.stack([to_uint8(clips[name][:, :, ::frame_stride]) for name in names])
     image = rearrange(strips, "v n c t y x -> (n v y) (t x) c")
@@ -43,7 +47,7 @@ def contact_sheet(
     draw = ImageDraw.Draw(canvas)
     for row in range(strips.shape[0] * strips.shape[1]):
         draw.text((6, row * height + height // 2 - 6), names[row % len(names)], fill="black")
-    _write(canvas, path)
+    write_png(path, canvas, mark)
 
 
 def shrink(clips: Clips) -> Clips:
@@ -83,9 +87,8 @@ def side_by_side(
 
 def save_clips(path: Path, clips: Mapping[str, Clips]) -> None:
     """Store clips as uint8, one tensor for each variant."""
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file({name: torch.from_numpy(to_uint8(found)) for name, found in clips.items()}, temporary)
-    temporary.replace(path)
+    tensors = {name: torch.from_numpy(to_uint8(found)) for name, found in clips.items()}
+    write_whole(path, lambda temporary: save_file(tensors, temporary))
 
 
 def load_clips(path: Path) -> dict[str, Clips]:
@@ -93,8 +96,8 @@ def load_clips(path: Path) -> dict[str, Clips]:
     return {name: found.float() / 127.5 - 1 for name, found in load_file(path).items()}
 
 
-def _write(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial.png")
-    image.save(temporary)
-    temporary.replace(path)
+def write_png(path: Path, image: Image.Image, mark: str) -> None:
+    """Write a PNG, whole or not at all, with a text by which `read_mark` knows it again."""
+    info = PngInfo()
+    info.add_text(MARK, mark)
+    write_whole(path, lambda temporary: image.save(temporary, format="png", pnginfo=info))

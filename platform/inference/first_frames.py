@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from magicdistill.data_pipeline.io.whole_files import write_whole
 from magicdistill.data_pipeline.latents.windows import fit
 from magicdistill.data_pipeline.media.video import hash_content
 from magicdistill.data_pipeline.progress import Bars
@@ -21,14 +19,14 @@ from magicdistill.models.checksums import digest_weights
 from magicdistill.models.networks.conditioning.clip import ImageTextEncoder
 from magicdistill.platform.config.first_frame_sections import PriorConfig
 from magicdistill.platform.export.pretrained_model import Pretrained
-from magicdistill.platform.inference.sample_video import Order, read_image
+from magicdistill.platform.inference.contact_sheets import write_png
+from magicdistill.platform.inference.orders import Order, read_picture
+from magicdistill.platform.inference.output_files import read_mark
 from magicdistill.platform.runs.logs import ExplainedError, say
 
 if TYPE_CHECKING:
     from magicdistill.models.diffusion.image_prior import TextToImage
 
-COMMENT = "magicdistill"
-"""Key of the text chunk in a painted PNG that names what it was made from."""
 FETCH_CLIP = "hf download openai/clip-vit-large-patch14 --local-dir DIR"
 FETCH_PIPELINE = "hf download stabilityai/stable-diffusion-xl-base-1.0 --local-dir DIR"
 FETCH_ADAPTER = "hf download h94/IP-Adapter --local-dir DIR"
@@ -68,10 +66,10 @@ class ImagePriors:
             path = matches[0].path
             say(f"first frame  {path} (cosine {matches[0].cosine:.3f})")
         else:
-            path = order.out.with_suffix(".prior.png")
-            comment = self._describe(order, matches)
-            if _read_comment(path) != comment:
-                _write_png(path, self._paint(order, matches), comment)
+            path = order.painting
+            mark = self._describe(order, matches)
+            if read_mark(path) != mark:
+                write_png(path, Image.fromarray(self._paint(order, matches)), mark)
             say(f"first frame  {path}")
         return replace(order, image=path, prompt=order.prompt if self.has_encoders else None)
 
@@ -159,7 +157,7 @@ class ImagePriors:
                 order.prompt,
                 (height, width),
                 seed=order.seed,
-                references=[fit(read_image(match.path), size) for match in matches],
+                references=[fit(read_picture(match.path), size) for match in matches],
                 num_steps=self.config.image_steps,
                 guidance=self.config.image_guidance,
                 strength=self.config.strength,
@@ -174,20 +172,3 @@ class ImagePriors:
         settings = self.config.model_copy(update={"index": None, "clip": None})
         found = [hash_content(match.path) for match in matches]
         return digest(order.prompt, order.seed, self.bucket, settings, weights, found)
-
-
-def _read_comment(path: Path) -> str | None:
-    """Return the COMMENT of a PNG that can be read whole, otherwise None."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.info.get(COMMENT)
-    except OSError:
-        return None
-
-
-def _write_png(path: Path, picture: np.ndarray, comment: str) -> None:
-    info = PngInfo()
-    info.add_text(COMMENT, comment)
-    image = Image.fromarray(picture)
-    write_whole(path, lambda temporary: image.save(temporary, format="png", pnginfo=info))

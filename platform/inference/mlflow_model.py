@@ -120,7 +120,7 @@ class Generator:
         return np.stack([self._video(frame, seed) for frame in found])
 
     def _video(self, frame: np.ndarray, seed: int) -> np.ndarray:
-        from magicdistill.platform.inference.sample_video import Order, plan_windows
+        from magicdistill.platform.inference.orders import Order, plan_windows
 
         bucket = nearest_bucket(frame.shape[1], frame.shape[0], self.sampler.model.buckets)
         order = Order(image=Path(), out=Path(), seed=seed)

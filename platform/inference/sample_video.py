@@ -1,10 +1,12 @@
 """Make a video file from a first frame, with any model and of any length."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,9 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from magicdistill.data_pipeline.config import Bucket, nearest_bucket
-from magicdistill.data_pipeline.latents.windows import fit
-from magicdistill.data_pipeline.media import images
+from magicdistill.data_pipeline.config import nearest_bucket
 from magicdistill.data_pipeline.media.video import (
     PYAV,
     VideoError,
@@ -26,49 +26,46 @@ from magicdistill.data_pipeline.media.video import (
 )
 from magicdistill.data_pipeline.progress import Bars
 from magicdistill.data_pipeline.rows import digest
-from magicdistill.data_pipeline.stages.embed import encoder_fingerprint
 from magicdistill.models.checksums import digest_weights
-from magicdistill.models.diffusion.long_video import ContextWindows, slide
+from magicdistill.models.diffusion.context_windows import ContextWindows
+from magicdistill.models.diffusion.long_video import slide
 from magicdistill.models.locations import is_int8
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.metrics.seams import SeamMeter, Seams
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.conditioning.prompt_encoder import PromptEncoder
 from magicdistill.models.networks.int8 import load_int8, weight_bytes
 from magicdistill.models.networks.offload import offload_layers
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
-from magicdistill.platform.export.export import DTYPES
+from magicdistill.platform.export.dtypes import DTYPES
 from magicdistill.platform.export.pretrained_model import Dtype, Pretrained
 from magicdistill.platform.inference.contact_sheets import contact_sheet, to_uint8
-from magicdistill.platform.inference.held_out_sampling import generate
+from magicdistill.platform.inference.faces import STRANGER, Likeness, LikenessMeter, framed
+from magicdistill.platform.inference.generate import generate
+from magicdistill.platform.inference.orders import NO_ENCODERS, Order, plan_windows, read_picture
+from magicdistill.platform.inference.output_files import MARK, demand_free
 from magicdistill.platform.runs.logs import ExplainedError, say
+
+if TYPE_CHECKING:
+    from magicdistill.models.networks.conditioning.prompt_encoder import PromptEncoder
 
 NUM_SHOWN = 16
 """Number of frames in a contact sheet."""
 SHOWN_PX = 160
 """Longest side of a frame in the contact sheet, in pixels."""
+SMALL_BYTES = 1 << 30
+"""Weights of fewer bytes are a small network."""
 FrameProgress = Callable[[int, int], None]
 """Called with the number of frames written so far and their total."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """One video to make."""
+class Drift:
+    """How far a long video goes from where it began."""
 
-    image: Path
-    out: Path
-    """The MP4 file; its contact sheet lies beside it."""
-    seed: int = 0
-    prompt: str | None = None
-    """The prompt; None is the null prompt."""
-    seconds: float | None = None
-    """Length of the video; None is one context window of the model."""
-    overlap: int = 5
-    """Frames that neighbouring context windows of a long video share."""
-    pull: float = 0.2
-    """Share, from 0 to 1, by which the start of each context window is moved towards the coarse
-    picture of the first frame."""
+    seams: Seams
+    likeness: Likeness | None
+    """None where the first frame has no face that is found."""
 
 
 class VideoSampler:
@@ -94,10 +91,14 @@ class VideoSampler:
         return VelocityModel(load_transformer(self.model.transformer)).to(DTYPES[name])
 
     @cached_property
-    def encoder(self) -> PromptEncoder | None:
+    def encoder(self) -> "PromptEncoder | None":
         """The prompt encoder, if the model comes with one; stays on the CPU under offload."""
         if self.model.encoders is None:
             return None
+        from magicdistill.models.networks.conditioning.prompt_encoder import (
+            PromptEncoder,  # seconds to import, and the shipped models have none
+        )
+
         int8 = self.model.dtype == "int8"
         try:
             encoder = PromptEncoder.load(self.model.encoders, torch.float32, int8=int8)
@@ -107,22 +108,26 @@ class VideoSampler:
 
     def make(
         self, order: Order, progress: FrameProgress = lambda done, total: None
-    ) -> Seams | None:
-        """Write an order's video and contact sheet; measure the seams of a long one."""
-        image = read_image(order.image)
+    ) -> "Drift | None":
+        """Write an order's video and contact sheet; measure how a long one drifts."""
+        image = read_picture(order.image)
         bucket = nearest_bucket(image.shape[1], image.shape[0], self.model.buckets)
         windows = plan_windows(order, bucket)
-        meter = SeamMeter(windows.seams(), windows.overlap, round(bucket.fps))
+        demand_free([order], force=True)
+        per_second = round(bucket.fps)
+        meter, likeness = SeamMeter(windows.seams(), windows.overlap, per_second), LikenessMeter()
         shown = np.linspace(0, windows.total - 1, min(NUM_SHOWN, windows.total)).round()
         kept: list[np.ndarray] = []
 
         def frames() -> Iterator[np.ndarray]:
             done = 0
-            for part in self.parts(fit(image, bucket), order, windows):
+            for part in self.parts(framed(image, bucket, order.fit), order, windows):
                 meter.add(part)
                 for frame in rearrange(to_uint8(part[0]), "c t y x -> t y x c"):
                     if done in shown:
                         kept.append(_thumbnail(frame))
+                    if windows.count > 1 and done % per_second == 0:
+                        likeness.add(frame)
                     yield frame
                     done += 1
                 progress(done, windows.total)
@@ -132,8 +137,8 @@ class VideoSampler:
         sheet = torch.from_numpy(np.stack(kept)).float() / 127.5 - 1
         clip = rearrange(sheet, "t y x c -> 1 c t y x")
         name = f"seed {order.seed}"
-        contact_sheet(order.out.with_suffix(".png"), {name: clip}, frame_stride=1, zoom=1)
-        return meter.result() if windows.count > 1 else None
+        contact_sheet(order.sheet, {name: clip}, frame_stride=1, zoom=1, mark=name)
+        return Drift(meter.result(), likeness.result()) if windows.count > 1 else None
 
     def parts(self, image: np.ndarray, order: Order, windows: ContextWindows) -> Iterator[Tensor]:
         """Yield pixels (1 3 t y x) from a first frame (y x 3) of the model's size."""
@@ -172,10 +177,7 @@ class VideoSampler:
         """Return the conditions of the prompt and the null prompt, without an image prior."""
         if self.encoder is None:
             if prompt is not None:
-                raise ExplainedError(
-                    "--prompt: this model comes without text encoders; name a diffusers folder "
-                    "that has text_encoder and tokenizer with --encoders, or leave --prompt out"
-                )
+                raise ExplainedError(NO_ENCODERS)
             text_dim, pooled_dim = self.velocity.backbone.text_dims
             null = Conditions.null(
                 torch.zeros(1, 1, 1, 1, 1, device=self.device),
@@ -190,20 +192,32 @@ class VideoSampler:
 
 def sample_one(model: Pretrained, order: Order) -> None:
     """Make one video on this machine and print where it is."""
-    read_image(order.image)  # a wrong path shows before the networks are loaded
+    choose_threads(model)
     bars = Bars("frame")
     sampler = VideoSampler(model)
     start_s = time.monotonic()
-    seams = sampler.make(order, partial(bars, "sampling"))
+    drift = sampler.make(order, partial(bars, "sampling"))
     say(f"made in {time.monotonic() - start_s:.1f} s on {sampler.device}, {steps(model)}")
     if model.dtype == "int8":
         say(f"int8: {weight_bytes(sampler.velocity) / 1e6:.2f} MB of weights")
         if sampler.encoder is not None:
             say(f"int8: {weight_bytes(sampler.encoder) / 1e6:.2f} MB of the encoders' weights")
-    if seams is not None:
-        print(format_seams(seams), flush=True)
+    if drift is not None:
+        print(format_seams(drift.seams), format_likeness(drift.likeness), sep="\n", flush=True)
     say(f"video  {order.out}")
-    say(f"sheet  {order.out.with_suffix('.png')}")
+    say(f"sheet  {order.sheet}")
+
+
+def choose_threads(model: Pretrained) -> None:
+    """Compute with one thread where a small network has no GPU, unless OMP_NUM_THREADS is set.
+
+    Its kernels end within microseconds, and on a busy processor threads then spend their time
+    waiting for each other.
+    """
+    num_bytes = sum(path.stat().st_size for path in model.transformer.rglob("*") if path.is_file())
+    is_small = num_bytes < SMALL_BYTES and not torch.cuda.is_available()
+    if is_small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def steps(model: Pretrained) -> str:
@@ -211,17 +225,6 @@ def steps(model: Pretrained) -> str:
     sampler = model.sampler
     guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1 else ""
     return f"{sampler.name} in {sampler.num_steps} steps, shift {sampler.shift:g}{guidance}"
-
-
-def plan_windows(order: Order, bucket: Bucket) -> ContextWindows:
-    """Return the context windows of an order; raise ExplainedError if there cannot be any."""
-    total = bucket.num_frames if order.seconds is None else round(order.seconds * bucket.fps)
-    try:
-        return ContextWindows(total, bucket.num_frames, order.overlap)
-    except ValueError as error:
-        raise ExplainedError(
-            f"--seconds {order.seconds}, --overlap {order.overlap}: {error}"
-        ) from None
 
 
 def report_difference(model: Pretrained, order: Order) -> None:
@@ -234,24 +237,15 @@ def difference_db(model: Pretrained, order: Order, dtype: Dtype | None) -> float
     """Return the PSNR, in dB, of one window against the same window from the bf16 weights."""
     if is_int8(model.transformer):
         raise ExplainedError("--psnr: the weights are int8 already, and there is no bf16 of them")
-    image = read_image(order.image)
-    bucket = nearest_bucket(image.shape[1], image.shape[0], model.buckets)
+    picture = read_picture(order.image)
+    bucket = nearest_bucket(picture.shape[1], picture.shape[0], model.buckets)
     windows = plan_windows(replace(order, seconds=None), bucket)
+    image = framed(picture, bucket, order.fit)
     first, second = (
-        next(
-            VideoSampler(replace(model, dtype=dtype)).parts(fit(image, bucket), order, windows)
-        ).cpu()
+        next(VideoSampler(replace(model, dtype=dtype)).parts(image, order, windows)).cpu()
         for dtype in (dtype, "bf16")
     )
     return float(psnr_db(first, second))
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Return a picture as upright uint8 RGB (y x 3); raise ExplainedError if it cannot be read."""
-    try:
-        return images.read_image(path)
-    except images.ImageError as error:
-        raise ExplainedError(str(error)) from None
 
 
 def describe(model: Pretrained, order: Order) -> str:
@@ -266,10 +260,12 @@ def describe(model: Pretrained, order: Order) -> str:
         replace(order, image=Path(), out=Path()),
     )
     encoders = () if order.prompt is None else (_encoders_of(model),)
-    return f"magicdistill {digest(*parts, *encoders)}"
+    return f"{MARK} {digest(*parts, *encoders)}"
 
 
 def _encoders_of(model: Pretrained) -> str | None:
+    from magicdistill.data_pipeline.stages.embed import encoder_fingerprint  # a second to import
+
     try:
         return model.encoders and encoder_fingerprint(model.encoders)
     except FileNotFoundError as error:
@@ -278,7 +274,7 @@ def _encoders_of(model: Pretrained) -> str | None:
 
 def is_made(model: Pretrained, order: Order) -> bool:
     """Tell whether the video of an order exists, is complete, and was made in the same way."""
-    if not order.out.is_file() or not order.out.with_suffix(".png").is_file():
+    if not order.out.is_file() or not order.sheet.is_file():
         return False
     try:
         last = probe(order.out).num_frames - 1
@@ -296,6 +292,21 @@ def format_seams(seams: Seams) -> str:
         f"{seams.within_largest:.2f}; ratio {seams.seam / seams.within:.2f}\n"
         f"drift from the first second to the last: colour means {seams.mean_drift:.1f}, standard "
         f"deviations {seams.std_drift:.1f} levels; sharpness x {seams.sharpness:.2f}"
+    )
+
+
+def format_likeness(likeness: Likeness | None) -> str:
+    """Say in words whether the face stays the same person's."""
+    if likeness is None:
+        return (
+            "identity: not measured, for CenterFace finds no face in the first frame, or is not "
+            "installed (weights.txt)"
+        )
+    verdict = ": as unlike as another person" if likeness.lowest <= STRANGER else ""
+    lost = f"; no face is found in {likeness.lost_s} s" if likeness.lost_s else ""
+    return (
+        f"identity (proxy): likeness of the face to the first frame's {likeness.values[-1]:.2f} at "
+        f"the end, lowest {likeness.lowest:.2f} after {likeness.lowest_s} s{verdict}{lost}"
     )
 
 

@@ -23,6 +23,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 from torch import nn
 
+from magicdistill.data_pipeline.media.images import ImageError, image_size
 from magicdistill.platform.export.pretrained_model import (
     ASSETS,
     STUDENT_STEPS,
@@ -30,13 +31,15 @@ from magicdistill.platform.export.pretrained_model import (
     find_student,
     find_teacher,
 )
-from magicdistill.platform.inference.sample_video import Order, VideoSampler
+from magicdistill.platform.inference.orders import Order
+from magicdistill.platform.inference.sample_video import VideoSampler, choose_threads
 from magicdistill.platform.runs.logs import ExplainedError, say
 
 LOOPBACK = "127.0.0.1"
 HOSTS = [LOOPBACK, "localhost"]
 """Host names that the page accepts, so that another site's name cannot be pointed at it."""
-MAX_MB = 20
+MAX_MB, MAX_MEGAPIXELS = 20, 50
+"""Largest upload: a picture of few bytes may have pixels that fill the memory."""
 POLICY = "default-src 'self' blob: data: 'unsafe-inline'"
 """Content security policy: the page loads nothing from another machine."""
 EXAMPLE = ASSETS / "portrait-tiny" / "face.png"
@@ -71,6 +74,7 @@ class Studio:
 
     def __init__(self, model: Pretrained) -> None:
         """Load both and make a video with each, so that the first request is not the slowest."""
+        choose_threads(model)
         teacher = find_teacher(model)
         self.models = {count: find_student(model, count) for count in STUDENT_STEPS}
         self.models[teacher.sampler.num_steps] = teacher
@@ -94,6 +98,7 @@ class Studio:
             order.image.write_bytes(picture)
             start_s, before_s = _now_s(), watch.total_s
             try:
+                _demand_pixels(order.image)
                 sampler.make(order)
                 total_s, network_s = _now_s() - start_s, watch.total_s - before_s
                 return Made(order.out.read_bytes(), network_s, total_s)
@@ -172,6 +177,19 @@ async def _upload(request: Request) -> bytes:
     return bytes(picture)
 
 
+def _demand_pixels(path: Path) -> None:
+    """Raise ExplainedError where a picture's header says that it is too large to be decoded."""
+    try:
+        width, height = image_size(path)
+    except ImageError as error:
+        raise ExplainedError(str(error)) from None
+    if width * height > MAX_MEGAPIXELS * 10**6:
+        raise ExplainedError(
+            f"the picture has {width} x {height} pixels, and at most {MAX_MEGAPIXELS} million are "
+            "taken: make it smaller"
+        )
+
+
 def _integer(request: Request, name: str, default: int) -> int:
     value = request.query_params.get(name, str(default))
     if not value.isascii() or not value.isdigit() or len(value) > 9:
@@ -195,4 +213,4 @@ def _page(studio: Studio) -> str:
     many = max(studio.models)
     names = {count: model.transformer.name for count, model in studio.models.items()}
     template = _template().get_template("web_page.html.jinja")
-    return template.render(names=names, many=many, max_mb=MAX_MB)
+    return template.render(names=names, many=many, max_mb=MAX_MB, max_megapixels=MAX_MEGAPIXELS)

@@ -15,6 +15,7 @@ from types import TracebackType
 from magicdistill.models.paths import PathError
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.runs.file_polling import Tail, polling
+from magicdistill.platform.runs.termination import end_in_order
 
 VERBOSE = "MAGICDISTILL_VERBOSE"
 NO_TELEMETRY = {
@@ -58,8 +59,9 @@ class ExplainedError(RuntimeError):
 def configure(*, verbose: bool) -> None:
     """Silence the frameworks in this process and those it starts, unless `verbose`.
 
-    What the user has set in the environment stays.
+    What the user has set in the environment stays. From now on SIGTERM ends the process in order.
     """
+    end_in_order()
     os.environ.pop(VERBOSE, None)
     for name, value in environment(verbose=verbose).items():
         os.environ.setdefault(name, value)

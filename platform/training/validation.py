@@ -24,7 +24,8 @@ from magicdistill.platform.inference.contact_sheets import (
     shrink,
     side_by_side,
 )
-from magicdistill.platform.inference.held_out_sampling import generate, held_out
+from magicdistill.platform.inference.generate import generate
+from magicdistill.platform.inference.held_out_sampling import held_out
 from magicdistill.platform.training.health import VALIDATION
 
 CHUNK = 8

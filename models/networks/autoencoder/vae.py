@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
 from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
+from magicdistill.models.tensor_files import follow_umask, save_file
 
 STATISTICS = "latent_statistics.safetensors"
 """File with `mean` and `std` of each latent channel."""
@@ -115,6 +116,7 @@ class VideoVae(nn.Module):
             (directory / f"{PATCH_DECODER}.json").write_text(
                 self.patch_decoder.config.model_dump_json(indent=2)
             )
+        follow_umask(directory)
 
     @classmethod
     def load(cls, directory: Path | str) -> "VideoVae":

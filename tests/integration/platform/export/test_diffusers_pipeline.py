@@ -1,6 +1,7 @@
 """A stock pipeline of diffusers makes our videos from what a run exports."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from magicdistill.platform.export.diffusers_pipeline import (
 )
 from magicdistill.platform.export.export import export
 from magicdistill.platform.export.pretrained_model import ASSETS, find_pretrained
-from magicdistill.platform.inference.sample_video import Order, VideoSampler, plan_windows
+from magicdistill.platform.inference.orders import Order, plan_windows
+from magicdistill.platform.inference.sample_video import VideoSampler
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.engine import build_engine
 
@@ -105,6 +107,37 @@ def test_the_call_as_it_stands_runs_and_plain_noise_gives_nearly_our_frames(fold
     ours, noise, _ = our_frames(folder)
     assert psnr_db(call_of_the_card(folder, noise).clamp(-1, 1), ours) > 40
     assert psnr_db(call_of_the_card(folder).clamp(-1, 1), ours) < 40  # other noise
+
+
+def stock_pipeline(folder: Path) -> Any:
+    pipeline: Any = HunyuanVideoImageToVideoPipeline.from_pretrained(
+        folder, **dict.fromkeys(ENCODERS)
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_the_pipeline_itself_returns_our_frames_from_the_fifth_on(folder):
+    ours, noise, prior = our_frames(folder)
+    found = stock_pipeline(folder)(
+        Image.fromarray(PICTURE),
+        **load_file(folder / "null_prompt.safetensors"),
+        **{"num_frames": 17, "height": 64, "width": 64, "num_inference_steps": 4},
+        guidance_scale=1.0,
+        latents=(noise - 0.001 * prior) / 0.999,
+        output_type="pt",
+    )
+    stock = rearrange(found.frames, "b t c y x -> b c t y x") * 2 - 1
+    torch.testing.assert_close(stock, ours[:, :, 4:], atol=PIXELS_ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("folder", ["patch decoder"], indirect=True)
+def test_without_our_decoder_the_pipeline_is_refused(folder, monkeypatch):
+    name = "magicdistill.platform.export.patch_autoencoder"
+    assert name in (folder / "model_index.json").read_text()
+    monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ValueError, match=f"{name} is not one of the libraries"):
+        stock_pipeline(folder)
 
 
 @pytest.mark.parametrize("name", ["euler", "consistency"])

@@ -1,9 +1,11 @@
-"""Many videos by the job, over a local Ray."""
+"""Videos by the job: one that is stopped, and many over a local Ray."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,14 +23,44 @@ def sample(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_job_that_is_stopped_leaves_no_temporary_file(tmp_path: Path, stop) -> None:
+    """And imports no text encoders on its way there, which the shipped models do not have."""
+    out = tmp_path / "long.mp4"
+    flags = ["--image", str(FACE), "--out", str(out), "--seconds", "3600"]
+    command = [sys.executable, str(ROOT / "jobs" / "sample.py"), *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"}
+    with (
+        (tmp_path / "imports").open("w") as imports,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=imports
+        ) as job,
+    ):
+        end_s = time.monotonic() + 120
+        while not list(tmp_path.glob(".long.mp4.*.tmp")):
+            assert job.poll() is None and time.monotonic() < end_s
+            time.sleep(0.1)
+        job.send_signal(stop)
+        assert job.wait(60) == 143 if stop == signal.SIGTERM else job.wait(60) != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["imports"]
+    lines = (tmp_path / "imports").read_text().splitlines()
+    found = {line.rpartition("|")[2].strip() for line in lines}
+    assert "torch" in found and "diffusers.models.modeling_utils" in found
+    encoders = "magicdistill.models.networks.conditioning.prompt_encoder"
+    others = {"transformers.models.clip.modeling_clip", "pyarrow.parquet", "ray"}
+    assert not found & {encoders, *others}
+
+
 MEASURE = """
 import resource, sys
 from pathlib import Path
 from magicdistill.platform.export.pretrained_model import find_pretrained
-from magicdistill.platform.inference.sample_video import Order, Sampler
+from magicdistill.platform.inference.orders import Order
+from magicdistill.platform.inference.sample_video import VideoSampler
 image, out, seconds = sys.argv[1:]
 order = Order(Path(image), Path(out), seconds=float(seconds))
-Sampler(find_pretrained("student-4step")).make(order)
+VideoSampler(find_pretrained("student-4step")).make(order)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

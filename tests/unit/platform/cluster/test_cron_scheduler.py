@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from magicdistill.jobs import schedule
 from magicdistill.platform.cluster import cron_scheduler
 from magicdistill.platform.cluster.cron_scheduler import (
     History,
@@ -64,6 +65,17 @@ def test_times_follow_the_clocks_of_their_zone():
 def test_a_mistaken_schedule_is_refused_by_name(expression: str, timezone: str, named: str):
     with pytest.raises(ScheduleError, match=named):
         Timetable(expression, timezone)
+
+
+@pytest.mark.parametrize("there", ["", '{"due": 1}\n', "mine", "mine\n", None])
+def test_a_file_that_is_no_history_is_not_written_to(tmp_path: Path, there: str | None):
+    path = tmp_path / "notes"
+    _ = path.mkdir() if there is None else path.write_text(there)
+    args = schedule.Arguments(once=True, history=path)
+    mistake = schedule._mistake(args, ["jobs/curate.py"])
+    refused = there is None or there.startswith("mine")
+    assert (mistake is not None) == refused
+    assert not refused or f"--history {path}" in str(mistake)
 
 
 def record(hour: int, state: str, job: str = "") -> Record:

@@ -1,5 +1,6 @@
 """A run's generator leaves it as a folder that diffusers reads."""
 
+import os
 import shutil
 import weakref
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
+from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel
 from peft import PeftModel
 from torch import Tensor
 
@@ -20,8 +21,10 @@ from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.state_dicts import INDEX
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.weights import write_transformer
+from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.checkpoints.checkpoints import COMMITTED, Checkpoints
 from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.export.diffusers_pipeline import ENCODERS, stock_scheduler
 from magicdistill.platform.export.export import ExportError, export, export_lora
 from magicdistill.platform.export.pretrained_model import find_pretrained
 from magicdistill.platform.runs.run_directory import RunDirectory
@@ -91,6 +94,25 @@ def broken(copied: RunDirectory) -> Path:
 def test_diffusers_loads_the_average_or_the_last_weights(trained, tmp_path, ema):
     export(str(trained.run.path), tmp_path / "model", ema=ema, dtype="fp32")
     assert_same(loaded(tmp_path / "model"), trained.average if ema else trained.last)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_what_is_written_has_the_permissions_of_any_new_file(trained, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        export(str(trained.run.path), tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "model").rglob("*")}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {0o666 & ~umask}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o777 & ~umask}
+
+
+def test_an_export_that_fails_leaves_nothing_behind(trained, tmp_path):
+    (tmp_path / ".model.partial").mkdir()  # of somebody else
+    with pytest.raises(FileNotFoundError):
+        export(str(trained.run.path), tmp_path / "model", encoders=tmp_path / "none")
+    assert [path.name for path in tmp_path.iterdir()] == [".model.partial"]
 
 
 def test_a_run_is_found_by_name_and_written_in_shards(trained, tmp_path):
@@ -212,16 +234,22 @@ def test_the_branch_alone_goes_onto_the_teacher_by_peft_and_by_diffusers(copied,
     by_diffusers.load_lora_adapter(
         tmp_path / "lora", weight_name="adapter_model.safetensors", prefix="base_model.model"
     )
+    whole: Any = HunyuanVideoTransformer3DModel.from_pretrained(teacher)
+    parts: Any = dict.fromkeys((*ENCODERS, "vae")) | {"scheduler": stock_scheduler(SamplerConfig())}
+    pipeline: Any = HunyuanVideoImageToVideoPipeline(transformer=whole, **parts)
+    pipeline.load_lora_weights(tmp_path / "lora")
+    assert pipeline.get_list_adapters() == {"transformer": ["default_0"]}
     torch.manual_seed(0)
     x, sigma = torch.randn(1, 16, 2, 4, 4), torch.tensor([0.8])
     null = Conditions.null(x[:, :, :1], num_tokens=4, text_dim=64, pooled_dim=64)
-    networks = (critic.score, VelocityModel(by_peft), VelocityModel(by_diffusers))
+    others = (by_peft, by_diffusers, whole)
     with torch.no_grad():
-        own, peft, diffusers = (network(x, sigma, null) for network in networks)
+        own = critic.score(x, sigma, null)
         plain = VelocityModel(load_transformer(teacher))(x, sigma, null)
         assert (own - plain).abs().max() > 0.1
-        torch.testing.assert_close(peft, own, atol=1e-5, rtol=0)
-        torch.testing.assert_close(diffusers, own, atol=1e-5, rtol=0)
+        for other in others:
+            found = VelocityModel(other)(x, sigma, null)
+            torch.testing.assert_close(found, own, atol=1e-5, rtol=0)
         by_diffusers.set_adapters(by_diffusers.active_adapters(), 0.25)
         with lora_strength(critic, 0.25):
             weak = critic.score(x, sigma, null)
@@ -230,6 +258,7 @@ def test_the_branch_alone_goes_onto_the_teacher_by_peft_and_by_diffusers(copied,
         )
     card = (tmp_path / "lora" / "README.md").read_text()
     assert "from diffusers import HunyuanVideoTransformer3DModel\n" in card
+    assert "pipeline.load_lora_weights" in card
     assert "base_model: assets/portrait-tiny/teacher" in card and "0.25" in card
 
 

@@ -22,15 +22,18 @@ from magicdistill.platform.export.pretrained_model import (
     find_student,
     shipped_for,
 )
-from magicdistill.platform.inference.sample_many import read_orders
-from magicdistill.platform.inference.sample_video import (
+from magicdistill.platform.inference.orders import (
     Order,
+    plan_windows,
+    read_orders,
+    read_picture,
+)
+from magicdistill.platform.inference.sample_video import (
     VideoSampler,
+    choose_threads,
     describe,
     difference_db,
     is_made,
-    plan_windows,
-    read_image,
 )
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import RunDirectory
@@ -66,7 +69,7 @@ def test_a_picture_becomes_a_video_of_the_model_s_shape(sampler, tmp_path):
     frames = pixels(order.out).astype(float)
     assert np.abs(frames[0] - first).mean() < 8
     assert np.abs(np.diff(frames, axis=0)).mean() > 0.3  # it moves
-    with Image.open(order.out.with_suffix(".png")) as sheet:
+    with Image.open(order.sheet) as sheet:
         assert sheet.width > 16 * 160
 
 
@@ -81,8 +84,9 @@ def test_the_seed_decides(sampler, tmp_path):
 def test_a_long_video_has_no_seams_that_show(sampler, tmp_path):
     order = Order(FACE, tmp_path / "v.mp4", seconds=2)
     done = []
-    seams = sampler.make(order, lambda count, total: done.append((count, total)))
-    assert seams is not None
+    drift = sampler.make(order, lambda count, total: done.append((count, total)))
+    assert drift is not None
+    seams = drift.seams
     assert probe(order.out).num_frames == 48
     assert done == [(12, 48), (24, 48), (36, 48), (48, 48)]
     assert seams.seam < 2 * seams.within
@@ -228,10 +232,10 @@ def test_what_is_wrong_is_said_in_a_sentence(sampler, tmp_path):
     with pytest.raises(ExplainedError, match=r"student-4step.*teacher"):
         find_pretrained("nothing")
     with pytest.raises(ExplainedError, match="no image"):
-        read_image(tmp_path / "none.png")
+        read_picture(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ExplainedError, match="no picture"):
-        read_image(tmp_path / "text.png")
+        read_picture(tmp_path / "text.png")
     with pytest.raises(ExplainedError, match="--encoders"):
         sampler.make(Order(FACE, tmp_path / "v.mp4", prompt="a face"))
     with pytest.raises(ExplainedError, match="overlap"):
@@ -245,7 +249,7 @@ def test_a_list_names_its_videos_and_seeds_them_by_line(tmp_path):
     path = tmp_path / "list.jsonl"
     path.write_text('{"image": "a.png"}\n\n{"image": "/b.png", "name": "bee", "seed": 9}\n')
     defaults = Order(Path(), Path(), seed=4, seconds=3)
-    first, second = read_orders(path, Path("out"), defaults, lambda order: order)
+    first, second = read_orders(path, Path("out"), defaults)
     assert first == Order(tmp_path / "a.png", Path("out/0000-a.mp4"), seed=4, seconds=3)
     assert second == Order(Path("/b.png"), Path("out/bee.mp4"), seed=9, seconds=3)
 
@@ -254,6 +258,7 @@ def test_a_list_names_its_videos_and_seeds_them_by_line(tmp_path):
     ("text", "reason"),
     [
         ('{"picture": "a.png"}', "line 1: picture"),
+        ('{"image": "a.png", "name": "b/x"}', "line 1: name"),
         ('{"image": "a.png", "name": "x"}\n{"image": "b.png", "name": "x"}', "have the name x"),
     ],
 )
@@ -261,7 +266,7 @@ def test_a_list_that_is_wrong_is_refused(tmp_path, text, reason):
     path = tmp_path / "list.jsonl"
     path.write_text(text)
     with pytest.raises(ExplainedError, match=reason):
-        read_orders(path, tmp_path, Order(Path(), Path()), lambda order: order)
+        read_orders(path, tmp_path, Order(Path(), Path()))
 
 
 def test_the_job_asks_for_what_it_needs_before_it_loads_anything(monkeypatch):
@@ -271,5 +276,30 @@ def test_the_job_asks_for_what_it_needs_before_it_loads_anything(monkeypatch):
     imported = {line.rpartition("|")[2].strip() for line in helped.stderr.splitlines()}
     assert "tyro" in imported and not imported & {"torch", "ray", "diffusers", "cv2", "av"}
     assert helped.returncode == 0 and "--inputs" in helped.stdout
-    refused = job("--out", "v.mp4")
-    assert refused.returncode == 2 and "either --image or --prompt" in refused.stderr
+    with monkeypatch.context() as traced:
+        traced.setenv("PYTHONPROFILEIMPORTTIME", "1")
+        refused = job("--image", "none.png", "--out", "v.mp4")
+    imported = {line.rpartition("|")[2].strip() for line in refused.stderr.splitlines()}
+    assert "PIL.Image" in imported and not imported & {"torch", "ray", "diffusers", "cv2"}
+    assert refused.returncode == 2 and "no image none.png" in refused.stderr
+
+
+def test_a_small_network_computes_with_one_thread_unless_told_otherwise(sampler, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        choose_threads(sampler.model)
+        assert torch.get_num_threads() == 2
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        choose_threads(sampler.model)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_shape_that_the_model_was_not_trained_for_is_warned_of(sampler):
+    assert sampler.model.never_made((17, 64, 64)) is None
+    warning = sampler.model.never_made((17, 128, 64))
+    assert "17 x 128 x 64" in warning and "was trained on 17 x 64 x 64" in warning
