@@ -27,7 +27,7 @@ def main() -> None:
     from magicdistill.platform.launch import run_job
 
     if folder is None:
-        run_job.run_job(args.recipe, args.resume)
+        run_job.run_job(args.recipe, args.resume, args.cycle)
     else:
         run_job.save_pairs(args.recipe, folder)
 

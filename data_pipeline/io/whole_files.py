@@ -35,8 +35,15 @@ class ObjectPath(Protocol):
 
 
 def write_text(path: Path | ObjectPath, text: str) -> None:
-    """Write a text, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text))
+    """Write a text, whole or not at all, also where the power fails."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or the name may be on the disk before the text is
+
+    write_whole(path, write)
 
 
 def write_whole(path: Path | ObjectPath, write: Callable[[Path], object]) -> None:
@@ -44,8 +51,12 @@ def write_whole(path: Path | ObjectPath, write: Callable[[Path], object]) -> Non
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        write(temporary)
-        os.replace(temporary, path)
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # on a full disk above all
+            raise
         return
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / path.name

@@ -8,6 +8,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import requests
 from cronsim import CronSim, CronSimError
 from filelock import FileLock
+from pydantic import ValidationError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -119,8 +121,10 @@ class History:
         self._tail, self._records = Tail(path, from_start=True), list[Record]()
 
     def records(self) -> list[Record]:
-        """Return all lines; one that was cut off in writing does not count."""
-        self._records += map(Record.model_validate_json, self._tail.lines())
+        """Return all lines; one that was cut off in writing or is damaged does not count."""
+        for line in self._tail.lines():
+            with suppress(ValidationError):
+                self._records.append(Record.model_validate_json(line))
         return self._records
 
     def add(self, record: Record) -> None:

@@ -64,8 +64,9 @@ class JobFlags(Config):
     """Recipe to start from: a name that --list shows, or the path of a YAML file."""
     list_recipes: Annotated[Switch, tyro.conf.arg(name="list")] = False
     """List the recipes that fit this job, with purpose, hardware and time, and exit."""
-    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Continue a run, by its folder, its name or `latest`, with its own recipe."""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN[@CYCLE]")] = None
+    """Continue a run, by its folder, its name or `latest`, with its own recipe: from its newest
+    checkpoint, or from that of a cycle."""
     force_changed: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
     """Fields, or groups of them, that a resumed run may change although its results depend on
     them."""
@@ -87,6 +88,8 @@ class JobArguments(Generic[F]):
     """The recipe with its overrides."""
     resume: RunDirectory | None
     """The run to continue."""
+    cycle: int | None
+    """The cycle whose checkpoint it continues from; None for the newest."""
     flags: F
     """The job's own flags."""
 
@@ -193,9 +196,20 @@ def _parse(
     ]
     form = make_dataclass("Form", fields, frozen=True)
     parsed = parse(form, arguments, default=form(flags(), start), prog=f"python jobs/{job}.py")
+    cycle = split_cycle(own.resume or "")[1]
     if resume is not None:
         _check_changes(stored, parsed.recipe, own.force_changed)
-    return JobArguments(parsed.recipe, resume, parsed.flags)
+        if cycle is not None:
+            from magicdistill.platform.checkpoints.checkpoints import Checkpoints  # imports torch
+
+            Checkpoints.of(resume, parsed.recipe, logs.say).demand(cycle)
+    return JobArguments(parsed.recipe, resume, cycle, parsed.flags)
+
+
+def split_cycle(run: str) -> tuple[str, int | None]:
+    """Return the run of RUN@CYCLE and the cycle, if there is one."""
+    name, _, cycle = run.rpartition("@")
+    return (name, int(cycle)) if name and cycle.isdecimal() else (run, None)
 
 
 def _start(
@@ -212,7 +226,7 @@ def _start(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--runs", default=load_recipe(default_recipe).runs)
     runs = first.parse_known_args(list(arguments))[0].runs
-    run = RunDirectory.open(own.resume, root=runs)
+    run = RunDirectory.open(split_cycle(own.resume)[0], root=runs)
     return run, run.recipe()
 
 

@@ -20,7 +20,8 @@ from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.state_dicts import INDEX
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.weights import write_transformer
-from magicdistill.platform.checkpoints.checkpoints import COMMITTED, Checkpoints
+from magicdistill.platform.checkpoints.checkpoint_folder import COMMITTED
+from magicdistill.platform.checkpoints.checkpoints import Checkpoints
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.export.export import ExportError, export, export_lora
 from magicdistill.platform.export.pretrained_model import find_pretrained
