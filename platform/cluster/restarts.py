@@ -40,7 +40,7 @@ class RestartReporter(UserCallback):
             left = self.max_failures - self.num_failures
             if self.max_failures >= 0 > left:
                 return f"no restart is left of {self.max_failures} (cluster.max_failures)"
-            count = f"{left if self.max_failures >= 0 else 'all'} restarts are left after this one"
+            count = f"restarts left after this one: {left if self.max_failures >= 0 else 'all'}"
         cycle = self.newest()
         start = f"from cycle {cycle}" if cycle else "from the start, for nothing is saved yet"
         return f"the workers start again {start}; {count}"
