@@ -54,8 +54,10 @@ def write_whole(path: Path | ObjectPath, write: Callable[[Path], object]) -> Non
         try:
             write(temporary)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)  # on a full disk above all
+            if isinstance(error, OSError) and error.errno:
+                raise OSError(error.errno, error.strerror, str(path)) from error
             raise
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,6 +36,8 @@ def write_folder(path: Path, write: Callable[[], None]) -> None:
     """
 
     def clear() -> None:
+        if is_copy(path):  # people may want it, and it is in the way
+            path.replace(path.with_name(f"{path.name}-copy-{uuid.uuid4().hex[:8]}"))
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
 

@@ -165,15 +165,9 @@ class Checkpoints:
         Every rank of a job calls it.
         """
         damaged = find_damage(path)
-        mirror = self.mirror
-        if (
-            damaged
-            and mirror
-            and path.name
-            in ranks.of_first(self._mirrored(mirror)[0] if ranks.rank() == 0 else set[str]())
-        ):
+        if damaged and self.mirror and self._is_mirrored(path.name):
             try:
-                mirror.fetch(path)
+                self.mirror.fetch(path)
             except MirrorError as error:
                 self._warn_from_first(f"checkpoint {path.name} is not fetched: {error}")
             damaged = find_damage(path)
@@ -197,23 +191,22 @@ class Checkpoints:
         from which the later ones would come back.
         """
         self.demand(cycle)
-        names, absence = self._list()
+        mirrored, absence = self._mirrored()
         if absence:
             raise DamagedError(
                 f"{absence}; later checkpoints would come back from it: make it reachable, or go "
                 "on without it (--mirror null)"
             )
-        path = self.folder / checkpoint_name(cycle)
-        if damaged := self.bring(path):
+        if damaged := self.bring(self.folder / checkpoint_name(cycle)):
             raise DamagedError(
-                f"the checkpoint of cycle {cycle} is damaged ({', '.join(damaged)}): choose "
-                f"another of {', '.join(names)}"
+                f"the checkpoint of cycle {cycle} is damaged ({', '.join(damaged)}): choose another"
             )
-        later = [name for name in names if cycle_of(name) > cycle]
-        if self.mirror:
-            self.mirror.set_aside(name for name in later if name in self.mirror.names())
+        here = {path.name for path in self.committed()}
+        later = sorted((n for n in here | mirrored if cycle_of(n) > cycle), key=cycle_of)
         for name in reversed(later):  # the newest first: a kill leaves a row without gaps
-            if (self.folder / name).exists():
+            if self.mirror and name in mirrored:
+                self.mirror.set_aside(name)
+            if name in here:
                 aside.mkdir(parents=True, exist_ok=True)
                 (self.folder / name).replace(aside / name)
         return later
@@ -232,13 +225,18 @@ class Checkpoints:
 
     def _list(self) -> tuple[list[str], str]:
         """Return the complete checkpoints, and why the mirror could not be asked for its own."""
-        mirrored, absence = self._mirrored(self.mirror) if self.mirror else (set[str](), "")
+        mirrored, absence = self._mirrored()
         names = mirrored | {path.name for path in self.committed()}
         return sorted(names, key=cycle_of), absence
 
-    def _mirrored(self, mirror: Mirror) -> tuple[set[str], str]:
+    def _is_mirrored(self, name: str) -> bool:
+        """Tell whether the mirror has a checkpoint; every rank of a job calls it."""
+        return ranks.of_first(ranks.rank() == 0 and name in self._mirrored()[0])
+
+    def _mirrored(self) -> tuple[set[str], str]:
+        """Return the complete checkpoints in the mirror, or why it could not be asked."""
         try:
-            return mirror.names(), ""
+            return (self.mirror.names() if self.mirror else set()), ""
         except MirrorError as error:
             self.warn(f"{error}: what it holds does not count now")
             return set(), str(error)

@@ -53,14 +53,13 @@ class Mirror:
         except Exception as error:  # each file system has its own
             raise self._failure(error) from error
 
-    def set_aside(self, names: Iterable[str]) -> None:
-        """Let folders not count any more; their files stay until a copy of that name comes."""
-        for name in names:
-            marker = f"{self.root}/{name}/{COMMITTED}"
-            try:
-                self.files.mv(marker, f"{marker}{ASIDE}")
-            except Exception as error:  # as above
-                raise self._failure(error) from error
+    def set_aside(self, name: str) -> None:
+        """Let a folder not count any more; its files stay until a copy of that name comes."""
+        marker = f"{self.root}/{name}/{COMMITTED}"
+        try:
+            self.files.mv(marker, f"{marker}{ASIDE}")
+        except Exception as error:  # as above
+            raise self._failure(error) from error
 
     def put(self, folder: Path) -> None:
         """Copy a local folder to the address."""

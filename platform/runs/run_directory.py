@@ -235,8 +235,9 @@ class RunDirectory:
         for path in (self.metrics_path, self.checkpoint_scores_path):
             # Lines stay as they are: readers that remember a place in the file find it again.
             parsed = [(line, parse_row(line)) for line in read_lines(path)]
-            kept = (line for line, row in parsed if row is not None and row["step"] <= step)
-            write_text(path, "".join(kept))
+            kept = [line for line, row in parsed if row is not None and row["step"] <= step]
+            if len(kept) < len(parsed):
+                write_text(path, "".join(kept))
             if num_damaged := sum(row is None for _, row in parsed):
                 self.say(f"{path.name} had {num_damaged} damaged line(s): dropped")
         if (self.best() or 0) > step:
