@@ -34,6 +34,8 @@ SILENT_S = 180.0
 """A holder on another machine that has given no sign of life for so long is gone."""
 GRACE_S = 60.0
 """How long a job that has lost its lock may take to end."""
+CLAIM_S = 10.0
+"""After so long, a job that was about to remove a lock was killed before it could."""
 MAX_JOB_CHARS = 120
 
 
@@ -98,9 +100,11 @@ def _take(path: Path) -> str:
             pass
         except OSError as error:
             raise ExplainedError(f"{path} cannot be written: {error.strerror}") from error
+        seen = _identity(path)
         if (holder := _held_by(path)) is not None:
             raise RunInUseError(f"run {path.parent.name} is in use by {holder}")
-        _remove_left_behind(path)
+        if seen is not None:
+            _remove_left_behind(path, seen)
 
 
 def _create(path: Path) -> str:
@@ -145,18 +149,31 @@ def _held_by(path: Path) -> str | None:
     return f"{who}: wait for its end, or end it (touch {path.parent / 'stop'}){patience}"
 
 
-def _remove_left_behind(path: Path) -> None:
-    """Remove a lock that nobody holds.
+def _remove_left_behind(path: Path, identity: str) -> None:
+    """Remove a lock that nobody holds, unless another job has just done so and taken its own.
 
-    Where another job has just done so and taken its own, that one is put back.
+    Between the look at the lock and its removal no other job may come: they claim to remove it.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    claim = path.with_name(f".{path.name}.{identity}")
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        time.sleep(0.05)
+        with suppress(FileNotFoundError):
+            if _age_s(claim) > CLAIM_S:
+                claim.unlink()
+        return
+    if _identity(path) == identity:
+        path.unlink()
+    claim.unlink()
+
+
+def _identity(path: Path) -> str | None:
+    """Return what tells a lock from others at its place; None where there is none."""
     with suppress(FileNotFoundError):
-        path.rename(aside)
-        if _held_by(aside) is not None and not path.exists():
-            aside.rename(path)
-        else:
-            aside.unlink()
+        facts = path.stat()
+        return _token(path) or f"{facts.st_ino}-{facts.st_mtime_ns}"
+    return None
 
 
 def _give_signs(path: Path, token: str, released: threading.Event) -> None:
