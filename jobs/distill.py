@@ -29,7 +29,7 @@ def main() -> None:
 
     with refusing("distill"):
         if folder is None:
-            run_job.run_job(args.recipe, args.resume)
+            run_job.run_job(args.recipe, args.resume, args.cycle)
         else:
             run_job.save_pairs(args.recipe, folder)
 

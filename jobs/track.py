@@ -29,7 +29,7 @@ def main() -> None:
     args = parse_arguments("track", Arguments, __doc__)
     logs.configure(verbose=args.verbose)
 
-    from magicdistill.platform.launch.run_job import register_model
+    from magicdistill.platform.launch.run_job import register_model, sole_writer
     from magicdistill.platform.runs.run_directory import RunDirectory
     from magicdistill.platform.tracking.tracker import send_unsent
 
@@ -38,7 +38,9 @@ def main() -> None:
         config = run.recipe().tracking
         if args.uri:
             config = config.model_copy(update={"uri": args.uri})
-        if not send_unsent(config, run, register_model):
+        with sole_writer(run):
+            has_sent = send_unsent(config, run, register_model)
+        if not has_sent:
             sys.exit(1)
     logs.say(f"MLflow has received all of {run.path.name}")
 

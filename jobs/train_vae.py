@@ -10,7 +10,7 @@ def main() -> None:
     from magicdistill.platform.launch.run_job import run_job
 
     with refusing("train_vae"):
-        run_job(args.recipe, args.resume)
+        run_job(args.recipe, args.resume, args.cycle)
 
 
 if __name__ == "__main__":

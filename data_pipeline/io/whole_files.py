@@ -37,8 +37,15 @@ class ObjectPath(Protocol):
 
 
 def write_text(path: Path | ObjectPath, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write a text in UTF-8, whole or not at all, also where the power fails."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or the name may be on the disk before the text is
+
+    write_whole(path, write)
 
 
 def write_whole(path: Path | ObjectPath, write: Callable[[Path], object]) -> None:
@@ -49,8 +56,10 @@ def write_whole(path: Path | ObjectPath, write: Callable[[Path], object]) -> Non
         try:
             write(temporary)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)  # on a full disk above all
+            if isinstance(error, OSError) and error.errno:
+                raise OSError(error.errno, error.strerror, str(path)) from error
             raise
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -1,30 +1,30 @@
 """Checkpoints of a run: each is complete and intact, or does not count."""
 
-import errno
-import json
-import os
 import shutil
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch.distributed as dist
-from safetensors import SafetensorError
-
+from magicdistill.platform.checkpoints.checkpoint_folder import (
+    COMMITTED,
+    PREFIX,
+    checkpoint_name,
+    cycle_of,
+    find_damage,
+    is_checkpoint,
+    is_copy,
+    write_folder,
+)
 from magicdistill.platform.checkpoints.s3_mirror import Mirror, MirrorError
 from magicdistill.platform.cluster import ranks
-from magicdistill.platform.runs.run_directory import COMMITTED, RunDirectory
+from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.runs.logs import ExplainedError
+from magicdistill.platform.runs.run_directory import RunDirectory
 
-PREFIX = "cycle-"
-"""Begins the name of a checkpoint; the cycle follows in seven digits, so that names sort by age."""
 GENERATOR = "generator"
 """The role whose network is exported, scored and sampled."""
 EMA = "ema"
 """The folder of the averaged weights beside those of the roles."""
-CHUNK_BYTES = 1 << 24
-"""Bytes that are read at once; a disk with less than this free counts as full."""
 
 
 class Saved(Protocol):
@@ -39,22 +39,23 @@ class Saved(Protocol):
         ...
 
 
-class DiskFullError(OSError):
-    """Says that there is no room for a checkpoint; the previous ones are intact."""
+class DamagedError(ExplainedError):
+    """Says that no checkpoint of the run, or not the one that is wanted, can be read."""
 
 
-class DamagedError(Exception):
-    """Says that every checkpoint of the run is damaged."""
+class NoCheckpointError(FileNotFoundError):
+    """Says that the run has no complete checkpoint of a cycle, and which it has."""
 
 
 class Checkpoints:
     """Saves and restores all roles.
 
     The commit marker is written last and names every file with its size and checksum. A folder
-    without it does not count; one whose files differ from it is passed over for an older one. The
-    newest `keep` stay. `mirror` is an address to which all are copied, and from which those are
-    fetched that are damaged or missing in `folder`. `warn` receives a line for people about each
-    that is passed over or not mirrored.
+    without it does not count; one whose files differ from it is passed over for an older one. What
+    people put beside the checkpoints or into them, a copy above all, is left alone. The newest
+    `keep` stay. `mirror` is an address to which all are copied, and from which those are fetched
+    that are damaged or missing in `folder`; while it is away, training goes on without it. `warn`
+    receives a line for people about each checkpoint passed over and each failure of the mirror.
     """
 
     def __init__(
@@ -65,24 +66,33 @@ class Checkpoints:
         mirror: str | None = None,
     ) -> None:
         self.folder, self.keep, self.warn = folder, keep, warn
-        self.mirror = Mirror(mirror, COMMITTED) if mirror else None
+        self.mirror = Mirror(mirror) if mirror else None
 
     @classmethod
-    def of(cls, run: RunDirectory) -> "Checkpoints":
-        """Return the checkpoints of a run, kept and mirrored as its recipe says."""
-        recipe = run.recipe()
+    def of(
+        cls,
+        run: RunDirectory,
+        recipe: Recipe | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> "Checkpoints":
+        """Return the checkpoints of a run, kept and mirrored as its recipe says, by default the
+        stored one."""
+        recipe = recipe or run.recipe()
         name = f"{run.path.name}-{run.provenance().run_id}"
         mirror = recipe.mirror and f"{recipe.mirror.rstrip('/')}/{name}"
-        return cls(run.checkpoints, recipe.schedule.keep_checkpoints, run.say, mirror)
+        return cls(run.checkpoints, recipe.schedule.keep_checkpoints, warn or run.say, mirror)
 
     def committed(self) -> list[Path]:
-        """Return the complete checkpoints, oldest first."""
-        return sorted(marker.parent for marker in self.folder.glob(f"{PREFIX}*/{COMMITTED}"))
+        """Return the complete checkpoints, oldest first; a copy under another name is none."""
+        found = [path for path in self._folders() if (path / COMMITTED).is_file()]
+        return sorted((path for path in found if not is_copy(path)), key=cycle_of)
 
     def names(self) -> list[str]:
-        """Return the complete checkpoints here and in the mirror, oldest first."""
-        mirrored = self.mirror.names() if self.mirror else set()
-        return sorted(mirrored | {path.name for path in self.committed()})
+        """Return the complete checkpoints here and in the mirror, oldest first.
+
+        Every rank of a job calls it, and the first alone looks. A mirror that is away has none.
+        """
+        return ranks.of_first(self._list()[0] if ranks.rank() == 0 else [])
 
     def save(
         self,
@@ -94,24 +104,16 @@ class Checkpoints:
         """Write the state after `cycle` cycles; every rank calls it.
 
         `spared` tells the first rank, once all is written, which cycles' checkpoints stay beside
-        the newest. Raises DiskFullError where there is no room, after removing what it wrote.
+        the newest. Raises DiskFullError where there is no room, after removing what it wrote; where
+        only another rank has none, that is an OtherRankError.
         """
         path = self.folder / checkpoint_name(cycle)
-        if ranks.rank() == 0:
-            shutil.rmtree(path, ignore_errors=True)  # what a run that was killed left there
-            path.mkdir(parents=True)
-        ranks.barrier()
-        with _room_for(path):
-            for role, engine in engines.items():
-                engine.save(path / role)
-            if ema is not None:
-                ema.save(path / EMA)
-            ranks.barrier()
-            # Checksums are of what is on the disk, and the marker is the last file that is written.
-            files = _checksums(path)
-            if ranks.rank() == 0:
-                _commit(path, cycle, files)
-        ranks.barrier()
+        try:
+            write_folder(path, lambda: self._save(path, engines, ema))
+        except Exception:
+            if ranks.rank() == 0 and not (path / COMMITTED).exists():
+                shutil.rmtree(path, ignore_errors=True)
+            raise
         names = {checkpoint_name(number) for number in spared()} if ranks.rank() == 0 else set()
         if self.mirror:
             self._copy(path, self.mirror, names)
@@ -125,27 +127,36 @@ class Checkpoints:
             mirror.put(path)
             mirror.prune(self.keep, spared)
         except MirrorError as error:
-            if ranks.rank() == 0:
-                self.warn(f"checkpoint {path.name} is not mirrored: {error}")
+            self._warn_from_first(f"checkpoint {path.name} is not mirrored: {error}")
 
-    def load_latest(self, engines: Mapping[str, Saved], ema: Saved | None) -> int:
+    def load_latest(
+        self, engines: Mapping[str, Saved], ema: Saved | None, *, has_saved: bool = False
+    ) -> int:
         """Restore the newest intact checkpoint; return its cycle, 0 where none was ever saved.
 
         A damaged one loses its marker here: it would count among the newest when older ones are
-        pruned, which are intact. Raises DamagedError where all are damaged, because a fresh start
-        would overwrite the run. Every rank calls it.
+        pruned, which are intact. Raises DamagedError where all are damaged, or where a run that
+        `has_saved` some has none here and its mirror is away: a fresh start would overwrite the
+        run. Every rank calls it.
         """
-        names = ranks.of_first(self.names())
+        names, absence = ranks.of_first(self._list() if ranks.rank() == 0 else ([], ""))
         for name in reversed(names):
             path = self.folder / name
             damaged = self.bring(path)
             if not damaged:
                 self._load(path, engines, ema)
-                return int(name.removeprefix(PREFIX))
+                return cycle_of(path)
             ranks.barrier()
             if ranks.rank() == 0:
                 (path / COMMITTED).unlink(missing_ok=True)
-                self.warn(f"checkpoint {name} is damaged ({', '.join(damaged)}): passed over")
+            self._warn_from_first(
+                f"checkpoint {name} is damaged ({', '.join(damaged)}): passed over"
+            )
+        if absence and (names or has_saved):
+            raise DamagedError(
+                f"no intact checkpoint is in {self.folder}, and {absence}: make it reachable and "
+                "resume, or begin a new run"
+            )
         if names:
             raise DamagedError(f"no checkpoint in {self.folder} is intact: start a new run")
         return 0
@@ -156,10 +167,57 @@ class Checkpoints:
         Every rank calls it.
         """
         damaged = find_damage(path)
-        if damaged and self.mirror and ranks.of_first(path.name in self.mirror.names()):
-            self.mirror.fetch(path)
+        if damaged and self.mirror and self._is_mirrored(path.name):
+            try:
+                self.mirror.fetch(path)
+            except MirrorError as error:
+                self._warn_from_first(f"checkpoint {path.name} is not fetched: {error}")
             damaged = find_damage(path)
         return damaged
+
+    def demand(self, cycle: int) -> None:
+        """Raise NoCheckpointError where there is no complete checkpoint of a cycle."""
+        names = self.names()
+        if checkpoint_name(cycle) not in names:
+            there = ", ".join(str(cycle_of(name)) for name in names)
+            raise NoCheckpointError(
+                f"no checkpoint of cycle {cycle} in {self.folder}: "
+                f"{f'it has those of {there}' if there else 'it has none'}"
+            )
+
+    def go_back(self, cycle: int, aside: Path) -> list[str]:
+        """Make the checkpoint of a cycle the newest; return the names of the later ones.
+
+        These go to the folder `aside`; in the mirror they lose their marker. Raises
+        NoCheckpointError, and DamagedError where the checkpoint is damaged or the mirror is away,
+        from which the later ones would come back.
+        """
+        self.demand(cycle)
+        mirrored, absence = self._mirrored()
+        if absence:
+            raise DamagedError(
+                f"{absence}; later checkpoints would come back from it: make it reachable, or go "
+                "on without it (--mirror null)"
+            )
+        if damaged := self.bring(self.folder / checkpoint_name(cycle)):
+            raise DamagedError(
+                f"the checkpoint of cycle {cycle} is damaged ({', '.join(damaged)}): choose another"
+            )
+        here = {path.name for path in self.committed()}
+        later = sorted((n for n in here | mirrored if cycle_of(n) > cycle), key=cycle_of)
+        for name in reversed(later):  # the newest first: a kill leaves a row without gaps
+            if self.mirror and name in mirrored:
+                self.mirror.set_aside(name)
+            if name in here:
+                aside.mkdir(parents=True, exist_ok=True)
+                (self.folder / name).replace(aside / name)
+        return later
+
+    def _save(self, path: Path, engines: Mapping[str, Saved], ema: Saved | None) -> None:
+        for role, engine in engines.items():
+            engine.save(path / role)
+        if ema is not None:
+            ema.save(path / EMA)
 
     def _load(self, path: Path, engines: Mapping[str, Saved], ema: Saved | None) -> None:
         for role, engine in engines.items():
@@ -167,96 +225,41 @@ class Checkpoints:
         if ema is not None:
             ema.load(path / EMA)
 
+    def _list(self) -> tuple[list[str], str]:
+        """Return the complete checkpoints, and why the mirror could not be asked for its own."""
+        mirrored, absence = self._mirrored()
+        names = mirrored | {path.name for path in self.committed()}
+        return sorted(names, key=cycle_of), absence
+
+    def _is_mirrored(self, name: str) -> bool:
+        """Tell whether the mirror has a checkpoint; every rank of a job calls it."""
+        return ranks.of_first(ranks.rank() == 0 and name in self._mirrored()[0])
+
+    def _mirrored(self) -> tuple[set[str], str]:
+        """Return the complete checkpoints in the mirror, or why it could not be asked."""
+        try:
+            return (self.mirror.names() if self.mirror else set()), ""
+        except MirrorError as error:
+            self.warn(f"{error}: what it holds does not count now")
+            return set(), str(error)
+
+    def _warn_from_first(self, message: str) -> None:
+        """Warn from the first rank; every rank may call it."""
+        if ranks.rank() == 0:
+            self.warn(message)
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self.folder.glob(f"{PREFIX}*") if is_checkpoint(path.name)]
+
     def _prune(self, spared: set[str]) -> None:
         """Remove all but the newest and the spared; what a kill left half written goes too."""
         complete = self.committed()
         kept = {path.name for path in complete[-self.keep :]} | spared
-        for path in set(self.folder.glob(f"{PREFIX}*")) - set(complete):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self._folders():
+            if not (path / COMMITTED).exists():
+                shutil.rmtree(path, ignore_errors=True)
         for path in complete:
             if path.name not in kept:
                 # The marker goes first: a folder that a kill leaves half removed does not count.
                 (path / COMMITTED).unlink()
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def checkpoint_name(cycle: int) -> str:
-    """Return the name of the checkpoint after `cycle` cycles."""
-    return f"{PREFIX}{cycle:07d}"
-
-
-def cycle_of(checkpoint: Path) -> int:
-    """Return the number of cycles after which a checkpoint was saved."""
-    return int(checkpoint.name.removeprefix(PREFIX))
-
-
-def find_damage(path: Path) -> list[str]:
-    """Name the files of a committed checkpoint that are not as they were written.
-
-    Every rank of a job calls it.
-    """
-    marker = ranks.of_first(_read_marker(path))
-    return _difference(marker["files"], _checksums(path)) if marker else [COMMITTED]
-
-
-@contextmanager
-def _room_for(path: Path) -> Iterator[None]:
-    """Turn a full disk, which every library reports in its own words, into a clear error."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        full = any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
-        if not full and shutil.disk_usage(path.parent).free > CHUNK_BYTES:
-            raise
-        shutil.rmtree(path, ignore_errors=True)
-        raise DiskFullError(
-            errno.ENOSPC,
-            "no space left for a checkpoint; the previous ones are intact: free some space "
-            "and continue with --resume",
-            str(path),
-        ) from error
-
-
-def _read_marker(path: Path) -> dict[str, Any] | None:
-    """Return the facts of a checkpoint, None where the marker is missing or damaged."""
-    try:
-        marker = json.loads((path / COMMITTED).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return marker if isinstance(marker, dict) and {"cycle", "files"} <= marker.keys() else None
-
-
-def _commit(path: Path, cycle: int, files: Mapping[str, list[int]]) -> None:
-    """Write the marker under another name and rename it, so that it is whole or not there."""
-    temporary = path / f".{COMMITTED}"
-    with temporary.open("w") as file:
-        json.dump({"cycle": cycle, "files": files}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path / COMMITTED)
-
-
-def _checksums(path: Path) -> dict[str, list[int]]:
-    """Return size in bytes and CRC-32 of every file on the disk; the ranks share the reading."""
-    found = sorted(p for p in path.rglob("*") if p.is_file() and COMMITTED not in p.name)
-    share = found[ranks.rank() :: ranks.world_size()]
-    mine = {str(p.relative_to(path)): _size_and_crc(p) for p in share}
-    if ranks.world_size() == 1:
-        return mine
-    parts: list[dict[str, list[int]]] = [{} for _ in range(ranks.world_size())]
-    dist.all_gather_object(parts, mine)
-    return {name: facts for part in parts for name, facts in part.items()}
-
-
-def _size_and_crc(path: Path) -> list[int]:
-    size = crc = 0
-    with path.open("rb") as file:
-        os.fsync(file.fileno())  # a power cut could leave the marker without the file otherwise
-        while chunk := file.read(CHUNK_BYTES):
-            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-    return [size, crc]
-
-
-def _difference(wanted: Mapping[str, list[int]], found: Mapping[str, list[int]]) -> list[str]:
-    """Name the files that are missing, truncated or changed."""
-    return [name for name, facts in sorted(wanted.items()) if found.get(name) != facts]

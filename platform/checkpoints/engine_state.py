@@ -47,6 +47,11 @@ class ShardPlace:
         return FlatShard(f"{kind}/{self.name}", self.start, values)
 
 
+def owners(places: Iterable[ShardPlace]) -> list[Tensor]:
+    """Return the tensors in which the values of a rank lie, each once."""
+    return list({id(place.owner): place.owner for place in places}.values())
+
+
 def save_role(
     directory: Path,
     module: nn.Module,

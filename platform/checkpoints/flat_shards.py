@@ -55,15 +55,25 @@ def write_flat_shards(
         else piece.values
         for piece in mine
     }
-    save_file(values, folder / f"rank-{ranks.rank():05d}.safetensors")
+    save_file(values, folder / shard_name(ranks.rank()))
     if ranks.rank() == 0:
-        state = {"shapes": {name: list(shape) for name, shape in shapes.items()}, **facts}
+        state = {
+            "num_ranks": ranks.world_size(),
+            "shapes": {name: list(shape) for name, shape in shapes.items()},
+            **facts,
+        }
         (folder / "state.json").write_text(json.dumps(state))
+
+
+def shard_name(rank: int | str) -> str:
+    """Return the name of a rank's file."""
+    return f"rank-{rank:0>5}.safetensors"
 
 
 class FlatShardReader:
     """Reads what all ranks have written to a folder; the files are mapped, not read whole.
 
+    Other files that people put there are left alone.
     Raises FileNotFoundError where nothing was written there.
     """
 
@@ -73,9 +83,10 @@ class FlatShardReader:
         self.folder = folder
         self.facts = json.loads((folder / "state.json").read_text())
         self._stretches: dict[str, list[tuple[int, int, int]]] = {}
-        self._files = [
-            safe_open(file, framework="pt") for file in sorted(folder.glob("rank-*.safetensors"))
-        ]
+        num_ranks = self.facts.get("num_ranks", 0)  # version 0.1 did not write it
+        names = [shard_name(rank) for rank in range(num_ranks)]
+        paths = [folder / name for name in names] or sorted(folder.glob(shard_name("[0-9]" * 5)))
+        self._files = [safe_open(path, framework="pt") for path in paths]
         for number, file in enumerate(self._files):
             for key in file.keys():  # noqa: SIM118 (a file is no mapping)
                 name, _, start = key.rpartition("@")

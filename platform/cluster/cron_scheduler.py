@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import requests
 from cronsim import CronSim, CronSimError
 from filelock import FileLock
+from pydantic import ValidationError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -132,8 +133,11 @@ class History:
         self._tail, self._records = Tail(path, from_start=True), list[Record]()
 
     def records(self) -> list[Record]:
-        """Return all lines, also those of other schedulers; one that was cut off does not count."""
-        self._records += map(Record.model_validate_json, self._tail.lines())
+        """Return all lines, also those of other schedulers; one that was cut off in writing or is
+        damaged does not count."""
+        for line in self._tail.lines():
+            with suppress(ValidationError):
+                self._records.append(Record.model_validate_json(line))
         return self._records
 
     def add(self, record: Record) -> None:

@@ -1,10 +1,15 @@
 """This process among those that train together; alone where there is no group."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+
+class OtherRankError(Exception):
+    """Ends this rank because another one has failed, which raises the cause."""
 
 
 def rank() -> int:
@@ -37,3 +42,23 @@ def of_all(value: T) -> list[T]:
     if dist.is_initialized():
         dist.all_gather_object(values, value)
     return values
+
+
+def all_succeed(action: Callable[[], T]) -> T:
+    """Return the value of an action that has succeeded on every rank, which call it together.
+
+    The action must not wait for other ranks. Where it fails on some rank, all of them raise: those
+    its exception, the others OtherRankError.
+    """
+    failure, value = None, None
+    try:
+        value = action()
+    except Exception as error:  # no rank may go on alone, whatever it was
+        failure = error
+    causes = of_all(failure and f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    for number, cause in enumerate(causes):
+        if cause:
+            raise OtherRankError(f"rank {number} failed with {cause}")
+    return value  # type: ignore[return-value]  # no failure: the action has returned it

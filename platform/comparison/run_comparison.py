@@ -24,7 +24,7 @@ from magicdistill.platform.config.renamed import with_former_names
 from magicdistill.platform.data.prepare import prepare_latents
 from magicdistill.platform.evaluation.evaluate_run import Evaluators
 from magicdistill.platform.inference.variants import own_variant
-from magicdistill.platform.launch.run_job import followed
+from magicdistill.platform.launch.run_job import followed, sole_writer
 from magicdistill.platform.launch.steps import (
     MODEL,
     initial_weights,
@@ -75,8 +75,11 @@ def find_run(recipe: Recipe) -> RunDirectory | None:
 
     The code is not part of the name: delete runs that should be repeated with changed code.
     """
-    paths = sorted(resolve_root(recipe.runs).glob(f"*-{digest(recipe)}"))
-    return RunDirectory(paths[0]) if paths else None
+    name = digest(recipe)
+    paths = resolve_root(recipe.runs).glob(f"*-{name}")
+    # its own name before all others: people's copies end in the same digest
+    found = sorted(paths, key=lambda path: (path.name != f"{recipe.name}-{name}", path.name))
+    return RunDirectory(found[0]) if found else None
 
 
 def digest(recipe: Recipe) -> str:
@@ -105,6 +108,12 @@ class ComparisonRuns:
             return found
         logs.say(f"{title}: {'continuing' if found else 'starting'}")
         run = found or RunDirectory.create(recipe.runs, recipe, f"{recipe.name}-{digest(recipe)}")
+        with sole_writer(run):
+            self._perform(planned, run)
+        return run
+
+    def _perform(self, planned: PlannedRun, run: RunDirectory) -> None:
+        recipe = planned.recipe
         tags = {"comparison": self.home.path.name, "label": planned.label}
         tracker = Tracker.start(recipe.tracking, run, tags, parent=self.home)
         with tracker, followed(run, tracker):
@@ -114,7 +123,6 @@ class ComparisonRuns:
             train(run, data, held_out)
             tracker.artifact(run.path / MODEL, MODEL)
             report(run, tracker, held_out, [own_variant(recipe, run.path / MODEL)], self.evaluators)
-        return run
 
     def _data(self, run: RunDirectory) -> tuple[AnyPath, AnyPath]:
         """Curate once for all runs with the same data."""

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -24,13 +24,13 @@ from magicdistill.models.networks.weights import MAX_FILE_BYTES, write_transform
 from magicdistill.models.objectives.types import Method
 from magicdistill.models.paths import local_path
 from magicdistill.models.tensor_files import follow_umask
-from magicdistill.platform.checkpoints.checkpoints import (
+from magicdistill.platform.checkpoints.checkpoint_folder import (
     COMMITTED,
-    EMA,
-    Checkpoints,
     cycle_of,
     find_damage,
+    is_checkpoint,
 )
+from magicdistill.platform.checkpoints.checkpoints import EMA, Checkpoints
 from magicdistill.platform.checkpoints.role_weights import Weights, role_weights
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.export.diffusers_pipeline import (
@@ -42,6 +42,7 @@ from magicdistill.platform.export.dtypes import DTYPES, DtypeName
 from magicdistill.platform.export.model_card import lora_card, model_card
 from magicdistill.platform.export.pretrained_model import sampler_of
 from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.runs.run_lock import RunInUseError, locked
 
 
 class ExportError(Exception):
@@ -124,7 +125,7 @@ def export_lora(
         raise ExportError(f"--lora_only: the method {recipe.method.name} trains no LoRA")
     weights = role_weights(checkpoint / lora.role)
     state = {
-        name: weights[f"{lora.prefix}{name}"]().float()
+        name: _finite(name, weights[f"{lora.prefix}{name}"](), torch.float32)
         for name, _ in lora.transformer.named_parameters()
         if "lora_" in name
     }
@@ -202,8 +203,11 @@ def find_checkpoint(
     """Return an intact checkpoint, from the mirror of the run if need be, and the run."""
     path = Path(local_path(source)).resolve()
     if path.parent.name == "checkpoints" and (path.parents[1] / "recipe.yaml").is_file():
-        if not (path / COMMITTED).is_file():
-            raise ExportError(f"{path} is no complete checkpoint: it has no {COMMITTED}")
+        if not is_checkpoint(path.name) or not (path / COMMITTED).is_file():
+            raise ExportError(
+                f"{path} is no complete checkpoint: give a folder named cycle- and seven digits "
+                f"that has a file {COMMITTED}"
+            )
         if damaged := find_damage(path):
             raise ExportError(
                 f"checkpoint {path.name} is damaged ({', '.join(damaged)}): give the run instead, "
@@ -211,13 +215,24 @@ def find_checkpoint(
             )
         return RunDirectory(path.parents[1]), path
     run = RunDirectory.open(source, root=runs)
-    checkpoints = Checkpoints.of(run)
+    checkpoints = Checkpoints.of(run, warn=say)
     names = checkpoints.names()
     for name in reversed(names):
-        if not (damaged := checkpoints.bring(run.checkpoints / name)):
-            return run, run.checkpoints / name
+        path = run.checkpoints / name
+        if not (damaged := _bring(run, checkpoints, path)):
+            return run, path
         say(f"checkpoint {name} is damaged ({', '.join(damaged)}): passed over")
     raise ExportError(f"run {run.path.name} has no {'intact' if names else 'complete'} checkpoint")
+
+
+def _bring(run: RunDirectory, checkpoints: Checkpoints, path: Path) -> list[str]:
+    """Return the damage of a checkpoint after it was fetched from the mirror, if need be."""
+    damaged = find_damage(path)
+    if damaged and checkpoints.mirror is not None:
+        # A training would remove what is half fetched: while one is in the run, nothing is.
+        with suppress(RunInUseError), locked(run):
+            damaged = checkpoints.bring(path)
+    return damaged
 
 
 def _network(recipe: Recipe, role: str) -> VelocityModel:
@@ -258,6 +273,17 @@ def _reader(weights: Weights, module: VelocityModel, dtype: torch.dtype) -> Call
                 f"{name} has {tuple(tensor.shape)} in the checkpoint and "
                 f"{tuple(wanted[name].shape)} in the network of the run's recipe"
             )
-        return tensor.to(dtype)
+        return _finite(name, tensor, dtype)
 
     return read
+
+
+def _finite(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a parameter in a dtype; raises ExportError where that cannot hold a value."""
+    numbers = tensor.to(dtype)
+    if not numbers.isfinite().all():
+        way = "give --dtype bf16" if tensor.isfinite().all() else "give an older checkpoint"
+        raise ExportError(
+            f"{name} has values that are no finite {str(dtype).removeprefix('torch.')}: {way}"
+        )
+    return numbers

@@ -70,8 +70,9 @@ class JobFlags(Config):
     """Recipe to start from: a name that --list shows, or the path of a YAML file."""
     list_recipes: Annotated[Switch, tyro.conf.arg(name="list")] = False
     """List the recipes that fit this job, with purpose, hardware and time, and exit."""
-    resume: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN")] = None
-    """Continue a run, by its folder, its name or `latest`, with its own recipe."""
+    resume: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN[@CYCLE]")] = None
+    """Continue a run, by its folder, its name or `latest`, with its own recipe: from its newest
+    checkpoint, or from that of a cycle."""
     force_changed: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
     """Fields, or groups of them, that a resumed run may change although its results depend on
     them."""
@@ -93,6 +94,8 @@ class JobArguments(Generic[F]):
     """The recipe with its overrides."""
     resume: RunDirectory | None
     """The run to continue."""
+    cycle: int | None
+    """The cycle whose checkpoint it continues from; None for the newest."""
     flags: F
     """The job's own flags."""
 
@@ -214,9 +217,20 @@ def _parse(
     form = make_dataclass("Form", fields, frozen=True)
     given = last_choices(start, arguments)
     parsed = parse(form, given, default=form(flags(), start), prog=f"python jobs/{job}.py")
+    cycle = split_cycle(own.resume or "")[1]
     if resume is not None:
         _check_changes(stored, parsed.recipe, own.force_changed)
-    return JobArguments(parsed.recipe, resume, parsed.flags)
+        if cycle is not None:
+            from magicdistill.platform.checkpoints.checkpoints import Checkpoints  # imports torch
+
+            Checkpoints.of(resume, parsed.recipe, logs.say).demand(cycle)
+    return JobArguments(parsed.recipe, resume, cycle, parsed.flags)
+
+
+def split_cycle(run: str) -> tuple[str, int | None]:
+    """Return the run of RUN@CYCLE and the cycle, if there is one."""
+    name, _, cycle = run.rpartition("@")
+    return (name, int(cycle)) if name and cycle.isdecimal() else (run, None)
 
 
 def _start(
@@ -237,7 +251,7 @@ def _start(
         runs = local_path(runs)
     except PathError as error:
         raise RecipeError(f"--runs {error}") from error
-    run = RunDirectory.open(own.resume, root=runs)
+    run = RunDirectory.open(split_cycle(own.resume)[0], root=runs)
     return run, run.recipe()
 
 

@@ -1,7 +1,10 @@
 """The frame of a job: its run directory, tracking and cluster around the steps themselves."""
 
+import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from magicdistill.data_pipeline.io.storage import place
@@ -12,15 +15,30 @@ from magicdistill.platform.launch.steps import perform, store_pairs
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import resume_hint
 from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.runs.run_lock import RunInUseError, locked
 from magicdistill.platform.tracking.events import Destination, FinalModel
 from magicdistill.platform.tracking.prometheus import published
 from magicdistill.platform.tracking.run_description import describe
 from magicdistill.platform.tracking.tracker import Tracker
 
 
-def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
-    """Run a recipe, or continue a run of it; every step that is already done is skipped."""
+def run_job(
+    recipe: Recipe, resume: RunDirectory | None = None, cycle: int | None = None
+) -> RunDirectory:
+    """Run a recipe, or continue a run of it; every step that is already done is skipped.
+
+    A run goes on from its newest checkpoint, or from that of `cycle`. Exits with 2 where another
+    job writes in it.
+    """
     run = resume or RunDirectory.create(recipe.runs, recipe)
+    with sole_writer(run):
+        if cycle is not None:
+            go_back(run, recipe, cycle)
+        _run(recipe, run)
+    return run
+
+
+def _run(recipe: Recipe, run: RunDirectory) -> None:
     run.store(recipe)
     run.stop_path.unlink(missing_ok=True)
     logs.say(f"run {run.path}")
@@ -32,7 +50,36 @@ def run_job(recipe: Recipe, resume: RunDirectory | None = None) -> RunDirectory:
     ):
         tracker.note(describe(run))
         perform(recipe, run, tracker)
-    return run
+
+
+@contextmanager
+def sole_writer(run: RunDirectory) -> Iterator[None]:
+    """Keep other jobs out of a run while the body runs; exits with 2 where one is in it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run))
+        except RunInUseError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
+        yield
+
+
+def go_back(run: RunDirectory, recipe: Recipe, cycle: int) -> None:
+    """Let a run go on from the checkpoint of a cycle; nothing of what came later is deleted.
+
+    Later checkpoints, and copies of the metrics, go to a folder of their own in the run. The
+    workers drop the rows of later cycles when they start, as after every restart.
+    """
+    from magicdistill.platform.checkpoints.checkpoints import Checkpoints  # imports torch
+
+    aside = run.set_aside / f"{datetime.now():%Y%m%d-%H%M%S}"
+    names = Checkpoints.of(run, recipe, logs.say).go_back(cycle, aside)
+    aside.mkdir(parents=True, exist_ok=True)
+    for path in (run.metrics_path, run.checkpoint_scores_path):
+        if path.exists():
+            shutil.copy2(path, aside)
+    left = f"{', '.join(names)} and the metrics up to here" if names else "the metrics up to here"
+    logs.say(f"going back to cycle {cycle}; {left} are kept in {aside}")
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def _changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def _sheets(run: RunDirectory) -> list[tuple[str, str]]:
     """Return contact sheets with captions: the comparison, and stages of the training."""
-    stages = sorted(run.samples.glob("cycle-*.png"))
+    stages = sorted(run.samples.glob(f"cycle-{'[0-9]' * 7}.png"))  # no copies of them
     chosen = {round(i * (len(stages) - 1) / (NUM_STAGES - 1)) for i in range(NUM_STAGES)}
     found = [
         (f"after {int(path.stem.removeprefix('cycle-'))} cycles, under the real clips", path)

@@ -8,19 +8,32 @@ from pathlib import Path
 
 
 @contextmanager
-def polling(action: Callable[[], None], every_s: float) -> Iterator[None]:
+def polling(
+    action: Callable[[], None], every_s: float, what: str, warn: Callable[[str], None] = print
+) -> Iterator[None]:
     """Call `action` again and again beside the body, and once more after it.
 
-    An exception of `action` ends the calls and is raised after the body, unless that raised.
+    An OSError of `action`, such as a disk that is full for a while, is no failure of the body: the
+    next call tries again, and `warn` is told once until one succeeds, with `what` it is that
+    failed. Any other exception ends the calls and is raised after the body, unless that raised.
     """
     leaving = threading.Event()
     failures: list[Exception] = []
 
     def repeat() -> None:
+        has_warned = False
         try:
-            while not leaving.wait(every_s):
-                action()
-            action()
+            while True:
+                is_last = leaving.wait(every_s)
+                try:
+                    action()
+                    has_warned = False
+                except OSError as error:
+                    if not has_warned:
+                        warn(f"{what} failed and will be tried again: {error}")
+                    has_warned = True
+                if is_last:
+                    return
         except Exception as error:  # handed to the thread that runs the body
             failures.append(error)
 
@@ -54,4 +67,4 @@ class Tail:
             file.seek(self.offset if same else 0)
             whole, newline, rest = file.read().rpartition(b"\n")
             self.offset = file.tell() - len(rest)
-        return whole.decode().split("\n") if newline else []
+        return whole.decode(errors="replace").split("\n") if newline else []

@@ -132,7 +132,7 @@ def follow(path: Path) -> Iterator[None]:
         for line in tail.lines():
             say(line)
 
-    with polling(show, every_s=0.2):
+    with polling(show, 0.2, "showing progress"):
         yield
 
 

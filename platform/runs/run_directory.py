@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +15,17 @@ from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.paths import local_path
 from magicdistill.platform.config.recipe import Recipe, load_stored, to_yaml
 from magicdistill.platform.runs.provenance import Provenance
+from magicdistill.platform.runs.row_files import (
+    append_line,
+    append_row,
+    parse_row,
+    read_lines,
+    read_rows,
+)
 
-TIME = "time_ms"
-"""The key of a row that says when it was written, in milliseconds since 1970; it is no metric."""
 COMMITTED = "COMMITTED"
-"""File of a checkpoint that is written last: without it the checkpoint does not count."""
+"""The commit marker: the file of a checkpoint that is written last and makes it count, with the
+checksums of all others."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,21 @@ class RunDirectory:
         return self.path / "stop"
 
     @property
+    def lock_path(self) -> Path:
+        """The lock of the job that writes in the run; see `run_lock.py`."""
+        return self.path / "lock.json"
+
+    @property
+    def set_aside(self) -> Path:
+        """What `--resume RUN@CYCLE` has left behind: one folder for each time."""
+        return self.path / "set-aside"
+
+    @property
+    def nodes_path(self) -> Path:
+        """The node of each rank of the last group of workers."""
+        return self.path / "nodes.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -181,15 +201,15 @@ class RunDirectory:
         """
         if not self.metrics_path.exists():
             self.become_latest()
-        _append_row(self.metrics_path, step, metrics)
+        append_row(self.metrics_path, step, metrics)
 
     def append_checkpoint_scores(self, cycle: int, scores: Mapping[str, float]) -> None:
         """Add what was measured on the checkpoint of a cycle."""
-        _append_row(self.checkpoint_scores_path, cycle, scores)
+        append_row(self.checkpoint_scores_path, cycle, scores)
 
     def append_system_metrics(self, number: int, load: Mapping[str, float]) -> None:
         """Add a measurement of the machine's load, by its number in the run."""
-        _append_row(self.system_metrics_path, number, load)
+        append_row(self.system_metrics_path, number, load)
 
     def mark_best(self, cycle: int) -> None:
         """Name the cycle of the best checkpoint, for whoever looks for it."""
@@ -204,16 +224,20 @@ class RunDirectory:
         return _read_cycle(self.scored_now_path)
 
     def say(self, message: str) -> None:
-        """Add a progress line, from any worker; `logs.follow` shows it on the driver."""
-        _append_line(self.progress_path, message)
+        """Add a progress line, from any worker; `logs.follow` shows it on the driver.
+
+        One that finds no room on the disk is left out: no run ends for a line to its reader.
+        """
+        with suppress(OSError):
+            append_line(self.progress_path, message)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows in the order of writing, each with its `step`; none that is cut short."""
-        yield from _rows(self.metrics_path)
+        """Yield the rows in the order of writing, each with its `step`; no line that is no row."""
+        yield from read_rows(self.metrics_path)
 
     def checkpoint_scores(self) -> Iterator[dict[str, Any]]:
         """Yield what was measured on checkpoints, as `metrics` does."""
-        yield from _rows(self.checkpoint_scores_path)
+        yield from read_rows(self.checkpoint_scores_path)
 
     def history(self) -> list[dict[str, Any]]:
         """Return the rows of `metrics`, each with what was measured on its checkpoint."""
@@ -221,11 +245,18 @@ class RunDirectory:
         return [row | checkpoint_scores.get(row["step"], {}) for row in self.metrics()]
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop what is known of cycles after `step`: a run that resumes there does them again."""
+        """Drop what is known of cycles after `step`: a run that resumes there does them again.
+
+        A line that is no row goes too, and a progress line says so.
+        """
         for path in (self.metrics_path, self.checkpoint_scores_path):
             # Lines stay as they are: readers that remember a place in the file find it again.
-            kept = (line for line in _lines(path) if json.loads(line)["step"] <= step)
-            write_text(path, "".join(kept))
+            parsed = [(line, parse_row(line)) for line in read_lines(path)]
+            kept = [line for line, row in parsed if row is not None and row["step"] <= step]
+            if len(kept) < len(parsed):
+                write_text(path, "".join(kept))
+            if num_damaged := sum(row is None for _, row in parsed):
+                self.say(f"{path.name} had {num_damaged} damaged line(s): dropped")
         if (self.best() or 0) > step:
             self.best_path.unlink()
 
@@ -240,37 +271,9 @@ def resolve_root(root: str | Path) -> Path:
     return (Path.home() if is_submitted() else Path.cwd()) / local_path(root)
 
 
-def _append_line(path: Path, line: str) -> None:
-    with path.open("ab") as file:
-        file.write(line.encode() + b"\n")
-
-
-def _append_row(path: Path, step: int, values: Mapping[str, float]) -> None:
-    now_ms = time.time_ns() // 1_000_000
-    _append_line(path, json.dumps({"step": step, TIME: now_ms, **values}))
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    for line in _lines(path):
-        yield read_row(line)
-
-
-def read_row(line: str) -> dict[str, Any]:
-    """Return the step and the metrics of a line of a metrics file."""
-    row: dict[str, Any] = json.loads(line)
-    row.pop(TIME, None)
-    return row
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the whole lines."""
-    if path.exists():
-        with path.open() as lines:
-            yield from (line for line in lines if line.endswith("\n"))
-
-
 def _read_cycle(path: Path) -> int | None:
-    with suppress(FileNotFoundError):  # another process may remove it just now
+    # another process may remove it just now, and a power cut may have emptied it
+    with suppress(FileNotFoundError, ValueError):
         return int(path.read_text())
 
 

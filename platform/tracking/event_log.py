@@ -1,16 +1,17 @@
 """What a run sends to MLflow beside the rows of its metrics, kept in its folder until then."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.config import Config
+from magicdistill.platform.runs.row_files import append_line
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.events import AnyEvent, Event, Points, Source
 from magicdistill.platform.tracking.metric_rows import MetricFile, SentRows, metric_files
@@ -57,11 +58,11 @@ class EventLog:
 
     def add(self, event: Event) -> None:
         """Keep an event for sending."""
-        with self._lock, self.path.open("ab") as file:
-            file.write(event.model_dump_json().encode() + b"\n")
+        with self._lock:
+            append_line(self.path, event.model_dump_json())
 
     def logged_events(self, start: int = 0) -> Iterator[LoggedEvent]:
-        """Yield what was added from a place on, except lines that a full disk has torn."""
+        """Yield what was added from a place on, except lines that are damaged."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -107,12 +108,14 @@ class EventLog:
         return max([-1 if file.logged_step is None else file.logged_step, *steps]) + 1
 
     def _all_progress(self) -> dict[str, Progress]:
-        path: Path = self._progress_path
-        return PROGRESS.validate_json(path.read_text()) if path.exists() else {}
+        """Return the progress by store: none where the file is damaged, and all is sent again."""
+        with suppress(FileNotFoundError, ValidationError):
+            return PROGRESS.validate_json(self._progress_path.read_bytes())
+        return {}
 
     def _cut_torn_line(self) -> None:
         """Drop what a kill left of a line."""
         if self.path.exists():
-            whole = self.path.read_bytes().rpartition(b"\n")
-            if whole[2]:
-                self.path.write_bytes(whole[0] + whole[1])
+            *whole, torn = self.path.read_bytes().rpartition(b"\n")
+            if torn:
+                os.truncate(self.path, sum(map(len, whole)))

@@ -5,16 +5,15 @@ only how far it has come. A training that resumes drops the rows behind its chec
 those cycles again. They replay the same numbers, so that a store keeps what it has of a step.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from magicdistill.models.config import Config
-from magicdistill.platform.runs.run_directory import TIME, RunDirectory
+from magicdistill.platform.runs.row_files import TIME, parse_row
+from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.events import Points, Source
 
 SOURCES: Mapping[str, Source] = {
@@ -77,8 +76,8 @@ class MetricFile:
             for number, line in enumerate(file):
                 if number == limit or not line.endswith(b"\n"):
                     return
-                with suppress(ValueError, KeyError):  # torn by a full disk, or no start of a line
-                    yield MetricRow(start, _points(SOURCES[self.name], json.loads(line)))
+                if (row := parse_row(line)) is not None:  # else torn, or no start of a line
+                    yield MetricRow(start, _points(SOURCES[self.name], row))
                 start += len(line)
 
 

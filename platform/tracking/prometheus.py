@@ -5,8 +5,10 @@ from contextlib import contextmanager
 
 from ray.util.metrics import Gauge
 
+from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.file_polling import Tail, polling
-from magicdistill.platform.runs.run_directory import RunDirectory, read_row
+from magicdistill.platform.runs.row_files import TIME, parse_row
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 
 @contextmanager
@@ -22,11 +24,12 @@ def published(run: RunDirectory, every_s: float = 1.0) -> Iterator[None]:
     name = run.path.name
 
     def publish() -> None:
-        for line in tail.lines()[-1:]:
-            values = read_row(line)
+        rows = [row for line in tail.lines() if (row := parse_row(line)) is not None]
+        for values in rows[-1:]:
+            values.pop(TIME, None)
             cycle.set(values.pop("step"), {"run": name})
             for key, value in values.items():
                 metric.set(value, {"run": name, "metric": key})
 
-    with polling(publish, every_s):
+    with polling(publish, every_s, "publishing metrics to Ray", logs.say):
         yield

@@ -184,7 +184,8 @@ class Sender:
             if sent != self._sent_rows(file):
                 self._record_rows(file, refused=sent.refused)
         places = self.event_log.progress(self.store).aside
-        logged_events = [next(self.event_log.logged_events(place)) for place in places]
+        found = (next(self.event_log.logged_events(place), None) for place in places)
+        logged_events = [one for one in found if one is not None]
         left = [one.start for one in logged_events if not self._send([one], to)]
         self._record(aside=tuple(left))
 
@@ -219,8 +220,8 @@ class Sender:
 
     def _open(self) -> Destination:
         """Find or make the run, its experiment and its parent; one that was deleted begins anew."""
-        begin = next(self.event_log.logged_events()).event
-        assert isinstance(begin, Begin)
+        events = (logged.event for logged in self.event_log.logged_events())
+        begin = next(event for event in events if isinstance(event, Begin))
         client = MlflowClient(tracking_uri=self.address, registry_uri=self.address)
         with FileLock(self.run.path.parent / ".mlflow.lock"):
             if not self.store:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +59,7 @@ class Tracker:
         self.sender = Sender(run, config, self.event_log, register)
         entries = [logged.event for logged in self.event_log.logged_events()]
         self._samples = {(file.path, file.mtime_ns) for file in entries if isinstance(file, File)}
-        if not entries:
+        if not any(isinstance(event, Begin) for event in entries):
             purpose = purpose or run.recipe().method.purpose
             own = Key(key=_key(run), name=f"{purpose}: {run.path.name}")
             above = parent and Key(key=_key(parent), name=parent.path.name)
@@ -150,11 +151,12 @@ class Tracker:
         `watch_machine` also tracks the load of this machine.
         """
         with ExitStack() as stack:
-            stack.enter_context(polling(self.collect, every_s))
+            stack.enter_context(polling(self.collect, every_s, "tracking samples", logs.say))
             if watch_machine:
                 monitor = SystemMonitor()
                 numbers = count(self.event_log.next_number("system-metrics"))
-                stack.enter_context(polling(lambda: self._watch(monitor, numbers), 1.0))
+                watch = partial(self._watch, monitor, numbers)
+                stack.enter_context(polling(watch, 1.0, "tracking this machine", logs.say))
             yield
 
     def collect(self) -> None:
@@ -197,8 +199,8 @@ class Tracker:
         inside, mtime_ns = self._inside(path), path.stat().st_mtime_ns
         if (inside, mtime_ns) in self._samples:
             return
-        self._samples.add((inside, mtime_ns))
         self.event_log.add(File(path=inside, folder="samples", mtime_ns=mtime_ns))
+        self._samples.add((inside, mtime_ns))
 
     def _watch(self, monitor: SystemMonitor, numbers: Iterator[int]) -> None:
         if load := monitor.look():

@@ -21,6 +21,7 @@ from magicdistill.platform.config.sections import HealthConfig, ScheduleConfig
 from magicdistill.platform.data.stream_source import StreamedBatches
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.engine import Ema, Engine, averaged
+from magicdistill.platform.training.finite_weights import demand_finite
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import Loop, Metrics, mean_over_ranks
 from magicdistill.platform.training.validation import Validation
@@ -162,7 +163,11 @@ class Checkpointer(Callback):
             raise PreemptedError(f"a worker received SIGTERM; cycle {cycle} is saved")
 
     def save(self, cycle: int) -> None:
-        """Save the state after a cycle, and mark it where it is the best so far."""
+        """Save the state after a cycle, and mark it where it is the best so far.
+
+        Raises UnhealthyError, and saves nothing, where its weights are no finite numbers.
+        """
+        demand_finite(f"unhealthy at cycle {cycle}", self.engines, self.ema)
         is_best = self.monitor.keeps(cycle)
 
         def spared() -> set[int]:

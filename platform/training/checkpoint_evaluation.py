@@ -9,8 +9,10 @@ import ray
 
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.io.whole_files import write_text
-from magicdistill.platform.checkpoints.checkpoints import Checkpoints, checkpoint_name, cycle_of
+from magicdistill.platform.checkpoints.checkpoint_folder import checkpoint_name, cycle_of
+from magicdistill.platform.checkpoints.checkpoints import Checkpoints
 from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.file_polling import polling
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.health import VALIDATION, cost
@@ -103,7 +105,7 @@ class CheckpointEvaluation:
 def scoring_checkpoints(run: RunDirectory, held_out: AnyPath) -> Iterator[None]:
     """Score checkpoints while the body runs, and the last one after it."""
     evaluation = CheckpointEvaluation(run, held_out)
-    with polling(evaluation.look, every_s=1.0):
+    with polling(evaluation.look, 1.0, "scoring checkpoints", logs.say):
         try:
             yield
         except BaseException:

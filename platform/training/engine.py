@@ -17,6 +17,7 @@ from magicdistill.platform.checkpoints.engine_state import (
     load_role,
     local_flat_shard,
     local_shard,
+    owners,
     save_role,
     shape_of,
     trainable,
@@ -57,6 +58,10 @@ class Engine(Protocol):
 
     def step(self) -> float:
         """Update the parameters after the window's last backward; return the gradient norm."""
+        ...
+
+    def updated(self) -> list[Tensor]:
+        """Return what the optimiser updates on this rank: float32 copies where it keeps any."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -159,6 +164,10 @@ class TorchEngine:
         self.schedule.step()
         return float(norm)
 
+    def updated(self) -> list[Tensor]:
+        """Return the values of `_shard_places`."""
+        return owners(self._shard_places())
+
     def save(self, directory: Path) -> None:
         """Write every rank's share."""
         save_role(
@@ -235,6 +244,10 @@ class DeepSpeedEngine:
             norm = nn.utils.get_total_norm(gradients)
         self.engine.step()
         return float(self.engine.get_global_grad_norm() if norm is None else norm)
+
+    def updated(self) -> list[Tensor]:
+        """Return this rank's shards, or everything where all ranks hold the same."""
+        return owners(zero_shard_places(self.engine))
 
     def save(self, directory: Path) -> None:
         """Write this rank's shard, or its share where all ranks hold the same."""

@@ -4,17 +4,24 @@ What a worker does is in `worker.py`, whose packages take seconds to import: onl
 """
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from magicdistill.data_pipeline.io.storage import AnyPath, place
+from magicdistill.platform.checkpoints.checkpoint_folder import cycle_of
+from magicdistill.platform.checkpoints.checkpoints import Checkpoints
 from magicdistill.platform.cluster.node_layout import describe_nodes, nodes_of_ranks
 from magicdistill.platform.cluster.preemption import (
     is_draining,
     leaving_in_order,
     watch_for_sigterm,
 )
-from magicdistill.platform.cluster.worker_failures import explained_failure, recorded_failure
+from magicdistill.platform.cluster.worker_failures import (
+    explained_failure,
+    record_nodes,
+    recorded_failure,
+)
 from magicdistill.platform.data.batches import deal
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.checkpoint_evaluation import has_room, scoring_checkpoints
@@ -33,6 +40,8 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from magicdistill.platform.cluster.restarts import RestartReporter
 
     recipe = run.recipe()
     cluster = recipe.cluster
@@ -64,12 +73,18 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
             name="ray",
             storage_path=str(run.path),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[RestartReporter(run, cluster.max_failures, partial(_newest_cycle, run))],
         ),
     )
     with leaving_in_order(run.stop_path), explained_failure(run), scoring:
         trainer.fit()
     if run.health_report_path.exists():
         raise UnhealthyError(run.health_report_path.read_text())
+
+
+def _newest_cycle(run: RunDirectory) -> int:
+    """Return the cycle of the newest checkpoint here, 0 where there is none."""
+    return max(map(cycle_of, Checkpoints(run.checkpoints, keep=1).committed()), default=0)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -81,6 +96,8 @@ def train_worker(config: dict[str, Any]) -> None:
     run = RunDirectory(Path(config["run"]))
     cluster, context = run.recipe().cluster, ray.train.get_context()
     nodes = nodes_of_ranks()
+    if context.get_world_rank() == 0:
+        record_nodes(run, nodes)
     if context.get_world_rank() == 0 and len(set(nodes)) > 1:
         for line in describe_nodes(nodes, cluster.sequence_parallel):
             run.say(line)

@@ -11,7 +11,8 @@ from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.objectives.types import Method
-from magicdistill.platform.checkpoints.checkpoints import GENERATOR, Checkpoints, checkpoint_name
+from magicdistill.platform.checkpoints.checkpoint_folder import checkpoint_name, cycle_of
+from magicdistill.platform.checkpoints.checkpoints import GENERATOR, Checkpoints
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.cluster.preemption import LeavingError, Notices
 from magicdistill.platform.config.recipe import Recipe
@@ -27,6 +28,7 @@ from magicdistill.platform.training.callbacks import (
     of_rank,
 )
 from magicdistill.platform.training.engine import Ema, Engine, averaged, build_engine
+from magicdistill.platform.training.finite_weights import demand_finite
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import Loop, num_steps
 from magicdistill.platform.training.metrics_writer import MetricsWriter
@@ -108,23 +110,39 @@ class Worker:
         A run that is stopped for its health leaves a health report instead. Raises PreemptedError
         where Ray should start the group again.
         """
-        schedule = self.recipe.schedule
         self._measure_teacher()
-        start = self.checkpoints.load_latest(self.engines, self.ema)
+        has_saved = ranks.of_first(self._has_saved())
+        start = self.checkpoints.load_latest(self.engines, self.ema, has_saved=has_saved)
         if self.rank == 0:
             self.run.rewind_metrics(start)
             if start:
                 self.run.say(f"continuing after cycle {start}")
         self._replay_health(start)
         try:
-            self.loop.run(start, schedule.num_cycles, self.callbacks)
+            if start:
+                demand_finite(f"unhealthy at cycle {start}", self.engines, self.ema)
+            self.loop.run(start, self.recipe.schedule.num_cycles, self.callbacks)
+            self._export()
         except UnhealthyError as error:  # all ranks raise it together
             if self.rank == 0:
-                write_text(self.run.health_report_path, self.health.with_best(str(error)))
-            return
+                report = f"{self.health.with_best(str(error))}{self._ways_on()}"
+                write_text(self.run.health_report_path, report)
         except LeavingError:
             return
-        self._export()
+
+    def _has_saved(self) -> bool:
+        """Tell whether the run has come so far that it had a checkpoint."""
+        last = max((row["step"] for row in self.run.metrics()), default=0)
+        return last >= self.recipe.schedule.checkpoint_every
+
+    def _ways_on(self) -> str:
+        """Say from which checkpoints an unhealthy run can go on."""
+        cycles = [cycle_of(path) for path in self.checkpoints.committed()]
+        if not cycles:
+            return ""
+        words = f"; --resume {self.run.path} goes on from cycle {cycles[-1]}"
+        others = ", ".join(str(cycle) for cycle in cycles[:-1])
+        return words + (f", --resume {self.run.path}@CYCLE from {others}" if others else "")
 
     def _measure_teacher(self) -> None:
         """Let the generator show what health is: before it is trained it is the teacher."""
@@ -135,7 +153,7 @@ class Worker:
 
     def _replay_health(self, start: int) -> None:
         """Let the health monitor see again what a resumed run has recorded."""
-        kept, rows = ranks.of_first((self.checkpoints.names(), list(self.run.metrics())))
+        kept, rows = self.checkpoints.names(), ranks.of_first(list(self.run.metrics()))
         for row in rows:
             if (cycle := row["step"]) <= start:
                 self.monitor.observe(cycle, row)
@@ -143,7 +161,14 @@ class Worker:
                     self.run.mark_best(cycle)
 
     def _export(self) -> None:
-        """Write the trained network."""
+        """Write the trained network; raises UnhealthyError where its files cannot hold it."""
+        role, engine = next(iter(self.engines.items()))
+        demand_finite(
+            f"no {self.run.path.name}/model is written (jobs/export.py --dtype bf16 may write it)",
+            {} if self.ema else {role: engine},
+            self.ema,
+            torch.float16,
+        )
         with averaged(self.ema):
             if self.rank == 0 or self.placement is not WHOLE:
                 self.method.save(self.run.path / "model", self.placement)

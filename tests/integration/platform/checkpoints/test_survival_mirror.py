@@ -1,17 +1,24 @@
 """Checkpoints in a bucket: a server of S3's protocol, over HTTP."""
 
+import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import s3fs
 import torch
 from torch import nn
 
-from magicdistill.platform.checkpoints.checkpoints import COMMITTED, Checkpoints, DamagedError
+from magicdistill.platform.checkpoints import s3_mirror
+from magicdistill.platform.checkpoints.checkpoint_folder import COMMITTED
+from magicdistill.platform.checkpoints.checkpoints import Checkpoints, DamagedError
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
 from magicdistill.platform.training.engine import Ema, TorchEngine
+from tests.s3_server import serve_s3
 
 BUCKET, RUN = "checkpoints", "a-run"
 STATE = "net/rank-00000.safetensors"
@@ -99,3 +106,109 @@ def test_a_run_whose_copies_are_all_damaged_does_not_start_over(weights, bucket,
         bucket.put_object(Key=f"{RUN}/{name}/{STATE}", Body=b"")
     with pytest.raises(DamagedError, match="new run"):
         restore(tmp_path / "second")
+
+
+def test_a_stopped_mirror_costs_a_warning_and_no_training(monkeypatch, tmp_path):
+    with serve_s3():
+        address = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+        engine, ema = build()
+        warnings: list[str] = []
+        saved = checkpoints(tmp_path / "first", warnings)
+        saved.save(1, {"net": engine}, ema)
+        assert warnings == []
+    for name, value in address.items():
+        monkeypatch.setenv(name, value)
+    saved.save(2, {"net": engine}, ema)
+    assert_warned(warnings, "cycle-0000002 is not mirrored")
+    assert saved.names() == ["cycle-0000001", "cycle-0000002"]
+    assert_warned(warnings, "what it holds does not count now")
+    truncated = tmp_path / "first" / "cycle-0000002" / STATE
+    truncated.write_bytes(truncated.read_bytes()[:-7])
+    assert restore(tmp_path / "first", warnings)[0] == 1  # the damaged one cannot be fetched
+    with pytest.raises(
+        DamagedError, match=rf"the mirror s3://{BUCKET}/{RUN} failed.*--mirror null"
+    ):
+        saved.go_back(1, tmp_path / "aside")
+
+
+@pytest.fixture
+def never_started(monkeypatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "unused")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+    s3fs.S3FileSystem.clear_instance_cache()  # its instances keep the last server's address
+
+
+def test_a_run_begins_and_goes_on_beside_a_mirror_that_was_never_there(never_started, tmp_path):
+    warnings: list[str] = []
+    start_s = time.monotonic()
+    assert restore(tmp_path / "here", warnings)[0] == 0
+    engine, ema = build()
+    checkpoints(tmp_path / "here", warnings).save(3, {"net": engine}, ema)
+    assert restore(tmp_path / "here", warnings)[0] == 3
+    assert time.monotonic() - start_s < 20
+    assert_warned(warnings[:2], "cycle-0000003 is not mirrored")
+
+
+def test_a_run_that_has_lost_its_checkpoints_does_not_start_over_while_the_mirror_is_away(
+    never_started, tmp_path
+):
+    engine, ema = build()
+    lost = checkpoints(tmp_path / "lost", [])
+    with pytest.raises(DamagedError, match=f"s3://{BUCKET}/{RUN} failed.*make it reachable"):
+        lost.load_latest({"net": engine}, ema, has_saved=True)
+
+
+def test_a_mirror_that_takes_connections_and_never_answers_is_not_waited_for(
+    never_started, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(s3_mirror, "READ_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        warnings: list[str] = []
+        start_s = time.monotonic()
+        assert checkpoints(tmp_path / "here", warnings).names() == []
+        assert time.monotonic() - start_s < 15
+    assert_warned(warnings, "what it holds does not count now")
+
+
+def test_patience_with_a_mirror_is_less_than_two_minutes():
+    tries = s3_mirror.ATTEMPTS**2  # s3fs repeats what botocore has repeated
+    assert (s3_mirror.CONNECT_S + s3_mirror.READ_S) * tries < 120
+
+
+def assert_warned(warnings: list[str], text: str) -> None:
+    """The last warning says so, and names the mirror."""
+    assert text in warnings[-1] and f"the mirror s3://{BUCKET}/{RUN} failed" in warnings[-1]
+
+
+def test_going_back_leaves_later_copies_in_the_bucket_that_no_longer_count(
+    weights, bucket, tmp_path
+):
+    aside = tmp_path / "aside"
+    assert checkpoints(tmp_path / "first").go_back(2, aside) == ["cycle-0000004", "cycle-0000005"]
+    assert {path.name for path in aside.iterdir()} == {"cycle-0000004", "cycle-0000005"}
+    assert restore(tmp_path / "first")[0] == restore(tmp_path / "second")[0] == 2
+    assert f"{RUN}/cycle-0000005/{STATE}" in {entry.key for entry in bucket.objects.all()}
+
+
+def test_copies_in_the_bucket_are_neither_taken_nor_pruned(weights, bucket, tmp_path):
+    for entry in bucket.objects.filter(Prefix=f"{RUN}/cycle-0000004/"):
+        name = entry.key.replace("cycle-0000004", "cycle-0000009-backup")
+        bucket.Object(name).copy({"Bucket": BUCKET, "Key": entry.key})
+    engine, ema = build()
+    saved = checkpoints(tmp_path / "first")
+    saved.save(6, {"net": engine}, ema)
+    assert names(bucket) == {"cycle-0000005", "cycle-0000006", "cycle-0000009-backup"}
+    assert saved.names() == ["cycle-0000005", "cycle-0000006"]
+
+
+def test_a_copy_that_is_made_again_has_no_files_of_the_one_before(weights, bucket, tmp_path):
+    bucket.put_object(Key=f"{RUN}/cycle-0000005/net/rank-00007.safetensors", Body=b"old")
+    engine, ema = build()
+    checkpoints(tmp_path / "first").save(5, {"net": engine}, ema)
+    keys = {entry.key for entry in bucket.objects.filter(Prefix=f"{RUN}/cycle-0000005/net/")}
+    assert keys == {f"{RUN}/cycle-0000005/{STATE}", f"{RUN}/cycle-0000005/net/state.json"}

@@ -16,7 +16,7 @@ from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
 from magicdistill.platform.inference.variants import Variant
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.tracking.event_log import EventLog
-from magicdistill.platform.tracking.events import Points
+from magicdistill.platform.tracking.events import File, Points
 from magicdistill.platform.tracking.sender import PARENT
 from magicdistill.platform.tracking.tracker import Tracker, send_unsent
 
@@ -274,3 +274,18 @@ def test_an_evaluation_is_one_run_with_its_scores_and_weights(
     table = json.loads(Path(client.download_artifacts(found.info.run_id, "table.json")).read_text())
     [student] = [row for row in table["data"] if row[0] == "student"]
     assert "12.00" in student and "0.2500" in student
+
+
+def test_a_disk_that_is_full_for_a_moment_loses_no_sample(run: RunDirectory) -> None:
+    tracker = Tracker(run.recipe().tracking, run)
+    path, aside = tracker.event_log.path, run.path / "aside"
+    path.rename(aside)
+    path.symlink_to("/dev/full")
+    (run.samples / "all.png").write_bytes(b"picture")
+    with pytest.raises(OSError, match="No space left"):
+        tracker.collect()
+    path.unlink()
+    aside.rename(path)
+    tracker.collect()
+    logged = [logged.event for logged in EventLog(run).logged_events()]
+    assert [event.path for event in logged if isinstance(event, File)] == ["samples/all.png"]

@@ -168,6 +168,7 @@ def samples(page: str) -> list[tuple[str, dict[str, str]]]:
 @pytest.mark.slow
 def test_a_workers_failure_names_rank_and_cause(cluster: None, tmp_path: Path) -> None:
     run = create(tmp_path)
-    with pytest.raises(TrainingError, match=r"rank 0: CacheError: .*nowhere"):
+    with pytest.raises(TrainingError, match=r"rank 0 on \S+ \(\w+\): CacheError: .*nowhere"):
         fit(run, tmp_path / "nowhere", None)
+    assert "no restart is left of 0 (cluster.max_failures)" in run.progress_path.read_text()
     assert run.errors_path.read_text().startswith("rank 0\nTraceback")

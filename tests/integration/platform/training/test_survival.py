@@ -121,6 +121,10 @@ def test_a_run_outlives_a_killed_worker(root, undisturbed):
         job.wait_for("starting the training workers")
         job.wait_for_cycle(4)
         job.workers()[0].kill()
+        job.wait_for("died: ")
+        said = job.lines[-1]
+        assert "rank " in said and " on " in said and "the workers start again from cycle " in said
+        assert "restarts left after this one: 1" in said
         job.wait_for("continuing after cycle ")
         output = job.end()
     assert job.process.returncode == 0, output
@@ -141,6 +145,16 @@ def test_preempted_nodes_workers_and_jobs_save_and_a_killed_job_resumes(root, un
     with distill(root, "--resume", str(job.run.path)) as job:
         job.wait_for(f"continuing after cycle {saved}\n")
         job.wait_for_cycle(saved + 1)
+        second = subprocess.run(
+            [sys.executable, "jobs/distill.py", "--resume", str(job.run.path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert second.returncode == 2
+        assert f"is in use by jobs/distill.py --runs {root}" in second.stderr
+        assert f"process {job.process.pid} on" in second.stderr
         job.workers()[1].terminate()
         job.wait_for("asked to restart")
         job.wait_for("continuing after cycle ")

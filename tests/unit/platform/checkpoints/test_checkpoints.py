@@ -1,18 +1,20 @@
 """Checkpoints are intact, or passed over."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import multiprocessing, nn
 
+from magicdistill.platform.checkpoints.checkpoint_folder import COMMITTED, DiskFullError
 from magicdistill.platform.checkpoints.checkpoints import (
-    COMMITTED,
     Checkpoints,
     DamagedError,
-    DiskFullError,
+    NoCheckpointError,
 )
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
 from magicdistill.platform.training.engine import Ema, TorchEngine
@@ -199,5 +201,113 @@ def test_training_goes_on_where_the_mirror_cannot_be_reached(tmp_path):
     warnings: list[str] = []
     checkpoints = Checkpoints(tmp_path / "here", 2, warnings.append, f"{tmp_path}/file/mirror")
     checkpoints.save(1, {"net": make_engine()}, None)
-    assert "cycle-0000001 is not mirrored: NotADirectoryError" in warnings[0]
+    assert f"cycle-0000001 is not mirrored: the mirror {tmp_path}/file/mirror" in warnings[0]
+    assert "NotADirectoryError" in warnings[0]
     assert [path.name for path in checkpoints.committed()] == ["cycle-0000001"]
+
+
+def copy_of(path: Path, name: str) -> Path:
+    return Path(shutil.copytree(path, path.with_name(name)))
+
+
+COPIES = ["cycle-0000003-backup", "cycle-0000003 (copy)", "cycle-3", "cycle-", "cycle-0000009"]
+
+
+@pytest.mark.parametrize("name", COPIES)
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_copy_is_never_counted_chosen_or_pruned(saved, name, is_complete):
+    checkpoints, weights = saved
+    copy = copy_of(checkpoints.committed()[-1], name)
+    (copy / STATE).write_bytes(b"")
+    if not is_complete and name != "cycle-0000009":  # which a kill could have left so
+        (copy / COMMITTED).unlink()
+    before = sorted(copy.rglob("*"))
+    assert checkpoints.names() == ["cycle-0000002", "cycle-0000003"]
+    cycle, weight = restore(checkpoints)
+    assert cycle == 3
+    assert torch.equal(weight, weights[3])
+    for number in (4, 5, 6):
+        checkpoints.save(number, {"net": make_engine()}, None)
+    assert checkpoints.names() == ["cycle-0000005", "cycle-0000006"]
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_checkpoints_are_in_the_order_of_their_cycles(saved):
+    checkpoints, _ = saved
+    for cycle in (9_999_999, 10_000_000):
+        checkpoints.save(cycle, {"net": make_engine()}, None)
+    assert checkpoints.names() == ["cycle-9999999", "cycle-10000000"]
+    assert restore(checkpoints)[0] == 10_000_000
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["net/rank-00001.safetensors", "net/rank-00000 (copy).safetensors", ".DS_Store", "notes"],
+)
+def test_foreign_files_in_a_checkpoint_do_not_matter(saved, warnings, name):
+    checkpoints, weights = saved
+    path = checkpoints.committed()[-1] / name
+    path.write_bytes(b"foreign")
+    (path.parent / "dangling").symlink_to("nowhere")
+    (path.parent / "folder").mkdir()
+    cycle, weight = restore(checkpoints)
+    assert (cycle, warnings) == (3, [])
+    assert torch.equal(weight, weights[3])
+
+
+def test_hidden_files_that_come_and_go_are_no_part_of_a_checkpoint(tmp_path):
+    class Nfs(TorchEngine):
+        """Leaves what NFS makes of a file that is deleted while it is open."""
+
+        def save(self, directory: Path) -> None:
+            super().save(directory)
+            (directory / ".nfs0001").touch()
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"net": make_engine(Nfs)}, None)
+    (tmp_path / "cycle-0000001" / "net" / ".nfs0001").unlink()
+    assert restore(checkpoints)[0] == 1
+
+
+def test_a_run_goes_back_to_an_older_checkpoint_and_keeps_the_later_ones_aside(saved, tmp_path):
+    checkpoints, weights = saved
+    checkpoints.save(4, {"net": make_engine()}, None, spared=lambda: {2})
+    aside = tmp_path / "set-aside"
+    assert checkpoints.go_back(2, aside) == ["cycle-0000003", "cycle-0000004"]
+    cycle, weight = restore(checkpoints)
+    assert cycle == 2
+    assert torch.equal(weight, weights[2])
+    checkpoints.save(3, {"net": make_engine()}, None)
+    assert checkpoints.names() == ["cycle-0000002", "cycle-0000003"]
+    assert restore(Checkpoints(aside, keep=1))[0] == 4  # as good as it was
+
+
+def test_going_back_to_a_checkpoint_that_is_not_there_or_damaged_changes_nothing(saved, tmp_path):
+    checkpoints, _ = saved
+    with pytest.raises(NoCheckpointError, match=r"no checkpoint of cycle 1 in .* those of 2, 3"):
+        checkpoints.go_back(1, tmp_path / "aside")
+    truncate(checkpoints.committed()[0] / STATE)
+    with pytest.raises(DamagedError, match=f"cycle 2 is damaged .{STATE}"):
+        checkpoints.go_back(2, tmp_path / "aside")
+    assert checkpoints.names() == ["cycle-0000002", "cycle-0000003"]
+
+
+def save_on_a_rank(rank: int, folder: Path) -> None:
+    """Save with two ranks of which the second finds the disk full; write what each raises."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    engine = make_engine(FullDiskEngine if rank == 1 else TorchEngine)
+    try:
+        Checkpoints(folder / "checkpoints", keep=1).save(1, {"net": engine}, None)
+    except Exception as error:
+        (folder / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_one_rank_is_the_one_cause_on_all(tmp_path):
+    start = "forkserver"
+    multiprocessing.start_processes(save_on_a_rank, (tmp_path,), nprocs=2, start_method=start)
+    first, second = ((tmp_path / f"error-{rank}").read_text() for rank in (0, 1))
+    assert second.startswith("DiskFullError: [Errno 28] no space left for a checkpoint")
+    assert first.startswith("OtherRankError: rank 1 failed with DiskFullError: [Errno 28] no space")
+    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -1,8 +1,11 @@
 """A run's generator leaves it as a folder that diffusers reads."""
 
+import json
+import math
 import os
 import shutil
 import weakref
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magicdistill.models.locations import is_int8
@@ -22,7 +26,8 @@ from magicdistill.models.networks.state_dicts import INDEX
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.models.networks.weights import write_transformer
 from magicdistill.models.objectives.config import SamplerConfig
-from magicdistill.platform.checkpoints.checkpoints import COMMITTED, Checkpoints
+from magicdistill.platform.checkpoints.checkpoint_folder import COMMITTED
+from magicdistill.platform.checkpoints.checkpoints import Checkpoints
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.export.diffusers_pipeline import ENCODERS, stock_scheduler
 from magicdistill.platform.export.export import ExportError, export, export_lora
@@ -187,6 +192,40 @@ def test_a_damaged_checkpoint_is_refused_by_name(broken, tmp_path):
     with pytest.raises(ExportError, match=r"damaged.*give the run"):
         export(str(broken), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_copy_of_a_checkpoint_is_not_exported(copied, tmp_path):
+    newest = copied.checkpoints / "cycle-0000002"
+    copy = Path(shutil.copytree(newest, copied.checkpoints / "cycle-0000002-backup"))
+    said = []
+    export(str(copied.path), tmp_path / "model", say=said.append)
+    assert len(said) == 1 and "cycle 2" in said[0]
+    with pytest.raises(ExportError, match="no complete checkpoint: give a folder named"):
+        export(str(copy), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("value", "way"), [(70_000.0, "float16: give --dtype bf16"), (math.nan, "an older checkpoint")]
+)
+def test_weights_that_the_files_cannot_hold_are_not_exported(copied, tmp_path, value, way):
+    file = copied.checkpoints / "cycle-0000002" / "generator" / "rank-00000.safetensors"
+    state = load_file(file)
+    name = next(name for name in state if name.startswith("weight/"))
+    state[name][0] = value
+    save_file(state, file)
+    with pytest.raises(ExportError, match=way):
+        export(str(commit(file.parents[1])), tmp_path / "model", ema=False)
+    assert not (tmp_path / "model").exists()
+
+
+def commit(checkpoint: Path) -> Path:
+    """Let the marker vouch for the files as they are."""
+    content = json.loads((checkpoint / COMMITTED).read_text())
+    for name in content["files"]:
+        data = (checkpoint / name).read_bytes()
+        content["files"][name] = [len(data), zlib.crc32(data)]
+    (checkpoint / COMMITTED).write_text(json.dumps(content))
+    return checkpoint
 
 
 def test_a_folder_with_something_in_it_is_left_alone(trained, tmp_path):

@@ -1,5 +1,6 @@
 """The command line of a job, in a process of its own where it goes on to the job."""
 
+import json
 import os
 import runpy
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from magicdistill.platform.config.recipe import load_recipe, to_yaml
-from magicdistill.platform.launch.cli import parse_job
+from magicdistill.platform.launch.cli import parse_job, split_cycle
 from magicdistill.platform.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[4]
@@ -219,3 +220,36 @@ def test_a_resumed_run_takes_no_other_recipe(job: Job, ending: Ending) -> None:
     end = ending("--resume", "latest", "--recipe", str(job.recipe))
     assert end.status == 2
     assert "leave --recipe out" in end.err
+
+
+def commit_checkpoint(run: RunDirectory, cycle: int) -> None:
+    folder = run.checkpoints / f"cycle-{cycle:07d}"
+    folder.mkdir()
+    (folder / "COMMITTED").write_text(json.dumps({"cycle": cycle, "files": {}}))
+
+
+def test_a_run_is_resumed_from_a_cycle_of_which_it_has_a_checkpoint(
+    job: Job, ending: Ending
+) -> None:
+    run = RunDirectory.create(job.folder / "runs", load_recipe(job.recipe))
+    for cycle in (4, 6):
+        commit_checkpoint(run, cycle)
+    assert ending("--resume", "latest@4", "--dry-run").status == 0
+    end = ending("--resume", f"{run.path}@5", "--dry-run")
+    assert end.status == 2
+    assert f"no checkpoint of cycle 5 in {run.checkpoints}: it has those of 4, 6" in end.err
+
+
+@pytest.mark.parametrize(
+    ("text", "run", "cycle"),
+    [
+        ("latest", "latest", None),
+        ("latest@12", "latest", 12),
+        ("a@b/run@0012", "a@b/run", 12),
+        ("run@12/", "run@12/", None),
+        ("run@home", "run@home", None),
+        ("@12", "@12", None),
+    ],
+)
+def test_a_cycle_is_what_follows_the_last_at_sign(text: str, run: str, cycle: int | None) -> None:
+    assert split_cycle(text) == (run, cycle)

@@ -10,6 +10,7 @@ from magicdistill.models.paths import PathError
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.file_polling import Tail, polling
+from magicdistill.platform.runs.row_files import append_line
 
 
 def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_lines_of_others_are_said_with_the_time(
 
 def test_polling_acts_during_the_body_and_once_after_it() -> None:
     calls: list[float] = []
-    with polling(lambda: calls.append(time.perf_counter()), every_s=0.01):
+    with polling(lambda: calls.append(time.perf_counter()), 0.01, "counting"):
         time.sleep(0.1)
         during = len(calls)
         end = time.perf_counter()
@@ -59,11 +60,11 @@ def test_polling_acts_during_the_body_and_once_after_it() -> None:
 
 def test_a_failure_of_the_action_is_raised_after_the_body() -> None:
     def fail() -> None:
-        raise OSError("disk full")
+        raise ValueError("a mistake")
 
-    with pytest.raises(OSError, match="disk full"), polling(fail, every_s=0.01):
+    with pytest.raises(ValueError, match="a mistake"), polling(fail, 0.01, "failing"):
         pass
-    with pytest.raises(KeyboardInterrupt), polling(fail, every_s=0.01):
+    with pytest.raises(KeyboardInterrupt), polling(fail, 0.01, "failing"):
         raise KeyboardInterrupt
 
 
@@ -87,3 +88,21 @@ def test_the_same_command_is_offered_where_it_can_help(
     with pytest.raises(type(error)), logs.resume_hint("the same command"):
         raise error
     assert ("continue with the same command" in capsys.readouterr().out) == hinted
+
+
+def test_a_disk_that_is_full_for_a_while_is_said_once_and_ends_neither_polling_nor_the_body(
+    tmp_path: Path,
+) -> None:
+    path, said = tmp_path / "file", list[str]()
+    path.symlink_to("/dev/full")
+    with polling(lambda: append_line(path, "a row"), 0.01, "writing rows", said.append):
+        time.sleep(0.1)
+        path.unlink()
+        time.sleep(0.1)
+        path.rename(tmp_path / "rows")
+        path.symlink_to("/dev/full")
+        time.sleep(0.1)
+    assert len(said) == 2  # once for each time that it was full, and nothing is raised
+    assert all("writing rows failed and will be tried again" in line for line in said)
+    assert "No space left on device" in said[0]
+    assert set((tmp_path / "rows").read_text().splitlines()) == {"a row"}

@@ -11,7 +11,7 @@ import torch
 from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.models.metrics.collapse_signs import collapse_signs, compare_signs
 from magicdistill.models.objectives.types import Batch, Loss, Method
-from magicdistill.platform.checkpoints.checkpoints import cycle_of
+from magicdistill.platform.checkpoints.checkpoint_folder import cycle_of
 from magicdistill.platform.config.sections import HealthConfig, Thresholds
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
