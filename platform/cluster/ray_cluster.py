@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ import psutil
 import ray
 
 import magicdistill
+from magicdistill.platform.cluster.native_log import held_back
 from magicdistill.platform.config.plugins import worker_environment
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.runs import logs
@@ -54,7 +55,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
     """
     address = joined_address(config)
     options: dict[str, Any] = {"address": address} if address else _local_options(config)
-    with _leaving_no_process() as note_started:
+    with _without_native_lines(), _leaving_no_process() as note_started:
         context = ray.init(
             runtime_env=_runtime_env(config, joined=bool(address)),
             log_to_driver=logs.is_verbose(),
@@ -71,6 +72,13 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
             local=not address,
             dashboard_url=context.dashboard_url or None,
         )
+
+
+def _without_native_lines() -> AbstractContextManager[None]:
+    """Show no lines of Ray's C++ code unless the job is verbose or fails without explanation."""
+    if logs.is_verbose():
+        return nullcontext()
+    return held_back(logs.ExplainedError, KeyboardInterrupt, SystemExit)
 
 
 @contextmanager
@@ -117,8 +125,9 @@ def _local_options(config: ClusterConfig) -> dict[str, Any]:
 @contextmanager
 def announced_cluster(config: ClusterConfig) -> Iterator[None]:
     """Say what the Ray cluster is, and keep it while the body runs."""
-    logs.say("starting Ray")
-    with ray_cluster(config) as shape:
+    with ExitStack() as stack:
+        with logs.working("starting Ray"):
+            shape = stack.enter_context(ray_cluster(config))
         pages = f", dashboard http://{shape.dashboard_url}" if shape.dashboard_url else ""
         logs.say(f"Ray has {shape.num_nodes} node(s), {shape.num_cpus:g} logical CPUs{pages}")
         yield
