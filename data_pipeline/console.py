@@ -1,4 +1,4 @@
-"""The console of a job, which this file alone writes: lines with their time, and live bars.
+"""The console of a job: lines with their time, and live bars, which share the terminal.
 
 Lines go to standard output, bars to standard error. Where nobody watches (no terminal, CI, the log
 of a submitted job) there are no bars and no colours, and lines bear the date.

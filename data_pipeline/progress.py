@@ -125,6 +125,6 @@ class Bars:
         at = self._stages.pop(stage)
         if at.bar is not None:
             console.close_bar(at.bar)
-        seconds = now_s - at.since_s
-        console.write(f"{stage} {total}/{total}{self.unit}  in {format_duration(seconds)}")
+        took = format_duration(now_s - at.since_s)
+        console.write(f"{stage} {total}/{total}{self.unit}  in {took}")
         self._idle_since_s = now_s
