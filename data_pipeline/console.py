@@ -21,7 +21,7 @@ from tqdm import tqdm
 DIM, RED, YELLOW = 2, 31, 33
 """ANSI codes (Select Graphic Rendition) of the colours in use."""
 INDENT = 9
-"""Columns of the time in front of a line, on a terminal."""
+"""Columns in front of a bar, which the time in front of a line has in the first 16 hours."""
 NARROWEST = 40
 """Fewest columns that lines are laid out for."""
 REFRESH_S = 0.5
@@ -85,20 +85,21 @@ def format_lines(
 ) -> str:
     """Return a message as it stands on a terminal of `width` columns, with the time in front."""
     minutes, seconds = divmod(int(elapsed_s), 60)
-    first, *rest = [
-        row for line in message.split("\n") for row in lay_out(line, max(1, width - INDENT))
-    ]
-    rest = [_indented(row, width) for row in rest]
     time_ = f"[{minutes:3d}:{seconds:02d}]"
+    indent = len(time_) + 1
+    first, *rest = [
+        row for line in message.split("\n") for row in lay_out(line, max(1, width - indent))
+    ]
+    rest = [_indented(row, indent, width) for row in rest]
     if coloured:
         time_, first, *rest = paint(time_, DIM), *(paint(row, colour) for row in (first, *rest))
     return "\n".join([f"{time_} {first}", *rest])
 
 
-def _indented(row: str, width: int) -> str:
+def _indented(row: str, indent: int, width: int) -> str:
     """Return a row below the message above it; further left where a long path fits only so."""
     words = row.lstrip()
-    return " " * max(0, min(INDENT + len(row) - len(words), width - len(words))) + words
+    return " " * max(0, min(indent + len(row) - len(words), width - len(words))) + words
 
 
 def paint(text: str, colour: int | None) -> str:
