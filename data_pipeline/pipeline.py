@@ -87,7 +87,7 @@ def curate(
         config: sources, policy and shapes.
         vae_directory: a folder written by `VideoVae.save`.
         root: folder or s3://bucket/prefix of clips, ledger and latents; configs may share one.
-        progress: called as clips complete; bars on a terminal by default.
+        progress: called as a stage begins and as its items complete; `Bars` by default.
 
     Returns:
         The published version and a decision for every clip.
@@ -141,7 +141,7 @@ class Curator:
         Args:
             configs: the configs to curate; clips of each are held out from those before it.
             root: folder or s3://bucket/prefix of clips, ledger and latents.
-            progress: called as clips complete; bars on a terminal by default.
+            progress: called as a stage begins and as its items complete; `Bars` by default.
             before_work: called before each use of Ray Data, so never if everything is done.
 
         Raises:
@@ -369,6 +369,8 @@ class Curator:
             done += count
             self._progress(stage, done, total)
 
+        if total:
+            self._progress(stage, 0, total)
         yield advance
         if total:
             self.timings.append(StageTiming(stage, total, unit, time.monotonic() - start_s))

@@ -38,11 +38,14 @@ class StepTimer:
         self.on_gpu = torch.device(device).type == "cuda"
         self.spans: list[Span] = []
         self.open: list[str] = []
+        self.began_s = time.perf_counter()
+        """When `running` was entered last."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Let every `span` inside the body report to this timer."""
         token = _running.set(self)
+        self.began_s = time.perf_counter()
         try:
             yield
         finally:

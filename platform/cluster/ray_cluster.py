@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import psutil
 import ray
 
 import magicdistill
+from magicdistill.platform.cluster.native_log import held_back
 from magicdistill.platform.cluster.ray_failures import (
     JOINED_PATIENCE_S,
     LOCAL_PATIENCE_S,
@@ -69,7 +70,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
     RayError where Ray does not start, or goes away meanwhile.
     """
     address = joined_address(config)
-    with ExitStack() as stack:
+    with _without_native_lines(), ExitStack() as stack:
         if address:
             context = explained_join(partial(_connect, config, stack, address=address), address)
         else:
@@ -84,6 +85,13 @@ def ray_cluster(config: ClusterConfig) -> Iterator[ClusterShape]:
             local=not address,
             dashboard_url=context.dashboard_url or None,
         )
+
+
+def _without_native_lines() -> AbstractContextManager[None]:
+    """Show no lines of Ray's C++ code unless the job is verbose or fails without explanation."""
+    if logs.is_verbose():
+        return nullcontext()
+    return held_back(logs.ExplainedError, KeyboardInterrupt, SystemExit)
 
 
 def _connect(config: ClusterConfig, stack: ExitStack, **options: Any) -> Any:
@@ -155,8 +163,9 @@ def _local_options(config: ClusterConfig) -> dict[str, Any]:
 @contextmanager
 def announced_cluster(config: ClusterConfig) -> Iterator[None]:
     """Say what the Ray cluster is, and keep it while the body runs."""
-    logs.say("starting Ray")
-    with ray_cluster(config) as shape:
+    with ExitStack() as stack:
+        with logs.working("starting Ray"):
+            shape = stack.enter_context(ray_cluster(config))
         pages = f", dashboard http://{shape.dashboard_url}" if shape.dashboard_url else ""
         logs.say(f"Ray has {shape.num_nodes} node(s), {shape.num_cpus:g} logical CPUs{pages}")
         yield

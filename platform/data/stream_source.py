@@ -139,6 +139,7 @@ def store_pairs(recipe: Recipe, data: AnyPath, root: AnyPath) -> AnyPath:
     missing = next((i for i, key in enumerate(keys) if key not in known), None)
     first = num_items if missing is None else missing // positions.share
     rows: list[LatentRow] = []
+    progress("pairs", first, num_items)
     for index, item in make_items(producers, first, num_items) if first < num_items else ():
         batch: Batch = pickle.loads(item)
         assert batch.pair is not None

@@ -59,6 +59,7 @@ def sample_all(
         count = min(len(missing), num_actors or math.floor(shape.num_gpus) or wanted)
         options = {"num_gpus": 1 if shape.num_gpus else 0}
         say(f"{count} actor(s), {options['num_gpus']} GPU each")
+        bars("sampling", 0, len(missing))
         actors: Any = SamplingActor.options(**options)
         pool = ActorPool([actors.remote(model) for _ in range(count)])
         results: Any = pool.map_unordered(lambda actor, order: actor.make.remote(order), missing)

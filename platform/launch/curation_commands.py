@@ -89,8 +89,6 @@ def _run(
 
 
 def _tell(curator: Curator, selections: Mapping[str, Selection], *, show: bool) -> None:
-    for done in curator.timings:
-        logs.say(str(done))
     if not curator.timings:
         logs.say("no video was opened and nothing was encoded: Ray not started")
     for title, selection in selections.items():

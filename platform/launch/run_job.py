@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from magicdistill.data_pipeline import console
 from magicdistill.data_pipeline.io.storage import place
 from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.platform.cluster.ray_cluster import announced_cluster, joined_address
@@ -88,6 +89,7 @@ def _resume_hint(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        console.close_bars()
         if run.has_checkpoint:
             logs.say(f"stopped; continue with --resume {run.path}")
         elif not logs.is_mistake(error):

@@ -26,6 +26,7 @@ from magicdistill.platform.evaluation.evaluate_run import (
 from magicdistill.platform.export.model_card import model_card
 from magicdistill.platform.inference.variants import Variant, variants
 from magicdistill.platform.runs import logs
+from magicdistill.platform.runs.cycle_bar import cycle_bar
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.tracking.run_description import describe
 from magicdistill.platform.tracking.tracker import Tracker
@@ -112,7 +113,8 @@ def train(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
         run.become_latest()
     else:
         logs.say("starting the training workers")
-        fit(run, data, held_out)
+        with cycle_bar(run, recipe.schedule.num_cycles):
+            fit(run, data, held_out)
     logs.say(f"model  {run.path / 'model'}")
 
 
@@ -137,8 +139,8 @@ def report(
     evaluators: Evaluators,
 ) -> None:
     """Evaluate, print the table and where the pictures are, and track them."""
-    logs.say("evaluating on held-out clips")
-    table = evaluate(run, held_out, ways, evaluators)
+    with logs.working("evaluating on held-out clips"):
+        table = evaluate(run, held_out, ways, evaluators)
     print(format_table(table), flush=True)
     tracker.table([asdict(row) for row in table], "scores")
     step = run.recipe().schedule.num_cycles

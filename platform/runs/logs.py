@@ -5,18 +5,24 @@ import logging
 import os
 import signal
 import sys
-import time
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import NoReturn
 
+import psutil
+
+from magicdistill.data_pipeline import console
 from magicdistill.models.paths import PathError
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.runs.file_polling import Tail, polling
 from magicdistill.platform.runs.termination import end_in_order
 
+WARNINGS = ("interrupted", "starving", "stopped", "unhealthy", "warning")
+"""First words of lines that are coloured on a terminal."""
 VERBOSE = "MAGICDISTILL_VERBOSE"
 NO_TELEMETRY = {
     "DO_NOT_TRACK": "true",
@@ -49,8 +55,6 @@ NOISY = (
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 """Errors of a file that a user may not read or write."""
 
-_started_s = time.monotonic()
-
 
 class ExplainedError(RuntimeError):
     """An error whose message is all that a user needs: it ends a job without a traceback."""
@@ -59,7 +63,8 @@ class ExplainedError(RuntimeError):
 def configure(*, verbose: bool) -> None:
     """Silence the frameworks in this process and those it starts, unless `verbose`.
 
-    What the user has set in the environment stays. From now on SIGTERM ends the process in order.
+    What the user has set in the environment stays. From now on SIGTERM ends the process in order
+    and, in a main thread, a second Ctrl-C ends it at once.
     """
     end_in_order()
     os.environ.pop(VERBOSE, None)
@@ -70,6 +75,7 @@ def configure(*, verbose: bool) -> None:
         warnings.simplefilter("ignore")
         for name in NOISY:
             logging.getLogger(name).setLevel(logging.ERROR)
+    _take_ctrl_c()
 
 
 def environment(*, verbose: bool) -> dict[str, str]:
@@ -83,9 +89,16 @@ def is_verbose() -> bool:
 
 
 def say(message: str) -> None:
-    """Print a progress line with the time since the job began."""
-    minutes, seconds = divmod(int(time.monotonic() - _started_s), 60)
-    print(f"[{minutes:3d}:{seconds:02d}] {message}", flush=True)
+    """Print a progress line with the time."""
+    console.write(message, console.YELLOW if message.lstrip().startswith(WARNINGS) else None)
+
+
+@contextmanager
+def working(message: str) -> Iterator[None]:
+    """Say what begins and, on a terminal, how long it has been going on while the body runs."""
+    say(message)
+    with console.clock():
+        yield
 
 
 @contextmanager
@@ -105,6 +118,7 @@ def resume_hint(way: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        console.close_bars()
         if not is_mistake(error):
             say(f"stopped; continue with {way}")
         raise
@@ -139,9 +153,33 @@ def follow(path: Path) -> Iterator[None]:
 def _explain(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
+    console.close_bars()
     if issubclass(kind, KeyboardInterrupt):
         say("interrupted")
     elif (issubclass(kind, ExplainedError) or is_mistake(error)) and not is_verbose():
-        say(str(error))
+        console.write(str(error), console.RED)
     else:
         sys.__excepthook__(kind, error, traceback)
+
+
+def _take_ctrl_c() -> None:
+    """Handle Ctrl-C, except in a thread or where it is ignored or handled otherwise."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    """Let the job end in good order, and a second Ctrl-C end it at once."""
+    signal.signal(signal.SIGINT, _leave_at_once)
+    raise KeyboardInterrupt
+
+
+def _leave_at_once(signum: int, frame: FrameType | None) -> NoReturn:
+    """End this process and all that it started; what is worth keeping is written already."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    os.write(1, b"\ninterrupted\n")  # print may be what was interrupted
+    os._exit(128 + signum)

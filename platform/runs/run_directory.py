@@ -168,7 +168,7 @@ class RunDirectory:
     @property
     def has_checkpoint(self) -> bool:
         """Whether the run can be resumed: it has a complete checkpoint of its own."""
-        return any(self.checkpoints.glob(f"*/{COMMITTED}"))
+        return any(self.checkpoints.glob(f"cycle-{'[0-9]' * 7}/{COMMITTED}"))
 
     def become_latest(self) -> None:
         """Let `latest` name this run."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from magicdistill.data_pipeline.progress import format_pace
 from magicdistill.platform.runs.run_directory import RunDirectory
 from tests.ray_head import ROOT, Head, ray_head
+from tests.terminal import run_in_terminal
 
 pytestmark = pytest.mark.timeout(900)  # a first use compiles, on whatever there is
 GOLDEN = ROOT / "tests" / "golden" / "portrait-tiny-smoke.json"
@@ -76,12 +79,29 @@ def test_two_workers_under_deepspeed_have_the_recorded_losses(smoke):
         assert now == pytest.approx(golden, rel=1e-3)
 
 
-def test_a_run_resumes_after_its_last_checkpoint(smoke, runs):
+def test_the_log_of_a_submitted_job_is_dated_lines_without_those_of_frameworks(smoke):
+    lines = smoke.stdout.splitlines()
+    said = [line for line in lines if re.match(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] ", line)]
+    assert any("] cycle 1/2  " in line for line in said)
+    assert "\r" not in smoke.stdout and "\033" not in "".join(said)
+    assert not [line for line in lines if re.search(r"\.(cc|h):\d", line)]
+
+
+def test_a_run_resumes_after_its_last_checkpoint_and_shows_it_on_a_terminal(smoke, runs):
     copy = shutil.copytree(run_of(smoke).path, runs / "copy")
-    again = distill(runs, "--resume", "copy", "--schedule.num_cycles", "3")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "continuing after cycle 2" in again.stdout
-    assert [row["step"] for row in RunDirectory(copy).metrics()] == [1, 2, 3]
+    program = [sys.executable, "jobs/distill.py", "--runs", str(runs), "--resume", "copy"]
+    again = run_in_terminal([*program, "--schedule.num_cycles", "3"], ROOT, 80, timeout_s=600)
+    assert again.returncode == 0, again.raw
+    rows = list(RunDirectory(copy).metrics())
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    said = [line for line in again.lines if line.startswith("[")]
+    assert any("] continuing after cycle 2" in line for line in said)
+    pace = format_pace(rows[-1]["seconds_per_cycle"])  # its only cycle is the first as well
+    assert any(f"] cycle 3/3  {pace}, 0 s left" in line for line in said)
+    assert any(" training " in line and "0/3" in line for line in again.lines)
+    too_wide = [line for line in again.lines if len(line) > 80 and str(runs) not in line]
+    assert too_wide == []
+    assert not [line for line in again.lines if re.search(r"\.(cc|h):\d|Warning", line)]
 
 
 SHARED = """

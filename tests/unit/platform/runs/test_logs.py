@@ -1,9 +1,12 @@
-"""Following files that other processes write."""
+"""What a job prints of itself and of files that other processes write, and how Ctrl-C ends it."""
 
-import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from magicdistill.models.paths import PathError
@@ -45,7 +48,7 @@ def test_lines_of_others_are_said_with_the_time(
     with logs.follow(path):
         path.write_text("cycle 1\ncycle 2\n")
     lines = capsys.readouterr().out.splitlines()
-    assert [re.sub(r"^\[ *\d+:\d\d\] ", "", line) for line in lines] == ["cycle 1", "cycle 2"]
+    assert [line.partition("] ")[2] for line in lines] == ["cycle 1", "cycle 2"]
 
 
 def test_polling_acts_during_the_body_and_once_after_it() -> None:
@@ -106,3 +109,45 @@ def test_a_disk_that_is_full_for_a_while_is_said_once_and_ends_neither_polling_n
     assert all("writing rows failed and will be tried again" in line for line in said)
     assert "No space left on device" in said[0]
     assert set((tmp_path / "rows").read_text().splitlines()) == {"a row"}
+
+
+JOB = """
+import signal, subprocess, sys, time
+sys.path[0] = {root!r}
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from magicdistill.platform.runs import logs
+logs.configure(verbose=False)
+child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+with logs.resume_hint("--resume"):
+    try:
+        print(child.pid, flush=True)
+        time.sleep(60)
+    finally:
+        print("ending", flush=True)
+        time.sleep({ending_s})
+        child.kill()
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_says_interrupted_once_and_twice_it_ends_at_once_with_all_that_it_started(
+    tmp_path: Path, times: int
+) -> None:
+    script = tmp_path / "job.py"
+    root = str(Path(__file__).parents[4])
+    script.write_text(JOB.format(root=root, ending_s=30 if times > 1 else 0))
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        assert job.stdout is not None
+        child = int(job.stdout.readline())
+        job.send_signal(signal.SIGINT)
+        assert job.stdout.readline() == "ending\n"
+        if times > 1:
+            job.send_signal(signal.SIGINT)
+        rest, _ = job.communicate(timeout=20)
+    assert rest.rstrip().endswith("interrupted")
+    assert ("--resume" in rest) == (times == 1)
+    assert "Traceback" not in rest
+    assert job.returncode == (130 if times > 1 else -signal.SIGINT)  # a shell says 130 of both
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE

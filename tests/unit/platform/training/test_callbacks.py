@@ -1,7 +1,10 @@
 """What runs after a cycle runs in one order, and some of it on the first rank alone."""
 
+import time
 from pathlib import Path
 
+from magicdistill.data_pipeline.progress import format_duration, format_pace
+from magicdistill.models.profiling import StepTimer
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.callbacks import (
     Checkpointer,
@@ -10,7 +13,7 @@ from magicdistill.platform.training.callbacks import (
     ValidationSamples,
     of_rank,
 )
-from magicdistill.platform.training.metrics_writer import MetricsWriter
+from magicdistill.platform.training.metrics_writer import MetricsWriter, format_cycle
 from magicdistill.platform.training.worker import Worker
 from tests.tiny_run import tiny_recipe, write_cache
 
@@ -39,3 +42,33 @@ def test_a_due_checkpoint_is_saved_and_no_other(tmp_path: Path) -> None:
     assert worker.checkpoints.names() == ["cycle-0000002"]
     worker.checkpointer(5, {})
     assert worker.checkpoints.names()[-1] == "cycle-0000005"
+
+
+def test_the_pace_is_right_from_the_first_cycle_on_and_leaves_the_start_out(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, tiny_recipe("torch", batch_size=2))
+    schedule = run.recipe().schedule.model_copy(update={"num_cycles": 40})
+    step_timer = StepTimer()
+    writer = MetricsWriter(run, schedule, step_timer)
+    time.sleep(0.3)  # what a worker does before it trains
+    with step_timer.running():
+        for cycle in (1, 2, 3):
+            time.sleep(0.05)
+            writer(cycle, {"critic/fake_score": 0.5})
+    seconds = [row["seconds_per_cycle"] for row in run.metrics()]
+    assert all(0.05 <= one < 0.25 for one in seconds)
+    first, *others = run.progress_path.read_text().splitlines()
+    assert first.startswith(f"cycle 1/40   {format_pace(seconds[0])}, ")
+    assert format_duration(39 * seconds[0]) + " left" in first
+    assert [line.split()[1] for line in others] == ["2/40"]
+
+
+TERMS = ["critic/discriminator 1.389", "critic/fake_score 0.09772", "generator/dmd -0.09204"]
+
+
+def test_the_lines_of_cycles_have_the_same_columns() -> None:
+    early = format_cycle(9, 200, "8.50 s each, 27 min 03 s left", TERMS)
+    late = format_cycle(200, 200, "10.1 s each, 0 s left", [f"{t.split()[0]} 1" for t in TERMS])
+    assert early.startswith("cycle 9/200    8.50 s each")
+    for term in TERMS:
+        name = term.split()[0]
+        assert early.index(name) == late.index(name)
