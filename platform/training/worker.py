@@ -26,7 +26,8 @@ from magicdistill.platform.training.callbacks import (
     ValidationSamples,
     of_rank,
 )
-from magicdistill.platform.training.engine import Ema, Engine, averaged, build_engine
+from magicdistill.platform.training.ema import Ema, averaged
+from magicdistill.platform.training.engine import Engine, build_engine
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import Loop, num_steps
 from magicdistill.platform.training.metrics_writer import MetricsWriter
@@ -204,6 +205,7 @@ def _build_engines(recipe: Recipe, method: Method, device: torch.device | str) -
             module.to(device),
             schedule.optimizers[role],
             num_micro_batches=schedule.num_micro_batches,
+            groups=method.parameter_groups(role),
         )
         for role, module in method.modules.items()
     }
@@ -212,7 +214,7 @@ def _build_engines(recipe: Recipe, method: Method, device: torch.device | str) -
 def _build_ema(recipe: Recipe, engines: Mapping[str, Engine]) -> Ema | None:
     """Return the average of the first role's weights, which is the one that is exported."""
     role, decay = next(iter(engines)), recipe.schedule.ema_decay
-    return Ema(role, engines[role].module, decay) if decay else None
+    return Ema(role, engines[role], decay) if decay else None
 
 
 def _build_validation(

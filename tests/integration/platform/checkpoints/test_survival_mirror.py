@@ -11,7 +11,8 @@ from torch import nn
 
 from magicdistill.platform.checkpoints.checkpoints import COMMITTED, Checkpoints, DamagedError
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
-from magicdistill.platform.training.engine import Ema, TorchEngine
+from magicdistill.platform.training.ema import Ema
+from magicdistill.platform.training.engine import TorchEngine
 
 BUCKET, RUN = "checkpoints", "a-run"
 STATE = "net/rank-00000.safetensors"
@@ -30,7 +31,7 @@ def build() -> tuple[TorchEngine, Ema]:
     engine = TorchEngine(
         TorchEngineConfig(kind="torch"), nn.Linear(4, 4), OptimizerConfig(lr=0.1), 1
     )
-    return engine, Ema("net", engine.module, 0.5)
+    return engine, Ema("net", engine, 0.5)
 
 
 def checkpoints(folder: Path, warnings: list[str] | None = None) -> Checkpoints:

@@ -150,7 +150,7 @@ def test_a_value_that_is_no_number_stops_the_run_and_names_role_and_rank(
     engine: Any = SimpleNamespace(
         module=method.modules["decoder"],
         backward=lambda loss, *, last: None,
-        step=lambda: next(steps),
+        step=lambda: {"grad_norm": next(steps)},
     )
     batch = Batch(torch.zeros(1, 1, 1, 1, 1), None, [0])
     loop = Loop(method, {"decoder": engine}, lambda step, micro: batch, seed=0, num_micro_batches=1)
