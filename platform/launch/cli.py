@@ -52,7 +52,7 @@ FREE_TO_CHANGE = (
     "schedule.sample_every",
 )
 """Fields that a resumed run may change: they leave the mathematics of a cycle as it is, except
-the order in which numbers are added and, under bf16, an engine's precision of master weights."""
+the order in which numbers are added."""
 Switch = tyro.conf.FlagCreatePairsOff[bool]
 """A flag that is given without a value."""
 
