@@ -21,7 +21,7 @@ NUM_RANKS, NUM_UPDATES, FACTOR = 2, 3, 1e4
 # A large eps makes the steps as long as the clipped gradients, which Adam would hide.
 OPTIMIZER = OptimizerConfig(lr=0.1, eps=10.0, clip_norm=0.05)
 ENGINES = {
-    f"{kind} {precision}": {"precision": precision} | options
+    f"{kind} {precision}": {"kind": "deepspeed", "precision": precision} | options
     for precision in ("fp32", "bf16")
     for kind, options in {
         "torch": {"kind": "torch"},
@@ -63,6 +63,12 @@ class Found(NamedTuple):
     inside: float
 
 
+def data(dtype: torch.dtype) -> Tensor:
+    """Samples (4 6) by update, micro-batch and rank."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(NUM_UPDATES, 2, NUM_RANKS, 4, 6, generator=generator).to(dtype)
+
+
 def dtype_of(config: Any) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
@@ -85,8 +91,7 @@ def train(config: Any, rank: int, folder: Path) -> Found:
     groups = module.groups()
     engine = build_engine(config, module, OPTIMIZER, num_micro_batches=2, groups=groups)
     average = Ema("net", engine, 0.5)
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(NUM_UPDATES, 2, NUM_RANKS, 4, 6, generator=generator).to(dtype_of(config))
+    x = data(dtype_of(config))
     norms = []
     for update in x:
         for micro in (0, 1):
@@ -176,12 +181,12 @@ def test_the_average_is_of_the_master_weights_on_every_engine(
 ) -> None:
     before, average, after = (weights(folder, name, what) for what in ("net", "ema", "again"))
     assert all(torch.equal(after[key], value) for key, value in before.items())
+    dtype, module = dtype_of(CONFIGS.validate_python(ENGINES[name])), Two()
+    module.load_state_dict(average)
+    expected = float(module.to(dtype)(data(dtype)[0, 0, 0]))
     for rank in found[name]:
         assert rank.outside[0] == rank.outside[1] != rank.inside
-    module = Two()
-    module.load_state_dict(average)
-    torch.manual_seed(0)
-    torch.Generator().manual_seed(1)
+        assert rank.inside == pytest.approx(expected, rel=1e-5)
     for key, value in average.items():
         assert value.dtype == torch.float32
         assert not torch.equal(value, value.bfloat16().float()), key
