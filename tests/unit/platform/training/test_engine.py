@@ -162,7 +162,7 @@ def test_lora_and_discriminator_move_as_without_the_factor_on_the_loras_loss(
 
 def test_groups_that_leave_out_a_parameter_are_refused() -> None:
     module = nn.Linear(2, 2)
-    groups = {"weights": ParameterGroup([module.weight])}
+    groups = {"weights": ParameterGroup(list(module.parameters())[:1])}
     with pytest.raises(ValueError, match="the parameter groups weights do not hold every trained"):
         build_engine(
             TorchEngineConfig(), module, OptimizerConfig(lr=1.0), num_micro_batches=1, groups=groups
