@@ -67,9 +67,9 @@ def critic_engine() -> Any:
     assert isinstance(recipe.engine, DeepSpeedEngineConfig)
     critic = recipe.method.build(recipe.model, placement(recipe.engine)).modules["critic"]
     config = recipe.schedule.optimizers["critic"]
-    settings = deepspeed_config(recipe.engine, config, num_micro_batches=1)
+    settings = deepspeed_config(recipe.engine, num_micro_batches=1)
     settings["zero_optimization"] |= KEEP_NOTHING
-    optimizer, _ = build_optimizer(critic, config)
+    optimizer, _ = build_optimizer([[p for p in critic.parameters() if p.requires_grad]], config)
     return import_deepspeed().initialize(model=critic, optimizer=optimizer, config=settings)[0]
 
 

@@ -1,6 +1,6 @@
 """Distribution matching by generator and critic: dmd, dmd2, magic, magic-gt (002 section 3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,14 @@ from magicdistill.models.objectives.dmd import (
 from magicdistill.models.objectives.rollouts import Rollouts, Visit
 from magicdistill.models.objectives.score_gap import weak_to_strong_gap
 from magicdistill.models.objectives.supervision import ground_truth_loss, pair_loss
-from magicdistill.models.objectives.types import Batch, Lora, Loss, Method, Networks
+from magicdistill.models.objectives.types import (
+    Batch,
+    Lora,
+    Loss,
+    Method,
+    Networks,
+    ParameterGroup,
+)
 from magicdistill.models.profiling import span
 
 
@@ -80,6 +87,17 @@ class DistributionMatching(Method):
         """Update the critic `num_fake_updates` times, then the generator once after warm-up."""
         fakes = ("critic",) * self.config.num_fake_updates
         return fakes if cycle < self.config.warmup_cycles else (*fakes, "generator")
+
+    def parameter_groups(self, role: str) -> Mapping[str, ParameterGroup]:
+        """Part the critic's LoRA, whose loss has a factor, from the discriminator."""
+        if role != "critic":
+            return super().parameter_groups(role)
+        lora = [p for p in self.critic.score.parameters() if p.requires_grad]
+        groups = {"lora": ParameterGroup(lora, loss_scale=self.config.lora_loss_scale)}
+        if self.critic.discriminator is not None:
+            trained = list(self.critic.discriminator.parameters())
+            groups["discriminator"] = ParameterGroup(trained)
+        return groups
 
     @contextmanager
     def prepared_for(self, role: str) -> Iterator[None]:
@@ -218,10 +236,15 @@ class DistributionMatching(Method):
                 alpha_strong=self.strengths.alpha_strong,
                 guidance=guidance,
             )
-        dmd = descend(x_hat, dmd_gradient(x_hat, real, fake))
-        gap, distance = (fake - real).abs().mean(), (x_hat.detach() - real).abs().mean()
-        terms = {"dmd": dmd.detach(), "score_gap": gap, "real_distance": distance}
-        return Loss(weight * dmd, terms | {"gap_share": gap / distance}), fake
+        gradient = dmd_gradient(x_hat.detach(), real, fake)
+        dmd = descend(x_hat, gradient)
+        terms = {
+            "dmd": dmd.detach(),
+            "score_gap": (fake - real).abs().mean(),
+            "real_distance": (x_hat.detach() - real).abs().mean(),
+            "gap_share": gradient.abs().mean(),
+        }
+        return Loss(weight * dmd, terms), fake
 
     def _scores(
         self, inputs: LossInputs, sigma: Tensor

@@ -53,13 +53,24 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar to descend and named scalars to log, all of them this rank's own."""
+    """A scalar to descend and named scalars to log, all of them this rank's own.
+
+    Each is a mean over samples: means over micro-batches and ranks are then those of the batch.
+    """
 
     total: Float[Tensor, ""]
     terms: dict[str, Tensor] = field(default_factory=dict)
 
     def __add__(self, other: "Loss") -> "Loss":
         return Loss(self.total + other.total, self.terms | other.terms)
+
+
+class ParameterGroup(NamedTuple):
+    """Trained parameters of a role whose gradients are measured and clipped together."""
+
+    parameters: Sequence[nn.Parameter]
+    loss_scale: float = 1.0
+    """Factor on the loss that trains them; norms and limits of the gradient are without it."""
 
 
 class Lora(NamedTuple):
@@ -94,6 +105,11 @@ class Method(ABC):
     def updates(self, cycle: int) -> Sequence[str]:
         """Return the roles that a cycle updates, in order."""
         return tuple(self.modules)
+
+    def parameter_groups(self, role: str) -> Mapping[str, ParameterGroup]:
+        """Divide what a role trains into groups with a name, each clipped by itself."""
+        parameters = self.modules[role].parameters()
+        return {role: ParameterGroup([p for p in parameters if p.requires_grad])}
 
     def prepared_for(self, role: str) -> AbstractContextManager[None]:
         """Prepare the networks for a role's losses and backwards, and restore them afterwards."""

@@ -31,7 +31,8 @@ class VaeTraining(Method):
         error = decoded - batch.x0
         edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
         distance = error.abs().mean()
-        psnr = psnr_db(decoded.detach(), batch.x0)
+        pairs = zip(decoded.detach(), batch.x0, strict=True)
+        psnr = torch.stack([psnr_db(found, wanted) for found, wanted in pairs]).mean()
         return Loss(
             distance + self.edge_weight * edges,
             {"l1": distance.detach(), "psnr_db": psnr},

@@ -130,30 +130,37 @@ def zero_shard_places(engine: Any) -> list[ShardPlace]:
     optimizer = engine.optimizer
     match engine.zero_optimization_stage():
         case 0:
-            return [
-                ShardPlace(n, 0, _master(optimizer, p), 0, p.numel()) for n, p in parameters.items()
-            ]
+            return [ShardPlace(n, 0, p, 0, p.numel()) for n, p in parameters.items()]
         case 3:
             return [_place_of_shard(optimizer, n, p) for n, p in parameters.items()]
     # A parameter of which nothing lies in this rank's partition has no mapping.
     return [_place_in_partition(optimizer, n, p) for n, p in parameters.items() if p._hp_mapping]
 
 
-def _master(optimizer: Any, parameter: nn.Parameter) -> Tensor:
-    """Return the fp32 copy of a bfloat16 parameter, or the parameter itself."""
-    for copied, copies in zip(
-        getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=True
-    ):
-        for original, copy in zip(copied, copies, strict=True):
-            if original is parameter:
-                return copy
-    return parameter
+@torch.no_grad()
+def refresh_zero_weights(engine: Any) -> None:
+    """Copy the fp32 values of a DeepSpeed engine to the weights that forwards read."""
+    match engine.zero_optimization_stage():
+        case 0:
+            return  # they are those
+        case 3:
+            parameters = trainable(engine.module)
+            for place in zero_shard_places(engine):
+                parameter = parameters[place.name]
+                shard = local_flat_shard(place.name, parameter, local_shard(parameter))
+                shard.values.copy_(place.piece(WEIGHT, place.owner).values)
+        case _:
+            engine.optimizer.update_lp_params()
 
 
 def _place_in_partition(optimizer: Any, name: str, parameter: Any) -> ShardPlace:
-    """Return the place under ZeRO 1 and 2, which share out one flat tensor of all parameters."""
+    """Return the place under ZeRO 1 and 2, which share out one flat tensor of each group's
+    parameters."""
     held = parameter._hp_mapping
-    owner = optimizer.single_partition_of_fp32_groups[held.param_group_index]
+    # DeepSpeed trains bfloat16 with float32 gradients at stage 1 by an optimiser of its own
+    in_bf16 = getattr(optimizer, "fp32_groups_flat_partition", None)
+    owners = in_bf16 or optimizer.single_partition_of_fp32_groups
+    owner = owners[held.param_group_index]
     place = held.hp_fragment_address
     return ShardPlace(name, held.lp_fragment_address.start, owner, place.start, place.numel)
 

@@ -27,11 +27,22 @@ class DeepSpeedEngineConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What is sharded over the ranks: 1 optimiser states, 2 gradients too, 3 parameters too."""
     precision: Precision = "fp32"
-    """Numbers of the forward and the backward."""
+    """Numbers of the forward and the backward. Master weights, optimiser states, the sums of
+    gradients over micro-batches and ranks and their exchange are float32 with either."""
     offload_optimizer: bool = False
     """Keep optimiser states in host memory."""
     offload_parameters: bool = False
     """Keep parameters in host memory; needs ZeRO stage 3."""
+
+    @model_validator(mode="after")
+    def _add_gradients_in_float32(self) -> Self:
+        """DeepSpeed adds up bfloat16 gradients in float32 at all stages but 0."""
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "zero_stage 0 would add up the gradients of precision bf16 in bf16; use zero_stage "
+                "1, 2 or 3, or kind torch"
+            )
+        return self
 
     @model_validator(mode="after")
     def _offload_what_is_sharded(self) -> Self:
@@ -48,7 +59,8 @@ class TorchEngineConfig(Config):
     kind: Literal["torch"] = "torch"
     """Engine that trains each role."""
     precision: Precision = "fp32"
-    """Numbers of the forward and the backward."""
+    """Numbers of the forward and the backward. Master weights, optimiser states and the sums of
+    gradients are float32 with either."""
 
 
 ENGINES: Registry[Config] = Registry("engine", Config, DeepSpeedEngineConfig, TorchEngineConfig)
@@ -118,7 +130,8 @@ class OptimizerConfig(Config):
     final_lr: float = Field(default=0.0, ge=0)
     """Learning rate at the end of the fall."""
     clip_norm: float | None = Field(default=1.0, gt=0)
-    """Largest gradient norm; not in the papers."""
+    """Largest gradient norm, of a critic's LoRA and of its discriminator each by itself, without
+    the factor on a loss (`method.lora_loss_scale`); null clips nothing. Not in the papers."""
 
     def over(self, num_updates: int) -> "OptimizerConfig":
         """Return the same with its fall in updates, for a run that has room for so many."""
@@ -204,12 +217,14 @@ class HealthConfig(Config):
     """Limits of mean|x - r|, how far the real score moves a sample; latents have a variance of
     about 1."""
     gap_share: Thresholds = Thresholds()
-    """Limits of `score_gap` over `real_distance`."""
+    """Limits of mean|f - r| over mean|x - r| of a sample, on average over samples: the size of
+    distribution matching's gradient."""
     fake_score: Thresholds = Thresholds(max=1)
     """Limits of the unscaled loss of the fake score; a network that predicts nothing has about
     2."""
     grad_norm: Thresholds = Thresholds()
-    """Limits of every role's gradient norm before clipping."""
+    """Limits of the gradient norm before clipping, of every role or of each part of it that is
+    clipped by itself, without the factor on its loss (`method.lora_loss_scale`)."""
     dynamic_degree: Thresholds = Thresholds(min=0.3, max=3)
     """Limits of the frame differences of the validation samples over those of the teacher's."""
     saturation: Thresholds = Thresholds(min=0.4, max=2.5)

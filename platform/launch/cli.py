@@ -56,7 +56,7 @@ FREE_TO_CHANGE = (
     "schedule.sample_every",
 )
 """Fields that a resumed run may change: they leave the mathematics of a cycle as it is, except
-the order in which numbers are added and, under bf16, an engine's precision of master weights."""
+the order in which numbers are added."""
 Purpose = Literal["train", "plan", "other"]
 """What a job is to do with its recipe."""
 Switch = tyro.conf.FlagCreatePairsOff[bool]

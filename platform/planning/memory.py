@@ -27,8 +27,8 @@ from magicdistill.platform.planning.flops import saved_bytes, workspace_bytes
 
 LIVE_NUMEL = 1_050_000_000
 """Number of gathered parameters that a ZeRO-3 engine keeps: DeepSpeed's limit and a prefetch."""
-BUCKET_NUMEL = 500_000_000
-"""Number of gradients that DeepSpeed reduces at once."""
+BUCKET_NUMEL = 250_000_000
+"""Number of gradients that DeepSpeed reduces at once: 1 GB, as its own limit is in bfloat16."""
 UPDATE_BYTES = 12
 """Bytes per trained parameter while it is updated: float32 gradient and AdamW's temporaries.
 Estimated, not measured."""
@@ -99,8 +99,9 @@ def state_rows(part: Parameters, engine: EngineConfig, num_workers: int) -> list
     size = number_bytes(engine)
     stage = engine.zero_stage if isinstance(engine, DeepSpeedEngineConfig) else 0
     optimizer, gradients, parameters = (num_workers if stage >= n else 1 for n in (1, 2, 3))
-    # DeepSpeed keeps offloaded gradients in float32 too
-    of_gradient = size + 4 * (_place(engine, "gradients") == "host")
+    of_gradient = 4 + 4 * (_place(engine, "gradients") == "host")  # a second copy in host memory
+    if stage == 1 and engine.precision == "bf16":
+        of_gradient += size  # DeepSpeed keeps those of the micro-batch too
     sizes = {
         "parameters": size * part.total / parameters,
         "gradients": of_gradient * part.trained / gradients,
@@ -120,10 +121,8 @@ def number_bytes(engine: EngineConfig) -> int:
 
 def _optimizer_bytes(engine: EngineConfig) -> int:
     """Return the bytes per parameter of Adam's moments, and of the float32 copy if there is one."""
-    if not isinstance(engine, DeepSpeedEngineConfig):
-        return 2 * number_bytes(engine)
-    has_copy = engine.precision == "bf16" or engine.zero_stage > 0
-    return 12 if has_copy else 8
+    is_sharded = isinstance(engine, DeepSpeedEngineConfig) and engine.zero_stage > 0
+    return 12 if is_sharded or engine.precision == "bf16" else 8
 
 
 def _place(engine: EngineConfig, kind: str) -> Place:
@@ -143,16 +142,19 @@ def engine_rows(parts: Sequence[Parameters], engine: EngineConfig, num_workers: 
         if engine.zero_stage == 3:
             numel = sum(part.total for part in parts if part.role == role)
             rows.append(Row(role, "all parts", "gathered layers", size * min(numel, LIVE_NUMEL)))
-        rows.append(Row(role, "all parts", "reduction bucket", size * BUCKET_NUMEL))
+        # ranks exchange float32: below stage 3 a copy of what is gathered as it was computed
+        of_bucket = 4 if engine.zero_stage == 3 or size == 4 else size + 4
+        rows.append(Row(role, "all parts", "reduction bucket", of_bucket * BUCKET_NUMEL))
     return rows
 
 
 def ema_row(parts: Sequence[Parameters], engine: EngineConfig, num_workers: int) -> Row:
-    """Return the average of the first role's trained parameters, float32, a shard under ZeRO-3."""
+    """Return the average of the first role's master weights, of which ranks share out the same."""
     role = parts[0].role
-    sharded = isinstance(engine, DeepSpeedEngineConfig) and engine.zero_stage == 3
+    sharded = isinstance(engine, DeepSpeedEngineConfig) and engine.zero_stage > 0
     trained = sum(part.trained for part in parts if part.role == role)
-    return Row(role, "network", "EMA", 4 * trained / (num_workers if sharded else 1))
+    count = 4 * trained / (num_workers if sharded else 1)
+    return Row(role, "network", "EMA", count, _place(engine, "optimiser"))
 
 
 def activation_rows(

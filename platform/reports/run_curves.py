@@ -28,7 +28,7 @@ NOTES = {
     "flow_matching": "squared error of the velocity",
     "gap_cosine": "direction of weak-to-strong's gap against the plain one",
     "gap_ratio": "length of weak-to-strong's gap over the plain one",
-    "gap_share": "score gap over real distance",
+    "gap_share": "score gap over real distance, mean over samples",
     "grad_norm": "norm of the gradient before clipping",
     "ground_truth": "pull towards the real clips",
     "lr": "learning rate",

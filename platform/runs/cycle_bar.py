@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from magicdistill.data_pipeline import console
 from magicdistill.data_pipeline.progress import BAR, Pace
 from magicdistill.platform.runs.file_polling import Tail, polling
-from magicdistill.platform.runs.run_directory import RunDirectory, read_row
+from magicdistill.platform.runs.row_files import parse_row
+from magicdistill.platform.runs.run_directory import RunDirectory
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def cycle_bar(run: RunDirectory, num_cycles: int) -> Iterator[None]:
 
     def look() -> None:
         nonlocal pace
-        for row in map(read_row, tail.lines()):
+        for row in filter(None, map(parse_row, tail.lines())):
             if row["step"] <= bar.n:  # the group of workers started again
                 pace = Pace()
             pace.add(row["seconds_per_cycle"])
@@ -33,7 +34,7 @@ def cycle_bar(run: RunDirectory, num_cycles: int) -> Iterator[None]:
             bar.set_postfix_str(pace.describe(num_cycles - bar.n))
 
     try:
-        with polling(look, every_s=0.2):
+        with polling(look, 0.2, "drawing the bar"):
             yield
     finally:
         console.close_bar(bar)

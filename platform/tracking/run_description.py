@@ -10,7 +10,7 @@ LEGEND = """### How to read the curves
 The step is the cycle of training; *System metrics* are those of this machine over time.
 
 - `generator/…`, `critic/…`, `vae/…`: losses of a role, each term by itself; `grad_norm` is before
-  clipping, `lr` the learning rate
+  clipping, of the critic's LoRA and its discriminator each by itself, and `lr` the learning rate
 - `validation/…`: held-out clips in training. The proxy Fréchet distance is better where it is less;
   motion and flicker are over those of the real clips, so that 1 is best
 - `supply/…`: noise-data pairs, or read samples, made and used per second, and waiting to be used

@@ -1,8 +1,7 @@
 """Engines: one per trained role, on plain torch or on DeepSpeed."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,23 +10,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from magicdistill.models.objectives.types import ParameterGroup
 from magicdistill.models.profiling import span
 from magicdistill.platform.checkpoints.engine_state import (
     ShardPlace,
     load_role,
-    local_flat_shard,
-    local_shard,
-    owners,
+    refresh_zero_weights,
     save_role,
-    shape_of,
     trainable,
     zero_shard_places,
-)
-from magicdistill.platform.checkpoints.flat_shards import (
-    WEIGHT,
-    FlatShard,
-    FlatShardReader,
-    write_flat_shards,
 )
 from magicdistill.platform.config.sections import (
     DeepSpeedEngineConfig,
@@ -35,13 +26,21 @@ from magicdistill.platform.config.sections import (
     OptimizerConfig,
     TorchEngineConfig,
 )
+from magicdistill.platform.planning.memory import BUCKET_NUMEL
+from magicdistill.platform.training.clipping import Clipping, zero_gradients
 from magicdistill.platform.training.deepspeed_import import import_deepspeed
 
 
 class Engine(Protocol):
-    """Trains the parameters of one role."""
+    """Trains the parameters of one role.
+
+    In bfloat16 the optimiser updates float32 copies of them, the master weights, in whose dtype
+    gradients are added up and averaged over the ranks too. Forwards read them rounded.
+    """
 
     module: nn.Module
+    is_replicated: bool
+    """Whether every rank holds all master weights, and not a part of them."""
 
     @property
     def lr(self) -> float:
@@ -56,12 +55,19 @@ class Engine(Protocol):
         """Accumulate a micro-batch's gradient; `last` closes the accumulation window."""
         ...
 
-    def step(self) -> float:
-        """Update the parameters after the window's last backward; return the gradient norm."""
+    def step(self) -> dict[str, float]:
+        """Clip, and update the parameters after the window's last backward.
+
+        Returns the norm of every group's gradient before clipping, by the name of its metric.
+        """
         ...
 
-    def updated(self) -> list[Tensor]:
-        """Return what the optimiser updates on this rank: float32 copies where it keeps any."""
+    def places(self) -> list[ShardPlace]:
+        """Return where this rank keeps master weights, or the parameters that serve as such."""
+        ...
+
+    def refresh(self) -> None:
+        """Let forwards read the master weights as they are now; called on every rank."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -76,21 +82,48 @@ class Engine(Protocol):
         ...
 
 
+Groups = Mapping[str, ParameterGroup]
+
+
 def build_engine(
-    config: EngineConfig, module: nn.Module, optimizer: OptimizerConfig, *, num_micro_batches: int
+    config: EngineConfig,
+    module: nn.Module,
+    optimizer: OptimizerConfig,
+    *,
+    num_micro_batches: int,
+    groups: Groups | None = None,
 ) -> Engine:
-    """Wrap a role's module; its trainable parameters are those with `requires_grad`."""
+    """Wrap a role's module; its trainable parameters are those with `requires_grad`.
+
+    Their groups are clipped each by itself; None: all of them together.
+    """
     if isinstance(config, DeepSpeedEngineConfig):
-        return DeepSpeedEngine(config, module, optimizer, num_micro_batches)
-    return TorchEngine(config, module, optimizer, num_micro_batches)
+        return DeepSpeedEngine(config, module, optimizer, num_micro_batches, groups)
+    return TorchEngine(config, module, optimizer, num_micro_batches, groups)
+
+
+def _groups_of(module: nn.Module, groups: Groups | None) -> Groups:
+    """Return all trainable parameters as one group where there are no groups.
+
+    Raises ValueError where groups leave some of them out, which would never be trained.
+    """
+    parameters = list(trainable(module).values())
+    groups = groups or {"all": ParameterGroup(parameters)}
+    grouped = [parameter for group in groups.values() for parameter in group.parameters]
+    if sorted(map(id, grouped)) != sorted(map(id, parameters)):
+        raise ValueError(
+            f"the parameter groups {', '.join(groups)} do not hold every trained parameter once: "
+            "mend the method's parameter_groups"
+        )
+    return groups
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimizerConfig
+    groups: Iterable[Sequence[Tensor]], config: OptimizerConfig
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """Return AdamW over the trainable parameters and its schedule."""
+    """Return AdamW over groups of parameters and its schedule."""
     optimizer = torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad],
+        [{"params": list(group)} for group in groups],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
@@ -127,18 +160,32 @@ def lr_factor(config: OptimizerConfig) -> Callable[[int], float]:
 class TorchEngine:
     """Plain data parallelism: whole parameters on every rank, averaged gradients."""
 
+    is_replicated = True
+
     def __init__(
         self,
         config: TorchEngineConfig,
         module: nn.Module,
         optimizer: OptimizerConfig,
         num_micro_batches: int,
+        groups: Groups | None = None,
     ) -> None:
-        self.module = module.to(torch.bfloat16) if config.precision == "bf16" else module
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer, self.schedule = build_optimizer(module, optimizer)
+        groups = _groups_of(module, groups)
+        self.masters = dict[nn.Parameter, Tensor]()
+        """Master weights by the parameters that are their rounded copies; none in float32."""
+        if config.precision == "bf16":
+            parameters = trainable(module).values()
+            self.masters = {p: p.detach().float().clone() for p in parameters}
+            module.to(torch.bfloat16)
+        for parameter, master in self.masters.items():
+            parameter.register_post_accumulate_grad_hook(_collector(master))
+        self.module = module
+        self.optimizer, self.schedule = build_optimizer(
+            [[self.masters.get(p, p) for p in group.parameters] for group in groups.values()],
+            optimizer,
+        )
         self.config = optimizer
-        self.clip_norm = optimizer.clip_norm
+        self.clipping = Clipping(groups, optimizer.clip_norm)
         self.num_micro_batches = num_micro_batches
 
     @property
@@ -156,17 +203,20 @@ class TorchEngine:
         if last and dist.is_initialized() and dist.get_world_size() > 1:
             self._average_gradients()
 
-    def step(self) -> float:
+    def step(self) -> dict[str, float]:
         """Clip, update, advance the schedule."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
+        norms = self.clipping(gradients_of(self.optimizer), ranks_share=False)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        return float(norm)
+        self.refresh()
+        return norms
 
-    def updated(self) -> list[Tensor]:
-        """Return the values of `_shard_places`."""
-        return owners(self._shard_places())
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the master weights."""
+        for parameter, master in self.masters.items():
+            parameter.copy_(master)
 
     def save(self, directory: Path) -> None:
         """Write every rank's share."""
@@ -175,21 +225,23 @@ class TorchEngine:
             self.module,
             self.optimizer,
             self.schedule,
-            self._shard_places(),
+            self.places(),
             replicated=True,
         )
 
     def load(self, directory: Path) -> None:
         """Read everything on every rank."""
-        load_role(directory, self.module, self.optimizer, self.schedule, self._shard_places())
+        load_role(directory, self.module, self.optimizer, self.schedule, self.places())
         follow_recipe(self.optimizer, self.schedule, self.config)
 
-    def _shard_places(self) -> list[ShardPlace]:
-        return [ShardPlace(n, 0, p, 0, p.numel()) for n, p in trainable(self.module).items()]
+    def places(self) -> list[ShardPlace]:
+        """Return all master weights."""
+        owners = {name: self.masters.get(p, p) for name, p in trainable(self.module).items()}
+        return [ShardPlace(name, 0, owner, 0, owner.numel()) for name, owner in owners.items()]
 
     @span("collectives")
     def _average_gradients(self) -> None:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        gradients = [gradient for group in gradients_of(self.optimizer) for gradient in group]
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
@@ -197,6 +249,24 @@ class TorchEngine:
             gradients, flat.split([g.numel() for g in gradients]), strict=True
         ):
             gradient.copy_(part.view_as(gradient))
+
+
+def gradients_of(optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:
+    """Return the gradients that an optimiser's parameters have, by group."""
+    return [
+        [p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups
+    ]
+
+
+def _collector(master: Tensor) -> Callable[[Tensor], None]:
+    """Return a hook that moves a parameter's new gradient to its master, in float32."""
+
+    def collect(parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+
+    return collect
 
 
 class DeepSpeedEngine:
@@ -208,15 +278,21 @@ class DeepSpeedEngine:
         module: nn.Module,
         optimizer: OptimizerConfig,
         num_micro_batches: int,
+        groups: Groups | None = None,
     ) -> None:
+        groups = _groups_of(module, groups)
         self.config = optimizer
-        self.optimizer, self.schedule = build_optimizer(module, optimizer)
+        self.is_replicated = config.zero_stage == 0
+        self.clipping = Clipping(groups, optimizer.clip_norm)
+        self.optimizer, self.schedule = build_optimizer(
+            [group.parameters for group in groups.values()], optimizer
+        )
         self.engine, *_ = import_deepspeed().initialize(
             model=module,
             model_parameters=[p for p in module.parameters() if p.requires_grad],
             optimizer=self.optimizer,
             lr_scheduler=self.schedule,
-            config=deepspeed_config(config, optimizer, num_micro_batches),
+            config=deepspeed_config(config, num_micro_batches),
         )
         self.module = self.engine.module
 
@@ -236,18 +312,21 @@ class DeepSpeedEngine:
         if not last:
             self.engine.step()
 
-    def step(self) -> float:
-        """Update, clip and advance the schedule at the boundary."""
-        norm = None
-        if self.engine.optimizer is self.optimizer:  # DeepSpeed wraps none, and measures nothing
-            gradients = [p.grad for p in trainable(self.module).values() if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
+    def step(self) -> dict[str, float]:
+        """Clip, update and advance the schedule at the boundary."""
+        held = gradients_of(self.optimizer) if self.is_replicated else zero_gradients(self.engine)
+        shared = not self.is_replicated
+        norms = self.clipping(held, ranks_share=shared, device=self.engine.device)
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+        return norms
 
-    def updated(self) -> list[Tensor]:
-        """Return this rank's shards, or everything where all ranks hold the same."""
-        return owners(zero_shard_places(self.engine))
+    def places(self) -> list[ShardPlace]:
+        """Return this rank's part of the master weights."""
+        return zero_shard_places(self.engine)
+
+    def refresh(self) -> None:
+        """Round the master weights, and exchange them where ranks hold whole parameters."""
+        refresh_zero_weights(self.engine)
 
     def save(self, directory: Path) -> None:
         """Write this rank's shard, or its share where all ranks hold the same."""
@@ -256,24 +335,28 @@ class DeepSpeedEngine:
             self.module,
             self.optimizer,
             self.schedule,
-            zero_shard_places(self.engine),
-            replicated=self.engine.zero_optimization_stage() == 0,
+            self.places(),
+            replicated=self.is_replicated,
         )
 
     def load(self, directory: Path) -> None:
         """Read this rank's shard."""
-        load_role(
-            directory, self.module, self.optimizer, self.schedule, zero_shard_places(self.engine)
-        )
+        load_role(directory, self.module, self.optimizer, self.schedule, self.places())
         follow_recipe(self.optimizer, self.schedule, self.config)
 
 
-def deepspeed_config(
-    config: DeepSpeedEngineConfig, optimizer: OptimizerConfig, num_micro_batches: int
-) -> dict[str, Any]:
-    """Translate the recipe into DeepSpeed's own configuration."""
+def deepspeed_config(config: DeepSpeedEngineConfig, num_micro_batches: int) -> dict[str, Any]:
+    """Translate the recipe into DeepSpeed's own configuration.
+
+    Left to itself, DeepSpeed adds up and reduces the gradients of bfloat16 parameters in bfloat16,
+    and clips all of a role's together: both are set otherwise here.
+    """
     offload = {"device": "cpu"}
-    zero: dict[str, Any] = {"stage": config.zero_stage, "stage3_param_persistence_threshold": 0}
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "stage3_param_persistence_threshold": 0,
+        "reduce_bucket_size": BUCKET_NUMEL,
+    }
     if config.offload_optimizer:
         zero["offload_optimizer"] = offload
     if config.offload_parameters:
@@ -281,61 +364,12 @@ def deepspeed_config(
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": num_micro_batches,
-        "gradient_clipping": optimizer.clip_norm or 0.0,
+        "gradient_clipping": 0.0,  # `Clipping` does it by group
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_optimization": zero,
         "bf16": {"enabled": config.precision == "bf16"},
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # offloaded states are updated by torch's AdamW
     }
-
-
-class Ema:
-    """Exponential moving average of a role's trainable parameters, each rank its own shards."""
-
-    def __init__(self, role: str, module: nn.Module, decay: float) -> None:
-        self.role, self.decay = role, decay
-        self.parameters = trainable(module)
-        self.live = [local_shard(p) for p in self.parameters.values()]
-        self.average = [p.detach().float().clone() for p in self.live]
-
-    def save(self, directory: Path) -> None:
-        """Write the average; called on every rank."""
-        shapes = {name: shape_of(p) for name, p in self.parameters.items()}
-        sharded = any(hasattr(p, "ds_id") for p in self.parameters.values())
-        write_flat_shards(directory, self._flat_shards(), shapes, {}, replicated=not sharded)
-
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote on any number of ranks."""
-        reader = FlatShardReader(directory)
-        for piece in self._flat_shards():
-            reader.fill(piece)
-
-    def _flat_shards(self) -> Iterator[FlatShard]:
-        for (name, parameter), average in zip(self.parameters.items(), self.average, strict=True):
-            yield local_flat_shard(f"{WEIGHT}/{name}", parameter, average)
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the present weights."""
-        torch._foreach_lerp_(self.average, [p.float() for p in self.live], 1 - self.decay)
-
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """Run with the averaged weights, then put the trained ones back."""
-        trained = [p.detach().clone() for p in self.live]
-        self._write(self.average)
-        try:
-            yield
-        finally:
-            self._write(trained)
-
-    @torch.no_grad()
-    def _write(self, values: list[Tensor]) -> None:
-        for live, value in zip(self.live, values, strict=True):
-            live.copy_(value)
-
-
-def averaged(ema: Ema | None) -> AbstractContextManager[None]:
-    """Run the body with a role's averaged weights, where the recipe averages any."""
-    return ema.swapped() if ema else nullcontext()

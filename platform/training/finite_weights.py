@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from magicdistill.platform.checkpoints.checkpoints import EMA
+from magicdistill.platform.checkpoints.engine_state import owners
 from magicdistill.platform.cluster import ranks
-from magicdistill.platform.training.engine import Ema, Engine
+from magicdistill.platform.training.ema import Ema
+from magicdistill.platform.training.engine import Engine
 from magicdistill.platform.training.health import UnhealthyError
 
 
@@ -27,7 +29,7 @@ def demand_finite(
     optimisers update, float32 also where a network computes in bfloat16, and the average.
     """
     limit = torch.finfo(dtype).max
-    tensors = {role: engine.updated() for role, engine in engines.items()}
+    tensors = {role: owners(engine.places()) for role, engine in engines.items()}
     if ema is not None:
         tensors[EMA] = ema.average
     beyond = ranks.of_all([name for name, values in tensors.items() if not _within(values, limit)])

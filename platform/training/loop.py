@@ -12,7 +12,8 @@ from magicdistill.models.objectives.types import Method
 from magicdistill.models.profiling import StepTimer, span
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.data.batches import Batches
-from magicdistill.platform.training.engine import Ema, Engine
+from magicdistill.platform.training.ema import Ema
+from magicdistill.platform.training.engine import Engine
 from magicdistill.platform.training.health import UnhealthyError
 
 Metrics = dict[str, float]
@@ -59,9 +60,10 @@ class Loop:
         for update, role in enumerate(roles):
             step = cycle if self.method.shares_batch else cycle * len(roles) + update
             lr = self.engines[role].lr
-            norm = self._update(cycle, update, role, step, sums)
+            norms = self._update(cycle, update, role, step, sums)
             sums.setdefault(f"{role}/lr", []).append(torch.tensor(lr))
-            sums.setdefault(f"{role}/grad_norm", []).append(torch.tensor(norm))
+            for name, norm in norms.items():
+                sums.setdefault(f"{role}/{name}", []).append(torch.tensor(norm))
             if self.ema is not None and role == self.ema.role:
                 self.ema.update()
         means = {name: torch.stack(values).mean() for name, values in sums.items()}
@@ -72,7 +74,7 @@ class Loop:
 
     def _update(
         self, cycle: int, update: int, role: str, step: int, sums: dict[str, list[torch.Tensor]]
-    ) -> float:
+    ) -> dict[str, float]:
         engine = self.engines[role]
         networks = {name: other.module for name, other in self.engines.items()} | {role: engine}
         with self.method.prepared_for(role):

@@ -27,7 +27,8 @@ from magicdistill.platform.training.callbacks import (
     ValidationSamples,
     of_rank,
 )
-from magicdistill.platform.training.engine import Ema, Engine, averaged, build_engine
+from magicdistill.platform.training.ema import Ema, averaged
+from magicdistill.platform.training.engine import Engine, build_engine
 from magicdistill.platform.training.finite_weights import demand_finite
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import Loop, num_steps
@@ -67,8 +68,9 @@ class Worker:
         self.monitor = HealthMonitor(recipe.health)
         self.loop = self._build_loop(data, share)
         scored = 0 if is_scored_apart else num_scored(recipe)
-        shows = held_out is not None and recipe.schedule.sample_every is not None
-        self.validation = _build_validation(recipe, held_out, share, scored) if shows else None
+        self.validation = None
+        if held_out is not None and recipe.schedule.sample_every is not None:
+            self.validation = _build_validation(recipe, held_out, share, scored)
         self.health = HealthCheck(run, recipe.health, self.monitor, is_scored_apart=is_scored_apart)
         self.checkpointer = self._build_checkpointer()
         self.callbacks = callbacks_of(self)
@@ -231,6 +233,7 @@ def _build_engines(recipe: Recipe, method: Method, device: torch.device | str) -
             module.to(device),
             schedule.optimizers[role].over(schedule.num_cycles * updates.count(role)),
             num_micro_batches=schedule.num_micro_batches,
+            groups=method.parameter_groups(role),
         )
         for role, module in method.modules.items()
     }
@@ -239,7 +242,7 @@ def _build_engines(recipe: Recipe, method: Method, device: torch.device | str) -
 def _build_ema(recipe: Recipe, engines: Mapping[str, Engine]) -> Ema | None:
     """Return the average of the first role's weights, which is the one that is exported."""
     role, decay = next(iter(engines)), recipe.schedule.ema_decay
-    return Ema(role, engines[role].module, decay) if decay else None
+    return Ema(role, engines[role], decay) if decay else None
 
 
 def _build_validation(

@@ -10,7 +10,6 @@ from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.platform.config.sections import (
     DeepSpeedEngineConfig,
     EngineConfig,
-    OptimizerConfig,
 )
 from magicdistill.platform.training.deepspeed_import import import_deepspeed
 from magicdistill.platform.training.engine import deepspeed_config
@@ -27,7 +26,7 @@ class Zero3:
     """Every rank holds its shard; a parameter is whole only while it is gathered."""
 
     def __init__(self, config: DeepSpeedEngineConfig) -> None:
-        self.config = deepspeed_config(config, OptimizerConfig(lr=1.0), num_micro_batches=1)
+        self.config = deepspeed_config(config, num_micro_batches=1)
 
     def building(self) -> AbstractContextManager[object]:
         """Shard each module as soon as it is built."""

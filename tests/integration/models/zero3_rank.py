@@ -103,7 +103,7 @@ def scores(folder: Path, out: Path) -> dict[str, Any]:
             v = engine(x, sigma, conditions, output="velocity")
             logits = critic(x, sigma, conditions, output="logits")
         engine.backward((v - x).square().mean() + logits.square().mean(), last=True)
-        norms.append(engine.step())
+        norms.append(engine.step()["grad_norm"])
     with torch.no_grad():
         weak, strong = (run(engine, value, x, sigma, conditions) for value in STRENGTHS.tolist())
         both = run(

@@ -17,7 +17,8 @@ from magicdistill.platform.checkpoints import s3_mirror
 from magicdistill.platform.checkpoints.checkpoint_folder import COMMITTED
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints, DamagedError
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
-from magicdistill.platform.training.engine import Ema, TorchEngine
+from magicdistill.platform.training.ema import Ema
+from magicdistill.platform.training.engine import TorchEngine
 from tests.s3_server import serve_s3
 
 BUCKET, RUN = "checkpoints", "a-run"
@@ -37,7 +38,7 @@ def build() -> tuple[TorchEngine, Ema]:
     engine = TorchEngine(
         TorchEngineConfig(kind="torch"), nn.Linear(4, 4), OptimizerConfig(lr=0.1), 1
     )
-    return engine, Ema("net", engine.module, 0.5)
+    return engine, Ema("net", engine, 0.5)
 
 
 def checkpoints(folder: Path, warnings: list[str] | None = None) -> Checkpoints:

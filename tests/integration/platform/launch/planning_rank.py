@@ -17,17 +17,18 @@ from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
+from magicdistill.platform.checkpoints.engine_state import local_shard
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig, OptimizerConfig
 from magicdistill.platform.planning.flops import Sample, saved_bytes
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
-from magicdistill.platform.training.engine import DeepSpeedEngine, local_shard
+from magicdistill.platform.training.engine import DeepSpeedEngine
 from tests.tiny import tiny_inputs, tiny_shapes
 
 NUM_RANKS = 2
 SMALL = tiny_shapes(num_attention_heads=4, num_single_layers=2, num_text_tokens=4)
 WIDE = SMALL.model_copy(update={"num_attention_heads": 8, "num_layers": 3, "num_single_layers": 5})
 ENGINES = {
-    "ZeRO-0 bf16 small critic": (0, "bf16", SMALL, "critic"),
+    "ZeRO-0 fp32 small critic": (0, "fp32", SMALL, "critic"),
     "ZeRO-1 bf16 small critic": (1, "bf16", SMALL, "critic"),
     "ZeRO-2 fp32 wide generator": (2, "fp32", WIDE, "generator"),
     "ZeRO-2 bf16 wide generator": (2, "bf16", WIDE, "generator"),
@@ -91,6 +92,7 @@ def gradient_tensors(engine: DeepSpeedEngine) -> Iterator[Tensor]:
     optimizer = engine.engine.optimizer
     if (flat := getattr(optimizer, "grad_partitions_flat_buffer", None)) is not None:
         yield flat
+    yield from getattr(optimizer, "fp32_groups_gradients_flat", ())
     for name in ("averaged_gradients", "all_grad_tensors"):
         if isinstance(groups := getattr(optimizer, name, None), dict):
             yield from (tensor for group in groups.values() for tensor in group or ())

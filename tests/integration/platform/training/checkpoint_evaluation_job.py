@@ -11,7 +11,7 @@ from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.checkpoint_evaluation import has_room, scoring_checkpoints
-from magicdistill.platform.training.engine import averaged
+from magicdistill.platform.training.ema import averaged
 from magicdistill.platform.training.validation import Validation
 from magicdistill.platform.training.worker import Worker
 from tests.tiny_run import tiny_recipe, write_cache

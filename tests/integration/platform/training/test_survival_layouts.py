@@ -27,8 +27,9 @@ TORCH = {"kind": "torch"}
 OFFLOADED = {"precision": "bf16", "offload_optimizer": True, "offload_parameters": True}
 FIRST, CYCLES = 1, 2
 LOSSES = (
-    *("critic/fake_score", "critic/discriminator", "critic/grad_norm"),
-    *("generator/dmd", "generator/adversarial", "generator/grad_norm"),
+    *("critic/fake_score", "critic/discriminator", "critic/lora/grad_norm"),
+    *("critic/discriminator/grad_norm", "generator/dmd", "generator/adversarial"),
+    "generator/grad_norm",
 )
 
 
@@ -111,7 +112,7 @@ ONE_RANK = [
     Trial("zero-0", zero(0)),
     Trial("zero-3 to zero-2", zero(2), source="zero-3", num_micro_batches=4),
     Trial("zero-2 to zero-0", zero(0), source="torch to zero-2", only_copies=True),
-    Trial("bf16 zero-3 to zero-0", zero(0, precision="bf16"), "bf16 zero-3", only_copies=True),
+    Trial("bf16 zero-3 to torch", TORCH | {"precision": "bf16"}, "bf16 zero-3", only_copies=True),
     Trial("bf16 zero-3 to zero-1", zero(1, precision="bf16"), "bf16 zero-3", only_copies=True),
     Trial("bf16 zero-3 to host", zero(3, **OFFLOADED), "bf16 zero-3", only_copies=True),
 ]

@@ -17,7 +17,8 @@ from magicdistill.platform.checkpoints.checkpoints import (
     NoCheckpointError,
 )
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
-from magicdistill.platform.training.engine import Ema, TorchEngine
+from magicdistill.platform.training.ema import Ema
+from magicdistill.platform.training.engine import TorchEngine
 
 STATE = "net/rank-00000.safetensors"
 
@@ -55,7 +56,7 @@ def saved(tmp_path: Path, warnings: list[str]) -> tuple[Checkpoints, dict[int, t
     """Three saves of which two are kept, and the weights at each."""
     engine = make_engine()
     weights: dict[int, torch.Tensor] = {}
-    ema = Ema("net", engine.module, 0.5)
+    ema = Ema("net", engine, 0.5)
     checkpoints = Checkpoints(tmp_path, keep=2, warn=warnings.append)
     for cycle in (1, 2, 3):
         train(engine)

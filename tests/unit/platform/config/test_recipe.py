@@ -64,6 +64,13 @@ def test_offloading_parameters_needs_stage_3(base: Path) -> None:
         load_recipe(base)
 
 
+def test_bf16_without_sums_of_gradients_in_float32_is_refused(base: Path) -> None:
+    changes = ["--engine.kind", "deepspeed", "--engine.zero_stage", "0"]
+    assert load_recipe(base, [*changes, "--engine.precision", "fp32"])
+    with pytest.raises(RecipeError, match="zero_stage 0 would add up the gradients of precision"):
+        load_recipe(base, [*changes, "--engine.precision", "bf16"])
+
+
 @pytest.mark.parametrize("text", ["- a list\n", "a: [unclosed\n", ""])
 def test_a_file_that_is_no_recipe_is_refused_by_name(base: Path, text: str) -> None:
     write(base, text)

@@ -33,7 +33,8 @@ from magicdistill.platform.export.diffusers_pipeline import ENCODERS, stock_sche
 from magicdistill.platform.export.export import ExportError, export, export_lora
 from magicdistill.platform.export.pretrained_model import find_pretrained
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.training.engine import Ema, build_engine
+from magicdistill.platform.training.ema import Ema
+from magicdistill.platform.training.engine import build_engine
 from tests.tiny_encoders import tiny_encoder
 
 State = dict[str, Tensor]
@@ -49,7 +50,7 @@ class Trained:
         assert isinstance(generator, VelocityModel)
         optimizer = recipe.schedule.optimizers["generator"]
         engine = build_engine(recipe.engine, generator, optimizer, num_micro_batches=1)
-        ema = Ema("generator", generator, 0.5)
+        ema = Ema("generator", engine, 0.5)
         for cycle in (1, 2):
             with torch.no_grad():
                 torch._foreach_add_(list(generator.parameters()), 0.125)

@@ -14,10 +14,10 @@ from magicdistill.models import paths
 from magicdistill.models.config import Config
 from magicdistill.models.methods.registry import METHODS
 from magicdistill.platform.comparison.comparison_recipe import ComparisonRecipe
-from magicdistill.platform.config.overrides import RecipeError, sections_in, validate
 from magicdistill.platform.config.recipe import Recipe, load_recipe
 from magicdistill.platform.config.sections import ENGINES
-from magicdistill.platform.inference.sample_many import Line
+from magicdistill.platform.config.validation import RecipeError, sections_in, validate
+from magicdistill.platform.inference.orders import Line
 from magicdistill.platform.launch.cli import JobFlags, parse_arguments, parse_job, refusing
 from magicdistill.platform.runs.run_directory import RunDirectory
 

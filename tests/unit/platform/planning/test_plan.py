@@ -132,14 +132,16 @@ def test_what_the_torch_engine_keeps_is_predicted(precision: Precision) -> None:
     engine = TorchEngine(
         TorchEngineConfig(precision=precision), module, OptimizerConfig(lr=1e-3), 1
     )
-    engine.backward(sum((p.square().sum() for p in engine.parameters), torch.zeros(())), last=True)
-    gradients = sum(p.grad.nbytes for p in engine.parameters if p.grad is not None)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    engine.backward(sum((p.square().sum() for p in trained), torch.zeros(())), last=True)
+    masters = list(engine.masters.values())
+    gradients = sum(p.grad.nbytes for p in masters or trained if p.grad is not None)
     engine.step()
     moments = [t for state in engine.optimizer.state.values() for t in state.values()]
     kept = {
         "parameters": sum(p.nbytes for p in module.parameters()),
         "gradients": gradients,
-        "optimiser": sum(t.nbytes for t in moments),
+        "optimiser": sum(t.nbytes for t in (*masters, *moments)),
     }
     rows = [
         row

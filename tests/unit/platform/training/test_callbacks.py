@@ -45,7 +45,7 @@ def test_a_due_checkpoint_is_saved_and_no_other(tmp_path: Path) -> None:
 
 
 def test_the_pace_is_right_from_the_first_cycle_on_and_leaves_the_start_out(tmp_path: Path) -> None:
-    run = RunDirectory.create(tmp_path, tiny_recipe("torch", batch_size=2))
+    run = RunDirectory.create(tmp_path, tiny_recipe(2))
     schedule = run.recipe().schedule.model_copy(update={"num_cycles": 40})
     step_timer = StepTimer()
     writer = MetricsWriter(run, schedule, step_timer)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.platform.checkpoints.engine_state import owners
 from magicdistill.platform.launch.run_job import go_back
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.finite_weights import demand_finite
@@ -41,7 +42,7 @@ def test_what_an_infinite_update_has_made_is_neither_saved_nor_exported(
 
     def diverge(*_: Any) -> None:
         with torch.no_grad():
-            engine.updated()[3].view(-1)[0] = math.inf
+            owners(engine.places())[3].view(-1)[0] = math.inf
 
     engine.optimizer.register_step_post_hook(diverge)  # the gradient is finite, the update is not
     trained.run_all()
@@ -60,7 +61,7 @@ def poisoned(tmp_path: Path, cache: AnyPath) -> RunDirectory:
     first = worker(run, cache)
     first.run_all()
     with torch.no_grad():
-        first.engines["generator"].updated()[3].view(-1)[0] = math.nan
+        owners(first.engines["generator"].places())[3].view(-1)[0] = math.nan
     first.checkpoints.save(2, first.engines, first.ema)
     return run
 
@@ -95,7 +96,7 @@ def test_a_model_that_its_files_cannot_hold_is_not_written(tmp_path: Path, cache
     trained.run_all()
     assert (run.path / "model" / "config.json").exists()
     with torch.no_grad():
-        trained.engines["generator"].updated()[3].view(-1)[0] = 70_000
+        owners(trained.engines["generator"].places())[3].view(-1)[0] = 70_000
     trained.checkpoints.save(1, trained.engines, trained.ema)
     (run.path / "model" / "config.json").unlink()
     worker(run, cache).run_all()

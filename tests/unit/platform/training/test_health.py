@@ -150,7 +150,7 @@ def test_a_value_that_is_no_number_stops_the_run_and_names_role_and_rank(
     engine: Any = SimpleNamespace(
         module=method.modules["decoder"],
         backward=lambda loss, *, last: None,
-        step=lambda: next(steps),
+        step=lambda: {"grad_norm": next(steps)},
         lr=0.1,
     )
     batch = Batch(torch.zeros(1, 1, 1, 1, 1), None, [0])

@@ -1,0 +1,69 @@
+"""The average of a role's weights that is sampled and exported in place of the last ones."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from magicdistill.platform.checkpoints.engine_state import shape_of, trainable
+from magicdistill.platform.checkpoints.flat_shards import (
+    WEIGHT,
+    FlatShard,
+    FlatShardReader,
+    write_flat_shards,
+)
+from magicdistill.platform.training.engine import Engine
+
+
+class Ema:
+    """Exponential moving average of a role's master weights, each rank of its own part."""
+
+    def __init__(self, role: str, engine: Engine, decay: float) -> None:
+        self.role, self.engine, self.decay = role, engine, decay
+        self.places = engine.places()
+        self.live = [place.piece(WEIGHT, place.owner).values for place in self.places]
+        self.average = [values.clone() for values in self.live]
+
+    def save(self, directory: Path) -> None:
+        """Write the average; called on every rank."""
+        shapes = {name: shape_of(p) for name, p in trainable(self.engine.module).items()}
+        replicated = self.engine.is_replicated
+        write_flat_shards(directory, self._flat_shards(), shapes, {}, replicated=replicated)
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote on any number of ranks."""
+        reader = FlatShardReader(directory)
+        for piece in self._flat_shards():
+            reader.fill(piece)
+
+    def _flat_shards(self) -> Iterator[FlatShard]:
+        for place, average in zip(self.places, self.average, strict=True):
+            yield FlatShard(f"{WEIGHT}/{place.name}", place.start, average)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the present weights."""
+        torch._foreach_lerp_(self.average, self.live, 1 - self.decay)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Run with the averaged weights, then put the trained ones back; on every rank."""
+        trained = [values.clone() for values in self.live]
+        self._write(self.average)
+        try:
+            yield
+        finally:
+            self._write(trained)
+
+    @torch.no_grad()
+    def _write(self, values: list[Tensor]) -> None:
+        for live, value in zip(self.live, values, strict=True):
+            live.copy_(value)
+        self.engine.refresh()
+
+
+def averaged(ema: Ema | None) -> AbstractContextManager[None]:
+    """Run the body with a role's averaged weights, where the recipe averages any."""
+    return ema.swapped() if ema else nullcontext()

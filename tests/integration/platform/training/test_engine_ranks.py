@@ -1,0 +1,195 @@
+"""Numbers of every engine on two ranks: sums of gradients, clipping by group, averaged weights."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from pydantic import TypeAdapter
+from torch import Tensor, multiprocessing, nn
+
+from magicdistill.models.objectives.types import ParameterGroup
+from magicdistill.platform.checkpoints.role_weights import role_weights
+from magicdistill.platform.config.sections import EngineConfig, OptimizerConfig
+from magicdistill.platform.training.ema import Ema
+from magicdistill.platform.training.engine import Engine, build_engine
+
+CONFIGS: TypeAdapter[Any] = TypeAdapter(EngineConfig)
+NUM_RANKS, NUM_UPDATES, FACTOR = 2, 3, 1e4
+CLIP_NORM = 0.05
+# A large eps makes the steps as long as the clipped gradients, which Adam would hide.
+OPTIMIZER = OptimizerConfig(lr=0.1, eps=10.0, clip_norm=CLIP_NORM)
+ENGINES = {
+    f"{kind} {precision}": {"kind": "deepspeed", "precision": precision} | options
+    for precision in ("fp32", "bf16")
+    for kind, options in {
+        "torch": {"kind": "torch"},
+        "zero-0": {"zero_stage": 0},
+        "zero-1": {"zero_stage": 1},
+        "zero-2": {"zero_stage": 2},
+        "zero-3": {"zero_stage": 3},
+        "zero-1 host": {"zero_stage": 1, "offload_optimizer": True},
+        "zero-2 host": {"zero_stage": 2, "offload_optimizer": True},
+        "zero-3 host": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
+    }.items()
+    if (kind, precision) != ("zero-0", "bf16")  # refused
+}
+
+
+class Two(nn.Module):
+    """Two parts; the loss of one has a factor, as a LoRA's beside a discriminator has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaled, self.plain = nn.Linear(6, 5, bias=False), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.scaled(x).square().mean(), self.plain(x).square().mean()
+        return FACTOR * one.float() + other.float()
+
+    def groups(self) -> dict[str, ParameterGroup]:
+        scaled = ParameterGroup(list(self.scaled.parameters()), FACTOR)
+        return {"scaled": scaled, "plain": ParameterGroup(list(self.plain.parameters()))}
+
+
+class Found(NamedTuple):
+    """What one rank saw of one engine."""
+
+    sum_norm: float
+    norms: list[dict[str, float]]
+    outside: tuple[float, float]
+    """The loss before and after the averaged weights were in force."""
+    inside: float
+
+
+def data(dtype: torch.dtype) -> Tensor:
+    """Samples (4 6) by update, micro-batch and rank."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(NUM_UPDATES, 2, NUM_RANKS, 4, 6, generator=generator).to(dtype)
+
+
+def dtype_of(config: Any) -> torch.dtype:
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def norm_of_four_gradients(config: Any, rank: int) -> float:
+    """Average 256 and three times 1, from two micro-batches of two ranks: 64.5 in bfloat16."""
+    module = nn.Linear(1, 1, bias=False)
+    engine = build_engine(config, module, OPTIMIZER, num_micro_batches=2)
+    for last in (False, True):
+        value = 1.0 if rank or last else 256.0
+        x = torch.tensor([[value]], dtype=dtype_of(config))
+        engine.backward(engine(x).sum(), last=last)
+    return engine.step()["grad_norm"]
+
+
+def train(config: Any, rank: int, folder: Path) -> Found:
+    """Train, and save the weights, their average, and the weights after that was in force."""
+    torch.manual_seed(0)
+    module = Two()
+    groups = module.groups()
+    engine = build_engine(config, module, OPTIMIZER, num_micro_batches=2, groups=groups)
+    average = Ema("net", engine, 0.5)
+    x = data(dtype_of(config))
+    norms = []
+    for update in x:
+        for micro in (0, 1):
+            engine.backward(engine(update[micro, rank]), last=micro == 1)
+        norms.append(engine.step())
+        average.update()
+    before = loss_of(engine, x[0, 0, 0])
+    for name, state in {"net": engine, "ema": average}.items():
+        state.save(folder / name)
+    with average.swapped():
+        inside = loss_of(engine, x[0, 0, 0])
+    after = loss_of(engine, x[0, 0, 0])
+    engine.save(folder / "again")
+    return Found(norm_of_four_gradients(config, rank), norms, (before, after), inside)
+
+
+@torch.no_grad()
+def loss_of(engine: Engine, x: Tensor) -> float:
+    return float(engine(x))
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=NUM_RANKS
+    )
+    found = {
+        name: tuple(train(CONFIGS.validate_python(values), rank, folder / name))
+        for name, values in ENGINES.items()
+    }
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    multiprocessing.set_forkserver_preload([__name__])  # one process imports for both
+    multiprocessing.start_processes(
+        run_rank, (folder,), nprocs=NUM_RANKS, start_method="forkserver"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[str, list[Found]]:
+    """What both ranks saw, by engine."""
+    ranks = [torch.load(folder / f"{rank}.pt") for rank in range(NUM_RANKS)]
+    return {name: [Found(*rank[name]) for rank in ranks] for name in ENGINES}
+
+
+def weights(folder: Path, engine: str, what: str) -> dict[str, Tensor]:
+    return {name: read() for name, read in role_weights(folder / engine / what).items()}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_gradients_of_micro_batches_and_ranks_are_added_up_in_float32(
+    name: str, found: dict[str, list[Found]]
+) -> None:
+    assert [rank.sum_norm for rank in found[name]] == [64.75] * NUM_RANKS
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_each_group_is_clipped_by_itself_on_every_engine(
+    name: str, folder: Path, found: dict[str, list[Found]]
+) -> None:
+    reference = f"torch {name.split()[-1]}"
+    assert found[name][0].norms == found[name][1].norms
+    for ours, theirs in zip(found[name][0].norms, found[reference][0].norms, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+        assert min(ours.values()) > 4 * CLIP_NORM  # the limit is in force for both
+    expected, trained = (weights(folder, engine, "net") for engine in (reference, name))
+    assert trained.keys() == expected.keys() == dict(Two().named_parameters()).keys()
+    torch.manual_seed(0)
+    start = dict(Two().named_parameters())
+    for key, value in expected.items():
+        step = (value - start[key]).norm()
+        assert (trained[key] - value).norm() < (0.2 if "bf16" in name else 1e-4) * step, key
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_average_is_of_the_master_weights_on_every_engine(
+    name: str, folder: Path, found: dict[str, list[Found]]
+) -> None:
+    before, average, after = (weights(folder, name, what) for what in ("net", "ema", "again"))
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    dtype, module = dtype_of(CONFIGS.validate_python(ENGINES[name])), Two()
+    module.load_state_dict(average)
+    expected = float(module.to(dtype)(data(dtype)[0, 0, 0]))
+    for rank in found[name]:
+        assert rank.outside[0] == rank.outside[1] != rank.inside
+        assert rank.inside == pytest.approx(expected, rel=1e-5)
+    for key, value in average.items():
+        assert value.dtype == torch.float32
+        assert not torch.equal(value, value.bfloat16().float()), key
+    reference = weights(folder, f"torch {name.split()[-1]}", "ema")
+    torch.testing.assert_close(average, reference, rtol=0, atol=1e-2 if "bf16" in name else 1e-6)

@@ -1,0 +1,169 @@
+"""Numbers of the engine on plain torch: master weights, sums of gradients, clipping by group."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from magicdistill.models.methods.dmd2 import Dmd2Method
+from magicdistill.models.networks.critic import Critic
+from magicdistill.models.networks.placement import WHOLE
+from magicdistill.models.networks.presets import ModelConfig
+from magicdistill.models.objectives.types import Batch, ParameterGroup
+from magicdistill.platform.checkpoints.role_weights import role_weights
+from magicdistill.platform.config.sections import OptimizerConfig, Precision, TorchEngineConfig
+from magicdistill.platform.training.ema import Ema
+from magicdistill.platform.training.engine import TorchEngine, build_engine
+from magicdistill.platform.training.loop import Loop, Metrics
+from tests.unit.platform.training.test_micro_batches import sample
+
+PAPER_LR = 3e-6
+
+
+def linear_engine(precision: Precision, lr: float = PAPER_LR, **options: Any) -> TorchEngine:
+    torch.manual_seed(0)
+    return TorchEngine(
+        TorchEngineConfig(precision=precision),
+        nn.Linear(32, 32),
+        OptimizerConfig(lr=lr, **options),
+        num_micro_batches=1,
+    )
+
+
+def train(engine: TorchEngine, num_updates: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(num_updates, 16, 32, generator=generator)
+    dtype = next(engine.module.parameters()).dtype
+    for batch in x.to(dtype):
+        engine.backward((engine(batch) - batch.flip(-1)).square().mean(), last=True)
+        engine.step()
+
+
+def masters(engine: TorchEngine) -> Tensor:
+    return torch.cat([place.owner.detach().flatten() for place in engine.places()])
+
+
+def weights(engine: TorchEngine) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in engine.module.parameters()])
+
+
+def moved(precision: Precision) -> Tensor:
+    engine = linear_engine(precision)
+    before = masters(engine).clone()
+    train(engine, 50)
+    return masters(engine) - before
+
+
+def test_bf16_moves_every_weight_at_the_papers_rate_as_fp32_does() -> None:
+    found, expected = moved("bf16"), moved("fp32")
+    assert found.ne(0).float().mean() > 0.99
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_forwards_read_the_master_weights_rounded() -> None:
+    engine = linear_engine("bf16", lr=1e-3)
+    train(engine, 5)
+    assert masters(engine).dtype == torch.float32
+    assert torch.equal(weights(engine), masters(engine).bfloat16())
+    assert not torch.equal(weights(engine).float(), masters(engine))
+
+
+def test_gradients_of_micro_batches_are_added_up_in_float32() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    engine = TorchEngine(TorchEngineConfig(precision="bf16"), module, OptimizerConfig(lr=1.0), 2)
+    for last, gradient in enumerate((256.0, 1.0)):
+        x = torch.tensor([[gradient]], dtype=torch.bfloat16)
+        engine.backward(engine(x).sum(), last=bool(last))
+    assert engine.step() == {"grad_norm": 128.5}  # 128 in bfloat16
+
+
+def test_a_checkpoint_holds_the_master_weights_and_restores_them(tmp_path: Path) -> None:
+    engine, other = linear_engine("bf16"), linear_engine("bf16")
+    train(engine, 3)
+    engine.save(tmp_path)
+    saved = {name: read() for name, read in role_weights(tmp_path).items()}
+    assert torch.equal(torch.cat([saved["weight"].flatten(), saved["bias"]]), masters(engine))
+    other.load(tmp_path)
+    for one in (engine, other):
+        train(one, 2)
+    assert torch.equal(masters(engine), masters(other))
+    assert torch.equal(weights(engine), weights(other))
+
+
+def test_the_average_is_of_the_master_weights() -> None:
+    engine = linear_engine("bf16")
+    average, expected = Ema("net", engine, 0.5), masters(engine).clone()
+    for _ in range(4):
+        train(engine, 1)
+        average.update()
+        expected.lerp_(masters(engine), 0.5)
+    last, rounded = masters(engine).clone(), weights(engine)
+    with average.swapped():
+        assert torch.equal(masters(engine), expected)
+        assert torch.equal(weights(engine), expected.bfloat16())
+    assert torch.equal(masters(engine), last)
+    assert torch.equal(weights(engine), rounded)
+    assert not torch.equal(last, expected)
+
+
+def critic_cycles(
+    factor: float, clip_norm: float | None
+) -> tuple[list[Metrics], dict[str, Tensor]]:
+    """Train a critic for three cycles; return its metrics, and how far each parameter moved."""
+    torch.manual_seed(0)
+    config = Dmd2Method(
+        name="dmd2",
+        lora_loss_scale=factor,
+        warmup_cycles=3,
+        share_rollout=False,
+        num_fake_updates=5,
+    )
+    method = config.build(ModelConfig(preset="nano"), WHOLE)
+    optimizer = OptimizerConfig(lr=1e-3, clip_norm=clip_norm, eps=1e-12)
+    engines = {
+        role: build_engine(
+            TorchEngineConfig(),
+            module,
+            optimizer,
+            num_micro_batches=1,
+            groups=method.parameter_groups(role),
+        )
+        for role, module in method.modules.items()
+    }
+    critic = method.modules["critic"]
+    assert isinstance(critic, Critic)
+    before = {n: p.detach().clone() for n, p in critic.named_parameters() if p.requires_grad}
+    batches: list[Batch] = [sample(position) for position in range(16)]
+    loop = Loop(method, engines, lambda step, micro: batches[step], seed=0, num_micro_batches=1)
+    metrics = [loop.cycle(cycle) for cycle in range(3)]
+    after = dict(critic.named_parameters())
+    return metrics, {name: after[name].detach() - value for name, value in before.items()}
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+def test_lora_and_discriminator_move_as_without_the_factor_on_the_loras_loss(
+    clip_norm: float | None,
+) -> None:
+    expected, plain = critic_cycles(1.0, clip_norm)
+    found, scaled = critic_cycles(1e4, clip_norm)
+    assert {"critic/lora/grad_norm", "critic/discriminator/grad_norm"} <= found[0].keys()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+        if clip_norm:  # the limit is in force for both
+            assert min(v for name, v in ours.items() if "grad_norm" in name) > clip_norm
+    for name, step in plain.items():
+        if "lora_" in name:
+            assert (scaled[name] - step).norm() <= 0.05 * step.norm(), name
+        else:
+            assert torch.equal(scaled[name], step), name
+
+
+def test_groups_that_leave_out_a_parameter_are_refused() -> None:
+    module = nn.Linear(2, 2)
+    groups = {"weights": ParameterGroup(list(module.parameters())[:1])}
+    with pytest.raises(ValueError, match="the parameter groups weights do not hold every trained"):
+        build_engine(
+            TorchEngineConfig(), module, OptimizerConfig(lr=1.0), num_micro_batches=1, groups=groups
+        )
