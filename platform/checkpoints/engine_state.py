@@ -144,6 +144,8 @@ def refresh_zero_weights(engine: Any) -> None:
         case 0:
             return  # they are those
         case 3:
+            # parameters that are gathered for the next forward would hide what is written here
+            engine.optimizer.empty_partition_cache()
             parameters = trainable(engine.module)
             for place in zero_shard_places(engine):
                 parameter = parameters[place.name]

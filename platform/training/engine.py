@@ -342,6 +342,7 @@ class DeepSpeedEngine:
     def load(self, directory: Path) -> None:
         """Read this rank's shard."""
         load_role(directory, self.module, self.optimizer, self.schedule, self.places())
+        self.refresh()
         follow_recipe(self.optimizer, self.schedule, self.config)
 
 
