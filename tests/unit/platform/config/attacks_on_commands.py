@@ -210,7 +210,7 @@ ACCEPTED_COMMANDS = {
         "--cluster.num_workers 4 --cluster.sequence_parallel 2",
         "--cluster.num_workers 1 --schedule.batch_size 1",
         "--method.lora.rank 128",
-        r"--method.lora.targets single_transformer_blocks\.0\.proj_mlp",
+        r"--method.lora.targets 'single_transformer_blocks\.0\.proj_mlp'",
         "--model.generator assets/portrait-tiny/student-4step",
         "--name mine --runs elsewhere",
         "--name größer_2.0",

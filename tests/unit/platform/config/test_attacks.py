@@ -1,7 +1,11 @@
 """Command lines and recipes of the impatient: what is refused, in which words, and what is not."""
 
 import importlib
+import os
+import shlex
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -22,7 +26,7 @@ RAW = ("- a", "a: [", "\x00")
 def run(job: str, command: str) -> tuple[object, str]:
     """Give a command line to a job as the shell does; return its status and what it said."""
     said = StringIO()
-    sys.argv = [f"jobs/{job}.py", *command.split()]
+    sys.argv = [f"jobs/{job}.py", *shlex.split(command)]
     with redirect_stdout(StringIO()), redirect_stderr(said):
         try:
             importlib.import_module(f"magicdistill.jobs.{job}").main()
@@ -49,7 +53,7 @@ TAKES_RECIPES = ("distill", "finetune", "train_vae", "plan", "curate", "evaluate
 
 
 @pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> object:
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     """Print past pytest's capture."""
 
     def print_count(text: str) -> None:
@@ -59,9 +63,20 @@ def tell(capsys: pytest.CaptureFixture[str]) -> object:
     return print_count
 
 
-def test_what_is_wrong_on_a_command_line_is_refused_in_a_sentence(monkeypatch, tmp_path, tell):
-    monkeypatch.setattr(sys, "argv", [])
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Undo afterwards what a job does to its process before it refuses."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    environment = dict(os.environ)
+    with warnings.catch_warnings():
+        yield
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def test_what_is_wrong_on_a_command_line_is_refused_in_a_sentence(apart, tell):
     wrong, count = [], 0
     for job, cases in REFUSED_COMMANDS.items():
         for command, expected in cases.items():
@@ -74,9 +89,7 @@ def test_what_is_wrong_on_a_command_line_is_refused_in_a_sentence(monkeypatch, t
     assert wrong == []
 
 
-def test_what_is_right_on_a_command_line_is_accepted(monkeypatch, tmp_path, tell):
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.chdir(tmp_path)
+def test_what_is_right_on_a_command_line_is_accepted(apart, tell):
     wrong, count = [], 0
     for job, commands in ACCEPTED_COMMANDS.items():
         for command in commands:
@@ -87,7 +100,7 @@ def test_what_is_right_on_a_command_line_is_accepted(monkeypatch, tmp_path, tell
                     wrong.append((job, command, status, said))
             else:
                 module = importlib.import_module(f"magicdistill.jobs.{job}")
-                parse_arguments(job, module.Arguments, "", command.replace("'", "").split(" "))
+                parse_arguments(job, module.Arguments, "", shlex.split(command))
     tell(f"{count} command lines accepted")
     assert wrong == []
 
