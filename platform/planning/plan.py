@@ -6,17 +6,18 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from magicdistill.models.diffusion.guidance import forwards_per_step
-from magicdistill.models.methods.forward_passes import ForwardPass, Update
+from magicdistill.models.methods.forward_passes import Update
 from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.platform.config.overrides import RecipeError, merge, validate
 from magicdistill.platform.config.recipe import Recipe
-from magicdistill.platform.config.sections import GpuName, PairsConfig
-from magicdistill.platform.planning.flops import (
-    num_frames,
-    operations,
-    sample_of,
-    workspace_bytes,
+from magicdistill.platform.config.sections import GpuName
+from magicdistill.platform.planning.flops import operations, sample_of
+from magicdistill.platform.planning.generation import (
+    evaluation_operations,
+    evaluation_rows,
+    pair_operations,
+    pair_rows,
+    video_operations,
 )
 from magicdistill.platform.planning.memory import (
     Parameters,
@@ -257,11 +258,11 @@ def _plan(
         operations_per_cycle=sharing * per_sample,
         samples_per_cycle=num_read,
         sample_bytes=_sample_bytes(sample),
-        pair_operations=num_read * _pair_operations(recipe.pairs, sample),
-        pair_rows=_pair_rows(recipe, parts, sample, num_samples),
-        evaluation_rows=_evaluation_rows(recipe, parts, sample),
-        evaluation_operations=_evaluation_operations(recipe, sample),
-        video_operations=_video_operations(recipe, sample),
+        pair_operations=num_read * pair_operations(recipe.pairs, sample),
+        pair_rows=pair_rows(recipe, parts, sample, num_samples),
+        evaluation_rows=evaluation_rows(recipe, parts, sample),
+        evaluation_operations=evaluation_operations(recipe, sample),
+        video_operations=video_operations(recipe, sample),
         mfu=mfu,
     )
 
@@ -315,87 +316,6 @@ def _sample_bytes(sample: Sample) -> float:
     shapes = sample.shapes
     text = shapes.num_text_tokens * shapes.text_embed_dim + shapes.pooled_projection_dim
     return 2.0 * (sample.latent_numel + text)
-
-
-def _pair_operations(pairs: PairsConfig | None, sample: Sample) -> float:
-    """Return the operations of one pair; 0 where none are made."""
-    if pairs is None or pairs.stored is not None:
-        return 0
-    return operations(sample, _pair_steps(pairs), recompute=False)
-
-
-def _pair_rows(
-    recipe: Recipe, parts: Sequence[Parameters], sample: Sample, num_samples: int
-) -> tuple[Row, ...]:
-    """Return the memory of an actor that makes pairs: the generator, and its workspace."""
-    pairs = recipe.pairs
-    if pairs is None or pairs.stored is not None:
-        return ()
-    size = number_bytes(recipe.engine)
-    numel = sum(part.total for part in parts if part.role == "generator")
-    alone = replace(sample, sequence_parallel=1)
-    space = num_samples * workspace_bytes(alone, _pair_steps(pairs), recompute=False)
-    return (
-        Row("pairs", "generator", "parameters", size * numel),
-        Row("pairs", "steps", "inside a block", space),
-    )
-
-
-def _evaluation_rows(
-    recipe: Recipe, parts: Sequence[Parameters], sample: Sample
-) -> tuple[Row, ...]:
-    """Return the memory of an actor of the evaluation, when it samples or when it decodes."""
-    evaluation = recipe.evaluation
-    if evaluation is None:
-        return ()
-    numel = sum(part.total for part in parts if (part.role, part.part) == ("generator", "network"))
-    alone = replace(sample, sequence_parallel=1, activation_bytes=2)
-    steps = ForwardPass("evaluation", "sampling")
-    space = evaluation.batch_size * workspace_bytes(alone, steps, recompute=False)
-    sampling = Row("evaluation", "sampling", "inside a block", space)
-    (decoding,) = decoding_rows(evaluation, recipe.model.shapes, sample, evaluation.batch_size)
-    worst = max(sampling, decoding, key=lambda row: row.bytes)
-    network = Row("evaluation", "network", "parameters", 2 * numel)
-    return (network, vae_row(recipe.model.shapes), worst)
-
-
-def _evaluation_operations(recipe: Recipe, sample: Sample) -> float:
-    """Return the operations of all held-out clips: of the teacher with many steps and with few, of
-    the student, and of the generator of pairs, whole and cut short."""
-    evaluation, few, pairs = recipe.evaluation, recipe.method.trained_sampler, recipe.pairs
-    if evaluation is None:
-        return 0
-    samplers = [evaluation.teacher]
-    if few is not None:
-        samplers += [few] * (len({"euler", few.name}) + 1)
-        samplers += [pairs.sampler, few] if pairs is not None else []
-    embeds = recipe.model.shapes.transformer.guidance_embeds
-    passes = (
-        ForwardPass(
-            "evaluation",
-            "sampling",
-            samples=forwards_per_step(sampler.guidance, embeds=embeds),
-            repeats=sampler.num_steps,
-        )
-        for sampler in samplers
-    )
-    alone = replace(sample, sequence_parallel=1)
-    return evaluation.num_clips * sum(operations(alone, step, recompute=False) for step in passes)
-
-
-def _pair_steps(pairs: PairsConfig) -> ForwardPass:
-    return ForwardPass("pairs", "steps", repeats=pairs.sampler.num_steps)
-
-
-def _video_operations(recipe: Recipe, sample: Sample) -> float:
-    """Return the operations of sampling once with the sampler that the generator is trained for."""
-    sampler = recipe.method.trained_sampler
-    if sampler is None:
-        return 0
-    embeds = recipe.model.shapes.transformer.guidance_embeds
-    forwards = forwards_per_step(sampler.guidance, embeds=embeds)
-    steps = ForwardPass("generator", "sampling", samples=forwards, repeats=sampler.num_steps)
-    return operations(sample, steps, recompute=False)
 
 
 def _remedies(
