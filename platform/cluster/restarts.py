@@ -1,6 +1,7 @@
 """Says that a group of workers starts again: what failed, and from which cycle it goes on."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -19,11 +20,14 @@ class RestartReporter(UserCallback):
     def __init__(self, run: RunDirectory, max_failures: int, newest: Callable[[], int]) -> None:
         self.run, self.max_failures, self.newest = run, max_failures, newest
         self.num_failures = 0
-        self._reported: tuple[int, frozenset[int]] | None = None
+        self._reported: object = None
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Report a failure, once, although Ray may ask about the same group again."""
-        group = self.run.nodes_path.stat().st_mtime_ns if self.run.nodes_path.exists() else 0
+        group = None
+        with suppress(FileNotFoundError):  # every group writes it anew
+            facts = self.run.nodes_path.stat()
+            group = facts.st_ino, facts.st_mtime_ns
         failed = (group, frozenset(worker_exceptions))
         if failed == self._reported:
             return
@@ -34,7 +38,7 @@ class RestartReporter(UserCallback):
     def _what_next(self, failures: dict[int, Exception]) -> str:
         deaths = [getattr(error, "health_check_failure", error) for error in failures.values()]
         if any(isinstance(death, RayActorError) and death.preempted for death in deaths):
-            count = "which does not count, since its node was taken away"
+            count = "not counted, for a node was taken away"
         else:
             self.num_failures += 1
             left = self.max_failures - self.num_failures

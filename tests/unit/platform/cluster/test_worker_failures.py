@@ -84,7 +84,7 @@ def test_a_node_that_is_taken_away_costs_no_restart(run: RunDirectory) -> None:
     death._preempted = True
     reporter = RestartReporter(run, 0, lambda: 3)
     reporter.after_exception(None, {1: WorkerHealthCheckFailedError("failed", death)})
-    assert "start again from cycle 3; which does not count" in run.progress_path.read_text()
+    assert "start again from cycle 3; not counted" in run.progress_path.read_text()
 
 
 def test_a_failure_that_finds_no_room_for_its_traceback_is_still_the_one_that_is_raised(
