@@ -11,7 +11,7 @@ from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.platform.config.overrides import RecipeError, merge, validate
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import GpuName
-from magicdistill.platform.planning.flops import operations, sample_of
+from magicdistill.platform.planning.flops import num_frames, operations, sample_of
 from magicdistill.platform.planning.generation import (
     evaluation_operations,
     evaluation_rows,
