@@ -157,8 +157,8 @@ class DistributionMatchingConfig(Config):
     cfg_distillation: CfgDistillation | None = None
     """Distillation of the guidance scale in the same stage (003 section 3.1), or null."""
     lora_loss_scale: float = Field(default=1.0, gt=0)
-    """Factor on the fake-score loss; the paper has 1e4 under bf16 and ZeRO (002 section 3.4). The
-    engines' float32 sums make it needless where gradients are large beside Adam's eps."""
+    """Factor on the fake-score loss; the paper has 1e4 under bf16 and ZeRO (002 section 3.4). It
+    acts as a smaller `eps` of the critic's optimiser would, and changes no clipping."""
 
     @model_validator(mode="after")
     def _pairs_are_for_one_step(self) -> "DistributionMatchingConfig":

@@ -39,6 +39,9 @@ class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scaled, self.plain = nn.Linear(6, 5, bias=False), nn.Linear(6, 3)
+        self.to(
+            torch.bfloat16
+        ).float()  # all engines start alike: DeepSpeed rounds before it copies
 
     def forward(self, x: Tensor) -> Tensor:
         one, other = self.scaled(x).square().mean(), self.plain(x).square().mean()
@@ -177,7 +180,7 @@ def test_each_group_is_clipped_by_itself_on_every_engine(
     start = dict(Two().named_parameters())
     for key, value in expected.items():
         step = (value - start[key]).norm()
-        assert (trained[key] - value).norm() < (0.2 if "bf16" in name else 1e-4) * step, key
+        assert (trained[key] - value).norm() < (0.05 if "bf16" in name else 1e-4) * step, key
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -65,10 +65,10 @@ def test_offloading_parameters_needs_stage_3(base: Path) -> None:
 
 
 def test_bf16_without_sums_of_gradients_in_float32_is_refused(base: Path) -> None:
-    changes = ["--engine.kind", "deepspeed", "--engine.zero_stage", "0"]
-    assert load_recipe(base, [*changes, "--engine.precision", "fp32"])
+    text = base.read_text().replace("zero_stage: 3", "zero_stage: 0")
+    assert load_recipe(write(base, text.replace("bf16", "fp32")))
     with pytest.raises(RecipeError, match="zero_stage 0 would add up the gradients of precision"):
-        load_recipe(base, [*changes, "--engine.precision", "bf16"])
+        load_recipe(write(base, text))
 
 
 @pytest.mark.parametrize("text", ["- a list\n", "a: [unclosed\n", ""])
