@@ -99,7 +99,7 @@ def _explain(cls: type[Config], values: Values, problem: Any) -> str:
     return ": ".join([*filter(None, [name]), *shown, message])
 
 
-def _dotted(values: Any, location: Sequence[str | int]) -> str:
+def _dotted(values: Any, location: Sequence[Any]) -> str:
     """Turn pydantic's location into a dotted name, without its names of alternatives."""
     path = []
     for part in location:
