@@ -68,9 +68,8 @@ class Worker:
         self.monitor = HealthMonitor(recipe.health)
         self.loop = self._build_loop(data, share)
         scored = 0 if is_scored_apart else num_scored(recipe)
-        self.validation = None
-        if held_out is not None and recipe.schedule.sample_every is not None:
-            self.validation = _build_validation(recipe, held_out, share, scored)
+        shown = held_out if recipe.schedule.sample_every else None
+        self.validation = _build_validation(recipe, shown, share, scored) if shown else None
         self.health = HealthCheck(run, recipe.health, self.monitor, is_scored_apart=is_scored_apart)
         self.checkpointer = self._build_checkpointer()
         self.callbacks = callbacks_of(self)

@@ -44,7 +44,7 @@ methods:
     method: {{name: lcm}}
     schedule: {{num_cycles: 200, optimizers: {{generator: {{decay_steps: 200}}}}}}
 seeds: [0, 1]
-tuning: {{rates: [1.0e-4, 1.0e-3], seed: 9, overrides: {{schedule: {{batch_size: 1}}}}}}
+tuning: {{rates: [1.0e-4, 1.0e-3], seed: 9, overrides: {{schedule: {{batch_size: 4}}}}}}
 ablations:
   alpha:
     of: magic
@@ -104,7 +104,7 @@ def test_trials_are_shortened_and_try_each_rate_of_what_is_trained(
     recipe = trials["lcm"][1e-3].recipe
     generator = recipe.schedule.optimizers["generator"]
     assert (recipe.schedule.num_cycles, generator.decay_steps, generator.lr) == (100, 100, 1e-3)
-    assert (recipe.seed, recipe.schedule.batch_size) == (9, 1)
+    assert (recipe.seed, recipe.schedule.batch_size) == (9, 4)
 
 
 def test_an_ablation_alone_needs_the_trials_of_its_method(comparison: ComparisonRecipe) -> None:

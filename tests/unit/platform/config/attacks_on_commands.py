@@ -131,7 +131,7 @@ REFUSED_COMMANDS = {
     },
     "plan": {
         "--mfu 2": "mfu 2.0: it is a share of the peak",
-        "--mfu nan": "mfu nan: it is a share of the peak",
+        "--mfu nan": "--mfu: nan: Input should be a finite number",
         "--mfu 0.4 --rates file.json": "give one of --mfu and --rates",
         "--recipe portrait-tiny-data": "is for jobs/curate.py",
         "--cluster.num_workers 41": "does not divide into groups",

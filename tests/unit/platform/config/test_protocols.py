@@ -78,8 +78,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> N
 
 
 def test_a_recipe_without_an_evaluation_is_no_protocol() -> None:
-    with pytest.raises(RecipeError, match="magic141-lcm has no evaluation"):
-        with_protocol(TINY, "magic141-lcm")
+    with pytest.raises(RecipeError, match="nightly has no evaluation"):
+        with_protocol(TINY, "nightly")
 
 
 def test_a_dry_run_shows_the_protocol_with_overrides() -> None:
