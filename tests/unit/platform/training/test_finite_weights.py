@@ -91,7 +91,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_poisoned_one(
 
 
 def test_a_model_that_its_files_cannot_hold_is_not_written(tmp_path: Path, cache: AnyPath) -> None:
-    run = create(tmp_path, num_cycles=1)
+    run = create(tmp_path, num_cycles=1, ema_decay=None)
     trained = worker(run, cache)
     trained.run_all()
     assert (run.path / "model" / "config.json").exists()
