@@ -22,9 +22,9 @@ from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig
-from magicdistill.platform.training.deepspeed_import import import_deepspeed
-from magicdistill.platform.training.engine import build_optimizer, deepspeed_config
-from magicdistill.platform.training.zero3 import placement
+from magicdistill.platform.engines.deepspeed_import import import_deepspeed
+from magicdistill.platform.engines.engine import build_optimizer, deepspeed_config
+from magicdistill.platform.engines.zero3 import placement
 
 NUM_RANKS = 2
 REPEATS = 20

@@ -1,1 +1,1 @@
-"""Training: Ray Train workers, the loop, the engines and what runs after each cycle."""
+"""Training: Ray Train workers, the loop and what runs after each cycle."""

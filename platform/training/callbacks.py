@@ -19,9 +19,9 @@ from magicdistill.platform.cluster import ranks
 from magicdistill.platform.cluster.preemption import LeavingError, Notice, Notices, PreemptedError
 from magicdistill.platform.config.sections import HealthConfig, ScheduleConfig
 from magicdistill.platform.data.stream_source import StreamedBatches
+from magicdistill.platform.engines.ema import Ema, averaged
+from magicdistill.platform.engines.engine import Engine
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.training.ema import Ema, averaged
-from magicdistill.platform.training.engine import Engine
 from magicdistill.platform.training.finite_weights import demand_finite
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import Loop, Metrics, mean_over_ranks

@@ -12,8 +12,8 @@ from torch import Tensor
 from magicdistill.platform.checkpoints.checkpoints import EMA
 from magicdistill.platform.checkpoints.engine_state import owners
 from magicdistill.platform.cluster import ranks
-from magicdistill.platform.training.ema import Ema
-from magicdistill.platform.training.engine import Engine
+from magicdistill.platform.engines.ema import Ema
+from magicdistill.platform.engines.engine import Engine
 from magicdistill.platform.training.health import UnhealthyError
 
 

@@ -12,8 +12,8 @@ from magicdistill.models.objectives.types import Method
 from magicdistill.models.profiling import StepTimer, span
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.data.batches import Batches
-from magicdistill.platform.training.ema import Ema
-from magicdistill.platform.training.engine import Engine
+from magicdistill.platform.engines.ema import Ema
+from magicdistill.platform.engines.engine import Engine
 from magicdistill.platform.training.health import UnhealthyError
 
 Metrics = dict[str, float]

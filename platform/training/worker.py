@@ -17,6 +17,9 @@ from magicdistill.platform.cluster import ranks
 from magicdistill.platform.cluster.preemption import LeavingError, Notices
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.stream_source import open_batches
+from magicdistill.platform.engines.ema import Ema, averaged
+from magicdistill.platform.engines.engine import Engine, build_engine
+from magicdistill.platform.engines.zero3 import placement
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.callbacks import (
@@ -27,14 +30,11 @@ from magicdistill.platform.training.callbacks import (
     ValidationSamples,
     of_rank,
 )
-from magicdistill.platform.training.ema import Ema, averaged
-from magicdistill.platform.training.engine import Engine, build_engine
 from magicdistill.platform.training.finite_weights import demand_finite
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import Loop, num_steps
 from magicdistill.platform.training.metrics_writer import MetricsWriter
 from magicdistill.platform.training.validation import Validation, num_scored
-from magicdistill.platform.training.zero3 import placement
 
 
 class Worker:

@@ -106,4 +106,4 @@ def test_one_file_alone_imports_deepspeed() -> None:
         for file in code()
         if any(name.split(".")[0] == "deepspeed" for name in imported_by(file))
     ]
-    assert files == ["platform/training/deepspeed_import.py"]
+    assert files == ["platform/engines/deepspeed_import.py"]

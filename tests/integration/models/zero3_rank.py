@@ -24,9 +24,9 @@ from magicdistill.models.networks.transformer import (
 )
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig, OptimizerConfig
-from magicdistill.platform.training.deepspeed_import import import_deepspeed
-from magicdistill.platform.training.engine import DeepSpeedEngine
-from magicdistill.platform.training.zero3 import placement
+from magicdistill.platform.engines.deepspeed_import import import_deepspeed
+from magicdistill.platform.engines.engine import DeepSpeedEngine
+from magicdistill.platform.engines.zero3 import placement
 
 STRENGTHS = torch.tensor([0.25, 1.0])
 

@@ -17,8 +17,8 @@ from magicdistill.platform.checkpoints import s3_mirror
 from magicdistill.platform.checkpoints.checkpoint_folder import COMMITTED
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints, DamagedError
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
-from magicdistill.platform.training.ema import Ema
-from magicdistill.platform.training.engine import TorchEngine
+from magicdistill.platform.engines.ema import Ema
+from magicdistill.platform.engines.engine import TorchEngine
 from tests.s3_server import serve_s3
 
 BUCKET, RUN = "checkpoints", "a-run"

@@ -26,6 +26,7 @@ from magicdistill.models.networks.transformer import VelocityModel, load_transfo
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints
 from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.engines.engine import build_engine
 from magicdistill.platform.export.diffusers_pipeline import (
     ENCODERS,
     stock_autoencoder,
@@ -36,7 +37,6 @@ from magicdistill.platform.export.pretrained_model import ASSETS, find_pretraine
 from magicdistill.platform.inference.orders import Order, plan_windows
 from magicdistill.platform.inference.sample_video import VideoSampler
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.training.engine import build_engine
 
 TINY = ASSETS / "portrait-tiny"
 SHAPE = (16, 5, 8, 8)

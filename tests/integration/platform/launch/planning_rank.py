@@ -19,9 +19,9 @@ from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from magicdistill.platform.checkpoints.engine_state import local_shard
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig, OptimizerConfig
+from magicdistill.platform.engines.engine import DeepSpeedEngine
 from magicdistill.platform.planning.flops import Sample, saved_bytes
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
-from magicdistill.platform.training.engine import DeepSpeedEngine
 from tests.tiny import tiny_inputs, tiny_shapes
 
 NUM_RANKS = 2

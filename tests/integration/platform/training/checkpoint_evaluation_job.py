@@ -9,9 +9,9 @@ from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import ClusterConfig
+from magicdistill.platform.engines.ema import averaged
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.checkpoint_evaluation import has_room, scoring_checkpoints
-from magicdistill.platform.training.ema import averaged
 from magicdistill.platform.training.validation import Validation
 from magicdistill.platform.training.worker import Worker
 from tests.tiny_run import tiny_recipe, write_cache

@@ -22,7 +22,7 @@ from magicdistill.models.objectives.distribution_matching import DistributionMat
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.sections import OptimizerConfig, ScheduleConfig, TorchEngineConfig
 from magicdistill.platform.data.batches import deal
-from magicdistill.platform.training.engine import build_engine
+from magicdistill.platform.engines.engine import build_engine
 from magicdistill.platform.training.loop import Loop
 from tests.tiny import tiny_shapes
 

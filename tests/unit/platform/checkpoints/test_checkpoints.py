@@ -17,8 +17,8 @@ from magicdistill.platform.checkpoints.checkpoints import (
     NoCheckpointError,
 )
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
-from magicdistill.platform.training.ema import Ema
-from magicdistill.platform.training.engine import TorchEngine
+from magicdistill.platform.engines.ema import Ema
+from magicdistill.platform.engines.engine import TorchEngine
 
 STATE = "net/rank-00000.safetensors"
 

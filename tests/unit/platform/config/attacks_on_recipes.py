@@ -41,7 +41,6 @@ REFUSED_RECIPES = {
     "method: {name: dmd2, ground_truth: mse}": "use method.name magic-gt",
     "method: {lora: {rank: 0}}": "method.lora.rank: 0",
     "method: {lora: {rank: 200}}": "method.lora.rank 200: the network is 128 wide",
-    "method: {lora: {targets: []}}": "lora.targets: empty",
     "method: {lora: {targets: to_q}}": "method.lora.targets: 'to_q'",
     "method: {lora: {targets: [to_q]}}": "method.lora.targets 'to_q': names no linear",
     "method: {lora: {targets: ['(']}}": "no regular expression",
@@ -193,7 +192,7 @@ REFUSED_RECIPES = {
     "extends: attack.yaml": "extends itself",
     "- a": "a recipe is a mapping",
     "a: [": "not YAML",
-    "\x00": "not YAML",
+    "\x00": "a binary file",
     "seed: 1\n\tname: x": "not YAML",
 }
 """What a sentence must contain, by the text of a recipe that extends portrait-tiny."""

@@ -27,9 +27,9 @@ from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.config.sections import OptimizerConfig, ScheduleConfig, TorchEngineConfig
 from magicdistill.platform.data.batches import LatentBatches, deal
+from magicdistill.platform.engines.engine import build_engine
 from magicdistill.platform.planning.plan import plan
 from magicdistill.platform.planning.plan_table import format_plan
-from magicdistill.platform.training.engine import build_engine
 from magicdistill.platform.training.loop import Loop
 from tests.tiny import tiny_shapes
 

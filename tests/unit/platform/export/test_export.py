@@ -29,12 +29,12 @@ from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.checkpoints.checkpoint_folder import COMMITTED
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints
 from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.engines.ema import Ema
+from magicdistill.platform.engines.engine import build_engine
 from magicdistill.platform.export.diffusers_pipeline import ENCODERS, stock_scheduler
 from magicdistill.platform.export.export import ExportError, export, export_lora
 from magicdistill.platform.export.pretrained_model import find_pretrained
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.training.ema import Ema
-from magicdistill.platform.training.engine import build_engine
 from tests.tiny_encoders import tiny_encoder
 
 State = dict[str, Tensor]

@@ -232,6 +232,7 @@ def test_a_run_is_resumed_from_a_cycle_of_which_it_has_a_checkpoint(
     job: Job, ending: Ending
 ) -> None:
     run = RunDirectory.create(job.folder / "runs", load_recipe(job.recipe))
+    run.become_latest()
     for cycle in (4, 6):
         commit_checkpoint(run, cycle)
     assert ending("--resume", "latest@4", "--dry-run").status == 0

@@ -19,12 +19,12 @@ from magicdistill.models.networks.transformer import VelocityModel, build_transf
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import load_recipe, recipe_names
 from magicdistill.platform.config.sections import OptimizerConfig, Precision, TorchEngineConfig
+from magicdistill.platform.engines.engine import TorchEngine, lr_factor
 from magicdistill.platform.launch.cli import parse_job
 from magicdistill.platform.planning.flops import operations, saved_bytes
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.planning.plan import Change, changed, plan
 from magicdistill.platform.planning.plan_table import format_plan, to_json
-from magicdistill.platform.training.engine import TorchEngine, lr_factor
 from tests.tiny import tiny_inputs, tiny_shapes
 
 SHAPES = tiny_shapes(num_attention_heads=8, num_layers=3, num_single_layers=5, num_text_tokens=4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.platform.checkpoints.engine_state import owners
+from magicdistill.platform.checkpoints.engine_state import ShardPlace, owners
 from magicdistill.platform.launch.run_job import go_back
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.finite_weights import demand_finite
@@ -116,8 +116,9 @@ def test_a_model_that_its_files_cannot_hold_is_not_written(tmp_path: Path, cache
 )
 def test_a_weight_that_is_no_finite_number_is_found(values: list[float], is_finite: bool) -> None:
     class Held:
-        def updated(self) -> list[torch.Tensor]:
-            return [torch.ones(3), torch.tensor(values)]
+        def places(self) -> list[ShardPlace]:
+            tensors = [torch.ones(3), torch.tensor(values)]
+            return [ShardPlace("a", 0, tensor, 0, tensor.numel()) for tensor in tensors]
 
     engines: Any = {"generator": Held()}
     if is_finite:

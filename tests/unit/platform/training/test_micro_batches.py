@@ -20,7 +20,7 @@ from magicdistill.platform.config.sections import (
     TorchEngineConfig,
 )
 from magicdistill.platform.data.batches import deal
-from magicdistill.platform.training.engine import build_engine
+from magicdistill.platform.engines.engine import build_engine
 from magicdistill.platform.training.loop import Loop, Metrics
 
 CONFIGS: TypeAdapter[Any] = TypeAdapter(AnyMethod)

@@ -14,8 +14,8 @@ from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.objectives.types import Batch, ParameterGroup
 from magicdistill.platform.checkpoints.role_weights import role_weights
 from magicdistill.platform.config.sections import OptimizerConfig, Precision, TorchEngineConfig
-from magicdistill.platform.training.ema import Ema
-from magicdistill.platform.training.engine import TorchEngine, build_engine
+from magicdistill.platform.engines.ema import Ema
+from magicdistill.platform.engines.engine import TorchEngine, build_engine
 from magicdistill.platform.training.loop import Loop, Metrics
 from tests.unit.platform.training.test_micro_batches import sample
 

@@ -9,7 +9,7 @@ from magicdistill.models.networks.transformer import (
 )
 from magicdistill.platform.checkpoints.role_weights import role_weights
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
-from magicdistill.platform.training.engine import build_engine
+from magicdistill.platform.engines.engine import build_engine
 from tests.tiny import tiny_shapes
 
 SHAPES = tiny_shapes()

@@ -17,7 +17,7 @@ from deepspeed.runtime import compiler
 assert hasattr(compiler, "compile") and hasattr(compiler, "dummy_decorator")
 assert "__compatible_ops__" not in vars(deepspeed.ops)  # probed when it is first asked for
 if sys.argv[1] == "patched":
-    from magicdistill.platform.training.deepspeed_import import import_deepspeed
+    from magicdistill.platform.engines.deepspeed_import import import_deepspeed
 
     assert import_deepspeed() is import_deepspeed() is deepspeed
     comm = sys.modules["deepspeed.comm.torch"]

@@ -13,8 +13,8 @@ from torch import Tensor, multiprocessing, nn
 from magicdistill.models.objectives.types import ParameterGroup
 from magicdistill.platform.checkpoints.role_weights import role_weights
 from magicdistill.platform.config.sections import EngineConfig, OptimizerConfig
-from magicdistill.platform.training.ema import Ema
-from magicdistill.platform.training.engine import Engine, build_engine
+from magicdistill.platform.engines.ema import Ema
+from magicdistill.platform.engines.engine import Engine, build_engine
 
 CONFIGS: TypeAdapter[Any] = TypeAdapter(EngineConfig)
 NUM_RANKS, NUM_UPDATES, FACTOR = 2, 3, 1e4

@@ -14,7 +14,7 @@ from magicdistill.platform.checkpoints.flat_shards import (
     FlatShardReader,
     write_flat_shards,
 )
-from magicdistill.platform.training.engine import Engine
+from magicdistill.platform.engines.engine import Engine
 
 
 class Ema:

@@ -26,9 +26,9 @@ from magicdistill.platform.config.sections import (
     OptimizerConfig,
     TorchEngineConfig,
 )
+from magicdistill.platform.engines.clipping import Clipping, zero_gradients
+from magicdistill.platform.engines.deepspeed_import import import_deepspeed
 from magicdistill.platform.planning.memory import BUCKET_NUMEL
-from magicdistill.platform.training.clipping import Clipping, zero_gradients
-from magicdistill.platform.training.deepspeed_import import import_deepspeed
 
 
 class Engine(Protocol):

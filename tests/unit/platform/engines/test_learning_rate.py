@@ -14,8 +14,8 @@ from magicdistill.platform.config.sections import (
     ScheduleConfig,
     TorchEngineConfig,
 )
+from magicdistill.platform.engines.engine import TorchEngine, lr_factor
 from magicdistill.platform.runs.run_directory import RunDirectory
-from magicdistill.platform.training.engine import TorchEngine, lr_factor
 from magicdistill.platform.training.worker import Worker
 from tests.tiny_run import tiny_recipe, write_cache
 

@@ -11,8 +11,8 @@ from magicdistill.platform.config.sections import (
     DeepSpeedEngineConfig,
     EngineConfig,
 )
-from magicdistill.platform.training.deepspeed_import import import_deepspeed
-from magicdistill.platform.training.engine import deepspeed_config
+from magicdistill.platform.engines.deepspeed_import import import_deepspeed
+from magicdistill.platform.engines.engine import deepspeed_config
 
 
 def placement(config: EngineConfig) -> Placement:

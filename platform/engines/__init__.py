@@ -1,0 +1,1 @@
+"""Engines, by which a role is trained: plain torch or DeepSpeed, clipping and averaged weights."""
