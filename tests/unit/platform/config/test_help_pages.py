@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,7 @@ def forms() -> Iterator[type[Config]]:
     yield Recipe
     yield JobFlags
     for path in sorted(JOBS.glob("*.py")):
-        spec = spec_from_file_location(f"job_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = import_module(f"magicdistill.jobs.{path.stem}")
         for name in ("Flags", "Arguments"):
             if hasattr(module, name):
                 yield getattr(module, name)
