@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import diffusers
-
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, sigma_grid
 from magicdistill.models.networks.backbones.base import BackboneConfig
 from magicdistill.models.objectives.config import SamplerConfig
@@ -175,7 +173,7 @@ def lora_card(run: RunDirectory, cycle: int, num_parameters: int, lora: Lora) ->
     return LORA_CARD.format(
         name=run.path.name,
         network=network.__name__,
-        module="diffusers" if hasattr(diffusers, network.__name__) else network.__module__,
+        module="diffusers" if network.__module__.startswith("diffusers.") else network.__module__,
         teacher=recipe.model.teacher,
         strong=lora.strong,
         weak=lora.weak,
