@@ -231,8 +231,10 @@ def many_steps(recipe: Recipe) -> SamplerConfig:
 
 
 def _is_teacher(transformer: Path, recipe: Recipe) -> bool:
+    if recipe.model.teacher is None:
+        return False
     try:
-        teacher = find_weights(recipe.model.teacher or "", "model.teacher")
+        teacher = find_weights(recipe.model.teacher, "model.teacher")
     except FileNotFoundError:
         return False
     return teacher.resolve() == transformer

@@ -203,7 +203,7 @@ def test_the_backbone_trains_with_lora_discriminator_and_guidance(trained: RunDi
     recipe = trained.recipe()
     expected = ["generator/grad_norm"]
     if recipe.method.name == "magic":
-        expected += ["critic/grad_norm"]
+        expected += ["critic/lora/grad_norm", "critic/discriminator/grad_norm"]
         assert recipe.model_dump()["method"]["lora"]["targets"] == (
             r"blocks\.\d+\.(to_qkv|to_out|mlp\.[02])",
         )
