@@ -39,7 +39,7 @@ class HealthMonitor:
     """Judges cycles in their order; the same metrics give the same judgement on every rank.
 
     A limit holds for each metric whose last part is its name: `grad_norm` for
-    `generator/grad_norm` and `critic/grad_norm`. The evaluation's metrics have none.
+    `generator/grad_norm` and `critic/lora/grad_norm`. The evaluation's metrics have none.
     """
 
     def __init__(self, config: HealthConfig) -> None:
