@@ -186,15 +186,15 @@ def _score(way: Variant, parts: list[ScoredChunk], truth: list[ScoredChunk]) -> 
 
 
 def format_table(table: list[Scores]) -> str:
-    """Return the table as text."""
+    """Return the table as text of at most 79 columns."""
     head = (
-        f"{'':14}{'sampler':>13}{'NFE':>5}{'s/clip':>9}"
-        f"{'FD proxy':>10}{'n':>6}{'motion/real':>13}{'flicker/real':>14}"
+        f"{'':14}{'sampler':>12}{'NFE':>5}{'s/clip':>8}"
+        f"{'FD proxy':>10}{'n':>5}{'motion/real':>12}{'flicker/real':>13}"
     )
     rows = [
-        f"{row.variant:14}{row.sampler:>13}{row.nfe:>5}{row.seconds_per_clip:>9.3f}"
-        f"{row.proxy_frechet_distance:>10.3f}{row.num_clips or '':>6}"
-        f"{row.dynamic_degree_proxy:>13.2f}{row.flicker_proxy:>14.2f}"
+        f"{row.variant:14}{row.sampler:>12}{row.nfe:>5}{row.seconds_per_clip:>8.3f}"
+        f"{row.proxy_frechet_distance:>10.3f}{row.num_clips or '':>5}"
+        f"{row.dynamic_degree_proxy:>12.2f}{row.flicker_proxy:>13.2f}"
         for row in table
     ]
     return "\n".join([head, *rows])
