@@ -33,7 +33,7 @@ class Folder(SourceConfig):
     def location(self) -> str:
         """The path, absolute where it is local."""
         is_local = "://" not in self.path
-        path = str(Path(self.path).expanduser().absolute()) if is_local else self.path
+        path = str(Path(self.path).absolute()) if is_local else self.path
         return path.rstrip("/")
 
     @property

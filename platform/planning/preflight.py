@@ -208,5 +208,5 @@ def _weights(recipe: Recipe) -> Iterator[str]:
         ("data.prompts.encoder", prompts and prompts.encoder),
         ("evaluation.networks", evaluation and evaluation.networks),
     ):
-        if location is not None and not Path(location).expanduser().is_dir():
+        if location is not None and not Path(location).is_dir():
             yield f"{field}: there is no folder {location}; give one that exists"

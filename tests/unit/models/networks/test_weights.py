@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
-from torch import Tensor
 
 from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.transformer import (
@@ -14,22 +13,10 @@ from magicdistill.models.networks.transformer import (
     load_transformer,
 )
 from magicdistill.models.networks.weights import save_transformer
+from tests.networks import assert_same, network, weights
 from tests.tiny import tiny_shapes
 
 SHAPES = tiny_shapes()
-
-
-def network(seed: int = 0, **changes) -> HunyuanVideoTransformer3DModel:
-    torch.manual_seed(seed)
-    return HunyuanVideoTransformer3DModel(**SHAPES.arguments() | changes).eval()
-
-
-def weights(module: torch.nn.Module) -> dict[str, Tensor]:
-    return dict(module.state_dict())
-
-
-def assert_same(found: torch.nn.Module, expected: torch.nn.Module) -> None:
-    torch.testing.assert_close(weights(found), weights(expected), rtol=0, atol=0)
 
 
 def test_a_saved_folder_comes_back_whole_or_sharded(tmp_path):

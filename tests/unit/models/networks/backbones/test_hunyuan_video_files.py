@@ -13,6 +13,7 @@ from magicdistill.models.networks.transformer import (
     VelocityModel,
     load_transformer,
 )
+from tests.networks import assert_same, network, weights
 from tests.tiny import tiny_shapes
 
 SHAPES = tiny_shapes()
@@ -62,19 +63,6 @@ ORIGINAL_NAMES = (
     (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
     (r"^proj_out", "final_layer.linear"),
 )
-
-
-def network(seed: int = 0, **changes) -> HunyuanVideoTransformer3DModel:
-    torch.manual_seed(seed)
-    return HunyuanVideoTransformer3DModel(**SHAPES.arguments() | changes).eval()
-
-
-def weights(module: torch.nn.Module) -> dict[str, Tensor]:
-    return dict(module.state_dict())
-
-
-def assert_same(found: torch.nn.Module, expected: torch.nn.Module) -> None:
-    torch.testing.assert_close(weights(found), weights(expected), rtol=0, atol=0)
 
 
 def in_original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
