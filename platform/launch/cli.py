@@ -210,9 +210,10 @@ def _parse(
         name = own.recipe or default_recipe
         print(_help(job, flags, description, name, start, topic))
         sys.exit(0)
+    untitled = tyro.conf.arg(name="", help="")  # without a text, tyro parses source to find one
     fields = [
-        ("flags", Annotated[flags, tyro.conf.arg(name="")]),
-        ("recipe", Annotated[Recipe, tyro.conf.arg(name=""), FLAGS_TAKE_VALUES]),
+        ("flags", Annotated[flags, untitled]),
+        ("recipe", Annotated[Recipe, untitled, FLAGS_TAKE_VALUES]),
     ]
     form = make_dataclass("Form", fields, frozen=True)
     given = last_choices(start, arguments)

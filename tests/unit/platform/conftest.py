@@ -1,31 +1,5 @@
-"""A small recipe of the real kind."""
+"""All tests of the platform may take the small recipe."""
 
-from pathlib import Path
+from tests.small_recipe import base, recipe
 
-import pytest
-
-from magicdistill.platform.config.recipe import Recipe, load_recipe
-
-BASE = """
-seed: 3
-model: {vae: assets/portrait-tiny/vae, teacher: assets/portrait-tiny/teacher}
-data: {sources: [{kind: portrait-world, num_clips: 5}]}
-method: {name: magic, alpha_weak: 0.5}
-schedule:
-  num_cycles: 10
-  batch_size: 2
-  optimizers: {generator: {lr: 1.0e-4}, critic: {lr: 1.0e-3}}
-engine: {kind: deepspeed, zero_stage: 3, precision: bf16}
-"""
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    path = tmp_path / "base.yaml"
-    path.write_text(BASE)
-    return path
-
-
-@pytest.fixture
-def recipe(base: Path) -> Recipe:
-    return load_recipe(base)
+__all__ = ["base", "recipe"]

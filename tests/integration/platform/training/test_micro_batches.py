@@ -22,6 +22,7 @@ from magicdistill.platform.config.sections import (
 from magicdistill.platform.data.batches import deal
 from magicdistill.platform.engines.engine import build_engine
 from magicdistill.platform.training.loop import Loop, Metrics
+from tests.batches import sample
 
 CONFIGS: TypeAdapter[Any] = TypeAdapter(AnyMethod)
 # Adam divides by the root of the second moment: a large eps keeps rounding errors small.
@@ -41,18 +42,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 AT_VALIDATIONS = {"dynamic_degree", "saturation", "contrast", "temporal_variance", "drift"}
 """Health terms of the generated clips of a validation, which no micro-batch divides."""
-
-
-def sample(position: int) -> Batch:
-    """A sample of a size of its own, so that a ratio of means is no mean of ratios."""
-    generator = torch.Generator().manual_seed(position)
-    x0 = (1 + 2 * (position % 4)) * torch.randn(1, 16, 2, 4, 4, generator=generator)
-    text = torch.randn(2, 1, 4, 64, generator=generator)
-    pooled = torch.randn(2, 1, 64, generator=generator)
-    mask = torch.arange(4)[None] <= position % 4
-    given, null = (Conditions(text[i], mask, pooled[i], x0[:, :, :1]) for i in (0, 1))
-    noise, video = torch.randn(2, *x0.shape, generator=generator)
-    return Batch(x0, given, [position], null, Pair(noise, video))
 
 
 def frames(position: int) -> Tensor:
