@@ -195,7 +195,9 @@ def test_models_are_found_by_name_folder_and_run(tmp_path):
 
 def test_a_model_of_no_backbone_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
-    with pytest.raises(ExplainedError, match=r"--model .* holds a FluxTransformer2DModel,"):
+    with pytest.raises(
+        ExplainedError, match=r"--model .* holds weights of FluxTransformer2DModel,"
+    ):
         find_pretrained(str(tmp_path))
 
 

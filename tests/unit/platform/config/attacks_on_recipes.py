@@ -120,7 +120,7 @@ REFUSED_RECIPES = {
     "model: {teacher: nowhere}": "model.teacher: no weights",
     "model: {teacher: assets/portrait-tiny/vae}": "which is of no registered backbone",
     "model: {generator: nowhere}": "model.generator: no weights",
-    "model: {generator: assets/portrait-tiny/vae}": "holds a AutoencoderKLHunyuanVideo",
+    "model: {generator: assets/portrait-tiny/vae}": "holds weights of AutoencoderKLHunyuanVideo",
     "data: {prompts: {encoder: nowhere}}": "data.prompts.encoder: there is no folder nowhere",
     "data: {prompts: {encoder: assets, drop: 2}}": "data.prompts.drop: 2",
     "data: {sources: []}": "data.sources",

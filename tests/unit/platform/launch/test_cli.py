@@ -73,7 +73,9 @@ def test_weights_of_a_network_that_no_backbone_has_are_refused(job: Job, ending:
     for field in ("model.teacher", "model.generator"):
         end = ending("--dry-run", f"--{field}", str(folder))
         assert (end.status, end.out) == (2, "")
-        assert f"{field}: {folder} holds a FluxTransformer2DModel, which is of no" in end.err
+        assert (
+            f"{field}: {folder} holds weights of FluxTransformer2DModel, which is of no" in end.err
+        )
         assert "HunyuanVideoTransformer3DModel" in end.err
 
 

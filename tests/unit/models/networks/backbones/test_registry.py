@@ -63,7 +63,7 @@ def test_a_folder_of_another_network_is_refused_in_a_sentence(load, tmp_path: Pa
     with pytest.raises(ValueError) as refused:
         load(tmp_path)
     assert str(refused.value) == (
-        f"{tmp_path} holds a {WAN}, which is of no registered backbone; give weights of "
+        f"{tmp_path} holds weights of {WAN}, which is of no registered backbone; give weights of "
         "HunyuanVideoTransformer3DModel, or name in `plugins` the module that registers its "
         "backbone"
     )
