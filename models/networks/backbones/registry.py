@@ -31,8 +31,8 @@ def family_in(folder: Path) -> type[BackboneConfig]:
     if (family := find_family(network)) is None:
         supported = ", ".join(family.class_name for family in BACKBONES)
         raise ValueError(
-            f"{folder} holds weights of {network}, which is of no registered backbone; give weights of "
-            f"{supported}, or name in `plugins` the module that registers its backbone"
+            f"{folder} holds weights of {network}, which is of no registered backbone; give weights "
+            f"of {supported}, or name in `plugins` the module that registers its backbone"
         )
     return family
 
@@ -41,8 +41,8 @@ def demand_family(folder: Path, shapes: BackboneConfig) -> None:
     """Raise ValueError where a folder of diffusers has no network of the preset's family."""
     if (family := family_in(folder)) is not type(shapes):
         raise ValueError(
-            f"{folder} holds weights of {family.class_name}, and the preset's backbone is {shapes.kind}: "
-            "choose a preset with the backbone of the weights, or other weights"
+            f"{folder} holds weights of {family.class_name}, and the preset's backbone is "
+            f"{shapes.kind}: choose a preset with the backbone of the weights, or other weights"
         )
 
 
