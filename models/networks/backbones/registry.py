@@ -31,8 +31,8 @@ def family_in(folder: Path) -> type[BackboneConfig]:
     if (family := find_family(network)) is None:
         supported = ", ".join(family.class_name for family in BACKBONES)
         raise ValueError(
-            f"{folder} holds weights of {network}, which is of no registered backbone; give weights "
-            f"of {supported}, or name in `plugins` the module that registers its backbone"
+            f"{folder} holds weights of {network}, which is of no registered backbone; give "
+            f"weights of {supported}, or name in `plugins` the module that registers its backbone"
         )
     return family
 
