@@ -1,0 +1,106 @@
+"""Videos with the oddities of real files; every frame shows its own number."""
+
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+BITS, SIDE = 8, 16
+WIDTH, HEIGHT = BITS * SIDE, 64
+BLACK, WHITE = 30, 220
+
+
+def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """Return a picture, uint8 RGB (h, w, 3): eight bars show the number's bits, largest first.
+
+    White is one. The lower half is inverted, so that a picture that is turned or mirrored is none.
+    """
+    bits = np.array([number >> bit & 1 for bit in reversed(range(BITS))])
+    row = np.where(bits, WHITE, BLACK).astype(np.uint8).repeat(width // BITS)
+    upper = np.broadcast_to(row, (height // 2, width))
+    return np.concatenate([upper, WHITE + BLACK - upper])[:, :, None].repeat(3, axis=2)
+
+
+def number_of(frame: np.ndarray) -> int:
+    """Return the number that a picture shows; -1 if it is not upright."""
+    height, width = frame.shape[:2]
+    upper, lower = (
+        np.stack(
+            [half[:, i * width // BITS : (i + 1) * width // BITS].mean() > 125 for i in range(BITS)]
+        )
+        for half in (frame[: height // 2], frame[height // 2 :])
+    )
+    if (upper == lower).any():
+        return -1
+    return int("".join("01"[int(bit)] for bit in upper), 2)
+
+
+def numbers_of(frames: Iterator[np.ndarray] | Sequence[np.ndarray]) -> list[int]:
+    """Return the numbers that pictures show."""
+    return [number_of(frame) for frame in frames]
+
+
+def encode(
+    path: Path,
+    num_frames: int = 60,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    *,
+    pts: Callable[[int], int] = lambda i: i,
+    tick: Fraction = Fraction(1, 30),
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    prepare: Callable[[Any], None] = lambda stream: None,
+    picture: Callable[[int], np.ndarray] | None = None,
+    muxer: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
+    shift: int = 0,
+    first_packet_s: float = 0.0,
+) -> Path:
+    """Write a video of numbered frames.
+
+    Args:
+        path: target file.
+        num_frames: number of frames.
+        codec: encoder.
+        options: its options.
+        pts: time of each frame in ticks.
+        tick: length of a tick in seconds.
+        size: width and height as stored.
+        prepare: called with the stream before the first frame.
+        picture: makes the stored picture of each frame; `numbered` by default.
+        muxer: options of the container.
+        pix_fmt: format of the stored pixels.
+        shift: ticks that are added to all time stamps of packets.
+        first_packet_s: packets before this time are left out, up to a key frame.
+    """
+    make = picture or (lambda number: numbered(number, *size))
+    with av.open(str(path), "w", options=muxer or {}) as output:
+        stream = output.add_stream(codec, rate=1 / tick, options=options or {})
+        stream.width, stream.height = size
+        stream.pix_fmt = pix_fmt
+        stream.codec_context.time_base = tick
+        stream.codec_context.thread_count = 1
+        prepare(stream)
+        begun = not first_packet_s
+
+        def put(packets: list[av.Packet]) -> None:
+            nonlocal begun
+            for packet in packets:
+                begun = begun or (
+                    packet.is_keyframe and packet.pts * packet.time_base >= first_packet_s
+                )
+                if begun:
+                    move = int(shift * tick / packet.time_base)
+                    packet.pts += move
+                    packet.dts += move
+                    output.mux(packet)
+
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(make(number), format="rgb24")
+            frame.pts, frame.time_base = pts(number), tick
+            put(stream.encode(frame))
+        put(stream.encode())
+    return path
