@@ -11,31 +11,44 @@ import numpy as np
 BITS, SIDE = 8, 16
 WIDTH, HEIGHT = BITS * SIDE, 64
 BLACK, WHITE = 30, 220
+MOST = 64
+"""One past the largest number that a picture shows."""
+UPRIGHT = 0b11000001
+"""What the lower half shows: no picture that is turned or mirrored shows it with such a number."""
 
 
 def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
     """Return a picture, uint8 RGB (h, w, 3): eight bars show the number's bits, largest first.
 
-    White is one. The lower half is inverted, so that a picture that is turned or mirrored is none.
+    White is one. The lower half shows UPRIGHT in the same way.
+
+    Raises:
+        ValueError: if the number is not below MOST.
     """
-    bits = np.array([number >> bit & 1 for bit in reversed(range(BITS))])
-    row = np.where(bits, WHITE, BLACK).astype(np.uint8).repeat(width // BITS)
-    upper = np.broadcast_to(row, (height // 2, width))
-    return np.concatenate([upper, WHITE + BLACK - upper])[:, :, None].repeat(3, axis=2)
+    if not 0 <= number < MOST:
+        raise ValueError(f"{number} is not below {MOST}")
+    halves = [
+        np.where([value >> bit & 1 for bit in reversed(range(BITS))], WHITE, BLACK)
+        for value in (number, UPRIGHT)
+    ]
+    bars = np.array(halves, np.uint8).repeat(width // BITS, 1).repeat(height // 2, 0)
+    return bars[:, :, None].repeat(3, axis=2)
 
 
 def number_of(frame: np.ndarray) -> int:
     """Return the number that a picture shows; -1 if it is not upright."""
     height, width = frame.shape[:2]
-    upper, lower = (
-        np.stack(
-            [half[:, i * width // BITS : (i + 1) * width // BITS].mean() > 125 for i in range(BITS)]
+    number, mark = (
+        int(
+            "".join(
+                "01"[int(half[:, i * width // BITS : (i + 1) * width // BITS].mean() > 125)]
+                for i in range(BITS)
+            ),
+            2,
         )
         for half in (frame[: height // 2], frame[height // 2 :])
     )
-    if (upper == lower).any():
-        return -1
-    return int("".join("01"[int(bit)] for bit in upper), 2)
+    return number if mark == UPRIGHT and number < MOST else -1
 
 
 def numbers_of(frames: Iterator[np.ndarray] | Sequence[np.ndarray]) -> list[int]:
