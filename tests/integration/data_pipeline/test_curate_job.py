@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -47,14 +48,14 @@ def write_endless(path: Path) -> None:
         assert isinstance(stream, av.VideoStream)
         stream.width = stream.height = 4096
         stream.pix_fmt = "yuv420p"
-        picture = av.VideoFrame(4096, 4096, "yuv420p")
+        picture = av.VideoFrame.from_ndarray(np.zeros((6144, 4096), np.uint8), "yuv420p")
         (packet,) = [*stream.encode(picture), *stream.encode()]
         content = bytes(packet)
         for number in range(999):
             again = av.Packet(content)
             again.stream, again.time_base = stream, Fraction(1, 24)
             again.pts = again.dts = number - 998
-            again.is_keyframe = True
+            again.is_keyframe = not number  # so that all are decoded for the last one
             output.mux(again)
 
 
