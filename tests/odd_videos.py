@@ -92,28 +92,26 @@ def encode(
     make = picture or (lambda number: numbered(number, *size))
     with av.open(str(path), "w", options=muxer or {}) as output:
         stream = output.add_stream(codec, rate=1 / tick, options=options or {})
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
         stream.codec_context.time_base = tick
         stream.codec_context.thread_count = 1
         prepare(stream)
-        begun = not first_packet_s
-
-        def put(packets: list[av.Packet]) -> None:
-            nonlocal begun
-            for packet in packets:
-                begun = begun or (
-                    packet.is_keyframe and packet.pts * packet.time_base >= first_packet_s
-                )
-                if begun:
-                    move = int(shift * tick / packet.time_base)
-                    packet.pts += move
-                    packet.dts += move
-                    output.mux(packet)
-
+        packets: list[av.Packet] = []
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(make(number), format="rgb24")
             frame.pts, frame.time_base = pts(number), tick
-            put(stream.encode(frame))
-        put(stream.encode())
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        begun = not first_packet_s
+        for packet in packets:
+            assert packet.pts is not None and packet.dts is not None and packet.time_base
+            begun = begun or (
+                packet.is_keyframe and packet.pts * packet.time_base >= first_packet_s
+            )
+            if begun:
+                packet.pts += int(shift * tick / packet.time_base)
+                packet.dts += int(shift * tick / packet.time_base)
+                output.mux(packet)
     return path
