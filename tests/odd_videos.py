@@ -35,6 +35,13 @@ def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarra
     return bars[:, :, None].repeat(3, axis=2)
 
 
+def moving(number: int) -> np.ndarray:
+    """Return `numbered` in front of a texture that moves, so that no frame is a copy of another."""
+    texture = np.random.default_rng(0).integers(0, 70, (HEIGHT, WIDTH + 3 * MOST, 3))
+    shown = numbered(number) // 2 + texture[:, 3 * number : 3 * number + WIDTH]
+    return (shown + 20).astype(np.uint8)
+
+
 def number_of(frame: np.ndarray) -> int:
     """Return the number that a picture shows; -1 if it is not upright."""
     height, width = frame.shape[:2]

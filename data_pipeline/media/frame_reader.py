@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 
 from magicdistill.data_pipeline.media.display import Screen
 from magicdistill.data_pipeline.media.frame_index import (
@@ -21,6 +22,8 @@ from magicdistill.data_pipeline.rows import Array
 
 WORTH_A_SEEK = 8
 """Frames that are decoded in vain rather than looked for a key frame."""
+REFERRING = (PictureType.P, PictureType.B, PictureType.S)
+"""Kinds of pictures that cannot be decoded alone."""
 CHECKSUM_ROWS = 16
 """One row of pixels in so many is in a frame's checksum."""
 
@@ -140,12 +143,22 @@ class _File:
         return list(dict.fromkeys((key, max(key - 1, -1), -1)))
 
     def _decoded(self, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield numbers, ascending, and frames from a key on."""
+        """Yield numbers, ascending, and frames from a key on; none if its picture is not whole.
+
+        Streams that are refreshed bit by bit mark packets as keys whose pictures refer to others.
+        """
         pts, number = self._packets.pts, -1
-        for packet in self._demuxed(key):
+        unproven: int | None = None
+        for order, packet in enumerate(self._demuxed(key)):
+            if key >= 0 and not order and not packet.is_discard:
+                unproven = packet.pts
             for frame in packet.decode():
                 progress()
                 assert isinstance(frame, av.VideoFrame)
+                if unproven is not None and frame.pts is not None and frame.pts >= unproven:
+                    if frame.pts > unproven or frame.pict_type in REFERRING:
+                        return
+                    unproven = None
                 if not len(pts) or (number + 1 < len(pts) and frame.pts == pts[number + 1]):
                     number += 1
                 else:  # the first frame after a key, or one that is out of place

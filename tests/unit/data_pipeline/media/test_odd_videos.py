@@ -28,11 +28,12 @@ from magicdistill.data_pipeline.media.video import (
 )
 from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.stages.score import score_video
-from tests.odd_videos import encode, number_of, numbered, numbers_of
+from tests.odd_videos import encode, moving, number_of, numbered, numbers_of
 
 X264 = {"x264-params": "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0"}
 OPEN_X264 = {"x264-params": X264["x264-params"] + ":open-gop=1"}
 OPEN_X265 = {"x265-params": OPEN_X264["x264-params"] + ":log-level=none"}
+REFRESHED = {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}
 MPEG4 = {"bf": "2", "g": "12", "b": "4000000"}
 VP9 = {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "realtime"}
 NOT_SHIFTED = {"avoid_negative_ts": "disabled"}
@@ -61,6 +62,7 @@ KINDS = {
     "cut before leading pictures": odd(
         "a.mkv", range(12, 60), "libx265", options=OPEN_X265, first_packet_s=0.39
     ),
+    "refreshed bit by bit": odd("a.mp4", range(60), options=REFRESHED, picture=moving),
     "MPEG-4 in AVI with B-frames": odd("a.avi", range(60), "mpeg4", options=MPEG4),
     "H.264 in AVI, times of decoding": odd("a.avi", range(60), options=X264),
     "negative times in fragments": odd(
@@ -88,6 +90,8 @@ def test_a_number_means_the_same_frame_in_sequence_and_anywhere(
     assert numbers_of(read_frames(path, strided)) == list(shown[7::13])
     checksums = [frame.checksum for frame in frames_in(path)]
     assert checksums[30:] == [frame.checksum for frame in frames_in(path, 30)]
+    alone = [frame.checksum for k in range(0, 60, 4) for frame in frames_in(path, k, k + 1)]
+    assert checksums[::4] == alone
     assert len(set(checksums)) == len(checksums)
 
 
