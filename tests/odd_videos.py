@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 
 BITS, SIDE = 8, 16
@@ -36,10 +37,11 @@ def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarra
 
 
 def moving(number: int) -> np.ndarray:
-    """Return `numbered` in front of a texture that moves, so that no frame is a copy of another."""
-    texture = np.random.default_rng(0).integers(0, 70, (HEIGHT, WIDTH + 3 * MOST, 3))
-    shown = numbered(number) // 2 + texture[:, 3 * number : 3 * number + WIDTH]
-    return (shown + 20).astype(np.uint8)
+    """Return `numbered` in front of soft blobs that slide, which are coded by their motion."""
+    blobs = np.random.default_rng(0).integers(0, 255, (16, 40, 3), dtype=np.uint8)
+    texture = cv2.resize(blobs, (WIDTH + 4 * MOST, HEIGHT + MOST), interpolation=cv2.INTER_CUBIC)
+    shown = texture[number : number + HEIGHT, 3 * number : 3 * number + WIDTH]
+    return cv2.addWeighted(numbered(number), 0.6, shown, 0.4, 0)
 
 
 def number_of(frame: np.ndarray) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
-from av.video.frame import PictureType
 
 from magicdistill.data_pipeline.media.display import Screen
 from magicdistill.data_pipeline.media.frame_index import (
@@ -22,8 +21,6 @@ from magicdistill.data_pipeline.rows import Array
 
 WORTH_A_SEEK = 8
 """Frames that are decoded in vain rather than looked for a key frame."""
-REFERRING = (PictureType.P, PictureType.B, PictureType.S)
-"""Kinds of pictures that cannot be decoded alone."""
 CHECKSUM_ROWS = 16
 """One row of pixels in so many is in a frame's checksum."""
 
@@ -143,9 +140,10 @@ class _File:
         return list(dict.fromkeys((key, max(key - 1, -1), -1)))
 
     def _decoded(self, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield numbers, ascending, and frames from a key on; none if its picture is not whole.
+        """Yield numbers, ascending, and frames from a key on; none if it gives no picture itself.
 
-        Streams that are refreshed bit by bit mark packets as keys whose pictures refer to others.
+        Streams that are refreshed bit by bit mark packets as keys whose pictures refer to others:
+        decoders leave some of them out, and those that follow are not exact.
         """
         pts, number = self._packets.pts, -1
         unproven: int | None = None
@@ -156,7 +154,7 @@ class _File:
                 progress()
                 assert isinstance(frame, av.VideoFrame)
                 if unproven is not None and frame.pts is not None and frame.pts >= unproven:
-                    if frame.pts > unproven or frame.pict_type in REFERRING:
+                    if frame.pts > unproven:
                         return
                     unproven = None
                 if not len(pts) or (number + 1 < len(pts) and frame.pts == pts[number + 1]):
