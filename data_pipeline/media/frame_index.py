@@ -142,7 +142,7 @@ def open_video(
     The best stream has the most pixels; one that is marked as default goes before those that are
     not much larger, and a cover picture is taken only where there is nothing else.
     """
-    with av.open(path) as container:
+    with av.open(path, metadata_errors="replace") as container:
         streams = container.streams.video
         if not streams:
             raise VideoError("no video stream")

@@ -25,6 +25,7 @@ from magicdistill.data_pipeline.media.video import (
     frames_in,
     probe,
     read_frames,
+    write_frames,
 )
 from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.stages.score import score_video
@@ -266,6 +267,13 @@ def test_colours_without_a_tag_are_those_of_their_definition(
         output.mux(stream.encode())
     (shown,) = decode(tmp_path / "a.mp4")
     assert np.abs(shown.astype(int) - colour).max() <= 4
+
+
+def test_a_title_in_another_encoding_is_no_damage(tmp_path: Path):
+    path = tmp_path / "a.mp4"
+    write_frames(path, map(numbered, range(5)), 24, comment="Aerial")
+    path.write_bytes(path.read_bytes().replace(b"Aerial", b"\xc4erial"))
+    assert numbers_of(decode(path)) == list(range(5))
 
 
 def test_numbers_are_read_only_from_upright_pictures():
