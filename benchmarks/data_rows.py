@@ -163,7 +163,7 @@ def known(video: Video, number: int, measures: str) -> ClipRow:
         clip_id=video.video_id,
         stop=51,
         content_hash=f"{number:016x}",
-        decoder="decord",
+        decoder="pyav",
         width=64,
         height=64,
         fps=24.0,

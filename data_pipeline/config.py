@@ -13,8 +13,8 @@ from magicdistill.data_pipeline.sources.registry import Source, importers
 from magicdistill.models.config import Config, demand_range
 from magicdistill.models.paths import LocalPath
 
-SCORES_VERSION = 2
-"""Raised when shots or motion change their meaning; all videos are then scored again."""
+SCORES_VERSION = 3
+"""Raised when frames, shots or motion change their meaning; all videos are then scored again."""
 
 
 def _whole_above_one(count: float) -> float:
@@ -128,6 +128,8 @@ _EVERYWHERE = {
     "text.area": Limit(max=0.02),
     "safety.nsfw": Limit(max=0.5),
     "koala.clarity": Limit(min=0.7),
+    "video.hdr": Limit(max=0),
+    "video.interlaced": Limit(max=0),
 }
 """Limits of all mixtures. Durations are in seconds, shares and areas fractions of the frame, `luma`
 is in grey levels of 255, `nsfw` a probability, and `clarity` from 0 to 1."""
@@ -244,7 +246,8 @@ class Decoder(Config):
     """Limits of the child process that opens untrusted files."""
 
     timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds that one call of the decoder may take before its process is killed."""
+    """Seconds that may pass without a frame before the decoder's process is killed; a long film
+    takes the time that it needs."""
     num_attempts: int = Field(default=2, ge=1)
     """A file that crashes or hangs the decoder this many times is given up and recorded."""
 

@@ -9,6 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Array = npt.NDArray[Any]
+CHECKED_STEP = 32
+"""Frames from one that has a checksum to the next."""
 UNREACHABLE = "unreachable"
 """Begins the reason of a temporary failure, such as a broken connection."""
 
@@ -70,21 +72,23 @@ class ClipRow:
     measures: str
     """Version of the settings under which the clip was found: `Measures.version`."""
     start: int = 0
-    """First frame, counted in the file at its own frame rate."""
+    """First frame, counted among the frames that the file shows."""
     stop: int = 0
     """One past the last frame."""
     content_hash: str = ""
     """Hash of the whole file (BLAKE2b, 32 hexadecimal digits); empty if it was not read."""
     decoder: str = ""
-    """Decoder that read the file when the clip was found: `decord` or `pyav`."""
+    """Decoder that read the file when the clip was found: `pyav`, or `pillow` of a picture, or in
+    old ledgers `decord`."""
     width: int = 0
-    """Width of the crop in pixels."""
+    """Width of the crop in pixels as shown."""
     height: int = 0
-    """Height of the crop in pixels."""
+    """Height of the crop in pixels as shown."""
     fps: float = 0.0
-    """Frames per second at which the clip is played: the file's rate over `time_scale`."""
+    """Frames per second at which the clip is played: the file's rate, or the clip's mean rate where
+    the file's varies, over `time_scale`."""
     num_frames_header: int = 0
-    """Number of frames that the source's span asks for, or that the file's header announces."""
+    """Number of frames that the source's span asks for, or that the file lists."""
     num_frames_decoded: int = 0
     """Number of those frames that could be decoded."""
     num_cuts: int = 0
@@ -97,11 +101,20 @@ class ClipRow:
     crop: tuple[int, ...] = ()
     """Left, top, right and bottom in pixels; empty is the whole frame."""
     scores: dict[str, float | None] = field(default_factory=dict)
-    """Values that our scorers measured, by `<scorer>.<score>`; None where one could not measure."""
+    """Values that our scorers measured, by `<scorer>.<score>`, and what the file says of itself, by
+    `video.<score>`; None where one could not measure."""
     scorers: dict[str, str] = field(default_factory=dict)
     """Version of each scorer that has seen the clip, or the reason why that scorer is absent."""
     blobs: dict[str, bytes] = field(default_factory=dict)
     """Hashes and embeddings by which duplicates are found, as bytes by scorer."""
+    frame_checksums: str = ""
+    """Checksums of `checked_frames`, four hexadecimal digits each, by which encoding finds out that
+    it sees the frames that were scored; empty in old ledgers and for pictures."""
+
+    def checked_frames(self) -> Sequence[int]:
+        """Return the frames that have a checksum: the first, and the multiples of CHECKED_STEP."""
+        after = self.start // CHECKED_STEP + 1
+        return [self.start, *range(after * CHECKED_STEP, self.stop, CHECKED_STEP)]
 
 
 STORED = (
@@ -115,6 +128,7 @@ CLIP_COLUMNS = (
     *("measures", "start", "stop", "content_hash", "decoder", "width", "height", "fps"),
     *("num_frames_header", "num_frames_decoded", "num_cuts", "motion_px", "failure"),
     *("entry", "crop", "time_scale", "caption", "imported_scores", "scores", "scorers", "blobs"),
+    "frame_checksums",
 )
 """Columns of the ledger's files: fields of clip and video side by side, `crop` the clip's. Ledgers
 that exist have these names in this order, so they change only by additions at the end."""

@@ -19,7 +19,7 @@ def scored_clip(name: str = "a", **changes: object) -> ClipRow:
         "measures": "x",
         "stop": 48,
         "content_hash": name,
-        "decoder": "decord",
+        "decoder": "pyav",
         "width": 96,
         "height": 64,
         "fps": 24.0,

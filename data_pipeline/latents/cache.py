@@ -102,7 +102,7 @@ def row_facts(
     clip: ClipRow, window: Window, bucket: Bucket, vae_fingerprint: str, dtypes: str
 ) -> RowFacts:
     """Return a window's index entry; its key is a hash of everything that shapes the latents."""
-    transform = f"centre-crop area {bucket}"
+    transform = f"frames as shown, by time stamp; centre-crop area {bucket}"
     if clip.crop:
         transform += f" of {clip.crop}"
     if clip.video.time_scale != 1:

@@ -10,8 +10,8 @@ import numpy as np
 from magicdistill.data_pipeline.config import Bucket, Decoder
 from magicdistill.data_pipeline.media.frame_ranges import cropped
 from magicdistill.data_pipeline.media.sandbox import Outcome, Sandbox
-from magicdistill.data_pipeline.media.video import VideoError, hash_content, read_frames
-from magicdistill.data_pipeline.rows import UNREACHABLE, Array, ClipRow
+from magicdistill.data_pipeline.media.video import VideoError, frames_at, hash_content, probe
+from magicdistill.data_pipeline.rows import CHECKED_STEP, UNREACHABLE, Array, ClipRow
 from magicdistill.data_pipeline.sources.fetching import Scratch, is_rendered
 
 DEFAULT_DECODER = Decoder()
@@ -59,7 +59,7 @@ def windows_of(clip: ClipRow, bucket: Bucket, windows_per_clip: int, flip: bool)
 def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: int) -> Array:
     """Return the clip's windows, uint8 RGB (n, f, h, w, 3), not mirrored.
 
-    Frames are resampled by index, cropped about the centre to the bucket's aspect and resized.
+    Frames are the nearest in time, cropped about the centre to the bucket's aspect and resized.
 
     Args:
         clip: the clip; if it has a crop, only that part of the frames is used.
@@ -68,26 +68,41 @@ def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: 
         windows_per_clip: the largest number of windows.
 
     Raises:
-        VideoError: if a frame cannot be decoded, or the file's content is not the scored one.
-            Rendered clips are exempt: rendered again, their frames are equal although the bytes
-            of the file may differ.
+        VideoError: if a frame cannot be decoded, the file's content is not the scored one, or its
+            frames are not. Rendered clips are exempt: rendered again, they look alike although the
+            bytes of the file may differ.
     """
-    if (
-        clip.content_hash
-        and not is_rendered(clip.video.uri)
-        and hash_content(path) != clip.content_hash
-    ):
+    is_kept = not is_rendered(clip.video.uri)
+    if clip.content_hash and is_kept and hash_content(path) != clip.content_hash:
         raise VideoError(f"{UNREACHABLE}: the file was replaced since it was scored")
     starts = window_starts(clip, bucket, windows_per_clip)
     spans = np.array(starts)[:, None] + np.arange(bucket.num_frames)
     wanted = np.unique(spans)
-    indices = clip.start + np.round(wanted * clip.fps / bucket.fps).astype(int)
-    indices = np.minimum(indices, clip.stop - 1)
-    frames = [
-        fit(cropped(frame, clip.crop), bucket)
-        for frame in read_frames(path, indices.tolist(), clip.decoder)
-    ]
-    return np.stack(frames)[np.searchsorted(wanted, spans)]
+    rate = bucket.fps * clip.video.time_scale
+    numbers = np.minimum(probe(path).nearest(clip.start, wanted, rate), clip.stop - 1)
+    checksums = _checksums(clip, numbers[np.searchsorted(wanted, spans)]) if is_kept else {}
+    frames: dict[int, Array] = {}
+    for frame in frames_at(path, sorted({*numbers.tolist(), *checksums})):
+        if frame.checksum != checksums.get(frame.number, frame.checksum):
+            raise VideoError(f"frame {frame.number} is not the one that was scored")
+        if frame.number in numbers:
+            frames[frame.number] = fit(cropped(frame.rgb, clip.crop), bucket)
+    return np.stack([frames[number] for number in numbers])[np.searchsorted(wanted, spans)]
+
+
+def _checksums(clip: ClipRow, windows: Array) -> dict[int, str]:
+    """Return the checksums to compare when windows of frames, int (n, f), are read, by frame.
+
+    Of each window they are those inside it, and the last one before it.
+    """
+    found = clip.frame_checksums
+    checksums = (found[place : place + 4] for place in range(0, len(found), 4))
+    return {
+        number: checksum
+        for number, checksum in zip(clip.checked_frames(), checksums, strict=False)
+        for first, last in zip(windows.min(1), windows.max(1), strict=True)
+        if first - CHECKED_STEP < number <= last
+    }
 
 
 def fetch_windows(

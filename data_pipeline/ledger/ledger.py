@@ -100,7 +100,7 @@ class Ledger:
                 clip,
                 # The recorded source id stays: takedowns find all that a film left by it.
                 video=replace(video, source_id=clip.video.source_id),
-                scores=absent.scores | found.scores,
+                scores=_of_the_file(clip) | absent.scores | found.scores,
                 scorers=absent.scorers | found.scorers,
                 blobs=found.blobs,
             )
@@ -240,6 +240,11 @@ class _Results:
             name: value for name, value in clip.scores.items() if name.partition(".")[0] in wanted
         }
         self.blobs |= {kind: blob for kind, blob in clip.blobs.items() if kind in wanted}
+
+
+def _of_the_file(clip: ClipRow) -> dict[str, float | None]:
+    """Return what a file says of itself, which no scorer measures."""
+    return {name: value for name, value in clip.scores.items() if name.startswith("video.")}
 
 
 def _rank(row: ClipRow | _Results, kind: str) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from magicdistill.data_pipeline.media.video import Header, VideoError
+from magicdistill.data_pipeline.media.frame_index import FrameIndex, VideoError
 from magicdistill.data_pipeline.rows import Array, Video
 
 
@@ -21,23 +21,23 @@ class FrameRange:
     height: int
     """Height of the crop in pixels."""
     num_frames: int
-    """Number of frames in the span, or in the file by its header; 0 if neither is known."""
+    """Number of frames in the span, or in the file."""
 
 
-def frame_range_of(video: Video, header: Header) -> FrameRange:
-    """Return the frames and the crop that a source's row names.
+def frame_range_of(video: Video, index: FrameIndex) -> FrameRange:
+    """Return the frames and the crop that a source's row names; seconds go by time stamps.
 
     Raises:
         VideoError: if the span starts after the file's end or the crop lies outside the frame.
     """
-    start = round(video.t0_s * header.fps)
-    stop = None if video.t1_s is None else max(start + 1, round(video.t1_s * header.fps))
-    if start and header.num_frames and start >= header.num_frames:
-        raise VideoError(f"bad span: starts at frame {start} of {header.num_frames}")
-    num_frames = (stop or header.num_frames or start) - start
+    start = round(index.position(video.t0_s))
+    stop = None if video.t1_s is None else max(start + 1, round(index.position(video.t1_s)))
+    if start >= index.num_frames:
+        raise VideoError(f"bad span: starts at frame {start} of {index.num_frames}")
+    num_frames = (stop or index.num_frames) - start
     if not video.crop:
-        return FrameRange(start, stop, (), header.width, header.height, num_frames)
-    crop = _pixels(video, header)
+        return FrameRange(start, stop, (), index.width, index.height, num_frames)
+    crop = _pixels(video, index)
     left, top, right, bottom = crop
     return FrameRange(start, stop, crop, right - left, bottom - top, num_frames)
 
@@ -50,18 +50,18 @@ def cropped(frame: Array, crop: tuple[int, ...]) -> Array:
     return frame[top:bottom, left:right]
 
 
-def _pixels(video: Video, header: Header) -> tuple[int, int, int, int]:
-    """Return the crop in pixels of the file, clipped to its frame.
+def _pixels(video: Video, index: FrameIndex) -> tuple[int, int, int, int]:
+    """Return the crop in pixels as shown, clipped to its frame.
 
     Raises:
         VideoError: if less than 2 x 2 pixels are left.
     """
     reference_width, reference_height = video.crop_frame
-    scale_y = header.height / reference_height
-    scale_x = header.width / reference_width if reference_width else scale_y
+    scale_y = index.height / reference_height
+    scale_x = index.width / reference_width if reference_width else scale_y
     left, top, right, bottom = video.crop
-    left, right = (min(max(round(x * scale_x), 0), header.width) for x in (left, right))
-    top, bottom = (min(max(round(y * scale_y), 0), header.height) for y in (top, bottom))
+    left, right = (min(max(round(x * scale_x), 0), index.width) for x in (left, right))
+    top, bottom = (min(max(round(y * scale_y), 0), index.height) for y in (top, bottom))
     if right - left < 2 or bottom - top < 2:
-        raise VideoError(f"bad crop: {video.crop} lies outside {header.width}x{header.height}")
+        raise VideoError(f"bad crop: {video.crop} lies outside {index.width}x{index.height}")
     return left, top, right, bottom

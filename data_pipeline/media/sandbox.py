@@ -30,7 +30,8 @@ class Sandbox:
 
     Video decoders are C code that damaged files can crash or hang. The child sets a kernel timer
     (SIGALRM) for each call and keeps the default action, which ends the process: that works even
-    while C code holds the interpreter's lock, and even if the parent is gone.
+    while C code holds the interpreter's lock, and even if the parent is gone. A function that
+    comes forward says so by `progress`, which sets the timer again: long work takes its time.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Sandbox:
         """Set limits; the process starts with the first call.
 
         Args:
-            timeout_s: time limit of one call in seconds.
+            timeout_s: seconds that a call may take, or that may pass after a sign of progress.
             num_attempts: number of times that one call is tried if it crashes or times out.
             load: function that every new process calls first, such as one that loads models; its
                 time limit is LOADING_TIMEOUT_S.
@@ -136,6 +137,21 @@ class Sandbox:
         return f"exited with code {code}: {lines[-1] if lines else 'no message'}"
 
 
+def progress() -> None:
+    """Let the time limit of the present call begin again; outside of a sandbox do nothing."""
+    if _call.timeout_s:
+        signal.setitimer(signal.ITIMER_REAL, _call.timeout_s)
+
+
+class _Call:
+    """The call that this process answers."""
+
+    timeout_s = 0.0
+
+
+_call = _Call()
+
+
 def serve() -> None:
     """Answer pickled calls on standard input until it closes."""
     signal.signal(
@@ -149,8 +165,10 @@ def serve() -> None:
             function, args, timeout_s = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+        _call.timeout_s = timeout_s
+        progress()
         outcome = _attempt(function, args)
+        _call.timeout_s = 0.0
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:
             pickle.dump(outcome, replies, protocol=5)

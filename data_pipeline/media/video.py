@@ -1,31 +1,32 @@
-"""Video files: write H.264 that every browser plays; read frames with two decoders."""
+"""Video files: write H.264 that every browser plays; read frames as a player shows them."""
 
 import hashlib
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import av
-import decord
 import numpy as np
 
+from magicdistill.data_pipeline.media.frame_index import FrameIndex, VideoError, index_of
+from magicdistill.data_pipeline.media.frame_reader import DecodedFrame, Picture, read
 from magicdistill.data_pipeline.media.images import ImageError, image_size, read_image
+from magicdistill.data_pipeline.media.sandbox import progress
 
-decord.logging.set_level(decord.logging.QUIET)
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Suffixes of pictures, which are clips of one frame."""
 PICTURE_FPS = 25.0
 """Frame rate of a picture, which is a clip of one frame: a convention, as FFmpeg has it."""
-DECORD, PYAV, PILLOW = "decord", "pyav", "pillow"
-DECODERS = (DECORD, PYAV)
-"""In order of preference: decord is about seven times faster on small clips."""
+PYAV, PILLOW = "pyav", "pillow"
+"""Names of the decoders of videos and of pictures."""
+HASHED_BYTES = 1 << 24
+"""Bytes that are hashed between two signs of progress."""
 
 X264_OPTIONS = {
     "preset": "veryfast",
@@ -34,25 +35,9 @@ X264_OPTIONS = {
 }
 
 
-class VideoError(Exception):
-    """A file is not a readable video; the message says why."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the header of a video file says; frames are not decoded to check it."""
-
-    width: int
-    height: int
-    fps: float
-    num_frames: int
-    """Number of frames; 0 if the header gives neither it nor a duration."""
-    codec: str
-
-
-def decoders_of(path: Path) -> tuple[str, ...]:
-    """Return the decoders that may read a file, in order of preference."""
-    return (PILLOW,) if is_picture(path) else DECODERS
+def decoder_of(path: Path | str) -> str:
+    """Return the name of the decoder that reads a file."""
+    return PILLOW if is_picture(path) else PYAV
 
 
 def is_picture(path: Path | str) -> bool:
@@ -60,73 +45,58 @@ def is_picture(path: Path | str) -> bool:
     return Path(path).suffix.lower() in PICTURE_SUFFIXES
 
 
-def probe(path: Path | str) -> Header:
-    """Read the header of a video or a picture without decoding frames.
+def probe(path: Path | str) -> FrameIndex:
+    """Return the frames of a video or a picture and how they are shown; at most 24 are decoded.
 
     Raises:
-        VideoError: if the file is no video or has no video stream.
+        VideoError: if the file is no video, has no video stream, no frame or no frame rate.
     """
-    if is_picture(path):
-        with _explained():
-            return Header(*image_size(Path(path)), PICTURE_FPS, 1, Path(path).suffix.lower()[1:])
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise VideoError("no video stream")
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or stream.base_rate or 0)
-            if not stream.width or not stream.height or rate <= 0:
-                raise VideoError("the header has no size or no frame rate")
-            length_s = float((stream.duration or 0) * (stream.time_base or 0))
-            num_frames = stream.frames or round(length_s * rate)
-            codec = stream.codec_context.name
-            return Header(stream.width, stream.height, rate, num_frames, codec)
-    except av.FFmpegError as error:
-        raise VideoError(f"corrupt: {error.strerror}") from error
+    if not is_picture(path):
+        return index_of(path)
+    with _explained():
+        return FrameIndex(*image_size(Path(path)), PICTURE_FPS, 1, Path(path).suffix.lower()[1:])
 
 
-def decode(
-    path: Path | str, decoder: str = DECORD, start: int = 0, stop: int | None = None
-) -> Iterator[np.ndarray]:
-    """Yield the frames [start, stop) in order, uint8 RGB (h, w, 3), holding one at a time.
+def frames_at(path: Path | str, numbers: Iterable[int]) -> Iterator[DecodedFrame | Picture]:
+    """Yield the frames of ascending numbers, holding one at a time.
 
-    Frames before the last key frame at or before `start` are not decoded. A file that ends
-    before `stop` yields what it has.
+    Frame k is the k-th frame that a player shows, however it is reached. Frames before the last
+    key frame that leads to a wanted one are not decoded.
+
+    Raises:
+        VideoError: at the first of them that cannot be decoded.
+    """
+    if not is_picture(path):
+        yield from read(str(path), index_of(path), numbers)
+        return
+    with _explained():
+        picture = Picture(read_image(Path(path)))
+    for number in numbers:
+        if number:
+            raise VideoError(f"corrupt: frame {number} cannot be decoded")
+        yield picture
+
+
+def frames_in(
+    path: Path | str, start: int = 0, stop: int | None = None
+) -> Iterator[DecodedFrame | Picture]:
+    """Yield the frames [start, stop) in order; a file that ends before yields what it has.
 
     Raises:
         VideoError: at the first frame that cannot be decoded.
     """
-    if is_picture(path):
-        return islice(_decode_picture(path), start, stop)
-    if decoder == DECORD:
-        return _decode_with_decord(path, start, stop)
-    return islice(_decode_with_pyav(path, start), None if stop is None else stop - start)
+    end = probe(path).num_frames
+    return frames_at(path, range(start, end if stop is None else min(stop, end)))
 
 
-def read_frames(path: Path | str, indices: Sequence[int], decoder: str) -> Iterator[np.ndarray]:
-    """Yield the frames at ascending indices, uint8 RGB (h, w, 3).
+def decode(path: Path | str, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Yield the frames [start, stop) in order, uint8 RGB (h, w, 3), as `frames_in` does."""
+    return (frame.rgb for frame in frames_in(path, start, stop))
 
-    Raises:
-        VideoError: if one of them cannot be decoded.
-    """
-    if decoder == DECORD and not is_picture(path):
-        try:
-            reader = decord.VideoReader(str(path), num_threads=1)
-            for index in indices:
-                yield _checked(reader[index].asnumpy())
-        except (RuntimeError, IndexError, decord.DECORDError) as error:
-            raise VideoError(f"corrupt: {_first_line(error)}") from error
-        return
-    wanted = iter(indices)
-    target = next(wanted, None)
-    start = target or 0
-    for index, frame in enumerate(decode(path, decoder, start), start):
-        while target == index:
-            yield frame
-            target = next(wanted, None)
-        if target is None:
-            return
-    raise VideoError(f"corrupt: frame {target} cannot be decoded")
+
+def read_frames(path: Path | str, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield the frames of ascending numbers, uint8 RGB (h, w, 3), as `frames_at` does."""
+    return (frame.rgb for frame in frames_at(path, numbers))
 
 
 def hash_content(path: Path) -> str:
@@ -224,8 +194,12 @@ def pack_pictures(folder: Path, fps: float, path: Path) -> None:
 
 @lru_cache(maxsize=16)
 def _hash_of_state(path: Path, size: int, mtime_ns: int) -> str:
+    found = hashlib.blake2b()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+        while part := file.read(HASHED_BYTES):
+            progress()
+            found.update(part)
+    return found.hexdigest()[:32]
 
 
 def _png_size(path: Path) -> tuple[int, int]:
@@ -238,56 +212,9 @@ def _png_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def _decode_with_decord(path: Path | str, start: int, stop: int | None) -> Iterator[np.ndarray]:
-    try:
-        reader = decord.VideoReader(str(path), num_threads=1)
-        end = len(reader) if stop is None else min(stop, len(reader))
-        if start and start < end:
-            reader.seek_accurate(start)
-        for _ in range(start, end):
-            yield _checked(reader.next().asnumpy())
-    except (RuntimeError, StopIteration, decord.DECORDError) as error:
-        raise VideoError(f"corrupt: {_first_line(error)}") from error
-
-
-def _decode_with_pyav(path: Path | str, start: int) -> Iterator[np.ndarray]:
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_count = 1
-            rate, tick = stream.average_rate or stream.base_rate, stream.time_base
-            assert rate and tick
-            first = stream.start_time or 0
-            if start:
-                container.seek(first + int(start / rate / tick), stream=stream)
-            for position, frame in enumerate(container.decode(stream)):
-                if start:
-                    position = round(((frame.pts or 0) - first) * tick * rate)
-                if position >= start:
-                    yield frame.to_ndarray(format="rgb24")
-    except (av.FFmpegError, IndexError) as error:
-        raise VideoError(f"corrupt: {_first_line(error)}") from error
-
-
-def _decode_picture(path: Path | str) -> Iterator[np.ndarray]:
-    with _explained():
-        yield read_image(Path(path))
-
-
 @contextmanager
 def _explained() -> Iterator[None]:
     try:
         yield
     except ImageError as error:
         raise VideoError(f"corrupt: {error}") from error
-
-
-def _checked(frame: np.ndarray) -> np.ndarray:
-    if frame.shape[-1] != 3:  # dmlc/decord#336: it reads padding of narrow rows as channels
-        raise VideoError(f"decord misreads rows of {frame.shape[1]} pixels")
-    return frame
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

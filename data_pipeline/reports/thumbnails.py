@@ -67,7 +67,7 @@ def _make(clip: ClipRow, target: Path, sandbox: Sandbox, scratch: Scratch) -> No
 
 
 def _picture(clip: ClipRow, path: Path) -> bytes:
-    (frame,) = read_frames(path, [(clip.start + clip.stop) // 2], clip.decoder)
+    (frame,) = read_frames(path, [(clip.start + clip.stop) // 2])
     image = Image.fromarray(cropped(frame, clip.crop))
     image.thumbnail((MAX_WIDTH_PX, HEIGHT_PX))
     file = io.BytesIO()

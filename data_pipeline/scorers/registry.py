@@ -35,10 +35,12 @@ SCORERS = Registry(
 )
 
 AnyScorer = Annotated[Scorer, SCORERS]
+VIDEO_SCORES = ("hdr", "interlaced", "variable_rate")
+"""What a file says of itself, 0 or 1: taken of every clip, without a scorer."""
 
 
 def score_names() -> dict[str, tuple[str, ...]]:
     """Return the names of the numbers that each scorer takes."""
-    return {"motion": ("px",)} | {
+    return {"motion": ("px",), "video": VIDEO_SCORES} | {
         kind: cls.SCORES for kind in SCORERS.names() if (cls := SCORERS.get(kind))
     }

@@ -103,7 +103,7 @@ def score_clip(clip: ClipRow, path: Path, scorers: Sequence[Scorer]) -> ClipRow:
     indices = sorted(set().union(*wanted))
     looks: list[dict[int, Any]] = [{} for _ in scorers]
     last: list[Frame | None] = [None] * len(scorers)
-    for index, rgb in zip(indices, read_frames(path, indices, clip.decoder), strict=True):
+    for index, rgb in zip(indices, read_frames(path, indices), strict=True):
         frame = Frame(cropped(rgb, clip.crop))
         for number, scorer in enumerate(scorers):
             if index in wanted[number]:

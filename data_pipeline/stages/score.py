@@ -1,20 +1,21 @@
 """Find the clips of a video and take their cheap scores, in one pass over its frames."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Decoder, Measures
+from magicdistill.data_pipeline.media.frame_index import FrameIndex
 from magicdistill.data_pipeline.media.frame_ranges import FrameRange, cropped, frame_range_of
 from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.media.video import (
     PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
     VideoError,
-    decode,
-    decoders_of,
+    decoder_of,
+    frames_in,
     hash_content,
     probe,
 )
@@ -27,6 +28,7 @@ from magicdistill.data_pipeline.rows import (
     videos_from_table,
 )
 from magicdistill.data_pipeline.scorers.base import Frame, RateScorer
+from magicdistill.data_pipeline.scorers.registry import VIDEO_SCORES
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.stages.motion import MotionMeter
 from magicdistill.data_pipeline.stages.run_scorers import Meter
@@ -66,14 +68,17 @@ class Score:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """What the measures found in the frames that one decoder read from a file."""
+    """What the measures found in the frames that could be read from a file."""
 
-    decoder: str
-    num_frames: int
+    checksums: list[str]
     shots: ShotMeters
     motion: MotionMeter
     meters: Sequence[Meter]
     failure: str
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.checksums)
 
 
 def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
@@ -88,9 +93,9 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
         raise VideoError(f"unexpected file name: not one of {', '.join(known)}")
     if not path.stat().st_size:
         raise VideoError("empty file")
-    header = probe(path)
-    frame_range = frame_range_of(video, header)
-    taken = _measure(path, header.fps, frame_range, measures)
+    index = probe(path)
+    frame_range = frame_range_of(video, index)
+    taken = _measure(path, index.fps, frame_range, measures)
     if not taken.num_frames:
         raise VideoError(taken.failure or "corrupt: no frames")
     cuts = taken.shots.cuts()
@@ -101,20 +106,20 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
         spans, cuts = [(start, stop)], [cut for cut in cuts if start < cut < stop]
     if not spans:
         raise VideoError("no shot outlasts trimming")
-    content_hash = hash_content(path)
+    content_hash, begin = hash_content(path), frame_range.start
     clips = [
         ClipRow(
-            clip_id=digest(video.video_id, frame_range.start + start, frame_range.start + stop),
+            clip_id=digest(video.video_id, begin + start, begin + stop),
             video=video,
             measures=measures.version,
-            start=frame_range.start + start,
-            stop=frame_range.start + stop,
+            start=begin + start,
+            stop=begin + stop,
             content_hash=content_hash,
-            decoder=taken.decoder,
+            decoder=decoder_of(path),
             width=frame_range.width,
             height=frame_range.height,
-            fps=header.fps / video.time_scale,
-            num_frames_header=frame_range.num_frames or taken.num_frames,
+            fps=index.rate_within(begin + start, begin + stop) / video.time_scale,
+            num_frames_header=frame_range.num_frames,
             num_frames_decoded=taken.num_frames,
             num_cuts=len(cuts),
             motion_px=taken.motion.mean_px(start, stop),
@@ -122,40 +127,44 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
         )
         for start, stop in spans
     ]
-    return [_with_scores(clip, taken.meters) for clip in clips]
+    return [_with_scores(clip, index, frame_range, taken) for clip in clips]
 
 
-def _with_scores(clip: ClipRow, meters: Sequence[Meter]) -> ClipRow:
-    for meter in meters:
+def _with_scores(
+    clip: ClipRow, index: FrameIndex, frame_range: FrameRange, taken: _Decoded
+) -> ClipRow:
+    checksums = (taken.checksums[number - frame_range.start] for number in clip.checked_frames())
+    clip = replace(clip, scores=_of_the_file(clip, index), frame_checksums="".join(checksums))
+    for meter in taken.meters:
         clip = meter.add_to(clip)
     return clip
 
 
+def _of_the_file(clip: ClipRow, index: FrameIndex) -> dict[str, float | None]:
+    """Return what a file says of itself that a policy may refuse, 0 or 1."""
+    found = index.is_hdr, index.is_interlaced, index.varies_within(clip.start, clip.stop)
+    return {f"video.{name}": float(flag) for name, flag in zip(VIDEO_SCORES, found, strict=True)}
+
+
 def _measure(path: Path, fps: float, frame_range: FrameRange, measures: Measures) -> _Decoded:
-    """Try each decoder until one reads to the end; else keep the attempt with the most frames."""
-    attempts: list[_Decoded] = []
-    for decoder in decoders_of(path):
-        shots = shot_meters(measures.shots)
-        motion = MotionMeter(fps, measures.motion_short_side, measures.motion_fps)
-        meters = [
-            Meter(scorer, fps)
-            for scorer in measures.scorers
-            if isinstance(scorer, RateScorer) and not scorer.COSTLY
-        ]
-        num_frames, failure = 0, ""
-        try:
-            for whole in decode(path, decoder, frame_range.start, frame_range.stop):
-                frame = cropped(whole, frame_range.crop)
-                shots.update(frame)
-                motion.update(frame)
-                shared = Frame(frame)
-                for meter in meters:
-                    meter.update(frame_range.start + num_frames, shared)
-                num_frames += 1
-        except VideoError as error:
-            failure = str(error)
-        attempts.append(_Decoded(decoder, num_frames, shots, motion, meters, failure))
-        if not failure:
-            break
-    # decord stops at a random frame of a damaged file; on a tie PyAV, the last tried, is kept.
-    return max(reversed(attempts), key=lambda taken: taken.num_frames)
+    """Read a file once, to its end or to the first frame that cannot be decoded."""
+    shots = shot_meters(measures.shots)
+    motion = MotionMeter(fps, measures.motion_short_side, measures.motion_fps)
+    meters = [
+        Meter(scorer, fps)
+        for scorer in measures.scorers
+        if isinstance(scorer, RateScorer) and not scorer.COSTLY
+    ]
+    taken = _Decoded([], shots, motion, meters, "")
+    try:
+        for decoded in frames_in(path, frame_range.start, frame_range.stop):
+            frame = cropped(decoded.rgb, frame_range.crop)
+            shots.update(frame)
+            motion.update(frame)
+            shared = Frame(frame)
+            for meter in meters:
+                meter.update(decoded.number, shared)
+            taken.checksums.append(decoded.checksum)
+    except VideoError as error:
+        return replace(taken, failure=str(error))
+    return taken

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from magicdistill.data_pipeline.config import nearest_bucket
 from magicdistill.data_pipeline.media.video import (
-    PYAV,
     VideoError,
     hash_content,
     probe,
@@ -279,7 +278,7 @@ def is_made(model: Pretrained, order: Order) -> bool:
     try:
         last = probe(order.out).num_frames - 1
         same = read_comment(order.out) == describe(model, order)
-        return same and len(list(read_frames(order.out, [last], PYAV))) == 1
+        return same and len(list(read_frames(order.out, [last]))) == 1
     except (VideoError, FileNotFoundError):
         return False
 

@@ -5,8 +5,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
@@ -39,6 +41,24 @@ evaluation: null
 """
 
 
+def write_endless(path: Path) -> None:
+    """Write a small file of which only the last of 999 large frames is shown."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=24, options={"preset": "ultrafast"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width = stream.height = 4096
+        stream.pix_fmt = "yuv420p"
+        picture = av.VideoFrame.from_ndarray(np.zeros((6144, 4096), np.uint8), "yuv420p")
+        (packet,) = [*stream.encode(picture), *stream.encode()]
+        content = bytes(packet)
+        for number in range(999):
+            again = av.Packet(content)
+            again.stream, again.time_base = stream, Fraction(1, 24)
+            again.pts = again.dts = number - 998
+            again.is_keyframe = not number  # so that all are decoded for the last one
+            output.mux(again)
+
+
 class Place:
     """A folder of clips, one of which takes the decoder too long, and a recipe for it."""
 
@@ -47,7 +67,7 @@ class Place:
         clips.mkdir()
         for seed in range(NUM_CLIPS):
             write_mp4(clips / f"{seed}.mp4", render_clip(seed), 24)
-        write_mp4(clips / "endless.mp4", np.broadcast_to(np.uint8(99), (12000, 64, 64, 3)), 24)
+        write_endless(clips / "endless.mp4")
         self.runs, self.data = folder / "runs", folder / "runs" / "data"
         self.shards = self.data / "latents" / "shards"
         self.recipe = folder / "mine.yaml"

@@ -13,7 +13,7 @@ import pytest
 import s3fs
 
 from magicdistill.data_pipeline.io import object_stores
-from magicdistill.data_pipeline.media.video import PYAV, VideoError, decode, probe
+from magicdistill.data_pipeline.media.video import VideoError, decode, probe
 from magicdistill.data_pipeline.rows import is_temporary
 from magicdistill.data_pipeline.sources import fetching
 from magicdistill.data_pipeline.sources.data_sets.koala import Koala
@@ -180,8 +180,8 @@ def test_a_folder_of_pictures_is_packed_without_loss(scratch: Scratch, tmp_path:
     path = scratch.fetch(uri, str(tmp_path / "Clip+a"))
     header = probe(path)
     assert (header.width, header.height, header.fps) == (64, 48, 25.0)
-    assert np.array_equal(np.stack(list(decode(path, PYAV))), frames)
-    assert np.array_equal(np.stack(list(decode(path, PYAV, 3, 5))), frames[3:5])
+    assert np.array_equal(np.stack(list(decode(path))), frames)
+    assert np.array_equal(np.stack(list(decode(path, 3, 5))), frames[3:5])
     content = path.read_bytes()
     scratch.clear()
     assert scratch.fetch(uri, str(tmp_path / "Clip+a")).read_bytes() == content

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from magicdistill.data_pipeline.media.video import PYAV, decode, probe
+from magicdistill.data_pipeline.media.video import decode, probe
 from magicdistill.models.networks.int8 import weight_bytes
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.export.pretrained_model import (
@@ -49,7 +49,7 @@ def sampler() -> VideoSampler:
 
 
 def pixels(path: Path) -> np.ndarray:
-    return np.stack(list(decode(path, PYAV)))
+    return np.stack(list(decode(path)))
 
 
 def job(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -45,6 +45,15 @@ def test_rows_of_a_clip_are_brought_together(tmp_path: Path):
     assert read(ledger).scores == {}
 
 
+def test_what_a_file_says_of_itself_is_kept_whatever_scorers_are_wanted(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    row = seen_by(Black(), value=0.0)
+    ledger.append([replace(row, scores=row.scores | {"video.hdr": 1.0}, frame_checksums="00ff")])
+    assert read(ledger).scores == {"video.hdr": 1}
+    assert read(ledger, Black()).scores == row.scores | {"video.hdr": 1}
+    assert read(ledger).frame_checksums == "00ff"
+
+
 def test_only_a_changed_scorer_has_to_look_again(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append([seen_by(Black(), Exposure())])

@@ -1,4 +1,4 @@
-"""Spans and crops: only the named frames and pixels are decoded, by both decoders alike."""
+"""Spans and crops: only the named frames and pixels are decoded, however they are reached."""
 
 from pathlib import Path
 
@@ -7,10 +7,9 @@ import pytest
 
 from magicdistill.data_pipeline.config import Bucket, Measures
 from magicdistill.data_pipeline.latents.windows import decode_windows, num_resampled
+from magicdistill.data_pipeline.media.frame_index import FrameIndex
 from magicdistill.data_pipeline.media.frame_ranges import cropped, frame_range_of
 from magicdistill.data_pipeline.media.video import (
-    DECODERS,
-    Header,
     VideoError,
     decode,
     read_frames,
@@ -19,7 +18,7 @@ from magicdistill.data_pipeline.media.video import (
 from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.stages.score import score_video
 
-HEADER = Header(width=1920, height=1080, fps=25.0, num_frames=1000, codec="h264")
+INDEX = FrameIndex(width=1920, height=1080, fps=25.0, num_frames=1000, codec="h264")
 
 
 def make_video(path: str = "", **changes: object) -> Video:
@@ -50,38 +49,37 @@ def ramp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_seconds_become_frames_and_nothing_means_all():
-    view = frame_range_of(make_video(t0_s=28.028, t1_s=30.5), HEADER)
+    view = frame_range_of(make_video(t0_s=28.028, t1_s=30.5), INDEX)
     assert (view.start, view.stop, view.num_frames) == (701, 762, 61)
-    view = frame_range_of(make_video(), HEADER)
+    view = frame_range_of(make_video(), INDEX)
     assert (view.start, view.stop, view.num_frames, view.crop) == (0, None, 1000, ())
     assert (view.width, view.height) == (1920, 1080)
 
 
 def test_a_crop_is_scaled_from_the_frame_that_it_was_measured_on():
     hdtf = make_video(crop=(412.0, 0.0, 1011.0, 599.0), crop_frame=(0.0, 720.0))
-    assert frame_range_of(hdtf, HEADER).crop == (618, 0, 1516, 898)
+    assert frame_range_of(hdtf, INDEX).crop == (618, 0, 1516, 898)
     vfhq = make_video(crop=(516.0, 12.0, 1204.0, 700.0), crop_frame=(1920.0, 1080.0))
-    assert frame_range_of(vfhq, HEADER).crop == (516, 12, 1204, 700)
+    assert frame_range_of(vfhq, INDEX).crop == (516, 12, 1204, 700)
     fractions = make_video(crop=(0.5, 0.25, 1.2, 0.75), crop_frame=(1.0, 1.0))
-    view = frame_range_of(fractions, HEADER)
+    view = frame_range_of(fractions, INDEX)
     assert view.crop == (960, 270, 1920, 810) and (view.width, view.height) == (960, 540)
 
 
 def test_a_span_or_a_crop_outside_is_a_reason():
     with pytest.raises(VideoError, match="bad span: starts at frame 1000 of 1000"):
-        frame_range_of(make_video(t0_s=40.0, t1_s=50.0), HEADER)
+        frame_range_of(make_video(t0_s=40.0, t1_s=50.0), INDEX)
     outside = make_video(crop=(2000.0, 0.0, 2500.0, 500.0), crop_frame=(1920.0, 1080.0))
     with pytest.raises(VideoError, match="bad crop"):
-        frame_range_of(outside, HEADER)
+        frame_range_of(outside, INDEX)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(("start", "stop"), [(0, 5), (1, 3), (137, 150), (251, 300), (290, 400)])
-def test_a_span_is_the_same_part_of_a_full_pass(ramp: Path, decoder: str, start: int, stop: int):
-    full = np.stack(list(decode(ramp, decoder)))
-    part = np.stack(list(decode(ramp, decoder, start, stop)))
+def test_a_span_is_the_same_part_of_a_full_pass(ramp: Path, start: int, stop: int):
+    full = np.stack(list(decode(ramp)))
+    part = np.stack(list(decode(ramp, start, stop)))
     assert np.array_equal(part, full[start:stop])
-    chosen = list(read_frames(ramp, [start, min(stop, 300) - 1], decoder))
+    chosen = list(read_frames(ramp, [start, min(stop, 300) - 1]))
     assert np.array_equal(np.stack(chosen), full[[start, min(stop, 300) - 1]])
 
 

@@ -11,8 +11,6 @@ from PIL import Image, ImageCms
 from magicdistill.data_pipeline.media.images import ImageError, image_size, read_image
 from magicdistill.data_pipeline.media.video import (
     PICTURE_SUFFIXES,
-    PILLOW,
-    PYAV,
     VideoError,
     decode,
     probe,
@@ -156,9 +154,8 @@ def test_a_picture_stands_upright_wherever_it_is_read(orientation, suffix, tmp_p
     if path.suffix in PICTURE_SUFFIXES:  # curation and evaluation
         header = probe(path)
         assert (header.width, header.height, header.num_frames) == (16, 8, 1)
-        for decoder in (PILLOW, PYAV):  # earlier ledgers name PyAV
-            for frames in (decode(path, decoder), read_frames(path, [0], decoder)):
-                assert [np.array_equal(frame, found) for frame in frames] == [True]
+        for frames in (decode(path), read_frames(path, [0])):
+            assert [np.array_equal(frame, found) for frame in frames] == [True]
 
 
 def test_the_size_is_read_without_decoding(tmp_path: Path):
@@ -177,7 +174,7 @@ def test_a_curated_picture_that_cannot_be_converted_is_a_corrupt_clip(tmp_path: 
     for read in (
         lambda: probe(path),
         lambda: list(decode(path)),
-        lambda: list(read_frames(path, [0], PYAV)),
+        lambda: list(read_frames(path, [0])),
     ):
         with pytest.raises(VideoError, match=r"corrupt: .*a\.png"):
             read()

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.data_pipeline.media.sandbox import Sandbox
+from magicdistill.data_pipeline.media.sandbox import Sandbox, progress
+from magicdistill.data_pipeline.media.video import decode
+from tests.odd_videos import encode
 
 
 def test_a_call_returns_the_value_and_the_process_is_kept():
@@ -41,6 +43,37 @@ def test_a_hang_ends_at_the_time_out():
         assert sandbox.call(time.sleep, 60).failure == "timed out after 0.3 s (2 attempts)"
         assert time.monotonic() - start_s < 20
         assert sandbox.call(abs, -3).value == 3
+
+
+def work(num_steps: int, pause_s: float) -> int:
+    """Come forward in steps, then hang after twenty of them."""
+    for _ in range(num_steps):
+        time.sleep(pause_s)
+        progress()
+    time.sleep(0 if num_steps < 20 else 60)
+    return num_steps
+
+
+def test_long_work_that_comes_forward_takes_its_time_and_a_hang_after_it_does_not():
+    with Sandbox(timeout_s=0.5, num_attempts=1) as sandbox:
+        sandbox.start()
+        assert sandbox.call(work, 12, 0.1).value == 12
+        assert sandbox.call(work, 20, 0.01).failure == "timed out after 0.5 s (1 attempts)"
+        assert sandbox.call(work, 1, 5.0).failure == "timed out after 0.5 s (1 attempts)"
+    progress()  # outside of a sandbox nothing happens
+
+
+def watch(path: Path, pause_s: float) -> int:
+    """Look at every frame of a video for a while."""
+    return sum(1 for _ in decode(path) if time.sleep(pause_s) is None)
+
+
+def test_a_film_may_last_as_long_as_its_frames_come(tmp_path: Path):
+    film = encode(tmp_path / "film.mp4", 60)
+    with Sandbox(timeout_s=0.8, num_attempts=1) as sandbox:
+        sandbox.start()
+        assert sandbox.call(watch, film, 0.03).value == 60
+        assert "timed out" in sandbox.call(watch, film, 3.0).failure
 
 
 def test_every_new_process_loads_first_and_has_its_own_time_for_it(

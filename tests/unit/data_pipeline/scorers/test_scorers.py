@@ -53,7 +53,7 @@ def moving(num_frames: int = 48, height: int = 128, width: int = 160, seed: int 
 
 def row_of(path: Path, stop: int, fps: float = 24.0, start: int = 0) -> ClipRow:
     video = Video("x", "x", "x", str(path), "x", "x", "portrait")
-    return ClipRow("x", video, "x", start=start, stop=stop, fps=fps, decoder="decord")
+    return ClipRow("x", video, "x", start=start, stop=stop, fps=fps)
 
 
 def scores_of(tmp_path: Path, frames: np.ndarray, *scorers: Scorer) -> dict[str, float | None]:
@@ -182,7 +182,8 @@ def test_a_scan_takes_the_scores_that_a_later_pass_takes(tmp_path: Path):
     assert [clip.start for clip in found] == [0, 54]
     for clip in found:
         plain = row_of(path, clip.stop, start=clip.start)
-        assert score_clip(plain, path, CHEAP).scores == clip.scores
+        later = score_clip(plain, path, CHEAP).scores
+        assert later == {n: v for n, v in clip.scores.items() if not n.startswith("video.")}
         assert clip.scorers == {scorer.kind: scorer.version for scorer in CHEAP}
 
 
@@ -303,7 +304,7 @@ def test_weights_that_cannot_be_loaded_stop_the_run_and_blame_no_clip(tmp_path: 
 
 def test_a_gpu_is_reserved_for_networks_that_use_it_and_no_score_is_taken_again(clip_model: Path):
     measures = Measures(num_gpus_per_actor=0.25)
-    assert measures.version == Measures().version == "9e33db270a68"
+    assert measures.version == Measures().version == "c9d6ba5e2465"
     assert gpus_for([PHash(), Embedding(clip=clip_model)], measures) == 0.25
     assert gpus_for([PHash(), Faces(), Embedding()], measures) == 0
     assert gpus_for([Embedding(clip=clip_model)], Measures()) == 0
