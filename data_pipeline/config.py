@@ -13,7 +13,7 @@ from magicdistill.data_pipeline.sources.registry import Source, importers
 from magicdistill.models.config import Config, demand_range
 from magicdistill.models.paths import LocalPath
 
-SCORES_VERSION = 2
+SCORES_VERSION = 3
 """Raised when shots or motion change their meaning; all videos are then scored again."""
 
 
