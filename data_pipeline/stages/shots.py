@@ -125,9 +125,7 @@ def spans_between(
     return [(start, stop) for start, stop in zip(starts, stops, strict=True) if stop > start]
 
 
-def trimmed(
-    cuts: Sequence[Transition], num_frames: int, trim_frames: int
-) -> tuple[int, int]:
+def trimmed(cuts: Sequence[Transition], num_frames: int, trim_frames: int) -> tuple[int, int]:
     """Return [start, stop) of a clip without frames of neighbouring shots at either end.
 
     Published spans are rounded, so that up to `trim_frames` frames may be beyond a transition.

@@ -1,6 +1,7 @@
 """Transitions between shots, found in small grey frames: flashes, dissolves, fades."""
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import cv2
@@ -58,7 +59,7 @@ def changes(small: Array) -> Array:
 
     Entry `i` of n - 1 is that of frames `i` and `i + 1`.
     """
-    return np.array([_difference(*pair) for pair in zip(small, small[1:], strict=False)])
+    return np.array([_difference(*pair) for pair in pairwise(small)])
 
 
 def flashes(small: Array) -> Array:
@@ -136,8 +137,14 @@ def _is_mean(frames: Array, distance: int) -> Array:
     error = np.linalg.norm(middle - (before + after) / 2, axis=1)
     change = np.linalg.norm(after - before, axis=1)
     contrast = wide.std(axis=1)
-    first, now, last = contrast[: -2 * distance], contrast[distance:-distance], contrast[2 * distance :]
-    product = ((before - before.mean(1, keepdims=True)) * (after - after.mean(1, keepdims=True))).mean(1)
+    first, now, last = (
+        contrast[: -2 * distance],
+        contrast[distance:-distance],
+        contrast[2 * distance :],
+    )
+    product = (
+        (before - before.mean(1, keepdims=True)) * (after - after.mean(1, keepdims=True))
+    ).mean(1)
     unlike = (product < 0.5 * first * last) & (np.minimum(first, last) > BLANK_STD)
     return unlike & (error < 0.35 * change) & (now < 0.45 * (first + last))
 
@@ -148,7 +155,9 @@ def _extent(small: Array, middle: int, reach: Array) -> Transition:
     wide = wide.reshape(len(wide), -1).astype(np.float32)
     at = min(middle, REACHES[-1])
     furthest = int(reach[middle])
-    sizes = {d: float(np.linalg.norm(wide[at + d] - wide[at - d])) for d in REACHES if d <= furthest}
+    sizes = {
+        d: float(np.linalg.norm(wide[at + d] - wide[at - d])) for d in REACHES if d <= furthest
+    }
     # Beyond the ends of the dissolve the two pictures differ no more.
     distance = next(d for d in sizes if sizes[d] >= 0.9 * max(sizes.values()))
     before, after = wide[at - distance], wide[at + distance]

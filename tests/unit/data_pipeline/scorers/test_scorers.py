@@ -304,7 +304,7 @@ def test_weights_that_cannot_be_loaded_stop_the_run_and_blame_no_clip(tmp_path: 
 
 def test_a_gpu_is_reserved_for_networks_that_use_it_and_no_score_is_taken_again(clip_model: Path):
     measures = Measures(num_gpus_per_actor=0.25)
-    assert measures.version == Measures().version == "9e33db270a68"
+    assert measures.version == Measures().version == "c9d6ba5e2465"
     assert gpus_for([PHash(), Embedding(clip=clip_model)], measures) == 0.25
     assert gpus_for([PHash(), Faces(), Embedding()], measures) == 0
     assert gpus_for([Embedding(clip=clip_model)], Measures()) == 0

@@ -1,5 +1,7 @@
 """Shots and motion on clips whose truth is known."""
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import pytest
@@ -55,9 +57,7 @@ def mixed(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
 
 def dissolve(length: int) -> np.ndarray:
     one, other = scene(1, 40 + length), scene(2, 40 + length)
-    between = [
-        mixed(one[40 + at], other[at], (at + 1) / (length + 1)) for at in range(length)
-    ]
+    between = [mixed(one[40 + at], other[at], (at + 1) / (length + 1)) for at in range(length)]
     return np.stack([*one[:40], *between, *other[length:]])
 
 
@@ -77,13 +77,18 @@ def flash(lengths: tuple[int, ...]) -> np.ndarray:
 
 def reframed(shift: int) -> np.ndarray:
     """A cut at frame 40 to another part of the same picture; 60 px of 1280 are 15 here."""
-    return np.stack([f[:, : 320 - shift] if at < 40 else f[:, shift:] for at, f in enumerate(scene(1, 80))])
+    return np.stack(
+        [f[:, : 320 - shift] if at < 40 else f[:, shift:] for at, f in enumerate(scene(1, 80))]
+    )
 
 
 def punched_in(zoom: float) -> np.ndarray:
     closer = cv2.getRotationMatrix2D((160, 90), 0, zoom)
     return np.stack(
-        [f if at < 40 else cv2.warpAffine(f, closer, (320, 180)) for at, f in enumerate(scene(1, 80))]
+        [
+            f if at < 40 else cv2.warpAffine(f, closer, (320, 180))
+            for at, f in enumerate(scene(1, 80))
+        ]
     )
 
 
@@ -193,7 +198,9 @@ def panned(px: float, num_frames: int = 25, sigma: float = 0.0) -> np.ndarray:
 def test_a_pan_measures_its_length_however_fast_it_is(px: float):
     # Farneback's flow is short of slow pans in flat parts of a picture; what is fast is not.
     assert motion_of(panned(px)) == pytest.approx(12 * px, rel=0.1 if px > 0.3 else 0.45)
-    assert motion_of(panned(px / 2.5, 61), fps=60.0) == pytest.approx(motion_of(panned(px)), rel=0.05)
+    assert motion_of(panned(px / 2.5, 61), fps=60.0) == pytest.approx(
+        motion_of(panned(px)), rel=0.05
+    )
 
 
 def test_slow_motion_is_farnebacks_flow():
@@ -203,13 +210,15 @@ def test_slow_motion_is_farnebacks_flow():
         np.linalg.norm(
             cv2.calcOpticalFlowFarneback(one, two, np.empty(0), 0.5, 3, 15, 3, 5, 1.2, 0), axis=-1
         ).mean()
-        for one, two in zip(gray, gray[1:], strict=False)
+        for one, two in pairwise(gray)
     ]
     assert motion_of(frames) == pytest.approx(np.mean(lengths), rel=1e-6)
 
 
 def test_motion_is_that_of_half_a_second_at_rates_that_two_does_not_divide():
-    fps_25 = motion_of(panned(2.0, 26), fps=25.0)  # samples are 12 frames apart, half a second is 12.5
+    fps_25 = motion_of(
+        panned(2.0, 26), fps=25.0
+    )  # samples are 12 frames apart, half a second is 12.5
     assert fps_25 == pytest.approx(25, rel=0.05)
 
 
