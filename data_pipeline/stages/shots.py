@@ -130,7 +130,8 @@ def trimmed(cuts: Sequence[Transition], num_frames: int, trim_frames: int) -> tu
 
     Published spans are rounded, so that up to `trim_frames` frames may be beyond a transition.
     """
-    start = max((cut.stop for cut in cuts if cut.start <= trim_frames), default=0)
+    early = (cut.stop for cut in cuts if cut.start <= trim_frames and cut.stop < num_frames)
+    start = max(early, default=0)
     late = [cut for cut in cuts if cut.start > start and cut.stop >= num_frames - trim_frames]
     return start, min((cut.start for cut in late), default=num_frames)
 

@@ -165,9 +165,9 @@ def _extent(small: Array, middle: int, reach: Array) -> Transition:
     low = at - next((i for i in range(at) if share[at - i] < 0.25), distance)
     high = at + next((i for i in range(len(wide) - at) if share[at + i] > 0.75), distance)
     # Half of the ramp lies between low and high, a quarter on either side of them.
-    quarter = (high - low) / 2
-    offset = middle - at
-    return Transition(int(offset + low - quarter), int(np.ceil(offset + high + quarter)) + 1)
+    quarter, offset = (high - low) / 2, middle - at
+    start, stop = int(offset + low - quarter), int(np.ceil(offset + high + quarter)) + 1
+    return Transition(max(0, start), min(len(small), stop))
 
 
 def runs(flags: Array) -> Iterator[tuple[int, int]]:
