@@ -131,7 +131,7 @@ def _border(lines: Array, tolerance: int) -> Border:
     colour = float(np.median(lines[:SOFT]))
     away = np.abs(lines - colour)
     near = away <= tolerance
-    ends = near[: -2 * SOFT] & (away[2 * SOFT :] > 1.5 * tolerance)
+    ends = near[: -2 * SOFT] & (away[2 * SOFT :] > 2 * tolerance)
     jumps = np.abs(np.diff(lines, axis=0))
     smooth = np.maximum(jumps[:-3], jumps[1:-2])
     step = np.abs(lines[4:] - lines[2:-2])

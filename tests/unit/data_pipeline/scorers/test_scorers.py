@@ -22,7 +22,6 @@ from magicdistill.data_pipeline.scorers.base import Frame, RateScorer, Scorer, V
 from magicdistill.data_pipeline.scorers.black import Black
 from magicdistill.data_pipeline.scorers.blur import Blur
 from magicdistill.data_pipeline.scorers.colour import Colour
-from magicdistill.data_pipeline.scorers.colour import Colour
 from magicdistill.data_pipeline.scorers.embedding import Embedding
 from magicdistill.data_pipeline.scorers.exposure import Exposure
 from magicdistill.data_pipeline.scorers.faces import Faces
