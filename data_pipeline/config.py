@@ -72,14 +72,16 @@ class Measures(Config):
     """How clips are found and scored; scores taken with other settings are not comparable."""
 
     motion_short_side: int = Field(default=240, ge=16)
-    """Short side in pixels that frames are resized to before optical flow is measured."""
+    """Short side in pixels of the frames whose motion is measured."""
     motion_fps: float = Field(default=2.0, gt=0)
-    """Frames per second that are compared for optical flow, each with the one before."""
+    """Frames per second that are compared for motion, each with the one before. Motion is stated in
+    pixels per such step; frames in between are followed where it is fast."""
     trim_frames: int = Field(default=4, ge=0)
-    """Frames removed on each side of a cut when a video is split into shots."""
+    """Frames removed on each side of a transition when a video is split into shots."""
     shots: Literal["koala", "transnetv2", "either", "none"] = "koala"
-    """Who finds cuts: Koala-36M's linear rule, TransNetV2 (a package for its weights), both, where
-    a cut that either sees is one, or nobody, for clips that are known to have none."""
+    """Who finds cuts: Koala-36M's linear rule with tests for reframings, dissolves and fades,
+    TransNetV2 (a package for its weights; twenty times slower on a CPU), both, where a cut that
+    either sees is one, or nobody, for clips that are known to have none."""
     scorers: tuple[AnyScorer, ...] = ()
     """What else is measured of every clip. A new scorer, or one with other settings, weights or
     code, measures what is known already; everything else is left alone."""
@@ -173,16 +175,16 @@ class Policy(Config):
     max_cuts: int = Field(default=0, ge=0)
     """Largest number of cuts that a clip may have inside."""
     min_motion_px: float | None = Field(default=None, ge=0)
-    """Smallest mean optical flow in pixels, as `measures` takes it; null is 0.3 for portraits and 1
+    """Smallest mean displacement in pixels, as `measures` takes it; null is 0.3 for portraits and 1
     for others."""
     max_motion_px: float | None = Field(default=None, gt=0)
-    """Largest mean optical flow in pixels; null is 8 for portraits and 10 for others."""
+    """Largest mean displacement in pixels; null is 8 for portraits and 10 for others."""
     limits: dict[Literal["all", Mixture], dict[str, Limit]] = Field(default_factory=dict)
     """Limits by score, such as `text.area`, for `all` mixtures or for one. A limit given here
     replaces the usual one whole, so a bound that is left out is lifted; `{}` in a recipe file lifts
     both."""
     crop_bars: bool = False
-    """Cut black bars off and judge the size of what is left, instead of rejecting the clip."""
+    """Cut bars off and judge the size of what is left, instead of rejecting the clip."""
     max_clips_per_source: int = Field(default=8, ge=1)
     """Largest number of clips that are kept of each film, chosen by a hash of their ids."""
     max_hash_bits: float = Field(default=6.0, ge=0, le=32)

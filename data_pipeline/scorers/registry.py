@@ -6,6 +6,7 @@ from magicdistill.data_pipeline.scorers.aesthetics import Aesthetics
 from magicdistill.data_pipeline.scorers.base import Scorer
 from magicdistill.data_pipeline.scorers.black import Black
 from magicdistill.data_pipeline.scorers.blur import Blur
+from magicdistill.data_pipeline.scorers.colour import Colour
 from magicdistill.data_pipeline.scorers.embedding import Embedding
 from magicdistill.data_pipeline.scorers.exposure import Exposure
 from magicdistill.data_pipeline.scorers.faces import Faces
@@ -22,6 +23,7 @@ SCORERS = Registry(
     # Cheap ones, taken while shots are searched for.
     Black,
     Blur,
+    Colour,
     Exposure,
     Frozen,
     Letterbox,

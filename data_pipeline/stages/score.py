@@ -103,7 +103,7 @@ def score_video(video: Video, path: Path, measures: Measures) -> list[ClipRow]:
         spans, cuts = spans_between(cuts, taken.num_frames, measures.trim_frames), []
     else:
         start, stop = trimmed(cuts, taken.num_frames, measures.trim_frames)
-        spans, cuts = [(start, stop)], [cut for cut in cuts if start < cut < stop]
+        spans, cuts = [(start, stop)], [cut for cut in cuts if cut.is_inside(start, stop)]
     if not spans:
         raise VideoError("no shot outlasts trimming")
     content_hash, begin = hash_content(path), frame_range.start

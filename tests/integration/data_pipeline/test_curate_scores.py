@@ -64,7 +64,7 @@ def test_scorers_measure_only_what_they_have_not_seen(tmp_path: Path):
     assert first["good.mp4"].scores["exposure.luma"] is not None
     assert first["good.mp4"].scores["aesthetics.laion"] is None
     assert first["good.mp4"].scorers["aesthetics"] == "absent: no weights for aesthetics"
-    assert len(first["good.mp4"].blobs["phash"]) == 64
+    assert len(first["good.mp4"].blobs["phash"]) == 128
     assert first["still.mp4"].scores["exposure.luma"] is not None
     assert "phash" not in first["still.mp4"].blobs  # rejected already: costly scorers skip it
     committed = {part: part.stat().st_mtime_ns for part in parts.iterdir()}
@@ -75,7 +75,7 @@ def test_scorers_measure_only_what_they_have_not_seen(tmp_path: Path):
 
     looser = run(make_config(folder, *scorers, min_motion_px=0.0), root)
     assert looser["good.mp4"] == first["good.mp4"]
-    assert len(looser["still.mp4"].blobs["phash"]) == 64
+    assert len(looser["still.mp4"].blobs["phash"]) == 128
     (added,) = set(parts.iterdir()) - committed.keys()
     assert scan.stat().st_mtime_ns == scanned
     assert added != scan
