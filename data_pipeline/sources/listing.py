@@ -3,12 +3,18 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-from magicdistill.data_pipeline.rows import Video
+import pyarrow as pa
+
+from magicdistill.data_pipeline.rows import Video, videos_to_table
 from magicdistill.data_pipeline.sources.base import SourceConfig
 
 logger = logging.getLogger(__name__)
+
+TABLE_ROWS = 50_000
+"""Largest number of rows of a table of the listing."""
 
 
 def iter_videos(sources: Sequence[SourceConfig], clips_directory: Path) -> Iterator[Video]:
@@ -36,3 +42,10 @@ def iter_videos(sources: Sequence[SourceConfig], clips_directory: Path) -> Itera
                 seen.add(video.video_id)
                 yield video
         logger.info("source %s: %s", source.kind, dict(found))
+
+
+def iter_tables(sources: Sequence[SourceConfig], clips_directory: Path) -> Iterator[pa.Table]:
+    """Yield what `iter_videos` does as tables of `VIDEO_SCHEMA`, of at most `TABLE_ROWS` rows."""
+    videos = iter_videos(sources, clips_directory)
+    while some := list(islice(videos, TABLE_ROWS)):
+        yield videos_to_table(some)
