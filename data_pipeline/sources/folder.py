@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from magicdistill.data_pipeline.io import object_stores
 from magicdistill.data_pipeline.rows import Video, digest
 from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.stores import MISSING, MISSING_FILE, shots_mark
@@ -47,7 +46,7 @@ class Folder(SourceConfig):
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:
         """Yield one video per file, in the order of their names."""
-        folder = object_stores.Folder(self.path)
+        folder = self.folder(self.path, clips_directory)
         for name in folder.names():
             uri, state = folder.uri(name), folder.state(name)
             yield Video(

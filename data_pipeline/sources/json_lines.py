@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 from urllib.parse import unquote
@@ -55,7 +55,7 @@ class JsonLines(SourceConfig):
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:
         """Yield one video per line."""
-        open_folder = cache(object_stores.Folder)
+        open_folder = cache(partial(self.folder, clips_directory=clips_directory))
         for line in lines(self):
             root = self.root or line.manifest.rpartition("/")[0] or "."
             location, name = _split(line.uri, root)
