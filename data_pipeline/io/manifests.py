@@ -226,8 +226,9 @@ def _parse_slowly(piece: bytes, first_line: int, width: int, places: dict[str, i
 def _slow_rows(piece: bytes, first_line: int, width: int) -> Iterator[tuple[list[str], int, str]]:
     """Yield the fields of each row, the line in which it ends, and what is wrong with it.
 
-    A row over several lines that has too few or too many fields began with a quote that nobody
-    closed if a sound row begins in one of its later lines: what is before that one is the row.
+    A row over several lines with too few or too many fields and an odd number of quotes has one
+    that nobody closed: what is before the first of its lines in which a sound row begins is the
+    row.
     """
     csv.field_size_limit(4 * MAX_ROW_BYTES)  # of the whole process: a reader has none of its own
     lines = list(io.StringIO(piece.decode(errors="replace"), newline=""))
@@ -235,7 +236,7 @@ def _slow_rows(piece: bytes, first_line: int, width: int) -> Iterator[tuple[list
     while begin < len(lines):
         for fields, end in _records(lines, begin):
             sound = len(fields) == width
-            if not sound and end > begin + 1:
+            if not sound and sum(line.count('"') for line in lines[begin:end]) % 2:
                 end = _restart(lines, begin, end, width)
             last = first_line + end - 1
             fault = "" if sound else f"bad row: line {last} has not as many fields as the header"

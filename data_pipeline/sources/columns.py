@@ -73,16 +73,15 @@ def text(column: pa.ChunkedArray | pa.Array) -> pa.Array:
         joined = pc.binary_join(array.cast(pa.list_(pa.string())), ", ")
         array = pc.binary_join_element_wise("[", joined, "]", "")
     array = pc.fill_null(array.cast(pa.string()), "")
-    trimmed = pc.ascii_trim_whitespace(array)
-    # Other white space of Unicode is rare, and looking for it takes as long as parsing the file.
-    content = trimmed.cast(pa.binary())
-    wide = pc.or_(
-        pc.greater_equal(pc.binary_slice(content, 0, 1), b"\x80"),
-        pc.greater_equal(pc.binary_slice(content, -1, None), b"\x80"),
-    )
-    if not pc.any(wide).as_py():
-        return trimmed
-    return pc.replace_with_mask(trimmed, wide, pc.utf8_trim_whitespace(trimmed.filter(wide)))
+    # Trimming every row takes as long as parsing it, so that only those are that may need it.
+    content = array.cast(pa.binary())
+    ends = pc.binary_slice(content, 0, 1), pc.binary_slice(content, -1, None)
+    edge = pa.repeat(False, len(array))
+    for end in ends:
+        edge = pc.or_(edge, pc.or_(pc.less_equal(end, b" "), pc.greater_equal(end, b"\x7f")))
+    if not pc.any(edge).as_py():
+        return array
+    return pc.replace_with_mask(array, edge, pc.utf8_trim_whitespace(array.filter(edge)))
 
 
 def spans(column: pa.Array) -> tuple[pa.Array, pa.Array, Mask]:

@@ -157,7 +157,7 @@ def listed_table(
     uri = pc.if_else(inside, folder.uris(names), "")
     uri, state = _with_pace(uri, state, names, column["fps"])
     values = {
-        "video_id": pa.array([digest(text) for text in identity.to_pylist()], pa.string()),
+        "video_id": pa.array(map(digest, identity.to_pylist()), pa.string()),
         "source_id": joined(terms.dataset, "/", column["video"]),
         "uri": uri,
         "path": pc.if_else(inside, folder.paths(names), ""),
