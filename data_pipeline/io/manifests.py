@@ -5,6 +5,7 @@ unpacked on the way. A piece of a CSV file in which everything is in order is pa
 other piece is parsed again row by row, so that what is wrong with one row costs no other.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -16,12 +17,13 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from magicdistill.data_pipeline.io.arrow import pc
 from magicdistill.data_pipeline.io.object_stores import (
     PARQUET,
+    demand_manifest,
     first_bytes,
     open_bytes,
     parsed_json,
@@ -73,7 +75,9 @@ def read_rows(
     try:
         if beginning.startswith(PARQUET):
             yield from _parquet(location, required, optional)
-        elif beginning.lstrip().startswith(b"{"):
+            return
+        demand_manifest(location, beginning)
+        if beginning.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
             yield from _json_lines(location, (*required, *optional))
         else:
             yield from _csv(location, required, optional)

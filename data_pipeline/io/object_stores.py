@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from magicdistill.data_pipeline.io.arrow import pc
+from magicdistill.data_pipeline.io.listings import Listing, kept_listing
 from magicdistill.data_pipeline.io.user_files import BINARY_BYTES, demand_text
 from magicdistill.models.paths import OBJECT_STORES, PathError, local_path
 
@@ -56,22 +57,24 @@ def open_text(location: str) -> TextIOWrapper:
         FileNotFoundError: if there is no such file, naming it.
         PathError: if it is a folder or a binary file, naming it.
     """
-    first_bytes(location)
+    demand_manifest(location, first_bytes(location))
     # Line ends are left alone: the csv module tells those inside a quoted caption from a row's end.
     return TextIOWrapper(open_bytes(location), "utf-8-sig", errors="replace", newline="")
 
 
 def first_bytes(location: str) -> bytes:
-    """Return the beginning of a manifest's content.
-
-    Raises what `open_text` does; Parquet is no binary file here. A stray null byte does not make a
-    file binary, but half of UTF-16 are some.
-    """
+    """Return the beginning of a file's content; raises what `open_bytes` does."""
     with open_bytes(location) as file:
-        beginning = file.read(BINARY_BYTES)
-    if not beginning.startswith(PARQUET) and beginning.count(b"\0") > len(beginning) // 8:
+        return file.read(BINARY_BYTES)
+
+
+def demand_manifest(location: str, beginning: bytes) -> None:
+    """Raise PathError where a file begins as no text in UTF-8 does.
+
+    A stray null byte makes no file binary; of UTF-16 half are some.
+    """
+    if beginning.count(b"\0") > len(beginning) // 4:
         demand_text(location, beginning)
-    return beginning
 
 
 def open_bytes(location: str) -> Any:
@@ -173,6 +176,7 @@ class Folder:
         """
         self.remote = is_remote(location)
         self.location = location.rstrip("/")
+        self._listings, self._max_age_h = listings, max_age_h
         if not self.remote:
             self._path = Path(local_path(location)).absolute()
             if not self._path.is_dir():
@@ -215,6 +219,8 @@ class Folder:
 
     def states(self, names: pa.Array) -> pa.Array:
         """Return the states of files, as `state` does; null for a name that is null."""
+        if self.remote:
+            return self._listing.states(names)
         found = names.dictionary_encode()
         states = [self.state(name) for name in found.dictionary.to_pylist()]
         return pa.array(states, pa.string()).take(found.indices)
@@ -225,8 +231,8 @@ class Folder:
         Bytes of a name that are no UTF-8 are replaced. No file has that name, so that it is
         reported as missing and breaks nothing.
         """
-        found = self._states if self.remote else self._local_names()
-        return (name for name in sorted(found) if not name.rpartition("/")[2].startswith("."))
+        found = self._listing.names() if self.remote else iter(sorted(self._local_names()))
+        return (name for name in found if not name.rpartition("/")[2].startswith("."))
 
     def _local_names(self) -> Iterator[str]:
         for path in self._path.rglob("*"):
@@ -234,19 +240,21 @@ class Folder:
                 name = os.fsencode(path.relative_to(self._path).as_posix())
                 yield name.decode(errors="replace")
 
+    def prepare(self) -> None:
+        """List a prefix of an object store now; several can be listed side by side."""
+        if self.remote:
+            self._listing  # noqa: B018
+
+    @cached_property
+    def _listing(self) -> Listing:
+        """All files of a prefix, from a few requests at a time: each file alone would be one."""
+        return kept_listing(filesystem(), self.location, self._listings, self._max_age_h)
+
     @cached_property
     def _states(self) -> Mapping[str, str]:
-        """States of all files by name, from one listing: each file alone would be a request."""
-        files = filesystem()
-        prefix = f"{self.location.removeprefix(f'{REMOTE}://')}/"
-        found = files.find(prefix, detail=True)
-        states = {
-            name.removeprefix(prefix): f"{facts['size']}-{facts['ETag'].strip(chr(34))}"
-            for name, facts in found.items()
-        }
-        # fsspec keeps listings: a later run in this process would not see what was added meanwhile.
-        files.invalidate_cache()
-        return states
+        """States of all files by name, for those who ask one by one."""
+        names = [*self._listing.names()]
+        return dict(zip(names, self._listing.states(pa.array(names)).to_pylist(), strict=True))
 
 
 def local_state(path: Path | str) -> str | None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from magicdistill.data_pipeline.io.arrow import pc
 from magicdistill.data_pipeline.io.manifests import Rows
 from magicdistill.data_pipeline.sources.entries import (
     ENTRY_SCHEMA,
@@ -22,32 +22,29 @@ from magicdistill.data_pipeline.sources.entries import (
 )
 
 Mask = npt.NDArray[np.bool_]
+RowReader = Callable[[dict[str, Any], int, str], Entry]
 _TIME = r"['\"]?(?:(?P<h{0}>\d{{1,6}}):)?(?P<m{0}>\d{{1,6}}):(?P<s{0}>\d{{1,2}}(?:\.\d+)?)['\"]?"
 _SPAN = rf"^[\[(]\s*{_TIME.format(0)}\s*,\s*{_TIME.format(1)}\s*[\])]$"
 
 
-def entries_of(
-    rows: Rows, columns: Mapping[str, Any], odd: Mask, entry: Callable[[dict[str, Any], int], Entry]
-) -> pa.Table:
+def entries_of(rows: Rows, columns: Mapping[str, Any], odd: Mask, entry: RowReader) -> pa.Table:
     """Return the entries of some rows, in order.
 
     Args:
         rows: the rows.
         columns: fields of the entries of ordinary rows; others have their defaults.
         odd: which rows are not ordinary; a row with a fault is odd in any case.
-        entry: makes the entry of an odd row from its values, with the fault that reading found in
-            `fault`, and its line.
+        entry: makes the entry of an odd row from its values, its line and what reading found wrong
+            with it.
     """
     table = _ordinary(rows.columns.num_rows, columns)
     odd = odd | np.array([bool(fault) for fault in rows.faults], bool) if rows.faults else odd
     places = np.flatnonzero(odd)
     if not len(places):
         return table
-    lines = rows.lines()
-    values = rows.columns.take(places).to_pylist()
-    for row, place in zip(values, places, strict=True):
-        row["fault"] = rows.faults[place] if rows.faults else ""
-    made = [entry(row, lines[place]) for row, place in zip(values, places, strict=True)]
+    lines, faults = rows.lines(), rows.faults or [""] * len(odd)
+    odd_rows = zip(rows.columns.take(places).to_pylist(), places, strict=True)
+    made = [entry(row, lines[place], faults[place]) for row, place in odd_rows]
     where = np.arange(table.num_rows)
     where[places] = np.arange(len(made)) + table.num_rows
     return pa.concat_tables([table, entries_to_table(made)]).take(where).combine_chunks()

@@ -15,6 +15,8 @@ _BRACKETS = re.compile(r"\s*[\[(]?(.*?)[\])]?\s*", re.DOTALL)
 _QUOTED = re.compile(r"""\s*(["'])([^"']*)\1\s*[,;]?\s*(["'])([^"']*)\3\s*,?\s*""")
 _SEPARATOR = re.compile(r"\s*;\s*|,\s+|\s+-\s+|\s+")
 ENTRIES_PER_TABLE = 20_000
+UNIT_FRAME = (1.0, 1.0)
+"""Width and height of the frame in whose units a box of fractions is."""
 _NO_NUMBER = ("", "nan", "none", "null", "na", "n/a")
 """What tables have where nobody measured, in lower case."""
 
@@ -121,6 +123,22 @@ def checked_crop(box: tuple[float, ...]) -> tuple[float, ...]:
     if len(box) != 4 or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
         raise Fault(f"bad crop: {box}")
     return box
+
+
+def fractions(box: object) -> tuple[float, ...]:
+    """Return a box (left, top, right, bottom) in fractions of the frame, from a list or its text.
+
+    Raises:
+        Fault: if it is anything else.
+    """
+    parts = _BRACKETS.fullmatch(box)[1].split(",") if isinstance(box, str) else box  # type: ignore[index]
+    try:
+        sides = tuple(map(float, parts))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise Fault(f"bad crop: {box!r}") from error
+    if not all(0 <= side <= 1 for side in sides):
+        raise Fault(f"bad crop: {box!r} are no fractions of the frame")
+    return checked_crop(sides)
 
 
 def number(name: str, value: object) -> float | None:

@@ -15,18 +15,17 @@ from magicdistill.data_pipeline.rows import Video
 from magicdistill.data_pipeline.scorers.registry import score_names
 from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
+    UNIT_FRAME,
     Entry,
     Fault,
-    checked_crop,
     checked_span,
+    fractions,
     numbers,
     parse_time,
 )
 from magicdistill.data_pipeline.sources.stores import Terms, listed
 from magicdistill.models.paths import OBJECT_STORES, Location, scheme_of
 
-UNIT_FRAME = (1.0, 1.0)
-"""Width and height of the frame in whose units a `bbox` is: boxes are fractions."""
 # A misspelt optional field would pass unnoticed, so fields that are neither are faults.
 REQUIRED = ("source_id", "dataset", "uri", "license")
 OPTIONAL = ("t0", "t1", "bbox", "caption", "mixture", "imported_scores")
@@ -58,7 +57,7 @@ class JsonLines(SourceConfig):
         open_folder = cache(partial(self.folder, clips_directory=clips_directory))
         for line in lines(self):
             root = self.root or line.manifest.rpartition("/")[0] or "."
-            location, name = _split(line.uri, root)
+            location, name = split_address(line.uri, root)
             terms = Terms(line.dataset, line.license, line.mixture, split_shots=self.split_shots)
             yield listed(line.entry, open_folder(location), name, terms)
 
@@ -118,9 +117,7 @@ def _line(facts: Any, manifest: str, number: int, mixture: str) -> Line:
 
 
 def _entry(facts: dict[str, Any], named: Entry) -> Entry:
-    scheme = scheme_of(named.name)
-    if scheme not in (None, "file", *OBJECT_STORES):
-        raise Fault(f"bad address: {named.name!r} is at {scheme}://; copy it to s3:// or a folder")
+    demand_address(named.name)
     start, stop, box = facts.get("t0"), facts.get("t1"), facts.get("bbox")
     t0_s = 0.0 if start is None else _seconds(start)
     t1_s = None if stop is None else _seconds(stop)
@@ -134,11 +131,18 @@ def _entry(facts: dict[str, Any], named: Entry) -> Entry:
         named.video,
         t0_s,
         t1_s,
-        crop=() if box is None else _fractions(box),
+        crop=() if box is None else fractions(box),
         crop_frame=() if box is None else UNIT_FRAME,
         caption=str(facts.get("caption") or "").strip(),
         imported_scores=numbers(str(facts["dataset"]), scores),
     )
+
+
+def demand_address(uri: str) -> None:
+    """Raise Fault where an address is neither a file's nor an object's."""
+    scheme = scheme_of(uri)
+    if scheme not in (None, "file", *OBJECT_STORES):
+        raise Fault(f"bad address: {uri!r} is at {scheme}://; copy it to s3:// or a folder")
 
 
 def _seconds(value: Any) -> float:
@@ -149,17 +153,7 @@ def _seconds(value: Any) -> float:
     raise Fault(f"bad timestamp: {value!r}")
 
 
-def _fractions(box: Any) -> tuple[float, ...]:
-    try:
-        sides = tuple(map(float, box))
-    except (TypeError, ValueError) as error:
-        raise Fault(f"bad crop: {box!r}") from error
-    if not all(0 <= side <= 1 for side in sides):
-        raise Fault(f"bad crop: {box!r} are no fractions of the frame")
-    return checked_crop(sides)
-
-
-def _split(uri: str, root: str) -> tuple[str, str]:
+def split_address(uri: str, root: str) -> tuple[str, str]:
     """Return the folder to look in for a manifest's address, and the file's name below it.
 
     All files below `root` have that one folder, so that an object store is listed once for them.

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from magicdistill.data_pipeline.io.arrow import pc
 from magicdistill.data_pipeline.rows import Video, digest, videos_from_table
 from magicdistill.data_pipeline.sources.base import SourceConfig
 

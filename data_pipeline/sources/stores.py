@@ -1,17 +1,19 @@
 """Where the files of a manifest's clips are, and the rows of the videos found there."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urlencode
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import model_validator
 
 from magicdistill.data_pipeline.io import object_stores
+from magicdistill.data_pipeline.io.arrow import pc
+from magicdistill.data_pipeline.io.listings import MAX_REQUESTS
 from magicdistill.data_pipeline.rows import VIDEO_SCHEMA, Video, digest
 from magicdistill.data_pipeline.sources.columns import (
     format_names,
@@ -180,6 +182,37 @@ def listed_table(
         for name, value in values.items()
     }
     return pa.table(filled, schema=VIDEO_SCHEMA)
+
+
+def listed_at(
+    entries: pa.Table,
+    places: Sequence[tuple[str, str]],
+    open_folder: Callable[[str], object_stores.Folder],
+    terms: Terms,
+) -> pa.Table:
+    """Return what `listed_table` does for entries of which each has a folder and a name there."""
+    found = pa.table(
+        {"folder": [folder for folder, _ in places], "name": [name for _, name in places]},
+        schema=pa.schema({"folder": pa.string(), "name": pa.string()}),
+    )
+    locations = found["folder"].unique().to_pylist()
+    with ThreadPoolExecutor(MAX_REQUESTS) as pool:
+        list(pool.map(lambda location: open_folder(location).prepare(), locations))
+    tables, order = [], []
+    for location in locations:
+        here = np.flatnonzero(mask(pc.equal(found["folder"], location)))
+        own = {
+            name: value.take(pa.array(here))
+            for name in ("dataset", "license", "mixture")
+            if isinstance(value := getattr(terms, name), pa.Array)
+        }
+        names = found["name"].take(pa.array(here)).combine_chunks()
+        table = listed_table(
+            entries.take(here), open_folder(location), names, replace(terms, **own)
+        )
+        tables.append(table)
+        order.append(here)
+    return pa.concat_tables(tables).take(np.argsort(np.concatenate(order)))
 
 
 def _with_pace(

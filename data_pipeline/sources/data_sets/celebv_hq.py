@@ -9,6 +9,7 @@ import pyarrow as pa
 from magicdistill.data_pipeline.io.object_stores import read_json
 from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
+    UNIT_FRAME,
     Entry,
     Fault,
     checked_crop,
@@ -17,9 +18,6 @@ from magicdistill.data_pipeline.sources.entries import (
 )
 from magicdistill.data_pipeline.sources.stores import Store, Terms
 from magicdistill.models.paths import Location
-
-UNIT_FRAME = (1.0, 1.0)
-"""Width and height of the frame in whose units the boxes are: they are fractions."""
 
 
 class CelebvHq(SourceConfig):

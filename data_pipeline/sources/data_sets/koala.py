@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
+from magicdistill.data_pipeline.io.arrow import pc
 from magicdistill.data_pipeline.io.manifests import Rows, read_rows
 from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.columns import entries_of, mask, scores, spans, text
@@ -65,23 +65,21 @@ def _entries(rows: Rows) -> pa.Table:
     return entries_of(rows, columns, odd | odd_spans | mask(videos.is_null()), _entry)
 
 
-def _entry(row: dict[str, Any], line: int) -> Entry:
+def _entry(row: dict[str, Any], line: int, fault: str) -> Entry:
     name = str(row["videoID"] or "").strip()
     video, separator, index = name.rpartition("_")  # ids of videos may hold underscores themselves
     if not (separator and video and index.isdigit()):
-        return Entry(
-            name, name, fault=row["fault"] or f"bad row: line {line} has the videoID {name!r}"
-        )
+        return Entry(name, name, fault=fault or f"bad row: line {line} has the videoID {name!r}")
     try:
-        if row["fault"]:
-            raise Fault(row["fault"])
+        if fault:
+            raise Fault(fault)
         imported = numbers("koala", {short: row[column] for short, column in SCORES.items()})
-    except Fault as fault:
-        return Entry(name, video, fault=str(fault))
+    except Fault as found:
+        return Entry(name, video, fault=str(found))
     caption = (row["caption"] or "").strip()
     span = row["timestamp"]
     try:
         t0_s, t1_s = parse_span(span if isinstance(span, str) else str(span or ""))
-    except Fault as fault:
-        return Entry(name, video, caption=caption, imported_scores=imported, span_fault=str(fault))
+    except Fault as found:
+        return Entry(name, video, caption=caption, imported_scores=imported, span_fault=str(found))
     return Entry(name, video, t0_s, t1_s, caption=caption, imported_scores=imported)
