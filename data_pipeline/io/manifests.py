@@ -71,8 +71,8 @@ def read_rows(
         PathError: if it is a folder or a binary file.
         ValueError: if it lacks a column, or ends in the middle of its compressed content.
     """
-    beginning = first_bytes(location)
     try:
+        beginning = first_bytes(location)
         if beginning.startswith(PARQUET):
             yield from _parquet(location, required, optional)
             return

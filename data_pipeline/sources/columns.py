@@ -43,7 +43,7 @@ def entries_of(rows: Rows, columns: Mapping[str, Any], odd: Mask, entry: RowRead
     if not len(places):
         return table
     lines, faults = rows.lines(), rows.faults or [""] * len(odd)
-    odd_rows = zip(rows.columns.take(places).to_pylist(), places, strict=True)
+    odd_rows = zip(rows.columns.take(places).to_pylist(), places.tolist(), strict=True)
     made = [entry(row, lines[place], faults[place]) for row, place in odd_rows]
     where = np.arange(table.num_rows)
     where[places] = np.arange(len(made)) + table.num_rows

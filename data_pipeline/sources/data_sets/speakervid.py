@@ -77,28 +77,28 @@ def entries(source: SpeakerVid) -> Iterator[Entry]:
 
 def _annotations(manifest: str) -> Iterator[tuple[str, Any]]:
     """Yield the name of each clip and its annotation."""
-    beginning = first_bytes(manifest)
-    if beginning[257:262] == b"ustar":
-        yield from _members(manifest)
-        return
-    rows = read_json(manifest) if beginning.lstrip().startswith(b"[") else read_json_lines(manifest)
-    for facts in rows:
-        file = facts.get("filename") if isinstance(facts, dict) else None
-        yield str(file or "").removesuffix(".json"), facts
-
-
-def _members(manifest: str) -> Iterator[tuple[str, Any]]:
     try:
-        with open_bytes(manifest) as raw, tarfile.open(fileobj=raw, mode="r|") as archive:
-            for member in archive:
-                if member.isfile() and member.name.endswith(".json"):
-                    file = archive.extractfile(member)
-                    text = file.read().decode(errors="replace") if file else ""
-                    yield Path(member.name).stem, parsed_json(text)
+        beginning = first_bytes(manifest)
+        if beginning[257:262] == b"ustar":
+            yield from _members(manifest)
+            return
+        is_list = beginning.lstrip().startswith(b"[")
+        for facts in read_json(manifest) if is_list else read_json_lines(manifest):
+            file = facts.get("filename") if isinstance(facts, dict) else None
+            yield str(file or "").removesuffix(".json"), facts
     except (tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{manifest} cannot be read to its end: {error}") from error
+
+
+def _members(manifest: str) -> Iterator[tuple[str, Any]]:
+    with open_bytes(manifest) as raw, tarfile.open(fileobj=raw, mode="r|") as archive:
+        for member in archive:
+            if member.isfile() and member.name.endswith(".json"):
+                file = archive.extractfile(member)
+                text = file.read().decode(errors="replace") if file else ""
+                yield Path(member.name).stem, parsed_json(text)
 
 
 def _entry(name: str, facts: Any) -> Entry:
