@@ -363,7 +363,8 @@ def test_speakervid_archives_give_spans_and_boxes(tmp_path: Path) -> None:
 
 
 OURS = {
-    "path": "sub/-a b#1.mp4", "film": "film-1", "text": " Rain. ", "start": "1.5", "stop": "0:00:04",
+    "path": "sub/-a b#1.mp4", "film": "film-1", "text": " Rain. ", "start": "1.5",
+    "stop": "0:00:04",
     "q": "3", "terms": "CC0", "kind": "anime", "box": "[0, 0.25, 0.5, 1]",
 }  # fmt: skip
 COLUMNS = {
