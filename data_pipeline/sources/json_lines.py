@@ -4,26 +4,29 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 from urllib.parse import unquote
 
+import pyarrow as pa
 from pydantic import Field
 
 from magicdistill.data_pipeline.io import object_stores
-from magicdistill.data_pipeline.rows import Video
 from magicdistill.data_pipeline.scorers.registry import score_names
 from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
+    ENTRIES_PER_TABLE,
     UNIT_FRAME,
     Entry,
     Fault,
     checked_span,
+    entries_to_table,
     fractions,
     numbers,
     parse_time,
 )
-from magicdistill.data_pipeline.sources.stores import Terms, listed
+from magicdistill.data_pipeline.sources.stores import Terms, listed_at
 from magicdistill.models.paths import OBJECT_STORES, Location, scheme_of
 
 # A misspelt optional field would pass unnoticed, so fields that are neither are faults.
@@ -52,14 +55,20 @@ class JsonLines(SourceConfig):
     """Cut films into their shots, as in `folder`."""
     SCORES: ClassVar = None
 
-    def videos(self, clips_directory: Path) -> Iterator[Video]:
+    def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield one video per line."""
         open_folder = cache(partial(self.folder, clips_directory=clips_directory))
-        for line in lines(self):
-            root = self.root or line.manifest.rpartition("/")[0] or "."
-            location, name = split_address(line.uri, root)
-            terms = Terms(line.dataset, line.license, line.mixture, split_shots=self.split_shots)
-            yield listed(line.entry, open_folder(location), name, terms)
+        each = lines(self)
+        while some := list(islice(each, ENTRIES_PER_TABLE)):
+            entries = entries_to_table([line.entry for line in some])
+            roots = (self.root or line.manifest.rpartition("/")[0] or "." for line in some)
+            places = [split_address(line.uri, root) for line, root in zip(some, roots, strict=True)]
+            dataset, licence, mixture = (
+                pa.array([getattr(line, field) for line in some], pa.string())
+                for field in ("dataset", "license", "mixture")
+            )
+            terms = Terms(dataset, licence, mixture, split_shots=self.split_shots)
+            yield listed_at(entries, places, open_folder, terms)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 import numpy as np
@@ -158,30 +158,43 @@ def listed_table(
     fault = pc.if_else(pc.and_(sought, state.is_null()), MISSING_FILE, fault)
     uri = pc.if_else(inside, folder.uris(names), "")
     uri, state = _with_pace(uri, state, names, column["fps"])
-    values = {
-        "video_id": pa.array(map(digest, identity.to_pylist()), pa.string()),
-        "source_id": joined(terms.dataset, "/", column["video"]),
-        "uri": uri,
-        "path": pc.if_else(inside, folder.paths(names), ""),
-        "fingerprint": pc.coalesce(state, joined("fault ", fault)),
-        "license": terms.license,
-        "mixture": terms.mixture,
-        "split_shots": terms.split_shots,
-        "entry": column["name"],
-        "t0_s": t0,
-        "t1_s": t1,
-        "crop": crop,
-        "crop_frame": frame,
-        "time_scale": terms.time_scale,
-        "caption": column["caption"],
-        "imported_scores": column["imported_scores"],
-        "fault": fault,
+    return video_table(
+        count,
+        video_id=pa.array(map(digest, identity.to_pylist()), pa.string()),
+        source_id=joined(terms.dataset, "/", column["video"]),
+        uri=uri,
+        path=pc.if_else(inside, folder.paths(names), ""),
+        fingerprint=pc.coalesce(state, joined("fault ", fault)),
+        license=terms.license,
+        mixture=terms.mixture,
+        split_shots=terms.split_shots,
+        entry=column["name"],
+        t0_s=t0,
+        t1_s=t1,
+        crop=crop,
+        crop_frame=frame,
+        time_scale=terms.time_scale,
+        caption=column["caption"],
+        imported_scores=column["imported_scores"],
+        fault=fault,
+    )
+
+
+def video_table(count: int, **fields: Any) -> pa.Table:
+    """Return a table of `VIDEO_SCHEMA` with as many rows from columns, and constants for all."""
+    empty = {"video_id": "", "source_id": "", "uri": "", "path": "", "fingerprint": ""}
+    fields = vars(Video(**empty, license="", mixture="")) | fields
+    columns = {
+        field.name: value
+        if isinstance(value := fields[field.name], pa.Array)
+        else pa.array([_stored(value)], field.type).take(pa.array(np.zeros(count, np.int64)))
+        for field in VIDEO_SCHEMA
     }
-    filled = {
-        name: value if isinstance(value, pa.Array) else pa.repeat(value, count)
-        for name, value in values.items()
-    }
-    return pa.table(filled, schema=VIDEO_SCHEMA)
+    return pa.table(columns, schema=VIDEO_SCHEMA)
+
+
+def _stored(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, dict) else value
 
 
 def listed_at(

@@ -80,7 +80,7 @@ def run(walk: Path, command: str) -> str:
 @pytest.mark.timeout(900)
 def test_the_walk_leads_from_an_empty_bucket_to_a_first_cycle(walk: Path, s3: "Server") -> None:
     curated = run(walk, f"python jobs/curate.py --recipe koala-curate.yaml --runs {RUNS}")
-    assert "1 missing file" in curated
+    assert "rows of koala-36m that cannot be used: missing file 1" in curated
     latents = walk / "runs" / "data" / "latents"
     encoded = {path: path.stat().st_mtime_ns for path in latents.rglob("*.parquet")}
     assert encoded

@@ -1,5 +1,6 @@
 """Listings of a real S3 server: how many requests they take, and when they are used again."""
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from magicdistill.data_pipeline.io import listings, object_stores
 from magicdistill.data_pipeline.sources.folder import Folder
+from magicdistill.data_pipeline.sources.json_lines import JsonLines
 from magicdistill.data_pipeline.sources.listing import iter_videos
 
 if TYPE_CHECKING:
@@ -57,6 +59,20 @@ def test_side_by_side_the_pages_give_what_they_give_one_by_one(
     assert pages <= s3.num_lists <= 3 * pages
     assert (s3.num_lists == 1) == (keys_per_page == 1000)
     assert s3.most_lists_at_once <= listings.MAX_REQUESTS
+
+
+def test_prefixes_of_one_manifest_are_listed_side_by_side(s3: "Server", tmp_path: Path) -> None:
+    store = object_stores.filesystem()
+    uris = [f"s3://bucket/many/{i}/x.mp4" for i in range(12)]
+    for uri in uris[1:]:
+        store.pipe(uri, b"1")
+    line = {"source_id": "s", "dataset": "d", "license": "l"}
+    (tmp_path / "m.jsonl").write_text("\n".join(json.dumps(line | {"uri": uri}) for uri in uris))
+    source = JsonLines(manifests=(str(tmp_path / "m.jsonl"),), mixture="general")
+    s3.num_lists = s3.most_lists_at_once = 0
+    faults = [(video.uri, video.fault) for video in iter_videos([source], tmp_path)]
+    assert faults == [(uri, "" if uri in uris[1:] else "missing file") for uri in uris]
+    assert s3.num_lists == 12 and s3.most_lists_at_once > 1
 
 
 def names_in(clips: Path, **options: float) -> list[str]:
