@@ -182,8 +182,7 @@ def listed_table(
 
 def video_table(count: int, **fields: Any) -> pa.Table:
     """Return a table of `VIDEO_SCHEMA` with as many rows from columns, and constants for all."""
-    empty = {"video_id": "", "source_id": "", "uri": "", "path": "", "fingerprint": ""}
-    fields = vars(Video(**empty, license="", mixture="")) | fields
+    fields = vars(Video("", "", "", "", "", "", "")) | fields
     columns = {
         field.name: value
         if isinstance(value := fields[field.name], pa.Array)
