@@ -34,6 +34,8 @@ class Server:
         self.num_downloads = 0
         self.num_bytes_sent = 0
         """Of all downloads."""
+        self.num_lists = self.most_lists_at_once = self._lists_under_way = 0
+        self._counting = threading.Lock()
         self.fault_share = 0.0
         """Of all requests: half of these are refused, half done but never answered."""
         self.held_part = ""
@@ -62,7 +64,9 @@ class Server:
         return [SLOW_DOWN]
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] != "GET" or "list-type" in environ["QUERY_STRING"]:
+        if "list-type" in environ["QUERY_STRING"]:
+            return self._list(environ, start_response)
+        if environ["REQUEST_METHOD"] != "GET":
             return self._s3(environ, start_response)
         self.num_downloads += 1
         if self.faulty_part not in environ["PATH_INFO"]:
@@ -76,6 +80,17 @@ class Server:
             self.num_broken -= 1
             body = body[: len(body) // 2]
         return [body]
+
+    def _list(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        with self._counting:
+            self.num_lists += 1
+            self._lists_under_way += 1
+            self.most_lists_at_once = max(self.most_lists_at_once, self._lists_under_way)
+        try:
+            return self._s3(environ, start_response)
+        finally:
+            with self._counting:
+                self._lists_under_way -= 1
 
     def _counted(self, body: Iterable[bytes]) -> Iterator[bytes]:
         for piece in body:

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pyarrow as pa
+
+from magicdistill.data_pipeline.io.arrow import pc
+from magicdistill.data_pipeline.io.listings import Listing, kept_listing
 from magicdistill.data_pipeline.io.user_files import BINARY_BYTES, demand_text
 from magicdistill.models.paths import OBJECT_STORES, PathError, local_path
 
 (REMOTE,) = OBJECT_STORES
 """Scheme of the addresses in an object store; everything else is a local path."""
+PARQUET = b"PAR1"
+"""First bytes of a Parquet file."""
+PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""Codecs of compressed files by their first bytes."""
 
 
 def is_remote(location: str) -> bool:
@@ -49,20 +57,45 @@ def open_text(location: str) -> TextIOWrapper:
         FileNotFoundError: if there is no such file, naming it.
         PathError: if it is a folder or a binary file, naming it.
     """
+    demand_manifest(location, first_bytes(location))
+    # Line ends are left alone: the csv module tells those inside a quoted caption from a row's end.
+    return TextIOWrapper(open_bytes(location), "utf-8-sig", errors="replace", newline="")
+
+
+def first_bytes(location: str) -> bytes:
+    """Return the beginning of a file's content; raises what `open_bytes` does."""
+    with open_bytes(location) as file:
+        return file.read(BINARY_BYTES)
+
+
+def demand_manifest(location: str, beginning: bytes) -> None:
+    """Raise PathError where a file begins as no text in UTF-8 does.
+
+    A stray null byte makes no file binary; of UTF-16 half are some.
+    """
+    if beginning.count(b"\0") > len(beginning) // 4:
+        demand_text(location, beginning)
+
+
+def open_bytes(location: str) -> Any:
+    """Open a manifest for reading its bytes in order, unpacked if it is packed.
+
+    Raises:
+        FileNotFoundError: if there is no such file, naming it.
+        PathError: if it is a folder, naming it.
+    """
     try:
         raw = filesystem().open(location) if is_remote(location) else open_local(location)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"manifest {location} does not exist") from error
     except IsADirectoryError as error:
         raise PathError(location, "a folder; give the manifest in it") from error
-    try:
-        demand_text(location, raw.read(BINARY_BYTES))
-    except PathError:
-        raw.close()
-        raise
+    magic = raw.read(4)
     raw.seek(0)
-    # Line ends are left alone: the csv module tells those inside a quoted caption from a row's end.
-    return TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+    for beginning, codec in PACKED.items():
+        if magic.startswith(beginning):
+            return pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec)
+    return raw
 
 
 def open_local(location: str) -> Any:
@@ -95,10 +128,15 @@ def read_json_lines(location: str) -> Iterator[Any]:
     with open_text(location) as file:
         for line in file:
             if line.strip():
-                try:
-                    yield _parsed(line)
-                except (ValueError, RecursionError):
-                    yield None
+                yield parsed_json(line)
+
+
+def parsed_json(line: str) -> Any:
+    """Return what a line of JSON holds, None where it is none; null bytes in it are left out."""
+    try:
+        return _parsed(line.replace("\0", ""))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _parsed(text: str) -> Any:
@@ -125,14 +163,20 @@ def _number(digits: str) -> int | float:
 class Folder:
     """A local folder or a prefix of an object store; tells what is there without opening it."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, listings: Path | None = None, max_age_h: float = 0.0) -> None:
         """Take a location.
+
+        Args:
+            location: a local path, or an address of an object store.
+            listings: folder that listings of object stores are kept in; None keeps none.
+            max_age_h: hours for which a kept listing is used again.
 
         Raises:
             FileNotFoundError: if a local folder does not exist.
         """
         self.remote = is_remote(location)
         self.location = location.rstrip("/")
+        self._listings, self._max_age_h = listings, max_age_h
         if not self.remote:
             self._path = Path(local_path(location)).absolute()
             if not self._path.is_dir():
@@ -156,14 +200,39 @@ class Folder:
             return self._states.get(name)
         return local_state(os.path.join(self._path, name))
 
+    def uris(self, names: pa.Array) -> pa.Array:
+        """Return the addresses of files, as `uri` does."""
+        if self.remote:
+            return pc.binary_join_element_wise(self.location, names, "/")
+        plain = pc.match_substring_regex(names, r"^[A-Za-z0-9_.~/-]*$")
+        if not pc.all(plain).as_py():
+            special = pc.invert(plain)
+            quoted = pa.array(map(quote, names.filter(special).to_pylist()), pa.string())
+            names = pc.replace_with_mask(names, special, quoted)
+        return pc.binary_join_element_wise(self._uri, names, "/")
+
+    def paths(self, names: pa.Array) -> pa.Array:
+        """Return the local paths of files, as `path` does."""
+        if self.remote:
+            return pa.repeat("", len(names))
+        return pc.binary_join_element_wise(os.path.join(self._path, ""), names, "")
+
+    def states(self, names: pa.Array) -> pa.Array:
+        """Return the states of files, as `state` does; null for a name that is null."""
+        if self.remote:
+            return self._listing.states(names)
+        found = names.dictionary_encode()
+        states = [self.state(name) for name in found.dictionary.to_pylist()]
+        return pa.array(states, pa.string()).take(found.indices)
+
     def names(self) -> Iterator[str]:
         """Yield the paths of all files below the folder, sorted, without hidden ones (`.name`).
 
         Bytes of a name that are no UTF-8 are replaced. No file has that name, so that it is
         reported as missing and breaks nothing.
         """
-        found = self._states if self.remote else self._local_names()
-        return (name for name in sorted(found) if not name.rpartition("/")[2].startswith("."))
+        found = self._listing.names() if self.remote else iter(sorted(self._local_names()))
+        return (name for name in found if not name.rpartition("/")[2].startswith("."))
 
     def _local_names(self) -> Iterator[str]:
         for path in self._path.rglob("*"):
@@ -171,19 +240,21 @@ class Folder:
                 name = os.fsencode(path.relative_to(self._path).as_posix())
                 yield name.decode(errors="replace")
 
+    def prepare(self) -> None:
+        """List a prefix of an object store now; several can be listed side by side."""
+        if self.remote:
+            self._listing  # noqa: B018
+
+    @cached_property
+    def _listing(self) -> Listing:
+        """All files of a prefix, from a few requests at a time: each file alone would be one."""
+        return kept_listing(filesystem(), self.location, self._listings, self._max_age_h)
+
     @cached_property
     def _states(self) -> Mapping[str, str]:
-        """States of all files by name, from one listing: each file alone would be a request."""
-        files = filesystem()
-        prefix = f"{self.location.removeprefix(f'{REMOTE}://')}/"
-        found = files.find(prefix, detail=True)
-        states = {
-            name.removeprefix(prefix): f"{facts['size']}-{facts['ETag'].strip(chr(34))}"
-            for name, facts in found.items()
-        }
-        # fsspec keeps listings: a later run in this process would not see what was added meanwhile.
-        files.invalidate_cache()
-        return states
+        """States of all files by name, for those who ask one by one."""
+        names = [*self._listing.names()]
+        return dict(zip(names, self._listing.states(pa.array(names)).to_pylist(), strict=True))
 
 
 def local_state(path: Path | str) -> str | None:

@@ -2,13 +2,23 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from magicdistill.data_pipeline.rows import Video
+import pyarrow as pa
+from pydantic import Field
+
+from magicdistill.data_pipeline.io.object_stores import Folder
+from magicdistill.data_pipeline.rows import Video, videos_to_table
 from magicdistill.models.config import Config
 
 Mixture = Literal["portrait", "general", "anime"]
+DEFAULT_MAX_AGE_H = 1.0
+LISTINGS = "listings"
+"""Name of the folder, beside rendered clips, of the listings of object stores."""
+TABLE_ROWS = 50_000
+"""Largest number of rows in a table of a source that lists its videos one by one."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +38,16 @@ class SourceConfig(Config):
     """Where clips come from: a configuration that lists its own videos.
 
     A source is one file with a subclass that names itself, `kind: Literal["mine"] = "mine"`, and
-    one line in `registry.py`, or `SOURCES.register` in a plugin. Only `videos` has to be written;
-    the other answers have defaults.
+    one line in `registry.py`, or `SOURCES.register` in a plugin. Only `videos` has to be written,
+    or `tables` where there are millions; the other answers have defaults.
     """
 
     kind: str
     """Kind of the source, which decides its other fields."""
+    listing_max_age_h: float = Field(
+        default=DEFAULT_MAX_AGE_H, ge=0, exclude_if=lambda age: age == DEFAULT_MAX_AGE_H
+    )
+    """Hours for which a listing of an object store is kept and used again; 0 lists in every run."""
     SCORES: ClassVar[tuple[str, ...] | None] = ()
     """First parts of the names of scores that the listing imports, such as `koala` for
     `koala.clarity`; null where each line of a manifest names its own."""
@@ -51,6 +65,24 @@ class SourceConfig(Config):
             ValueError: if a manifest has another format.
         """
         raise NotImplementedError
+
+    def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
+        """Yield what the source lists as tables of `VIDEO_SCHEMA`: what the pipeline asks for.
+
+        By default those are the `videos`. A source of millions of rows makes tables of columns at
+        once instead, and has no `videos`. Takes and raises what `videos` does.
+        """
+        videos = self.videos(clips_directory)
+        while some := list(islice(videos, TABLE_ROWS)):
+            yield videos_to_table(some)
+
+    def folder(self, location: str, clips_directory: Path) -> Folder:
+        """Return a folder or prefix whose listing is kept beside the rendered clips.
+
+        Raises:
+            FileNotFoundError: if a local folder does not exist.
+        """
+        return Folder(location, clips_directory / LISTINGS, self.listing_max_age_h)
 
     @classmethod
     def render(cls, uri: str, path: Path) -> None:

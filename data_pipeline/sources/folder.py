@@ -1,15 +1,23 @@
 """A folder, local or in an object store, of videos and pictures."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Literal
 
+import pyarrow as pa
 from pydantic import Field
 
-from magicdistill.data_pipeline.io import object_stores
-from magicdistill.data_pipeline.rows import Video, digest
-from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
-from magicdistill.data_pipeline.sources.stores import MISSING, MISSING_FILE, shots_mark
+from magicdistill.data_pipeline.io.arrow import pc
+from magicdistill.data_pipeline.rows import digest
+from magicdistill.data_pipeline.sources.base import TABLE_ROWS, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.columns import joined
+from magicdistill.data_pipeline.sources.stores import (
+    MISSING,
+    MISSING_FILE,
+    shots_mark,
+    video_table,
+)
 from magicdistill.models.paths import Location
 
 
@@ -45,19 +53,23 @@ class Folder(SourceConfig):
         """Return the label and the location."""
         return self.label, self.location
 
-    def videos(self, clips_directory: Path) -> Iterator[Video]:
+    def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield one video per file, in the order of their names."""
-        folder = object_stores.Folder(self.path)
-        for name in folder.names():
-            uri, state = folder.uri(name), folder.state(name)
-            yield Video(
-                video_id=digest(uri, *shots_mark(self.split_shots)),
-                source_id=f"folder/{self.label}/{name}",
-                uri=uri,
-                path=folder.path(name),
-                fingerprint=state or MISSING,
+        folder = self.folder(self.path, clips_directory)
+        each = iter(folder.names())
+        while some := list(islice(each, TABLE_ROWS)):
+            names = pa.array(some, pa.string())
+            uris, states = folder.uris(names), folder.states(names)
+            marks = shots_mark(self.split_shots)
+            yield video_table(
+                len(some),
+                video_id=pa.array([digest(uri, *marks) for uri in uris.to_pylist()], pa.string()),
+                source_id=joined(f"folder/{self.label}/", names),
+                uri=uris,
+                path=folder.paths(names),
+                fingerprint=pc.fill_null(states, MISSING),
                 license=self.license,
                 mixture=self.mixture,
                 split_shots=self.split_shots,
-                fault="" if state else MISSING_FILE,  # a dangling link
+                fault=pc.if_else(states.is_valid(), "", MISSING_FILE),  # a dangling link
             )

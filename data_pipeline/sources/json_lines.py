@@ -3,30 +3,32 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 from urllib.parse import unquote
 
+import pyarrow as pa
 from pydantic import Field
 
 from magicdistill.data_pipeline.io import object_stores
-from magicdistill.data_pipeline.rows import Video
 from magicdistill.data_pipeline.scorers.registry import score_names
 from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
+    ENTRIES_PER_TABLE,
+    UNIT_FRAME,
     Entry,
     Fault,
-    checked_crop,
     checked_span,
+    entries_to_table,
+    fractions,
     numbers,
     parse_time,
 )
-from magicdistill.data_pipeline.sources.stores import Terms, listed
+from magicdistill.data_pipeline.sources.stores import Terms, listed_at
 from magicdistill.models.paths import OBJECT_STORES, Location, scheme_of
 
-UNIT_FRAME = (1.0, 1.0)
-"""Width and height of the frame in whose units a `bbox` is: boxes are fractions."""
 # A misspelt optional field would pass unnoticed, so fields that are neither are faults.
 REQUIRED = ("source_id", "dataset", "uri", "license")
 OPTIONAL = ("t0", "t1", "bbox", "caption", "mixture", "imported_scores")
@@ -53,14 +55,20 @@ class JsonLines(SourceConfig):
     """Cut films into their shots, as in `folder`."""
     SCORES: ClassVar = None
 
-    def videos(self, clips_directory: Path) -> Iterator[Video]:
+    def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield one video per line."""
-        open_folder = cache(object_stores.Folder)
-        for line in lines(self):
-            root = self.root or line.manifest.rpartition("/")[0] or "."
-            location, name = _split(line.uri, root)
-            terms = Terms(line.dataset, line.license, line.mixture, split_shots=self.split_shots)
-            yield listed(line.entry, open_folder(location), name, terms)
+        open_folder = cache(partial(self.folder, clips_directory=clips_directory))
+        each = lines(self)
+        while some := list(islice(each, ENTRIES_PER_TABLE)):
+            entries = entries_to_table([line.entry for line in some])
+            roots = (self.root or line.manifest.rpartition("/")[0] or "." for line in some)
+            places = [split_address(line.uri, root) for line, root in zip(some, roots, strict=True)]
+            dataset, licence, mixture = (
+                pa.array([getattr(line, field) for line in some], pa.string())
+                for field in ("dataset", "license", "mixture")
+            )
+            terms = Terms(dataset, licence, mixture, split_shots=self.split_shots)
+            yield listed_at(entries, places, open_folder, terms)
 
 
 @dataclass(frozen=True)
@@ -118,9 +126,7 @@ def _line(facts: Any, manifest: str, number: int, mixture: str) -> Line:
 
 
 def _entry(facts: dict[str, Any], named: Entry) -> Entry:
-    scheme = scheme_of(named.name)
-    if scheme not in (None, "file", *OBJECT_STORES):
-        raise Fault(f"bad address: {named.name!r} is at {scheme}://; copy it to s3:// or a folder")
+    demand_address(named.name)
     start, stop, box = facts.get("t0"), facts.get("t1"), facts.get("bbox")
     t0_s = 0.0 if start is None else _seconds(start)
     t1_s = None if stop is None else _seconds(stop)
@@ -134,11 +140,18 @@ def _entry(facts: dict[str, Any], named: Entry) -> Entry:
         named.video,
         t0_s,
         t1_s,
-        crop=() if box is None else _fractions(box),
+        crop=() if box is None else fractions(box),
         crop_frame=() if box is None else UNIT_FRAME,
         caption=str(facts.get("caption") or "").strip(),
         imported_scores=numbers(str(facts["dataset"]), scores),
     )
+
+
+def demand_address(uri: str) -> None:
+    """Raise Fault where an address is neither a file's nor an object's."""
+    scheme = scheme_of(uri)
+    if scheme not in (None, "file", *OBJECT_STORES):
+        raise Fault(f"bad address: {uri!r} is at {scheme}://; copy it to s3:// or a folder")
 
 
 def _seconds(value: Any) -> float:
@@ -149,17 +162,7 @@ def _seconds(value: Any) -> float:
     raise Fault(f"bad timestamp: {value!r}")
 
 
-def _fractions(box: Any) -> tuple[float, ...]:
-    try:
-        sides = tuple(map(float, box))
-    except (TypeError, ValueError) as error:
-        raise Fault(f"bad crop: {box!r}") from error
-    if not all(0 <= side <= 1 for side in sides):
-        raise Fault(f"bad crop: {box!r} are no fractions of the frame")
-    return checked_crop(sides)
-
-
-def _split(uri: str, root: str) -> tuple[str, str]:
+def split_address(uri: str, root: str) -> tuple[str, str]:
     """Return the folder to look in for a manifest's address, and the file's name below it.
 
     All files below `root` have that one folder, so that an object store is listed once for them.

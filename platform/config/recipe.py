@@ -198,7 +198,10 @@ def find_recipe(
 
 
 def read_values(path: Path, cls: type[Config] = Recipe) -> dict[str, Any]:
-    """Read a recipe file over those that it extends; the outermost file names the recipe."""
+    """Read a recipe file over those that it extends; the outermost file names the recipe.
+
+    `extends` is one file or a list, of which a later one goes over those before it.
+    """
     return {"name": path.stem} | _read(path, (), cls)
 
 
@@ -208,19 +211,27 @@ def _read(path: Path, extended_by: tuple[Path, ...], cls: type[Config]) -> dict[
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
-    parent, plugins = values.pop("extends", None), _texts(values.get("plugins"))
+    parents, plugins = values.pop("extends", None) or [], _texts(values.get("plugins"))
+    parents = [parents] if isinstance(parents, str) else parents
+    if parents != _texts(parents):
+        raise RecipeError(f"{path}: extends: give a recipe or a list of recipes, not {parents!r}")
     try:
         load_plugins(plugins)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
     values.pop("about", None)  # what the file is for: recipe_list reads it
-    if parent is None:
-        return values
-    base = _read(find_recipe(parent, beside=path.parent), (*extended_by, path), cls)
-    base.pop("name", None)
-    if plugins := dict.fromkeys([*_texts(base.get("plugins")), *plugins]):
-        values["plugins"] = list(plugins)
-    return merge(cls, base, values)
+    base: dict[str, Any] = {}
+    for parent in parents:
+        more = _read(find_recipe(parent, beside=path.parent), (*extended_by, path), cls)
+        more.pop("name", None)
+        base = _over(cls, base, more)
+    return _over(cls, base, values)
+
+
+def _over(cls: type[Config], base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return values over those of a file that theirs extends, with the plugins of both."""
+    plugins = dict.fromkeys([*_texts(base.get("plugins")), *_texts(values.get("plugins"))])
+    return merge(cls, base, values | ({"plugins": list(plugins)} if plugins else {}))
 
 
 def _texts(values: Any) -> list[str]:

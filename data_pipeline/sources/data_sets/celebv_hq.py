@@ -4,15 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from magicdistill.data_pipeline.io.object_stores import read_json
-from magicdistill.data_pipeline.rows import Video
-from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
-from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
-from magicdistill.data_pipeline.sources.stores import Store
-from magicdistill.models.paths import Location
+import pyarrow as pa
 
-UNIT_FRAME = (1.0, 1.0)
-"""Width and height of the frame in whose units the boxes are: they are fractions."""
+from magicdistill.data_pipeline.io.object_stores import read_json
+from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.entries import (
+    UNIT_FRAME,
+    Entry,
+    Fault,
+    checked_crop,
+    checked_span,
+    in_tables,
+)
+from magicdistill.data_pipeline.sources.stores import Store, Terms
+from magicdistill.models.paths import Location
 
 
 class CelebvHq(SourceConfig):
@@ -28,9 +33,11 @@ class CelebvHq(SourceConfig):
     mixture: Mixture = "portrait"
     """Kind of the clips, which decides their limits."""
 
-    def videos(self, clips_directory: Path) -> Iterator[Video]:
+    def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield the videos of the store that the manifest names."""
-        return self.store.videos(entries(self), self.kind, self.license, self.mixture)
+        folder = self.folder(self.store.path, clips_directory)
+        terms = Terms(self.kind, self.license, self.mixture, is_cut=self.store.holds == "clips")
+        return self.store.tables(in_tables(entries(self)), folder, terms)
 
 
 def entries(source: CelebvHq) -> Iterator[Entry]:

@@ -4,17 +4,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+
 from magicdistill.data_pipeline.io.object_stores import open_text
-from magicdistill.data_pipeline.rows import Video
 from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,
     checked_crop,
     checked_span,
+    in_tables,
     parse_time,
 )
-from magicdistill.data_pipeline.sources.stores import Store
+from magicdistill.data_pipeline.sources.stores import Store, Terms
 from magicdistill.models.paths import Location
 
 Rows = dict[str, list[str]]
@@ -36,9 +38,11 @@ class Hdtf(SourceConfig):
     mixture: Mixture = "portrait"
     """Kind of the clips, which decides their limits."""
 
-    def videos(self, clips_directory: Path) -> Iterator[Video]:
+    def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield the videos of the store that the text files name."""
-        return self.store.videos(entries(self), self.kind, self.license, self.mixture)
+        folder = self.folder(self.store.path, clips_directory)
+        terms = Terms(self.kind, self.license, self.mixture, is_cut=self.store.holds == "clips")
+        return self.store.tables(in_tables(entries(self)), folder, terms)
 
 
 def entries(source: Hdtf) -> Iterator[Entry]:

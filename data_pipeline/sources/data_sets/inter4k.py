@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from magicdistill.data_pipeline.io import object_stores
 from magicdistill.data_pipeline.rows import Video
 from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig, UniformClips
 from magicdistill.data_pipeline.sources.entries import Entry
@@ -48,7 +47,7 @@ class Inter4K(SourceConfig):
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:
         """Yield one video per number; those that are not there are listed as missing."""
-        folder = object_stores.Folder(self.path)
+        folder = self.folder(self.path, clips_directory)
         time_scale = TIME_SCALE if self.policy == "stride-2" else 1.0
         fault = REJECTED if self.policy == "reject" else ""
         terms = Terms(self.kind, self.license, self.mixture, time_scale=time_scale)

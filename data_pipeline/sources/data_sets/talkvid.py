@@ -5,13 +5,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qs, urlsplit
 
+import pyarrow as pa
 from pydantic import Field
 
 from magicdistill.data_pipeline.io.object_stores import read_json, read_json_lines
-from magicdistill.data_pipeline.rows import Video
 from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
-from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_span, numbers
-from magicdistill.data_pipeline.sources.stores import Store
+from magicdistill.data_pipeline.sources.entries import (
+    Entry,
+    Fault,
+    checked_span,
+    in_tables,
+    numbers,
+)
+from magicdistill.data_pipeline.sources.stores import Store, Terms
 from magicdistill.models.paths import Location
 
 
@@ -29,9 +35,11 @@ class TalkVid(SourceConfig):
     """Kind of the clips, which decides their limits."""
     SCORES: ClassVar = ("talkvid",)
 
-    def videos(self, clips_directory: Path) -> Iterator[Video]:
+    def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield the videos of the store that the manifests name."""
-        return self.store.videos(entries(self), self.kind, self.license, self.mixture)
+        folder = self.folder(self.store.path, clips_directory)
+        terms = Terms(self.kind, self.license, self.mixture, is_cut=self.store.holds == "clips")
+        return self.store.tables(in_tables(entries(self)), folder, terms)
 
 
 def entries(source: TalkVid) -> Iterator[Entry]:

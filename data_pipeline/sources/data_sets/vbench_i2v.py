@@ -40,7 +40,7 @@ class VbenchI2v(SourceConfig):
 
     def videos(self, clips_directory: Path) -> Iterator[Video]:
         """Yield one picture per pair, with its prompt as caption."""
-        folder = pictures(self)
+        folder = pictures(self, clips_directory)
         terms = Terms(self.kind, self.license, self.mixture, is_cut=True)
         for pair in pairs(self):
             entry = Entry(pair.prompt, pair.image, caption=pair.prompt, fault=pair.fault)
@@ -81,14 +81,14 @@ def pairs(source: VbenchI2v) -> Iterator[Pair]:
     return (pair for pair in found if pair.fault or pair.dimensions - set(source.left_out))
 
 
-def pictures(source: VbenchI2v) -> Folder:
+def pictures(source: VbenchI2v, clips_directory: Path) -> Folder:
     """Return the folder of the pictures.
 
     Raises:
         FileNotFoundError: if there is none, saying where they come from.
     """
     try:
-        return Folder(source.images)
+        return source.folder(source.images, clips_directory)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}: {ORIGIN}") from error
 

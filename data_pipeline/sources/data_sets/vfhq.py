@@ -6,11 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+
 from magicdistill.data_pipeline.io.object_stores import Folder, open_text
-from magicdistill.data_pipeline.rows import Video
 from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
-from magicdistill.data_pipeline.sources.entries import Entry, Fault, checked_crop, checked_span
-from magicdistill.data_pipeline.sources.stores import Store
+from magicdistill.data_pipeline.sources.entries import (
+    Entry,
+    Fault,
+    checked_crop,
+    checked_span,
+    in_tables,
+)
+from magicdistill.data_pipeline.sources.stores import Store, Terms
 from magicdistill.models.paths import Location
 
 _NAME = re.compile(r"Clip\+(?P<video>.+)\+P\d+\+C\d+\+F(?P<start>\d+)-(?P<stop>\d+)")
@@ -29,9 +36,11 @@ class Vfhq(SourceConfig):
     mixture: Mixture = "portrait"
     """Kind of the clips, which decides their limits."""
 
-    def videos(self, clips_directory: Path) -> Iterator[Video]:
+    def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield the videos of the store that the text files name."""
-        return self.store.videos(entries(self), self.kind, self.license, self.mixture)
+        folder = self.folder(self.store.path, clips_directory)
+        terms = Terms(self.kind, self.license, self.mixture, is_cut=self.store.holds == "clips")
+        return self.store.tables(in_tables(entries(self)), folder, terms)
 
 
 def entries(source: Vfhq) -> Iterator[Entry]:

@@ -53,30 +53,30 @@ def copies(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / fetching.SCRATCH).rglob("*") if path.is_file()]
 
 
-def test_a_bucket_lists_like_a_folder_and_notices_a_change():
+def test_a_bucket_lists_like_a_folder_and_notices_a_change(tmp_path: Path):
     files = object_stores.filesystem()
     files.pipe(f"{ROOT}/changing.mp4", b"1")
-    folder = Folder(path=f"{ROOT}/", license="CC0", mixture="anime")
-    before = {video.uri: video for video in iter_videos([folder], Path())}
+    folder = Folder(path=f"{ROOT}/", license="CC0", mixture="anime", listing_max_age_h=0)
+    before = {video.uri: video for video in iter_videos([folder], tmp_path)}
     assert list(before) == [
         f"{ROOT}/{name}" for name in ("-a b#1%.mp4", "changing.mp4", "sub/b.mp4")
     ]
     assert {video.path for video in before.values()} == {""}
     files.pipe(f"{ROOT}/changing.mp4", b"2")
-    after = {video.uri: video for video in iter_videos([folder], Path())}
+    after = {video.uri: video for video in iter_videos([folder], tmp_path)}
     changed = [uri for uri in after if after[uri].fingerprint != before[uri].fingerprint]
     files.rm(f"{ROOT}/changing.mp4")
     assert changed == [f"{ROOT}/changing.mp4"]
     assert [v.video_id for v in after.values()] == [v.video_id for v in before.values()]
 
 
-def test_a_manifest_and_its_store_may_both_be_remote():
+def test_a_manifest_and_its_store_may_both_be_remote(tmp_path: Path):
     rows = "\n".join(
         f"{name},u,\"['00:01', '00:02']\",c,1,1,1,1" for name in ("-a b#1%_1", "gone_2")
     )
     object_stores.filesystem().pipe("s3://bucket/koala.csv", f"\ufeff{HEADER}\n{rows}\n".encode())
     store = Store(path=ROOT, holds="videos")
-    videos = list(iter_videos([Koala(manifests=("s3://bucket/koala.csv",), store=store)], Path()))
+    videos = list(iter_videos([Koala(manifests=("s3://bucket/koala.csv",), store=store)], tmp_path))
     assert [(video.uri, video.fault) for video in videos] == [
         (f"{ROOT}/-a b#1%.mp4", ""),
         (f"{ROOT}/gone.mp4", "missing file"),
@@ -84,10 +84,10 @@ def test_a_manifest_and_its_store_may_both_be_remote():
     lines = f'{{"source_id": "a", "dataset": "d", "uri": "{ROOT}/sub/b.mp4", "license": "l"}}\n'
     object_stores.filesystem().pipe("s3://bucket/clips.jsonl", lines.encode())
     source = JsonLines(manifests=("s3://bucket/clips.jsonl",), mixture="general")
-    (video,) = iter_videos([source], Path())
+    (video,) = iter_videos([source], tmp_path)
     assert (video.uri, video.fault) == (f"{ROOT}/sub/b.mp4", "")
     with pytest.raises(FileNotFoundError, match=r"s3://bucket/none\.csv does not exist"):
-        list(iter_videos([Koala(manifests=("s3://bucket/none.csv",), store=store)], Path()))
+        list(iter_videos([Koala(manifests=("s3://bucket/none.csv",), store=store)], tmp_path))
 
 
 def test_one_copy_at_a_time_lives_until_it_is_cleared(

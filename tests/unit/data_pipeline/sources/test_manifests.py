@@ -175,16 +175,6 @@ def test_a_name_that_leads_out_of_the_store_is_refused(tmp_path: Path):
     assert "leads out of the store" in video.fault and video.path == video.uri == ""
 
 
-def test_a_manifest_is_read_as_a_stream_up_to_the_line_that_is_no_csv(tmp_path: Path):
-    rows = [koala_row(f"video{i:06d}_1", "['00:01', '00:05']", "word\n" * 100) for i in range(300)]
-    manifest = write_koala(tmp_path / "k.csv", [*rows, koala_row("last_1", "", "x" * (1 << 21))])
-    source = Koala(manifests=(manifest,), store=Store(path=str(touch(tmp_path / "store", "a"))))
-    videos = iter_videos([source], tmp_path)
-    assert [next(videos).entry for _ in rows] == [row[0] for row in rows]
-    with pytest.raises(ValueError, match=r"k\.csv, line \d+: field larger than field limit"):
-        next(videos)
-
-
 @pytest.fixture
 def hdtf_folder(tmp_path: Path) -> Path:
     """Two of the three sets with the faults of the published files."""

@@ -190,6 +190,8 @@ REFUSED_RECIPES = {
     "tracking: {experiment: ''}": "tracking.experiment",
     "extends: nowhere": "no recipe 'nowhere'",
     "extends: attack.yaml": "extends itself",
+    "extends: [portrait-tiny, attack.yaml]": "extends itself",
+    "extends: 5": "give a recipe or a list of recipes, not 5",
     "- a": "a recipe is a mapping",
     "a: [": "not YAML",
     "\x00": "a binary file",

@@ -32,6 +32,17 @@ def test_a_recipe_extends_another_one_and_keeps_its_own_name(base: Path, tmp_pat
     assert recipe.engine == TorchEngineConfig(precision="bf16")
 
 
+def test_recipes_share_a_section_that_a_file_of_its_own_has(tmp_path: Path) -> None:
+    clips = "{kind: portrait-world, num_clips: 3}"
+    write(tmp_path / "clips.yaml", f"data: {{sources: [{clips}], flip: false}}\n")
+    for parent in ("portrait-tiny", "portrait-tiny-teacher"):
+        text = f"extends: [{parent}, clips.yaml]\ndata: {{windows_per_clip: 2}}\n"
+        recipe, before = load_recipe(write(tmp_path / "mine.yaml", text)), load_recipe(parent)
+        assert [source.num_clips for source in recipe.data.sources] == [3]  # type: ignore[attr-defined]
+        assert (recipe.data.flip, recipe.data.windows_per_clip, recipe.name) == (False, 2, "mine")
+        assert (recipe.method, recipe.data.policy) == (before.method, before.data.policy)
+
+
 def test_a_recipe_that_extends_itself_is_refused(base: Path, tmp_path: Path) -> None:
     write(base, "extends: child.yaml\n")
     child = write(tmp_path / "child.yaml", "extends: base.yaml\n")
