@@ -4,11 +4,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
+
+import duckdb
+import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Bucket, Limit, Policy, nearest_bucket
 from magicdistill.data_pipeline.latents.windows import num_resampled
-from magicdistill.data_pipeline.ledger.duplicates import COMPARED, find_copies
+from magicdistill.data_pipeline.ledger.duplicates import CLIPS, COMPARED, find_copies
 from magicdistill.data_pipeline.rows import ClipRow, digest
 from magicdistill.data_pipeline.scorers.base import ABSENT
 from magicdistill.data_pipeline.stages.run_scorers import lacking
@@ -182,13 +185,37 @@ def _without_copies(
     decisions: Sequence[Decision], policy: Policy, held_out: Sequence[ClipRow]
 ) -> list[Decision]:
     candidates = [decision.clip for decision in decisions if decision.status == "accepted"]
-    copies = find_copies(candidates, policy.max_hash_bits, policy.min_cosine, held_out)
+    db = duckdb.connect()
+    for name, clips in zip(_VIEWS, (candidates, held_out, ()), strict=True):
+        db.register(name, _comparison(clips))
+    limits = policy.max_hash_bits, policy.min_cosine
+    copies = {
+        copy["clip_id"]: _reason(copy)
+        for copy in find_copies(db, *_VIEWS, *limits, None).to_pylist()
+    }
     return [
-        _rejected(decision, f"duplicate: {copy}")
-        if (copy := copies.get(decision.clip.clip_id)) and decision.status == "accepted"
+        _rejected(decision, reason)
+        if (reason := copies.get(decision.clip.clip_id)) and decision.status == "accepted"
         else decision
         for decision in decisions
     ]
+
+
+_VIEWS = ("candidates", "held_out", "taken_down")
+
+
+def _comparison(clips: Sequence[ClipRow]) -> pa.Table:
+    """Return what `find_copies` compares of clips."""
+    rows = [
+        vars(clip.video) | vars(clip) | clip.blobs | {"blur": clip.scores.get("blur.effect")}
+        for clip in clips
+    ]
+    return pa.Table.from_pylist(rows, schema=CLIPS)
+
+
+def _reason(copy: Mapping[str, Any]) -> str:
+    place = " in the held-out clips" if copy["is_held_out"] else ""
+    return f"duplicate: of {copy['of_source_id']}{place} by {copy['how']}"
 
 
 def _with_a_cap(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:
