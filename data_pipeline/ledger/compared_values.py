@@ -24,18 +24,20 @@ from magicdistill.data_pipeline.ledger.signatures import (
     embedding_signatures,
     hash_signatures,
 )
-from magicdistill.data_pipeline.rows import Array, digest
+from magicdistill.data_pipeline.rows import Array
 
-CODE = 1
-"""Raised when pairs that are kept between runs are no longer what would be found."""
 CLIP_HASH = "hash(clip_id, role)"
 """Name of a clip in one of the roles, in 64 bits."""
 BATCH = 1 << 16
 """Rows that are read at once."""
 MAX_FILES = 64
 """With more files of compared values than these, all are merged into one."""
-KEPT = pa.schema({"is_pair": pa.bool_(), "one": pa.uint64(), "other": pa.uint64()})
-"""Pairs of near values, and values that were compared, with the source of each."""
+PAIR, ADDED, GONE = range(3)
+KEPT = pa.schema({"what": pa.int8(), "one": pa.uint64(), "other": pa.uint64()})
+"""Pairs of near values, and values, each with its source, that were compared with all others of a
+run for the first time, or that are no longer among them."""
+ALL = "-all.parquet"
+"""Ends the name of a file that replaces those before it."""
 ROUGH_RANK = """
     (role::UBIGINT << 60) | (greatest(134217727 - width * height, 0)::UBIGINT << 33)
     | (coalesce(colour < 0.02, false)::UBIGINT << 32)
@@ -133,28 +135,31 @@ def compare(clips: Clips, kind: str, limit: float, folder: Path, kept: AnyPath |
         kind: `phash` or `embedding`.
         limit: the largest mean distance of two hashes in bits, or the smallest cosine.
         folder: for temporary files.
-        kept: folder of what was compared before; new values are compared with all, and added.
+        kept: folder of what was compared before, for this kind and limit and for clips of the same
+            sources; only new values are compared with all others.
     """
-    place = kept / digest(CODE, duckdb.__version__, kind, limit) if kept else None
-    before = _read_kept(place) if place else KEPT.empty_table()
-    compared = before.filter(pc.invert(before["is_pair"]))
-    known = np.sort(_marks(compared["one"].to_numpy(), compared["other"].to_numpy()))
-    pairs, overlaps, shared = [_pairs(before)], [np.zeros((0, 2), np.uint64)], []
-    added = [KEPT.empty_table()]
+    before = _read_kept(kept) if kept else KEPT.empty_table()
+    known = _known(before)
+    known_marks = np.sort(_marks(*known))
+    pairs, overlaps, shared = [_of(before, PAIR)], [np.zeros((0, 2), np.uint64)], []
+    events, marks = [KEPT.empty_table()], [np.zeros(0, np.uint64)]
     widths = _widths(clips.lengths, kind)
     for width in np.unique(widths).tolist():
         rows = np.flatnonzero(widths == width)
         values = _distinct(clips, rows)
         signatures = _sign(clips, values, kind, width, limit, folder)
-        is_new = ~is_among(_marks(values.ids, values.sources), known)
+        marks.append(_marks(values.ids, values.sources))
+        is_new = ~is_among(marks[-1], known_marks)
         found = values.ids[near_pairs(signatures, values.sources, is_new)]
         pairs.append(found)
         overlaps.append(_overlaps(clips, rows, values, signatures))
         shared.append(values.ids[values.sources == 0])
-        added += [_kept(found[:, 0], found[:, 1], True)]
-        added += [_kept(values.ids[is_new], values.sources[is_new], False)]
-    if place:
-        _keep(place, pa.concat_tables(added))
+        events.append(_events(PAIR, *found.T))
+        events.append(_events(ADDED, values.ids[is_new], values.sources[is_new]))
+    is_gone = ~is_among(_marks(*known), np.sort(np.concatenate(marks)))
+    events.append(_events(GONE, *known[:, is_gone]))
+    if kept:
+        _keep(kept, pa.concat_tables(events))
     none = np.zeros(0, np.uint64)
     return Found(np.concatenate(pairs), np.concatenate(overlaps), np.concatenate([none, *shared]))
 
@@ -271,30 +276,59 @@ def _marks(values: Array, sources: Array) -> Array:
     return values ^ (sources * np.uint64(0x9E3779B97F4A7C15))
 
 
-def _pairs(kept: pa.Table) -> Array:
-    pairs = kept.filter(kept["is_pair"])
-    return np.stack([pairs["one"].to_numpy(), pairs["other"].to_numpy()], axis=1)
+def _known(kept: pa.Table) -> Array:
+    """Return the values that were all compared with each other, and their sources, (2, v).
+
+    Only what took part in the last run is known. What was away then has not been compared with
+    what came meanwhile.
+    """
+    added, gone = _of(kept, ADDED), _of(kept, GONE)
+    events = np.concatenate([added, gone])
+    steps = np.concatenate([np.ones(len(added), np.int8), -np.ones(len(gone), np.int8)])
+    _, first, place = np.unique(_marks(*events.T), return_index=True, return_inverse=True)
+    left = np.zeros(len(first), dtype=np.int64)
+    np.add.at(left, place, steps)
+    return events[first[left > 0]].T
 
 
-def _kept(one: Array, other: Array, is_pair: bool) -> pa.Table:
-    return pa.table([np.full(len(one), is_pair), one, other], schema=KEPT)
+def _of(kept: pa.Table, what: int) -> Array:
+    """Return the entries of one kind, uint64 (n, 2)."""
+    rows = kept.filter(pc.equal(kept["what"], what))
+    return np.stack([rows["one"].to_numpy(), rows["other"].to_numpy()], axis=1)
+
+
+def _events(what: int, one: Array, other: Array) -> pa.Table:
+    return pa.table([np.full(len(one), what, np.int8), one, other], schema=KEPT)
+
+
+def _files(folder: AnyPath) -> list[AnyPath]:
+    """Return the files that count, in order: the last that replaced all before, and later ones."""
+    files = list_files(folder, "*.parquet")
+    starts = [place for place, file in enumerate(files) if file.name.endswith(ALL)]
+    return files[starts[-1] :] if starts else files
 
 
 def _read_kept(folder: AnyPath) -> pa.Table:
-    files = list_files(folder, "*.parquet")
+    files = _files(folder)
     return read_files(files, KEPT) if files else KEPT.empty_table()
 
 
-def _keep(folder: AnyPath, added: pa.Table) -> None:
-    """Add a file of what was compared, whole or not at all; of many files one is made."""
-    if not len(added):
+def _keep(folder: AnyPath, events: pa.Table) -> None:
+    """Add a file of what was compared, whole or not at all; of many files one is made.
+
+    Of two processes that add at the same time, the last one's file replaces the other's: what one
+    has compared, the other has not.
+    """
+    if not len(events):
         return
-    files = list_files(folder, "*.parquet")
+    files = _files(folder)
+    number = int(files[-1].name.partition("-")[0]) + 1 if files else 0
     if len(files) < MAX_FILES:
-        files = []
-    write_parquet(
-        pa.concat_tables([read_files(files, KEPT), added] if files else [added]),
-        folder / f"{uuid4().hex}.parquet",
-    )
-    for file in files:
-        remove(file)
+        write_parquet(events, folder / f"{number:08d}-more.parquet")
+        return
+    every = pa.concat_tables([read_files(files, KEPT), events])
+    left = [_events(PAIR, *_of(every, PAIR).T), _events(ADDED, *_known(every))]
+    write_parquet(pa.concat_tables(left), folder / f"{number:08d}{ALL}")
+    for file in list_files(folder, "*.parquet"):
+        if file.name < f"{number:08d}":
+            remove(file)

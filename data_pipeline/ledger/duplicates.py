@@ -14,10 +14,14 @@ import pyarrow.compute as pc
 
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.ledger.compared_values import CLIP_HASH, Found, compare, read_clips
-from magicdistill.data_pipeline.rows import Array
+from magicdistill.data_pipeline.rows import Array, digest
 
-COMPARED = ("embedding", "phash")
+HOW = {"embedding": "embedding", "phash": "pHash"}
+"""How near copies were found, by the kind of the scorer whose blobs were compared."""
+COMPARED = tuple(HOW)
 """Kinds of the scorers whose blobs are compared to find near copies."""
+CODE = 1
+"""Raised when what is kept between runs is no longer what would be found."""
 GREY = 0.02
 """Colourfulness below which a clip counts as grey."""
 COPIES = pa.schema(
@@ -92,8 +96,9 @@ def find_copies(
         max_hash_bits: mean distance of 64-bit hashes up to which clips are copies.
         min_cosine: cosine of embeddings from which clips are copies; where a clip has an
             embedding, its hashes are not looked at.
-        kept: folder that remembers what was compared, so that a later run compares only new
-            values with all; null remembers nothing.
+        kept: folder that remembers what was compared, so that the next run over clips of the
+            same sources compares only new hashes with all; null remembers nothing. It may be
+            removed at any time.
     """
     columns = ", ".join(f'"{name}"' for name in CLIPS.names)
     everything = " UNION ALL ".join(
@@ -103,13 +108,31 @@ def find_copies(
     copies = [_sharing(db, everything)]
     with _view(db, copies[0]) as sharing:
         copies.append(_same_file(db, everything, sharing))
-    with _view(db, pa.concat_tables(copies)) as known:
-        for kind, how, limit in (
-            ("embedding", "embedding", min_cosine),
-            ("phash", "pHash", max_hash_bits),
-        ):
-            copies.append(_near(db, everything, known, kind, how, limit, kept))
+    comparisons = {
+        # A clip that was taken down may have no embedding of the present model.
+        "taken down": ("phash", max_hash_bits, _WITHOUT_EMBEDDING),
+        "embedding": ("embedding", min_cosine, "SELECT * FROM everything"),
+        "phash": (
+            "phash",
+            max_hash_bits,
+            f"SELECT * FROM everything WHERE embedding IS NULL OR role < {CANDIDATE}",
+        ),
+    }
+    for name, (kind, limit, chosen) in comparisons.items():
+        rows = f"WITH everything AS ({everything}) {chosen}"
+        folder = kept and kept / digest(CODE, duckdb.__version__, name, limit)
+        with _view(db, pa.concat_tables(copies)) as known:
+            copies.append(_near(db, f"({rows})", known, kind, limit, folder))
     return pa.concat_tables(copies)
+
+
+_WITHOUT_EMBEDDING = f"""
+    SELECT * REPLACE (if(role = {CANDIDATE}, '', source_id) AS source_id, clip_id AS uri)
+    FROM everything
+    WHERE role = {TAKEN_DOWN} AND embedding IS NULL OR role = {CANDIDATE}
+        AND embedding IS NOT NULL AND exists(FROM everything WHERE role = {TAKEN_DOWN})"""
+"""Clips that were taken down and have no embedding, and candidates that have one. As moments of one
+source, the candidates are not compared with each other."""
 
 
 @contextmanager
@@ -163,16 +186,14 @@ def _same_file(db: duckdb.DuckDBPyConnection, everything: str, sharing: str) -> 
 
 def _near(
     db: duckdb.DuckDBPyConnection,
-    everything: str,
+    rows: str,
     known: str,
     kind: str,
-    how: str,
     limit: float,
     kept: AnyPath | None,
 ) -> pa.Table:
     """Return the near copies that a column of blobs shows, other than those already known."""
-    others = "true" if kind == "embedding" else f"(embedding IS NULL OR role < {CANDIDATE})"
-    rows = f"(SELECT * FROM ({everything}) WHERE {kind} IS NOT NULL AND {others})"
+    rows = f"(SELECT * FROM {rows} WHERE {kind} IS NOT NULL)"
     with tempfile.TemporaryDirectory() as folder:
         clips = read_clips(db, rows, kind, Path(folder))
         found = compare(clips, kind, limit, Path(folder), kept)
@@ -193,7 +214,7 @@ def _near(
             "clip_id": table["clip_id"].take(pa.array(copies)),
             "of_clip_id": of["clip_id"],
             "of_source_id": of["source_id"],
-            "how": pa.array([how] * len(copies), pa.string()),
+            "how": pa.array([HOW[kind]] * len(copies), pa.string()),
             "is_held_out": pc.equal(of["role"], HELD_OUT),
             "is_taken_down": pc.equal(of["role"], TAKEN_DOWN),
         },

@@ -174,6 +174,26 @@ def test_what_was_taken_down_goes_before_what_is_held_out():
     }
 
 
+def test_what_was_taken_down_without_an_embedding_is_found_by_its_hash():
+    bits = random_bits()
+    one, other = (np.array(pair, np.float16).tobytes() for pair in ([1, 0], [0, 1]))
+    clips = [
+        clip("near", flipped(bits, 0, 40), embedding=one),
+        clip("same", bits, embedding=other, source_id="near", uri="near"),
+        clip("copy", bits, embedding=one, width=80),
+        clip("far", flipped(bits, 0, 200), embedding=one, width=80),
+        clip("again", flipped(bits, 0, 200), embedding=one, width=70),
+    ]
+    gone = clip("gone", bits, source_id="far")
+    found = dict.fromkeys(("near", "same", "copy"), ("gone", "pHash", "taken down"))
+    assert find(clips, (), [gone]) == found | {"again": ("far", "embedding")}
+    # With an embedding of the same model, hashes are not looked at.
+    assert find(clips, (), [gone | {"embedding": other}]) == {
+        "same": ("gone", "embedding", "taken down"),
+        **dict.fromkeys(("copy", "far", "again"), ("near", "embedding")),
+    }
+
+
 def test_a_later_run_compares_new_values_with_all_and_old_ones_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -201,6 +221,11 @@ def test_a_later_run_compares_new_values_with_all_and_old_ones_no_more(
     assert find(film, kept=tmp_path / "film") == {}
     again = clip("n", flipped(bits[0], 0, 9))
     assert find([*film, again], kept=tmp_path / "film") == find([*film, again])
+    # What was away is compared with what came meanwhile.
+    away = [clip for clip in night if clip["clip_id"] != "00"]
+    twin = clip("e", flipped(bits[0], 60, 30), width=200)
+    assert find([*away, twin], kept=tmp_path) == find([*away, twin])
+    assert find([*night, twin], kept=tmp_path) == find([*night, twin])
     # Another limit is another question.
     assert find(night, kept=tmp_path, limits=(4.0, 0.98)) == {}
 
