@@ -39,10 +39,10 @@ run for the first time, or that are no longer among them."""
 ALL = "-all.parquet"
 """Ends the name of a file that replaces those before it."""
 ROUGH_RANK = """
-    (role::UBIGINT << 60) | (greatest(134217727 - width * height, 0)::UBIGINT << 33)
+    (role::UBIGINT << 60) | (greatest(134217727 - coalesce(width * height, 0), 0)::UBIGINT << 33)
     | (coalesce(colour < 0.02, false)::UBIGINT << 32)
     | ((65535 * least(greatest(coalesce(blur, 0), 0), 1))::UBIGINT << 16)
-    | greatest(65535 - ("stop" - "start"), 0)::UBIGINT"""
+    | greatest(65535 - coalesce("stop" - "start", 0), 0)::UBIGINT"""
 """The order of rank in 64 bits, the best first, which some clips share."""
 
 _KINDS = (*[np.uint64] * 3, *[np.int64] * 2, *[np.uint64] * 2, np.int32)
@@ -105,7 +105,7 @@ def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path
     """Read all rows of a query once; blobs go to files in `folder`."""
     reader = db.sql(f"""
         SELECT {CLIP_HASH}, if(role = 2, hash(source_id), 0::UBIGINT), hash(source_id, uri),
-            "start", "stop", {ROUGH_RANK}, hash({kind}), octet_length({kind})::INTEGER, {kind}
+            coalesce("start", 0), coalesce("stop", 0), {ROUGH_RANK}, hash({kind}), octet_length({kind})::INTEGER, {kind}
         FROM {rows}""").to_arrow_reader(BATCH)
     columns: list[list[Array]] = [[] for _ in _KINDS]
     blobs: dict[int, Path] = {}

@@ -33,6 +33,7 @@ def decide(
     *buckets: Bucket,
     versions: Mapping[str, str] | None = None,
     held_out: Sequence[ClipRow] = (),
+    taken_down: pa.Table | None = None,
 ) -> list[Decision]:
     """Return one decision per clip, in order; a failed clip keeps its recorded reason.
 
@@ -47,12 +48,14 @@ def decide(
         buckets: the shapes; each clip has to fill the one of the nearest aspect.
         versions: versions of the scorers that must have seen a clip, by kind.
         held_out: clips of which no copy may be accepted.
+        taken_down: clips of films that were taken down, as `Takedowns.clips` returns them, of
+            which no copy may be accepted either.
     """
     versions = versions or {}
     decisions = [_decide(clip, policy, buckets) for clip in clips]
     decisions = [_seen(decision, versions) for decision in decisions]
     comparable = [_comparable(clip, versions) for clip in held_out]
-    decisions = _without_copies(decisions, policy, comparable)
+    decisions = _without_copies(decisions, policy, comparable, taken_down)
     return _with_a_cap(decisions, policy)
 
 
@@ -182,12 +185,20 @@ def _comparable(clip: ClipRow, versions: Mapping[str, str]) -> ClipRow:
 
 
 def _without_copies(
-    decisions: Sequence[Decision], policy: Policy, held_out: Sequence[ClipRow]
+    decisions: Sequence[Decision],
+    policy: Policy,
+    held_out: Sequence[ClipRow],
+    taken_down: pa.Table | None,
 ) -> list[Decision]:
     candidates = [decision.clip for decision in decisions if decision.status == "accepted"]
     db = duckdb.connect()
-    for name, clips in zip(_VIEWS, (candidates, held_out, ()), strict=True):
-        db.register(name, _comparison(clips))
+    tables = (
+        _comparison(candidates),
+        _comparison(held_out),
+        CLIPS.empty_table() if taken_down is None else taken_down,
+    )
+    for name, table in zip(_VIEWS, tables, strict=True):
+        db.register(name, table)
     limits = policy.max_hash_bits, policy.min_cosine
     copies = {
         copy["clip_id"]: _reason(copy)
@@ -214,6 +225,8 @@ def _comparison(clips: Sequence[ClipRow]) -> pa.Table:
 
 
 def _reason(copy: Mapping[str, Any]) -> str:
+    if copy["is_taken_down"]:
+        return f"takedown: near copy of {copy['of_source_id']}"
     place = " in the held-out clips" if copy["is_held_out"] else ""
     return f"duplicate: of {copy['of_source_id']}{place} by {copy['how']}"
 
