@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import duckdb
 import numpy as np
@@ -19,8 +18,8 @@ from magicdistill.data_pipeline.io.storage import (
 )
 from magicdistill.data_pipeline.ledger.near_pairs import near_pairs
 from magicdistill.data_pipeline.ledger.signatures import (
-    NUM_SIGNS,
     Signatures,
+    array_in_a_file,
     embedding_signatures,
     hash_signatures,
 )
@@ -105,7 +104,8 @@ def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path
     """Read all rows of a query once; blobs go to files in `folder`."""
     reader = db.sql(f"""
         SELECT {CLIP_HASH}, if(role = 2, hash(source_id), 0::UBIGINT), hash(source_id, uri),
-            coalesce("start", 0), coalesce("stop", 0), {ROUGH_RANK}, hash({kind}), octet_length({kind})::INTEGER, {kind}
+            coalesce("start", 0), coalesce("stop", 0), {ROUGH_RANK}, hash({kind}),
+            octet_length({kind})::INTEGER, {kind}
         FROM {rows}""").to_arrow_reader(BATCH)
     columns: list[list[Array]] = [[] for _ in _KINDS]
     blobs: dict[int, Path] = {}
@@ -127,14 +127,13 @@ def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path
     return Clips(*joined, blobs=blobs)
 
 
-def compare(clips: Clips, kind: str, limit: float, folder: Path, kept: AnyPath | None) -> Found:
+def compare(clips: Clips, kind: str, limit: float, kept: AnyPath | None) -> Found:
     """Return the near pairs.
 
     Args:
         clips: the clips.
         kind: `phash` or `embedding`.
         limit: the largest mean distance of two hashes in bits, or the smallest cosine.
-        folder: for temporary files.
         kept: folder of what was compared before, for this kind and limit and for clips of the same
             sources; only new values are compared with all others.
     """
@@ -147,7 +146,7 @@ def compare(clips: Clips, kind: str, limit: float, folder: Path, kept: AnyPath |
     for width in np.unique(widths).tolist():
         rows = np.flatnonzero(widths == width)
         values = _distinct(clips, rows)
-        signatures = _sign(clips, values, kind, width, limit, folder)
+        signatures = _sign(clips, values, kind, width, limit)
         marks.append(_marks(values.ids, values.sources))
         is_new = ~is_among(marks[-1], known_marks)
         found = values.ids[near_pairs(signatures, values.sources, is_new)]
@@ -209,31 +208,25 @@ def _widths(lengths: Array, kind: str) -> Array:
     return np.where(is_single, lengths, lengths // 2)
 
 
-def _sign(
-    clips: Clips, values: _Values, kind: str, width: int, limit: float, folder: Path
-) -> Signatures:
+def _sign(clips: Clips, values: _Values, kind: str, width: int, limit: float) -> Signatures:
     """Write the strings that stand for values to a file, and return them."""
     count = len(values.ids)
     if kind == "embedding":
-        vectors = _array(folder, np.float16, count, width // 2)
+        vectors = array_in_a_file(np.float16, count, width // 2)
         for part, blobs in _blobs(clips, values.rows, width):
             vectors[part] = blobs.view(np.float16)
-        words = _array(folder, np.uint64, count, NUM_SIGNS // 64)
-        return embedding_signatures(vectors, limit, words)
+        return embedding_signatures(vectors, limit)
     mirrored = np.flatnonzero(clips.lengths[values.rows] > width)
-    words = _array(folder, np.uint64, count + len(mirrored), width // 8)
+    words = array_in_a_file(np.uint64, count + len(mirrored), width // 8)
     for part, blobs in _blobs(clips, values.rows, width):
         words[part] = blobs.view(np.uint64)
     for part, blobs in _blobs(clips, values.rows, 2 * width):
         words[part] = np.ascontiguousarray(blobs[:, :width]).view(np.uint64)
         at = count + np.searchsorted(mirrored, part)
         words[at] = np.ascontiguousarray(blobs[:, width:]).view(np.uint64)
-    return hash_signatures(words, np.concatenate([np.arange(count), mirrored]), limit)
-
-
-def _array(folder: Path, kind: type, *shape: int) -> Array:
-    """Return an array in a file, which the system may write out where memory runs short."""
-    return np.memmap(folder / uuid4().hex, kind, "w+", shape=shape)
+    return hash_signatures(
+        words, np.concatenate([np.arange(count), mirrored]).astype(np.uint32), limit
+    )
 
 
 def _blobs(clips: Clips, rows: Array, length: int) -> Iterator[tuple[Array, Array]]:

@@ -1,7 +1,6 @@
 """Find clips that are copies of others, across all sources and runs."""
 
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -196,7 +195,7 @@ def _near(
     rows = f"(SELECT * FROM {rows} WHERE {kind} IS NOT NULL)"
     with tempfile.TemporaryDirectory() as folder:
         clips = read_clips(db, rows, kind, Path(folder))
-        found = compare(clips, kind, limit, Path(folder), kept)
+        found = compare(clips, kind, limit, kept)
     if not len(clips.clips):
         return COPIES.empty_table()
     involved = pa.table({"clip": clips.clips[found.is_involved(clips)]})
@@ -226,36 +225,41 @@ def _originals(clips: pa.Table, found: Found) -> Array:
     """Return the row of the clip that each clip repeats, int64 (n); -1 where there is none.
 
     Clips come in the order of rank, references first. One is kept if it is near to none that is
-    kept already. Of the kept clips of one value, those after the first are from the same source as
-    the first, so that for a clip of another source the first stands for all of them.
+    kept already. Those that are kept of one value are of one source, or the later would repeat the
+    first; so the first of them stands for all, and only it is noted with the values near to its
+    own. Each value needs to know the first such clip, and the first of another source than that.
     """
     ids, values = np.unique(clips["value"].to_numpy(), return_inverse=True)
-    near = _neighbours(np.searchsorted(ids, found.pairs_of(ids)))
+    near, limits = _neighbours(np.searchsorted(ids, found.pairs_of(ids)), len(ids))
     names, order = np.unique(clips["clip"].to_numpy(), return_index=True)
-    overlaps = _neighbours(order[np.searchsorted(names, found.overlaps_of(names))])
-    is_reference = (clips["role"].to_numpy() < CANDIDATE).tolist()
-    sources = clips["source_id"].to_pylist()
-    first = [-1] * len(ids)
-    originals = [-1] * len(values)
-    for clip, value in enumerate(values.tolist()):
-        if not is_reference[clip]:
-            better = [
-                kept
-                for other in (value, *near.get(value, ()))
-                if (kept := first[other]) >= 0
-                and (is_reference[kept] or sources[kept] != sources[clip])
-            ]
-            better += [o for o in overlaps.get(clip, ()) if o < clip and originals[o] < 0]
-            originals[clip] = min(better, default=-1)
-        if originals[clip] < 0 and first[value] < 0:
-            first[value] = clip
-    return np.array(originals, dtype=np.int64)
+    beside, bounds = _neighbours(
+        order[np.searchsorted(names, found.overlaps_of(names))], len(order)
+    )
+    sources = pc.dictionary_encode(clips["source_id"]).combine_chunks().indices.to_numpy().copy()
+    is_reference = clips["role"].to_numpy() < CANDIDATE
+    sources[is_reference] = -1  # differs from all of the candidates
+    first, second = np.full((2, len(ids)), -1)
+    originals, is_noted = np.full(len(values), -1), np.zeros(len(ids), dtype=bool)
+    for clip, (value, source) in enumerate(zip(values.tolist(), sources.tolist(), strict=True)):
+        if source >= 0:
+            best = first[value]
+            if best >= 0 and sources[best] == source:
+                best = second[value]
+            others = beside[bounds[clip] : bounds[clip + 1]]
+            others = others[(others < clip) & (originals[others] < 0)]
+            originals[clip] = min([best, *others] if best >= 0 else others, default=-1)
+        if originals[clip] < 0 and not is_noted[value]:
+            is_noted[value] = True
+            around = np.append(near[limits[value] : limits[value + 1]], value)
+            known = first[around]
+            second[around[(known >= 0) & (second[around] < 0) & (sources[known] != source)]] = clip
+            first[around[known < 0]] = clip
+    return originals
 
 
-def _neighbours(pairs: Array) -> dict[int, list[int]]:
-    """Return the numbers that stand in a pair with each number (2, p)."""
-    near: dict[int, list[int]] = defaultdict(list)
-    for a, b in pairs.T.tolist():
-        near[a].append(b)
-        near[b].append(a)
-    return near
+def _neighbours(pairs: Array, count: int) -> tuple[Array, Array]:
+    """Return the partners of each of `count` numbers in pairs (2, p), one number's after another's,
+    and where those of each number begin."""
+    one, other = np.concatenate([pairs, pairs[::-1]], axis=1)
+    order = np.argsort(one, kind="stable")
+    return other[order], np.searchsorted(one[order], np.arange(count + 1))
