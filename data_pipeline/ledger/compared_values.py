@@ -20,6 +20,7 @@ from magicdistill.data_pipeline.ledger.near_pairs import near_pairs
 from magicdistill.data_pipeline.ledger.signatures import (
     Signatures,
     array_in_a_file,
+    distinct,
     embedding_signatures,
     hash_signatures,
 )
@@ -87,8 +88,8 @@ class Found:
 
     def is_involved(self, clips: Clips) -> Array:
         """Tell which clips are in a pair, or have their value in common with others, bool (n)."""
-        values = np.unique(np.concatenate([self.pairs.ravel(), self.shared]))
-        overlapping = np.unique(self.overlaps)
+        values = distinct(np.concatenate([self.pairs.ravel(), self.shared]))
+        overlapping = distinct(self.overlaps)
         return is_among(clips.values, values) | is_among(clips.clips, overlapping)
 
     def pairs_of(self, values: Array) -> Array:
@@ -114,7 +115,7 @@ def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path
             for column, values in zip(columns, batch.columns, strict=False):
                 column.append(values.to_numpy())
             lengths = columns[-1][-1]
-            for length in np.unique(lengths).tolist():
+            for length in distinct(lengths).tolist():
                 path = blobs.setdefault(length, folder / f"{kind}-{length}")
                 own = batch.column(8).filter(pa.array(lengths == length))
                 data = own.buffers()[2]
@@ -143,7 +144,7 @@ def compare(clips: Clips, kind: str, limit: float, kept: AnyPath | None) -> Foun
     pairs, overlaps, shared = [_of(before, PAIR)], [np.zeros((0, 2), np.uint64)], []
     events, marks = [KEPT.empty_table()], [np.zeros(0, np.uint64)]
     widths = _widths(clips.lengths, kind)
-    for width in np.unique(widths).tolist():
+    for width in distinct(widths).tolist():
         rows = np.flatnonzero(widths == width)
         values = _distinct(clips, rows)
         signatures = _sign(clips, values, kind, width, limit)

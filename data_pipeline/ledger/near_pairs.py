@@ -1,10 +1,11 @@
 """Find pairs of near bit strings among millions: by locality-sensitive hashing (Indyk and Motwani
 1998), which samples bits.
 
-A band is a choice of k bit positions. Two strings of B bits that differ in d of them agree in a
-band with a probability of about (1 - d / B)^k, so that of many bands some show a near pair, and few
-show a far one. Each band is a join of all strings with themselves on k bits, made by sorting. The
-more strings there are, the longer are the bands, which keeps the work close to linear.
+A band is a choice of k of the B bit positions. Two strings that differ in d bits agree in a band
+with a probability of (B - d)! (B - k)! / ((B - d - k)! B!), about (1 - d / B)^k, so that of many
+bands some show a near pair, and few show a far one. Each band is a join of all strings with
+themselves on k bits, made by sorting. The more strings there are, the longer are the bands, which
+keeps the work close to linear.
 """
 
 import logging
@@ -13,7 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from magicdistill.data_pipeline.ledger.signatures import CHUNK, Signatures, array_in_a_file
+from magicdistill.data_pipeline.ledger.signatures import (
+    CHUNK,
+    Signatures,
+    array_in_a_file,
+    distinct,
+)
 from magicdistill.data_pipeline.rows import Array
 
 EXACT = 1 << 25
@@ -70,9 +76,9 @@ def near_pairs(signatures: Signatures, sources: Array, is_new: Array) -> Array:
         pairs.append(np.minimum(one, other) << 32 | np.maximum(one, other))
         num_waiting += len(one)
         if num_waiting > MAX_WAITING:
-            pairs = [np.unique(np.concatenate(pairs))]
+            pairs = [distinct(np.concatenate(pairs))]
             num_waiting = 0
-    packed = np.unique(np.concatenate(pairs)) if pairs else np.zeros(0, dtype=np.int64)
+    packed = distinct(np.concatenate(pairs)) if pairs else np.zeros(0, dtype=np.int64)
     return np.stack([packed >> 32, packed & 0xFFFFFFFF], axis=1)
 
 
@@ -94,7 +100,9 @@ def plan_bands(signatures: Signatures, num_new: int) -> Bands:
 
 def _bands(num_bits: int, signatures: Signatures) -> Bands:
     """Return as many bands of a length as find the pairs at the limit, or as there may be."""
-    agree = (1 - signatures.rates) ** num_bits
+    taken, of = np.arange(num_bits), signatures.words.shape[1] * 64
+    agreeing = of - signatures.distances[:, None] - taken
+    agree = (np.maximum(agreeing, 0) / (of - taken)).prod(axis=1)
     low, high = 1, MAX_BANDS
 
     def miss(count: int) -> float:

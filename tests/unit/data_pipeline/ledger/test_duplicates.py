@@ -11,6 +11,7 @@ import pytest
 
 from magicdistill.data_pipeline.ledger import compared_values, near_pairs
 from magicdistill.data_pipeline.ledger.duplicates import CLIPS, find_copies
+from magicdistill.data_pipeline.ledger.signatures import hash_signatures
 
 LIMITS = 6.0, 0.98
 Row = dict[str, Any]
@@ -353,11 +354,30 @@ def test_copies_are_those_that_comparing_one_by_one_finds(
 
 
 def test_thousands_of_equal_and_nearly_equal_clips_are_compared_with_few():
-    """They would make 18 million pairs."""
+    """They would make 4 million pairs."""
     rng = np.random.default_rng(0)
     black, title = bytes(64), random_bits()
-    clips = [clip(f"b{n:04d}") | {"phash": black} for n in range(3000)]
-    clips += [clip(f"t{n:04d}", title ^ (rng.random(512) < 0.02)) for n in range(3000)]
+    clips = [clip(f"b{n:04d}") | {"phash": black} for n in range(1500)]
+    clips += [clip(f"t{n:04d}", title ^ (rng.random(512) < 0.02)) for n in range(1500)]
     found = find(clips)
     assert set(found.values()) == {("b0000", "pHash"), ("t0000", "pHash")}
-    assert len(found) == 5998
+    assert len(found) == 2998
+
+
+def test_as_many_pairs_at_the_limit_are_missed_as_the_plan_says(monkeypatch: pytest.MonkeyPatch):
+    """So many may be missed here that they can be counted."""
+    monkeypatch.setattr(near_pairs, "EXACT", 0)
+    monkeypatch.setattr(near_pairs, "MISS", 0.2)
+    rng = np.random.default_rng(0)
+    bits = random_bits(8000)
+    for one, other in zip(bits[:4000], bits[4000:], strict=True):
+        other[:] = one
+        other[rng.permutation(512)[:48]] ^= 1
+    words = np.packbits(bits, axis=1).view(np.uint64)
+    strings = hash_signatures(words, np.arange(8000, dtype=np.uint32), 6.0)
+    plan = near_pairs.plan_bands(strings, 8000)
+    assert 0.15 < plan.miss <= 0.2
+    found = near_pairs.near_pairs(
+        strings, np.arange(8000, dtype=np.uint64) + 1, np.ones(8000, bool)
+    )
+    assert abs(1 - len(found) / 4000 - plan.miss) < 4 * np.sqrt(plan.miss / 4000)
