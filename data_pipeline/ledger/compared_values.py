@@ -28,6 +28,8 @@ from magicdistill.data_pipeline.rows import Array
 
 CLIP_HASH = "hash(clip_id, role)"
 """Name of a clip in one of the roles, in 64 bits."""
+SOURCE_HASH = "if(role = 2, hash(source_id), 0::UBIGINT)"
+"""Name of a candidate's source; 0 of a reference, which is compared with all sources."""
 BATCH = 1 << 16
 """Rows that are read at once."""
 MAX_FILES = 64
@@ -58,7 +60,7 @@ class Clips:
     clips: Array
     """CLIP_HASH, uint64 (n)."""
     sources: Array
-    """Hash of the source, uint64 (n); 0 of a reference, which is compared with all sources."""
+    """SOURCE_HASH, uint64 (n)."""
     files: Array
     """Hash of source and file, uint64 (n)."""
     starts: Array
@@ -104,7 +106,7 @@ class Found:
 def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path) -> Clips:
     """Read all rows of a query once; blobs go to files in `folder`."""
     reader = db.sql(f"""
-        SELECT {CLIP_HASH}, if(role = 2, hash(source_id), 0::UBIGINT), hash(source_id, uri),
+        SELECT {CLIP_HASH}, {SOURCE_HASH}, hash(source_id, uri),
             coalesce("start", 0), coalesce("stop", 0), {ROUGH_RANK}, hash({kind}),
             octet_length({kind})::INTEGER, {kind}
         FROM {rows}""").to_arrow_reader(BATCH)
@@ -287,7 +289,7 @@ def _known(kept: pa.Table) -> Array:
 
 def _of(kept: pa.Table, what: int) -> Array:
     """Return the entries of one kind, uint64 (n, 2)."""
-    rows = kept.filter(pc.equal(kept["what"], what))
+    rows = kept.filter(pc.field("what") == what)
     return np.stack([rows["one"].to_numpy(), rows["other"].to_numpy()], axis=1)
 
 

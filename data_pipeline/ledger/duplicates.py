@@ -9,10 +9,15 @@ from uuid import uuid4
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.data_pipeline.ledger.compared_values import CLIP_HASH, Found, compare, read_clips
+from magicdistill.data_pipeline.ledger.compared_values import (
+    CLIP_HASH,
+    SOURCE_HASH,
+    Found,
+    compare,
+    read_clips,
+)
 from magicdistill.data_pipeline.rows import Array, digest
 
 HOW = {"embedding": "embedding", "phash": "pHash"}
@@ -201,7 +206,8 @@ def _near(
     involved = pa.table({"clip": clips.clips[found.is_involved(clips)]})
     with _view(db, involved) as wanted:
         table = db.sql(f"""
-            SELECT {CLIP_HASH} AS clip, hash({kind}) AS value, role, clip_id, source_id
+            SELECT {CLIP_HASH} AS clip, {SOURCE_HASH} AS source, hash({kind}) AS value, role,
+                clip_id, source_id
             FROM {rows} SEMI JOIN {wanted} ON {CLIP_HASH} = {wanted}.clip
             WHERE role < {CANDIDATE} OR clip_id NOT IN (SELECT clip_id FROM {known})
             ORDER BY role, {RANK}""").to_arrow_table()
@@ -214,8 +220,8 @@ def _near(
             "of_clip_id": of["clip_id"],
             "of_source_id": of["source_id"],
             "how": pa.array([HOW[kind]] * len(copies), pa.string()),
-            "is_held_out": pc.equal(of["role"], HELD_OUT),
-            "is_taken_down": pc.equal(of["role"], TAKEN_DOWN),
+            "is_held_out": of["role"].to_numpy() == HELD_OUT,
+            "is_taken_down": of["role"].to_numpy() == TAKEN_DOWN,
         },
         schema=COPIES,
     )
@@ -235,13 +241,11 @@ def _originals(clips: pa.Table, found: Found) -> Array:
     beside, bounds = _neighbours(
         order[np.searchsorted(names, found.overlaps_of(names))], len(order)
     )
-    sources = pc.dictionary_encode(clips["source_id"]).combine_chunks().indices.to_numpy().copy()
-    is_reference = clips["role"].to_numpy() < CANDIDATE
-    sources[is_reference] = -1  # differs from all of the candidates
+    sources = clips["source"].to_numpy()
     first, second = np.full((2, len(ids)), -1)
     originals, is_noted = np.full(len(values), -1), np.zeros(len(ids), dtype=bool)
     for clip, (value, source) in enumerate(zip(values.tolist(), sources.tolist(), strict=True)):
-        if source >= 0:
+        if source:
             best = first[value]
             if best >= 0 and sources[best] == source:
                 best = second[value]

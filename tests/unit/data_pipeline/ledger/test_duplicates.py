@@ -269,7 +269,7 @@ def random_clips(count: int, seed: int) -> list[Row]:
                 crop=[0, 0, 9, 9] if rng.random() < 0.2 else [],
                 width=int(rng.choice([64, 96])),
                 blur=float(rng.choice([0.1, 0.2])),
-                colour=rng.choice([0.0, 0.3, None]),
+                colour=(0.0, 0.3, None)[rng.integers(3)],
             )
         )
     return clips
