@@ -153,9 +153,10 @@ def _bit_planes(words: Array) -> Array:
     """Return strings (e, B / 64) as B packed rows of one bit of each, uint8 (B, e / 8)."""
     planes = array_in_a_file(np.uint8, words.shape[1] * 64, -(-len(words) // 8))
     for start in range(0, len(words), CHUNK):
-        bits = np.unpackbits(words[start : start + CHUNK].view(np.uint8), axis=1)
-        packed = np.packbits(np.ascontiguousarray(bits.T), axis=1)
-        planes[:, start // 8 : start // 8 + packed.shape[1]] = packed
+        columns = np.ascontiguousarray(words[start : start + CHUNK].view(np.uint8).T)
+        place = slice(start // 8, start // 8 + -(-columns.shape[1] // 8))
+        for bit in range(8):
+            planes[bit::8, place] = np.packbits(columns & np.uint8(128 >> bit), axis=1)
     return planes
 
 
