@@ -1,6 +1,6 @@
 """Compare the hashes or embeddings of all clips, each different one once, and remember it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,21 +40,14 @@ KEPT = pa.schema({"what": pa.int8(), "one": pa.uint64(), "other": pa.uint64()})
 run for the first time, or that are no longer among them."""
 ALL = "-all.parquet"
 """Ends the name of a file that replaces those before it."""
-ROUGH_RANK = """
-    (role::UBIGINT << 60) | (greatest(134217727 - coalesce(width * height, 0), 0)::UBIGINT << 33)
-    | (coalesce(colour < 0.02, false)::UBIGINT << 32)
-    | ((65535 * least(greatest(coalesce(blur, 0), 0), 1))::UBIGINT << 16)
-    | greatest(65535 - coalesce("stop" - "start", 0), 0)::UBIGINT"""
-"""The order of rank in 64 bits, the best first, which some clips share."""
-
-_KINDS = (*[np.uint64] * 3, *[np.int64] * 2, *[np.uint64] * 2, np.int32)
+_KINDS = (*[np.uint64] * 3, *[np.int64] * 2, np.uint64, np.int32)
 
 
 @dataclass
 class Clips:
     """What is read of clips with a blob, one entry a clip, and files of the blobs by their length.
 
-    At 36 million clips these columns take 2.3 GiB, so names of clips and the like are not here.
+    At 36 million clips these columns take 1.8 GiB, so names of clips and the like are not here.
     """
 
     clips: Array
@@ -67,8 +60,6 @@ class Clips:
     """First frame, int64 (n)."""
     stops: Array
     """One past the last frame, int64 (n)."""
-    ranks: Array
-    """ROUGH_RANK, uint64 (n)."""
     values: Array
     """Hash of the blob, uint64 (n)."""
     lengths: Array
@@ -107,7 +98,7 @@ def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path
     """Read all rows of a query once; blobs go to files in `folder`."""
     reader = db.sql(f"""
         SELECT {CLIP_HASH}, {SOURCE_HASH}, hash(source_id, uri),
-            coalesce("start", 0), coalesce("stop", 0), {ROUGH_RANK}, hash({kind}),
+            coalesce("start", 0), coalesce("stop", 0), hash({kind}),
             octet_length({kind})::INTEGER, {kind}
         FROM {rows}""").to_arrow_reader(BATCH)
     columns: list[list[Array]] = [[] for _ in _KINDS]
@@ -119,7 +110,7 @@ def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path
             lengths = columns[-1][-1]
             for length in distinct(lengths).tolist():
                 path = blobs.setdefault(length, folder / f"{kind}-{length}")
-                own = batch.column(8).filter(pa.array(lengths == length))
+                own = batch.column(7).filter(pa.array(lengths == length))
                 data = own.buffers()[2]
                 with path.open("ab") as file:
                     file.write(memoryview(data)[: len(own) * length])
@@ -130,7 +121,13 @@ def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path
     return Clips(*joined, blobs=blobs)
 
 
-def compare(clips: Clips, kind: str, limit: float, kept: AnyPath | None) -> Found:
+def compare(
+    clips: Clips,
+    kind: str,
+    limit: float,
+    kept: AnyPath | None,
+    in_order: Callable[[], Array],
+) -> Found:
     """Return the near pairs.
 
     Args:
@@ -139,6 +136,7 @@ def compare(clips: Clips, kind: str, limit: float, kept: AnyPath | None) -> Foun
         limit: the largest mean distance of two hashes in bits, or the smallest cosine.
         kept: folder of what was compared before, for this kind and limit and for clips of the same
             sources; only new values are compared with all others.
+        in_order: returns CLIP_HASH of all clips in the order of rank, uint64 (n).
     """
     before = _read_kept(kept) if kept else KEPT.empty_table()
     known = _known(before)
@@ -149,9 +147,12 @@ def compare(clips: Clips, kind: str, limit: float, kept: AnyPath | None) -> Foun
     for width in distinct(widths).tolist():
         rows = np.flatnonzero(widths == width)
         values = _distinct(clips, rows)
-        signatures = _sign(clips, values, kind, width, limit)
         marks.append(_marks(values.ids, values.sources))
         is_new = ~is_among(marks[-1], known_marks)
+        if is_new.any():
+            order = np.argsort(values.best(clips.clips[rows], in_order()))
+            values, is_new = values.take(order), is_new[order]
+        signatures = _sign(clips, values, kind, width, limit)
         found = values.ids[near_pairs(signatures, values.sources, is_new)]
         pairs.append(found)
         overlaps.append(_overlaps(clips, rows, values, signatures))
@@ -175,7 +176,7 @@ def is_among(items: Array, ordered: Array) -> Array:
 
 @dataclass
 class _Values:
-    """The different blobs of some rows, in the order of their best clips' ranks."""
+    """The different blobs of some rows."""
 
     ids: Array
     """Hash of each blob, uint64 (v)."""
@@ -186,19 +187,29 @@ class _Values:
     of_row: Array
     """The blob of each row, int64 (n)."""
 
+    def best(self, clips: Array, in_order: Array) -> Array:
+        """Return the rank of each blob's best clip, given the rows' clips and all clips' order."""
+        order = np.argsort(in_order)
+        ranks = order[np.searchsorted(in_order, clips, sorter=order)]
+        best = np.full(len(self.ids), len(in_order))
+        np.minimum.at(best, self.of_row, ranks)
+        return best
+
+    def take(self, order: Array) -> "_Values":
+        """Return the same blobs in another order."""
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        columns = self.ids[order], self.sources[order], self.rows[order]
+        return _Values(*columns, places[self.of_row])
+
 
 def _distinct(clips: Clips, rows: Array) -> _Values:
     ids, first, values = np.unique(clips.values[rows], return_index=True, return_inverse=True)
-    ranks, low = np.full((2, len(ids)), np.iinfo(np.uint64).max, dtype=np.uint64)
+    low = np.full(len(ids), np.iinfo(np.uint64).max, dtype=np.uint64)
     high = np.zeros(len(ids), dtype=np.uint64)
-    np.minimum.at(ranks, values, clips.ranks[rows])
     np.minimum.at(low, values, clips.sources[rows])
     np.maximum.at(high, values, clips.sources[rows])
-    order = np.argsort(ranks, kind="stable")
-    places = np.empty(len(ids), dtype=np.int64)
-    places[order] = np.arange(len(ids))
-    sources = np.where(low == high, low, np.uint64(0))
-    return _Values(ids[order], sources[order], rows[first[order]], places[values])
+    return _Values(ids, np.where(low == high, low, np.uint64(0)), rows[first], values)
 
 
 def _widths(lengths: Array, kind: str) -> Array:

@@ -198,9 +198,14 @@ def _near(
 ) -> pa.Table:
     """Return the near copies that a column of blobs shows, other than those already known."""
     rows = f"(SELECT * FROM {rows} WHERE {kind} IS NOT NULL)"
+
+    def in_order() -> Array:
+        ranked = db.sql(f"SELECT {CLIP_HASH} AS clip FROM {rows} ORDER BY role, {RANK}")
+        return ranked.to_arrow_table()["clip"].to_numpy()
+
     with tempfile.TemporaryDirectory() as folder:
         clips = read_clips(db, rows, kind, Path(folder))
-        found = compare(clips, kind, limit, kept)
+        found = compare(clips, kind, limit, kept, in_order)
     if not len(clips.clips):
         return COPIES.empty_table()
     involved = pa.table({"clip": clips.clips[found.is_involved(clips)]})

@@ -353,8 +353,13 @@ def test_copies_are_those_that_comparing_one_by_one_finds(
     assert len({of[1:] for of in found.values()}) > 6  # all ways of being a copy occur
 
 
-def test_thousands_of_equal_and_nearly_equal_clips_are_compared_with_few():
-    """They would make 4 million pairs."""
+@pytest.mark.parametrize("exact", [True, False])
+def test_thousands_of_equal_and_nearly_equal_clips_are_copies_of_the_best(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """They would make 4 million pairs; all are of one rank but for their names."""
+    if not exact:
+        monkeypatch.setattr(near_pairs, "EXACT", 0)
     rng = np.random.default_rng(0)
     black, title = bytes(64), random_bits()
     clips = [clip(f"b{n:04d}") | {"phash": black} for n in range(1500)]
