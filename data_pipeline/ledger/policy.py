@@ -4,11 +4,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
+
+import duckdb
+import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Bucket, Limit, Policy, nearest_bucket
 from magicdistill.data_pipeline.latents.windows import num_resampled
-from magicdistill.data_pipeline.ledger.duplicates import COMPARED, find_copies
+from magicdistill.data_pipeline.ledger.duplicates import CLIPS, COMPARED, find_copies
 from magicdistill.data_pipeline.rows import ClipRow, digest
 from magicdistill.data_pipeline.scorers.base import ABSENT
 from magicdistill.data_pipeline.stages.run_scorers import lacking
@@ -30,6 +33,7 @@ def decide(
     *buckets: Bucket,
     versions: Mapping[str, str] | None = None,
     held_out: Sequence[ClipRow] = (),
+    taken_down: pa.Table | None = None,
 ) -> list[Decision]:
     """Return one decision per clip, in order; a failed clip keeps its recorded reason.
 
@@ -44,12 +48,14 @@ def decide(
         buckets: the shapes; each clip has to fill the one of the nearest aspect.
         versions: versions of the scorers that must have seen a clip, by kind.
         held_out: clips of which no copy may be accepted.
+        taken_down: clips of films that were taken down, as `Takedowns.clips` returns them, of
+            which no copy may be accepted either.
     """
     versions = versions or {}
     decisions = [_decide(clip, policy, buckets) for clip in clips]
     decisions = [_seen(decision, versions) for decision in decisions]
     comparable = [_comparable(clip, versions) for clip in held_out]
-    decisions = _without_copies(decisions, policy, comparable)
+    decisions = _without_copies(decisions, policy, comparable, taken_down)
     return _with_a_cap(decisions, policy)
 
 
@@ -179,16 +185,50 @@ def _comparable(clip: ClipRow, versions: Mapping[str, str]) -> ClipRow:
 
 
 def _without_copies(
-    decisions: Sequence[Decision], policy: Policy, held_out: Sequence[ClipRow]
+    decisions: Sequence[Decision],
+    policy: Policy,
+    held_out: Sequence[ClipRow],
+    taken_down: pa.Table | None,
 ) -> list[Decision]:
     candidates = [decision.clip for decision in decisions if decision.status == "accepted"]
-    copies = find_copies(candidates, policy.max_hash_bits, policy.min_cosine, held_out)
+    db = duckdb.connect()
+    tables = (
+        _comparison(candidates),
+        _comparison(held_out),
+        CLIPS.empty_table() if taken_down is None else taken_down,
+    )
+    for name, table in zip(_VIEWS, tables, strict=True):
+        db.register(name, table)
+    limits = policy.max_hash_bits, policy.min_cosine
+    copies = {
+        copy["clip_id"]: _reason(copy)
+        for copy in find_copies(db, *_VIEWS, *limits, None).to_pylist()
+    }
     return [
-        _rejected(decision, f"duplicate: {copy}")
-        if (copy := copies.get(decision.clip.clip_id)) and decision.status == "accepted"
+        _rejected(decision, reason)
+        if (reason := copies.get(decision.clip.clip_id)) and decision.status == "accepted"
         else decision
         for decision in decisions
     ]
+
+
+_VIEWS = ("candidates", "held_out", "taken_down")
+
+
+def _comparison(clips: Sequence[ClipRow]) -> pa.Table:
+    """Return what `find_copies` compares of clips."""
+    rows = [
+        vars(clip.video) | vars(clip) | clip.blobs | {"blur": clip.scores.get("blur.effect")}
+        for clip in clips
+    ]
+    return pa.Table.from_pylist(rows, schema=CLIPS)
+
+
+def _reason(copy: Mapping[str, Any]) -> str:
+    if copy["is_taken_down"]:
+        return f"takedown: near copy of {copy['of_source_id']}"
+    place = " in the held-out clips" if copy["is_held_out"] else ""
+    return f"duplicate: of {copy['of_source_id']}{place} by {copy['how']}"
 
 
 def _with_a_cap(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:

@@ -58,6 +58,7 @@ class Removed:
 def take_down(root: AnyPath, source_id: str) -> Removed:
     """Remove a film and leave a tombstone; after an interruption, call it again.
 
+    The tombstone keeps the hashes and embeddings of the film's clips: near copies stay out.
     Latents, clips and thumbnails of other films with the same content are removed, too. Nothing
     else may read or write `root` meanwhile.
 
@@ -69,10 +70,10 @@ def take_down(root: AnyPath, source_id: str) -> Removed:
     tables = [read_table(part, CLIP_SCHEMA) for part in ledger.parts()]
     rows = _rows(tables, pc.field("source_id") == source_id)
     found = {row.content_hash for row in rows if row.content_hash}
-    contents = add_tombstone(
-        root / "ledger", source_id, found
-    )  # from here on an interrupted call can be repeated
+    # From here on an interrupted call can be repeated: the tombstone has what is removed below.
+    contents = add_tombstone(root / "ledger", source_id, found, rows)
     rows += _rows(tables, _is_in("content_hash", contents))
+    add_tombstone(root / "ledger", source_id, contents, rows)
     clip_ids = {row.clip_id for row in rows}
     own = (pc.field("source_id") == source_id) | _is_in("clip_id", clip_ids)
     num_latents, versions = _remove_latents(root / "latents", own)

@@ -37,7 +37,8 @@ class CurationState:
     def judge(self, held_out: Sequence[ClipRow] = ()) -> None:
         """Decide on all clips.
 
-        A clip fails whose content was taken down, whichever source lists it. `held_out` are clips
+        A clip fails whose content was taken down, whichever source lists it, and a near copy of
+        one is rejected. `held_out` are clips
         of other configs; no copy of them is accepted here.
         """
         clips = [
@@ -49,7 +50,12 @@ class CurationState:
         versions = versions_of(self.config.measures.scorers)
         config = self.config
         self.decisions = decide(
-            clips, config.policy, *config.buckets, versions=versions, held_out=held_out
+            clips,
+            config.policy,
+            *config.buckets,
+            versions=versions,
+            held_out=held_out,
+            taken_down=self.takedowns.clips(versions),
         )
 
     def select(self) -> Selection:
