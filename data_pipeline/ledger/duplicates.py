@@ -4,9 +4,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 
-from magicdistill.data_pipeline.rows import Array, ClipRow
+from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.rows import Array, ClipRow, Video
 
 BLOCK = 1024
 """Number of embeddings that are compared with all earlier ones in one matrix product."""
@@ -30,7 +33,7 @@ class Copy:
         return f"of {self.of.video.source_id}{place} by {self.how}"
 
 
-def find_copies(
+def copies_among(
     clips: Sequence[ClipRow],
     max_hash_bits: float,
     min_cosine: float,
@@ -194,3 +197,50 @@ class _Embeddings:
     def keep(self, position: int) -> None:
         """Let later clips be compared with this one."""
         self._kept[position] = True
+
+
+def find_copies(
+    db: duckdb.DuckDBPyConnection,
+    candidates: str,
+    held_out: str,
+    taken_down: str,
+    max_hash_bits: float,
+    min_cosine: float,
+    kept: AnyPath | None,
+) -> pa.Table:
+    """Return the clips of a table that are copies, as (clip_id, of_clip_id, of_source_id, how,
+    is_held_out)."""
+    found = copies_among(_clips(db, candidates), max_hash_bits, min_cosine, _clips(db, held_out))
+    rows = [
+        {
+            "clip_id": clip_id,
+            "of_clip_id": copy.of.clip_id,
+            "of_source_id": copy.of.video.source_id,
+            "how": copy.how,
+            "is_held_out": copy.is_held_out,
+        }
+        for clip_id, copy in found.items()
+    ]
+    texts = ("clip_id", "of_clip_id", "of_source_id", "how")
+    schema = pa.schema([*((text, pa.string()) for text in texts), ("is_held_out", pa.bool_())])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _clips(db: duckdb.DuckDBPyConnection, view: str) -> list[ClipRow]:
+    rows = db.sql(f"FROM {view} ORDER BY ordinal").to_arrow_table().to_pylist()
+    return [
+        ClipRow(
+            row["clip_id"],
+            Video("", row["source_id"], row["uri"], "", "", "", "", time_scale=row["time_scale"]),
+            "",
+            start=row["start"],
+            stop=row["stop"],
+            content_hash=row["content_hash"],
+            width=row["width"],
+            height=row["height"],
+            crop=tuple(row["crop"]),
+            scores={"blur.effect": row["blur"]},
+            blobs={kind: row[kind] for kind in COMPARED if row[kind] is not None},
+        )
+        for row in rows
+    ]
