@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database, name
+from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database
 from magicdistill.data_pipeline.io.storage import (
     AnyPath,
     list_files,
