@@ -5,6 +5,7 @@ from pathlib import Path
 
 from magicdistill.data_pipeline.config import Policy
 from magicdistill.data_pipeline.io.query import Database, name
+from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.ledger.columns import SLICE
 from magicdistill.data_pipeline.ledger.duplicates import COMPARED, find_copies
 
@@ -39,7 +40,12 @@ def candidates(
 
 
 def write_refusals(
-    db: Database, accepted: str, held_out: Sequence[str], policy: Policy, target: Path
+    db: Database,
+    accepted: str,
+    held_out: Sequence[str],
+    policy: Policy,
+    target: Path,
+    kept: AnyPath | None = None,
 ) -> None:
     """Write the reasons against copies, and against clips beyond the cap of their source.
 
@@ -52,6 +58,7 @@ def write_refusals(
         held_out: queries of the same columns, of clips of which no copy may be accepted.
         policy: the limits.
         target: a file of (clip_id, slice, refusal).
+        kept: folder that remembers what was compared; null remembers nothing.
     """
     nobody = f"SELECT * FROM {accepted} LIMIT 0"
     db.run(f"CREATE OR REPLACE VIEW candidates AS FROM {accepted}")
@@ -64,11 +71,12 @@ def write_refusals(
         "taken_down",
         policy.max_hash_bits,
         policy.min_cosine,
-        None,
+        kept,
     )
     copied = (
-        "SELECT clip_id, concat('duplicate: of ', of_source_id, CASE WHEN is_held_out "
-        "THEN ' in the held-out clips' ELSE '' END, ' by ', how) AS refusal FROM copies"
+        "SELECT clip_id, CASE WHEN is_taken_down THEN concat('takedown: copy of ', of_source_id, "
+        "' by ', how) ELSE concat('duplicate: of ', of_source_id, CASE WHEN is_held_out THEN "
+        "' in the held-out clips' ELSE '' END, ' by ', how) END AS refusal FROM copies"
     )
     most = policy.max_clips_per_source
     surplus = (

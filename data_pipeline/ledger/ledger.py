@@ -73,6 +73,7 @@ class Ledger:
     """
 
     def __init__(self, directory: AnyPath, database: Database | None = None) -> None:
+        self.directory = directory
         self._scores = directory / "scores"
         self._decisions = directory / "decisions"
         self._scorers = directory / "scorers"

@@ -174,7 +174,8 @@ class CurationState:
         parts = self._ledger.read(lambda rows: self._judge_alone(rows, folder), temporary)
         self._candidates = db.files([folder / f"{number}-candidates" for number in parts])
         first = [self._comparable(other) for other in held_out]
-        write_refusals(db, self._candidates, first, self.config.policy, folder / "refused")
+        policy, kept = self.config.policy, self._ledger.directory / "compared"
+        write_refusals(db, self._candidates, first, policy, folder / "refused", kept)
         self._refused = db.files([folder / "refused"])
         for number, part in parts.items():
             alone, refused = (

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from magicdistill.data_pipeline.config import Bucket, DataConfig, Limit, Policy
-from magicdistill.data_pipeline.ledger.duplicates import BLOCK
-from magicdistill.data_pipeline.ledger.duplicates import copies_among as find_copies
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.rows import ClipRow
 from tests.curation_tables import decide
@@ -149,17 +147,6 @@ def test_a_rejected_clip_does_not_take_its_copy_with_it():
     assert [d.status for d in decide(clips, LENIENT, BUCKET)] == ["rejected", "accepted"]
 
 
-def test_moments_of_one_source_are_no_copies_of_each_other():
-    bits = np.random.default_rng(0).integers(0, 2, 512)
-    first = hashed("a", bits, source_id="film")
-    for other, number in (
-        (hashed("b", bits, source_id="film"), 0),
-        (hashed("c", bits, source_id="film", uri="a", start=24, stop=70), 1),
-        (hashed("d", bits, source_id="else"), 1),
-    ):
-        assert len(find_copies([first, other], 6.0, 0.98)) == number
-
-
 def test_no_copy_of_a_held_out_clip_is_accepted_however_good_it_is():
     rng = np.random.default_rng(0)
     bits, far = rng.integers(0, 2, (2, 512))
@@ -193,9 +180,9 @@ def test_a_copy_of_a_held_out_clip_takes_no_other_clip_with_it():
     assert {d.status for d in decide(clips, LENIENT, BUCKET, held_out=both)} == {"rejected"}
 
 
-def test_held_out_embeddings_are_compared_beyond_one_block():
+def test_held_out_embeddings_are_compared():
     rng = np.random.default_rng(0)
-    vectors = rng.standard_normal((BLOCK + 2, 8)).astype(np.float16)
+    vectors = rng.standard_normal((9, 8)).astype(np.float16)
     model = {"scorers": {"embedding": "new"}}
     held_out = [
         scored_clip(f"{i}", blobs={"embedding": vector.tobytes()}, **model)
@@ -205,34 +192,7 @@ def test_held_out_embeddings_are_compared_beyond_one_block():
     clips = [scored_clip("copy", blobs=last, **model)]
     versions = {"embedding": "new"}
     (decision,) = decide(clips, LENIENT, BUCKET, versions=versions, held_out=held_out)
-    assert decision.reasons == (f"duplicate: of {BLOCK + 1} in the held-out clips by embedding",)
-
-
-def test_embeddings_go_before_hashes():
-    bits = np.zeros(512, dtype=int)
-    vectors = np.array([[1, 0], [0.99, 0.1], [0.5, 0.8]], dtype=np.float16)
-    clips = [
-        replace(clip, blobs=clip.blobs | {"embedding": vector.tobytes()})
-        for clip, vector in zip([hashed(n, bits) for n in "abc"], vectors, strict=True)
-    ]
-    copies = find_copies(clips, 6.0, 0.98)
-    assert {name: (copy.of.clip_id, copy.how) for name, copy in copies.items()} == {
-        "b": ("a", "embedding")
-    }
-
-
-def test_hashes_are_found_as_by_comparing_all_with_all():
-    rng = np.random.default_rng(1)
-    bits = rng.integers(0, 2, (300, 512))
-    for copy in range(100):  # at distances of 0 to 99 bits from an earlier clip
-        flips = rng.permutation(512)[:copy]
-        bits[200 + copy] = bits[copy]
-        bits[200 + copy, flips] ^= 1
-    clips = [hashed(f"{i:03d}", row) for i, row in enumerate(bits)]
-    copies = find_copies(clips, 6.0, 0.98)
-    assert {int(n): int(c.of.clip_id) for n, c in copies.items()} == {
-        200 + copy: copy for copy in range(49)
-    }
+    assert decision.reasons == ("duplicate: of 8 in the held-out clips by embedding",)
 
 
 def test_a_source_gives_so_many_clips_and_always_the_same():
