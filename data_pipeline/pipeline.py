@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -243,7 +242,7 @@ class Curator:
         with self._timed("score", count, "videos") as advance:
             for clips in self._through(blocks, Score, (config.measures, config.decoder), config):
                 self._commit(clips)
-                advance(pc.count_distinct(clips["video_id"]).as_py())
+                advance(len(clips["video_id"].unique()))
 
     def _add_missing_scores(self, state: CurationState) -> None:
         """Commit the scores that clips lack; temporary failures are not committed.
@@ -406,14 +405,16 @@ class Curator:
 
 def _blocks(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
     """Yield the same rows in tables of `size`, of which the last one may be shorter."""
-    held: pa.Table | None = None
+    held: list[pa.Table] = []
     for table in tables:
-        held = table if held is None else pa.concat_tables([held, table])
-        while len(held) >= size:
-            yield held.slice(0, size).combine_chunks()
-            held = held.slice(size)
-    if held is not None and len(held):
-        yield held.combine_chunks()
+        rows = pa.concat_tables([*held, table])
+        whole = len(rows) - len(rows) % size
+        for first in range(0, whole, size):
+            yield rows.slice(first, size).combine_chunks()
+        held = [rows.slice(whole)]
+    for rows in held:
+        if len(rows):
+            yield rows.combine_chunks()
 
 
 def _noted(blocks: Iterator[pa.Table], sent: dict[str, pa.Table]) -> Iterator[pa.Table]:

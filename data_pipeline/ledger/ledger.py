@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from magicdistill.data_pipeline.config import Policy
 from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database
 from magicdistill.data_pipeline.io.storage import (
     AnyPath,
@@ -29,6 +30,7 @@ from magicdistill.data_pipeline.ledger.columns import (
     recorded,
     widened,
 )
+from magicdistill.data_pipeline.ledger.policy import framed
 from magicdistill.data_pipeline.rows import (
     CLIP_SCHEMA,
     ClipRow,
@@ -130,13 +132,18 @@ class Ledger:
                 raise
             return self.read(ask, *others)
 
-    def find(self, clip_ids: Collection[str]) -> list[ClipRow]:
-        """Return all rows of some clips as they were recorded, without bringing them together."""
+    def find(self, clip_ids: Collection[str], policy: Policy | None = None) -> list[ClipRow]:
+        """Return all rows of some clips as they were recorded, without bringing them together.
+
+        Of a policy that crops black bars, it is the clips without them.
+        """
         wanted = pa.table({"clip_id": pa.array(list(clip_ids), pa.string())})
 
         def ask(rows: LedgerRows) -> pa.Table:
             with self.database.named(wanted=wanted):
-                found = f"({rows.sql}) SEMI JOIN wanted USING (clip_id)"
+                found = f"(FROM ({rows.sql}) SEMI JOIN wanted USING (clip_id))"
+                if policy is not None:
+                    found = f"({framed(found, rows.columns, policy)})"
                 return self.database.table(f"SELECT {recorded(rows.columns)} FROM {found}")
 
         return clips_from_table(self.read(ask))

@@ -57,7 +57,7 @@ def judged(
         "CASE WHEN failure <> '' THEN 'failed' WHEN len(reasons) = 0 THEN 'accepted' "
         "ELSE 'rejected' END"
     )
-    shaped = f"SELECT *, {_nearest(buckets)} AS shape FROM ({_framed(clips, columns, policy)})"
+    shaped = f"SELECT *, {_nearest(buckets)} AS shape FROM ({framed(clips, columns, policy)})"
     measured = (
         f"SELECT *, {_each(buckets, lambda b: text(b))} AS bucket, "
         f"{_num_resampled(buckets)} AS num_frames FROM ({shaped})"
@@ -94,7 +94,7 @@ def beyond(value: str, limit: Limit) -> str:
     if limit.min is not None:
         ends.append(f"{value} < {_number(limit.min)}")
     if limit.max is not None:
-        ends.append(f"({value} > {_number(limit.max)} AND NOT isnan({value}))")
+        ends.append(f"({value} > {_number(limit.max)} AND NOT isnan(({value})::DOUBLE))")
     return f"({' OR '.join(ends) or 'false'})"
 
 
@@ -184,7 +184,7 @@ def _measured(columns: Collection[str], limits: dict[str, Limit]) -> Iterator[Fa
             yield lost, text(f"{score}: could not be measured")
 
 
-def _framed(clips: str, columns: Collection[str], policy: Policy) -> str:
+def framed(clips: str, columns: Collection[str], policy: Policy) -> str:
     """Return the query of the clips as they are encoded: without black bars if the policy says so.
 
     Bars are cut to even numbers of pixels.

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.ledger.calibration import Calibration
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.scorers.base import ABSENT
@@ -43,6 +44,19 @@ class Selection:
     """Number of videos that were not scored yet; they have no clips and no decision."""
     faults: Mapping[str, Mapping[str, int]]
     """Number of videos that the listing already knows to be unusable, by data set and reason."""
+
+    @property
+    def num_clips(self) -> int:
+        """Number of decisions."""
+        return sum(self._counts.values())
+
+    @property
+    def calibration(self) -> Calibration:
+        """The clips' scores beside the limits."""
+        judged, config = self.judged, self.config
+        return Calibration(
+            judged.database, judged.sql, judged.columns, config.policy, config.buckets
+        )
 
     @property
     def decisions(self) -> Iterator[Decision]:

@@ -1,6 +1,7 @@
 """Clips with the decisions on them, as tables on the disk."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -86,8 +87,14 @@ class ClipTable:
 class JudgedClips(ClipTable):
     """Clips with the columns of `policy.judged`."""
 
-    def decisions(self, condition: str = "true") -> Iterator[Decision]:
-        """Yield decisions in the order of the listing, one object each: for small numbers."""
+    def decisions(self, condition: str = "true", most: int | None = None) -> Iterator[Decision]:
+        """Yield decisions in the order of the listing, one object each: for small numbers.
+
+        `most` is the largest number of them.
+        """
+        return islice(self._decisions(condition), most)
+
+    def _decisions(self, condition: str) -> Iterator[Decision]:
         for table in self._in_order(condition, f"{recorded(self.columns)}, status, reasons"):
             clips = clips_from_table(table.select(CLIP_SCHEMA.names).cast(CLIP_SCHEMA))
             states, reasons = (table[column].to_pylist() for column in ("status", "reasons"))

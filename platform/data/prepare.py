@@ -4,6 +4,7 @@ Apart from the steps that follow, so that `jobs/curate.py` imports no more than 
 """
 
 from collections.abc import Mapping
+from itertools import chain, islice
 from pathlib import Path
 
 from magicdistill.data_pipeline.config import DataConfig
@@ -98,11 +99,11 @@ def tell(title: str, selection: Selection) -> None:
     if selection.config.other_buckets:
         shapes = "  ".join(f"{shape} {count}" for shape, count in selection.buckets.items())
         logs.say(f"  accepted by bucket: {shapes}")
-    lost = [*selection.rejected, *selection.failed]
-    for decision in lost[:MAX_LOST]:
+    for decision in islice(chain(selection.rejected, selection.failed), MAX_LOST):
         logs.say(f"  {decision.status} {name_of(decision.clip)}: {', '.join(decision.reasons)}")
-    if len(lost) > MAX_LOST:
-        logs.say(f"  and {len(lost) - MAX_LOST} more")
+    num_lost = selection.counts["rejected"] + selection.counts["failed"]
+    if num_lost > MAX_LOST:
+        logs.say(f"  and {num_lost - MAX_LOST} more")
 
 
 def name_of(clip: ClipRow) -> str:
