@@ -227,7 +227,7 @@ class CurationState:
         for number, part in parts.items():
             with db.named(contents=self._contents):
                 clips = (
-                    "(SELECT c.* EXCLUDE (taken_down) REPLACE (CASE WHEN failure = '' THEN "
+                    "(SELECT c.* REPLACE (CASE WHEN failure = '' THEN "
                     "coalesce(taken_down, '') ELSE failure END AS failure) FROM "
                     f"({self._clips(rows, part)}) AS c LEFT JOIN contents USING (content_hash))"
                 )

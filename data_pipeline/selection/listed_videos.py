@@ -57,12 +57,12 @@ class ListedVideos:
     def faults(self) -> Mapping[str, Mapping[str, int]]:
         """Return the number of videos that cannot be used, by data set and reason."""
         found: dict[str, dict[str, int]] = {}
-        for dataset, fault, count in self._db.rows(
+        for dataset, reason, count, _ in self._db.rows(
             "SELECT split_part(source_id, '/', 1) AS dataset, split_part(fault, ':', 1) AS reason, "
-            f"count(*) FROM {self.sql} WHERE fault <> '' GROUP BY ALL "
-            "ORDER BY min(min(ordinal)) OVER (PARTITION BY dataset), min(ordinal)"
+            f"count(*), min(ordinal) AS first FROM {self.sql} WHERE fault <> '' "
+            "GROUP BY dataset, reason ORDER BY first"
         ):
-            found.setdefault(dataset, {})[fault] = count
+            found.setdefault(dataset, {})[reason] = count
         return found
 
     def _write(self, rows: pa.Table, file: Path) -> None:

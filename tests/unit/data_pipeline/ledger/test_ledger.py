@@ -157,7 +157,9 @@ def test_many_small_parts_become_few_and_say_the_same(many_parts: Ledger):
 def test_few_parts_and_large_ones_are_left_alone(
     many_parts: Ledger, monkeypatch: pytest.MonkeyPatch
 ):
+    many_parts.compact()
     parts = many_parts.parts()
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.MAX_SMALL_PARTS", 1)
     monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.SMALL_PART_BYTES", 1)
     assert many_parts.compact() == 0
     assert many_parts.parts() == parts

@@ -66,12 +66,7 @@ def test_calibration_says_what_each_threshold_rejects_and_what_it_alone_does(sel
     motion, frames = distributions["motion.px"], distributions["frames"]
     assert (motion.num_rejected, motion.num_rejected_alone) == (2, 1)
     assert (frames.num_rejected, frames.num_rejected_alone) == (1, 0)
-    assert (
-        frames.count == 3
-        and frames.quantiles[0] == 12
-        and frames.quantiles[3] == 40
-        and frames.quantiles[-1] == 51
-    )
+    assert (frames.count, *frames.quantiles[::3]) == (3, 12, 40, 51)
     assert distributions["short side"].num_rejected == 0
     table = format_distributions(list(distributions.values())).splitlines()
     assert re.fullmatch(r"portrait +frames +3 +12 .* 51 +≥ 17 +1 +0", table[3])
