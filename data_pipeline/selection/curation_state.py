@@ -1,5 +1,6 @@
 """A config on its way through the stages of curation: its videos, their clips and the decisions."""
 
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from operator import attrgetter
@@ -171,6 +172,8 @@ class CurationState:
             held_out: states whose accepted clips must have no copy here.
         """
         folder, db = self._folder("judged"), self._db
+        if self._judged is not None and not self._is_selected:
+            shutil.rmtree(self._judged_in)  # nobody asks it any more
         parts = self._ledger.read(lambda rows: self._judge_alone(rows, folder), temporary)
         self._candidates = db.files([folder / f"{number}-candidates" for number in parts])
         first = [self._comparable(other) for other in held_out]
@@ -178,21 +181,21 @@ class CurationState:
         write_refusals(db, self._candidates, first, policy, folder / "refused", kept)
         self._refused = db.files([folder / "refused"])
         for number, part in parts.items():
-            alone, refused = (
-                db.files([folder / f"{number}-alone"]),
-                f"(FROM {self._refused} WHERE {part})",
-            )
-            db.write(f"{decided(alone, refused)} {IN_ORDER}", folder / f"{number}-decided")
-            (folder / f"{number}-alone").unlink()
-        self._judged = JudgedClips(
-            db, [folder / f"{number}-decided" for number in parts], self.listing
-        )
+            alone = folder / f"{number}-alone"
+            refused = f"(FROM {self._refused} WHERE {part})"
+            query = f"{decided(db.files([alone]), refused)} {IN_ORDER}"
+            db.write(query, folder / f"{number}-decided")
+            alone.unlink()
+        files = [folder / f"{number}-decided" for number in parts]
+        self._judged = JudgedClips(db, files, self.listing)
+        self._judged_in, self._is_selected = folder, False
 
     def select(self) -> Selection:
         """Return the decisions together with the counts of videos that have none."""
         num_videos = self.listing.num_videos
         num_unscored = num_videos - self.clips.count_videos()
         faults = self.listing.faults()
+        self._is_selected = True
         return Selection(self.config, self.clips, num_videos, num_unscored, faults)
 
     def num_incomparable(self, held_out: Sequence["CurationState"]) -> dict[str, int]:
