@@ -11,7 +11,11 @@ from magicdistill.data_pipeline.ledger.decisions import candidates, decided, wri
 from magicdistill.data_pipeline.ledger.duplicates import COMPARED
 from magicdistill.data_pipeline.ledger.ledger import Ledger, LedgerRows
 from magicdistill.data_pipeline.ledger.policy import Decision, judged
-from magicdistill.data_pipeline.ledger.scored_clips import scored_clips, slice_ranges
+from magicdistill.data_pipeline.ledger.scored_clips import (
+    repeated_clips,
+    scored_clips,
+    slice_ranges,
+)
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns
 from magicdistill.data_pipeline.rows import (
     ClipRow,
@@ -41,11 +45,13 @@ def scored(
 
     def ask(rows: LedgerRows) -> None:
         for number, part in enumerate(slice_ranges(rows.num_rows)):
-            query = scored_clips(rows, listing.sql, measures, scorers, part, blobs)
+            repeated = f"({repeated_clips(rows, part)})"
+            query = scored_clips(rows, listing.sql, measures, scorers, part, repeated, blobs)
             db.write(query, db.folder / "scored" / f"{number}.parquet")
 
     ledger.read(ask)
-    clips = ClipTable(db, sorted((db.folder / "scored").iterdir()), listing)
+    tables = [db.files([file]) for file in sorted((db.folder / "scored").iterdir())]
+    clips = ClipTable(db, tables, listing)
     found: dict[str, list[ClipRow]] = {}
     for table in clips.tables():
         for clip in clips_from_table(table):
@@ -72,7 +78,9 @@ def judged_clips(
     )
     query = decided(alone, db.files([db.folder / "refused"]))
     db.write(f"{query} ORDER BY ordinal", db.folder / "decided")
-    return JudgedClips(db, [db.folder / "decided"], listed(db, [clip.video for clip in clips]))
+    return JudgedClips(
+        db, [db.files([db.folder / "decided"])], listed(db, [clip.video for clip in clips])
+    )
 
 
 def decide(clips: Sequence[ClipRow], policy: Policy, *buckets: Bucket, **options) -> list[Decision]:

@@ -111,7 +111,7 @@ def _reasons(faults: Sequence[Fault]) -> str:
     texts = ", ".join(f"CASE WHEN {condition} THEN {reason} END" for condition, reason in faults)
     return (
         f"CASE WHEN failure = '' AND ({conditions}) "
-        f"THEN list_filter([{texts}], lambda r: r IS NOT NULL) ELSE []::VARCHAR[] END"
+        f"THEN string_split(concat_ws(chr(31), {texts}), chr(31)) ELSE []::VARCHAR[] END"
     )
 
 

@@ -50,6 +50,7 @@ def scored_clips(
     measures: str,
     scorers: Sequence[Scorer],
     part: str,
+    repeated: str,
     blobs: Collection[str] = (),
     only: str = "true",
 ) -> str:
@@ -67,6 +68,8 @@ def scored_clips(
         measures: version of the settings under which the clips must have been found.
         scorers: scorers whose results are wanted; results of their other versions are ignored.
         part: the condition on slices.
+        repeated: the clips of `repeated_clips`, a table or a query in parentheses; empty if there
+            are none.
         blobs: kinds of scorers whose blobs are wanted.
         only: a condition on the ledger's rows.
     """
@@ -76,7 +79,7 @@ def scored_clips(
     fields = ", ".join(f"{name(column)}: {name(column)}" for column in (*FINDINGS, *found))
     row = f"{{lost: failure <> '', failure: failure, {fields}}}"
     counts = f"measures = {text(measures)} AND NOT {_is_stale(has, versions)}"
-    gathered = [f"max({row}) FILTER (WHERE {counts}) AS chosen"]
+    gathered = [(row, counts, "chosen")]
     results: list[str] = []
     for scorer in scorers:
         kind, version = scorer.kind, versions[scorer.kind]
@@ -93,7 +96,7 @@ def scored_clips(
             held[f"blobs.{kind}"] = _or_null(f"blobs.{kind}", has)
         fields = ", ".join(f"{name(column)}: {value}" for column, value in held.items())
         result = name(f"of {kind}")
-        gathered.append(f"max({{seen: true, {fields}}}) FILTER (WHERE {seen}) AS {result}")
+        gathered.append((f"{{seen: true, {fields}}}", seen, result))
         results.append(
             f"CASE WHEN {result}.seen THEN {text(version)} END AS {name(f'scorers.{kind}')}"
         )
@@ -103,19 +106,31 @@ def scored_clips(
     ]
     same = {"video_id": "l", "fingerprint": "l", SLICE: "l", "ordinal": "v"}
     same |= dict.fromkeys(("mixture", "time_scale", "imported_scores"), "v")
-    common = ", ".join(f"any_value({table}.{column}) AS {column}" for column, table in same.items())
     known = f"(FROM ({rows.sql}) WHERE {part} AND {only})"
     columns = "ordinal, video_id, fingerprint, mixture, time_scale, imported_scores"
     videos = f"(SELECT {columns} FROM {listing} WHERE {part})"
-    grouped = (
-        f"SELECT clip_id, {common}, {', '.join(gathered)} FROM {known} AS l "
-        f"JOIN {videos} AS v USING (video_id, fingerprint) "
-        "GROUP BY clip_id HAVING chosen IS NOT NULL"
-    )
+    joined = f"{known} AS l JOIN {videos} AS v USING (video_id, fingerprint)"
+    values = [f"{table}.{column}" for column, table in same.items()]
+    values += [f"CASE WHEN {when} THEN {value} END AS {alias}" for value, when, alias in gathered]
+    clips = f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE {counts}"
+    if repeated:
+        values = [f"any_value({table}.{column})" for column, table in same.items()]
+        values += [f"max({value}) FILTER (WHERE {when})" for value, when, _ in gathered]
+        clips = (
+            f"{clips} AND clip_id NOT IN (FROM {repeated}) UNION ALL "
+            f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE clip_id IN (FROM {repeated}) "
+            f"GROUP BY clip_id HAVING bool_or({counts})"
+        )
     return (
         f"SELECT clip_id, {', '.join(same)}, {text(measures)} AS measures, "
-        f"{', '.join((*chosen, *results))} FROM ({grouped})"
+        f"{', '.join((*chosen, *results))} FROM ({clips})"
     )
+
+
+def repeated_clips(rows: LedgerRows, part: str) -> str:
+    """Return the query of the ids of clips of which there are several rows: few, as a rule, and
+    only those have to be brought together."""
+    return f"SELECT clip_id FROM ({rows.sql}) WHERE {part} GROUP BY clip_id HAVING count(*) > 1"
 
 
 def _is_stale(columns: Collection[str], wanted: Mapping[str, str]) -> str:

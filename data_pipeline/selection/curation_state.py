@@ -17,6 +17,7 @@ from magicdistill.data_pipeline.ledger.duplicates import COMPARED
 from magicdistill.data_pipeline.ledger.ledger import Ledger, LedgerRows
 from magicdistill.data_pipeline.ledger.policy import judged, lacking
 from magicdistill.data_pipeline.ledger.scored_clips import (
+    repeated_clips,
     scored_clips,
     slice_ranges,
     videos_without_clips,
@@ -70,6 +71,8 @@ class CurationState:
         )
         self.listing = ListedVideos(database, f"{self._title}/videos", videos, takedowns)
         self._judged: JudgedClips | None = None
+        self._repeated_of: tuple[LedgerRows, str] | None = None
+        self._repeated_in = ""
 
     @property
     def clips(self) -> JudgedClips:
@@ -158,7 +161,8 @@ class CurationState:
                 self._db.write(f"{whole} {IN_ORDER}", target / f"{number:03d}.parquet")
             return sorted(target.iterdir())
 
-        return ClipTable(self._db, self._ledger.read(ask), self.listing)
+        tables = [self._db.files([file]) for file in self._ledger.read(ask)]
+        return ClipTable(self._db, tables, self.listing)
 
     def judge(self, temporary: Ledger, held_out: Sequence["CurationState"] = ()) -> None:
         """Decide on all clips that the ledger has, and on this run's temporary failures.
@@ -181,13 +185,12 @@ class CurationState:
         write_refusals(db, self._candidates, first, policy, folder / "refused", kept)
         self._refused = db.files([folder / "refused"])
         for number, part in parts.items():
-            alone = folder / f"{number}-alone"
+            accepted = f"(FROM {db.files([folder / f'{number}-alone'])} WHERE status = 'accepted')"
             refused = f"(FROM {self._refused} WHERE {part})"
-            query = f"{decided(db.files([alone]), refused)} {IN_ORDER}"
+            query = f"{decided(accepted, refused)} {IN_ORDER}"
             db.write(query, folder / f"{number}-decided")
-            alone.unlink()
-        files = [folder / f"{number}-decided" for number in parts]
-        self._judged = JudgedClips(db, files, self.listing)
+        pairs = [(folder / f"{number}-alone", folder / f"{number}-decided") for number in parts]
+        self._judged = JudgedClips(db, [self._decisions_in(*pair) for pair in pairs], self.listing)
         self._judged_in, self._is_selected = folder, False
 
     def select(self) -> Selection:
@@ -210,14 +213,30 @@ class CurationState:
     def _num_kept(self) -> int:
         return self.clips.count("status = 'accepted'")
 
+    def _decisions_in(self, alone: Path, decided: Path) -> str:
+        """Return the table of clips that others decide on, too, and of those rejected alone."""
+        rejected = f"FROM {self._db.files([alone])} WHERE status <> 'accepted'"
+        return f"({rejected} UNION ALL FROM {self._db.files([decided])})"
+
     def _clips(self, rows: LedgerRows, part: str, some: str = "", **options: Any) -> str:
         """Return the query of the scored clips of some slices, or of only those in a table."""
         if some:
             options["only"] = f"clip_id IN (SELECT clip_id FROM {some})"
-        measures = self.config.measures
+        measures, listed = self.config.measures, self.listing.sql
+        repeated = self._repeated(rows, part)
         return scored_clips(
-            rows, self.listing.sql, measures.version, measures.scorers, part, **options
+            rows, listed, measures.version, measures.scorers, part, repeated, **options
         )
+
+    def _repeated(self, rows: LedgerRows, part: str) -> str:
+        """Return the table of the clips of some slices that have several rows; empty if none has."""
+        if self._repeated_of != (rows, part):
+            file = self.new_file("repeated")
+            self._db.write(repeated_clips(rows, part), file)
+            found = self._db.files([file])
+            self._repeated_of = rows, part
+            self._repeated_in = found if self._db.value(f"SELECT count(*) FROM {found}") else ""
+        return self._repeated_in
 
     def _judge_alone(self, rows: LedgerRows, folder: Path) -> dict[int, str]:
         """Write the clips that are judged by themselves, and what copies of them are found by.

@@ -19,15 +19,13 @@ BATCH_ROWS = 10_000
 
 
 class ClipTable:
-    """Clips of a config in Parquet files; nothing is in memory unless it is asked.
+    """Clips of a config in Parquet files; nothing is in memory unless it is asked."""
 
-    Columns are those of `scored_clips`. Files are of different slices.
-    """
-
-    def __init__(self, database: Database, files: Sequence[Path], listing: ListedVideos) -> None:
+    def __init__(self, database: Database, tables: Sequence[str], listing: ListedVideos) -> None:
+        """Take tables of different slices, with the columns of `scored_clips`."""
         self.database = database
-        self._files, self._listing = files, listing
-        self.sql = database.files(files)
+        self._tables, self._listing = tables, listing
+        self.sql = f"({' UNION ALL '.join(f'FROM {table}' for table in tables)})"
         """The table of all clips."""
         self.columns = database.columns(self.sql)
 
@@ -37,10 +35,8 @@ class ClipTable:
 
     def count_videos(self) -> int:
         """Return the number of videos that the clips are of."""
-        tables = (self.database.files([file]) for file in self._files)
-        return sum(
-            self.database.value(f"SELECT count(DISTINCT ordinal) FROM {table}") for table in tables
-        )
+        counts = (f"SELECT count(DISTINCT ordinal) FROM {table}" for table in self._tables)
+        return sum(map(self.database.value, counts))
 
     def count_by(self, key: str, condition: str = "true", source: str = "") -> dict[str, int]:
         """Return the number of clips by the value of an SQL expression, the largest first.
@@ -104,8 +100,7 @@ class JudgedClips(ClipTable):
     def stored(self) -> Iterator[pa.RecordBatch]:
         """Yield the decisions as the ledger stores them."""
         columns = "clip_id, source_id, status, reasons"
-        for file in self._files:
-            table = self.database.files([file])
+        for table in self._tables:
             yield from self.database.batches(
                 f"SELECT {columns} FROM {table} {IN_ORDER}", BATCH_ROWS
             )

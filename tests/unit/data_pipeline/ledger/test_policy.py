@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from magicdistill.data_pipeline.config import Bucket, DataConfig, Limit, Policy
+from magicdistill.data_pipeline.io.query import Database
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.rows import ClipRow
 from tests.curation_tables import decide
@@ -215,3 +217,17 @@ def test_a_clip_that_a_scorer_never_saw_is_not_accepted_and_takes_nobodys_place(
     found = decide([unseen, seen], LENIENT, BUCKET, versions=versions)
     assert [decision.status for decision in found] == ["rejected", "accepted"]
     assert found[0].reasons == ("not scored yet: aesthetic",)
+
+
+def test_numbers_in_reasons_are_written_as_python_writes_them():
+    rng = np.random.default_rng(0)
+    values = rng.uniform(-1, 1, 3000) * 10.0 ** rng.integers(-8, 9, 3000)
+    values = [*values.tolist(), *(n / 8 for n in range(100)), 99999.5, 0.0, -0.0, float("inf")]
+    db = Database()
+    with db.named(numbers=pa.table({"x": values})):
+        found = db.rows("SELECT format('{:.3g}', x), format('{:.2f}', x) FROM numbers")
+    assert found == [(f"{x:.3g}", f"{x:.2f}") for x in values]
+
+
+def test_a_score_that_is_no_number_is_beyond_no_limit():
+    assert decision_on(scored_clip(scores={"text.area": float("nan")})).status == "accepted"
