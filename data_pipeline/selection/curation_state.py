@@ -229,7 +229,7 @@ class CurationState:
         )
 
     def _repeated(self, rows: LedgerRows, part: str) -> str:
-        """Return the table of the clips of some slices that have several rows; empty if none has."""
+        """Return the table of the clips of some slices that have several rows, or nothing."""
         if self._repeated_of != (rows, part):
             file = self.new_file("repeated")
             self._db.write(repeated_clips(rows, part), file)
