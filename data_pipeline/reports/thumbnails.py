@@ -35,10 +35,7 @@ def choose(judged: JudgedClips, status: str, most: int) -> list[Decision]:
     )
     turns = chain.from_iterable(zip_longest(*(ids for (ids,) in groups)))
     chosen = [clip_id for clip_id in turns if clip_id is not None][:most]
-    if not chosen:
-        return []
-    found = judged.decisions(f"clip_id IN ({', '.join(map(text, chosen))})")
-    return sorted(found, key=lambda decision: chosen.index(decision.clip.clip_id))
+    return sorted(judged.of_clips(chosen), key=lambda decision: chosen.index(decision.clip.clip_id))
 
 
 def thumbnails(clips: Sequence[ClipRow], root: Path, decoder: Decoder) -> list[bytes]:

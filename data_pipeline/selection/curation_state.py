@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.query import Database, name, text
-from magicdistill.data_pipeline.ledger.columns import SLICE
+from magicdistill.data_pipeline.ledger.columns import SLICE, slice_of
 from magicdistill.data_pipeline.ledger.decisions import candidates, decided, write_refusals
 from magicdistill.data_pipeline.ledger.duplicates import COMPARED
 from magicdistill.data_pipeline.ledger.ledger import Ledger, LedgerRows
@@ -86,56 +86,56 @@ class CurationState:
 
     def commit_faults(self) -> int:
         """Commit a failed row for every video that the listing knows to be unusable, once."""
-        version = self.config.measures.version
-
-        def ask(rows: LedgerRows) -> Path:
-            target = self._folder("faults")
-            for number, part in enumerate(slice_ranges(rows.num_rows + self.listing.num_videos)):
-                faulty = f"(FROM {self.listing.sql} WHERE fault <> '')"
-                failed_id = "left(sha256(concat(video_id, chr(31), 'failed')), 20)"  # as `failed`
-                unknown = videos_without_clips(rows, faulty, version, part)
-                failed = (
-                    f"SELECT {SLICE}, {failed_id} AS clip_id, video_id, source_id, uri, path, "
-                    "fingerprint, license, mixture, entry, "
-                    f"time_scale, caption, imported_scores, {text(version)} AS measures, "
-                    f"fault AS failure FROM ({unknown})"
-                )
-                self._db.write(failed, target / f"{number:03d}.parquet")
-            return target
-
         if not self._db.value(f"SELECT count(*) FROM {self.listing.sql} WHERE fault <> ''"):
             return 0
-        files = sorted(self._ledger.read(ask).iterdir())
-        return self._ledger.append_wide(f"FROM {self._db.files(files)}")
+        faulty = self._without_clips("fault <> ''")
+        failed_id = "left(sha256(concat(video_id, chr(31), 'failed')), 20)"  # as `failed`
+        columns = (
+            f"{slice_of('video_id')} AS {SLICE}, {failed_id} AS clip_id, video_id, source_id, uri, "
+            "path, fingerprint, license, mixture, entry, time_scale, caption, imported_scores, "
+            f"{text(self.config.measures.version)} AS measures, fault AS failure"
+        )
+        return sum(self._ledger.append_wide(query) for query in self._listed(faulty, columns))
 
     def missing(self, others: Sequence["CurationState"]) -> int:
         """Find the usable videos that have no clips yet, and that no other state lists as well;
         return their number."""
-        version = self.config.measures.version
-
-        def ask(rows: LedgerRows) -> list[Path]:
-            target = self._folder("missing")
-            for number, part in enumerate(slice_ranges(rows.num_rows + self.listing.num_videos)):
-                usable = f"(FROM {self.listing.sql} WHERE fault = '')"
-                found = videos_without_clips(rows, usable, version, part)
-                query = f"SELECT ordinal, video_id, {SLICE} FROM ({found})"
-                for other in others:
-                    listed = self._db.files(other._missing)
-                    query += f" ANTI JOIN (FROM {listed} WHERE {part}) USING (video_id)"
-                self._db.write(f"{query} ORDER BY ordinal", target / f"{number:03d}.parquet")
-            return sorted(target.iterdir())
-
-        self._missing = self._ledger.read(ask)
-        return self._db.value(f"SELECT count(*) FROM {self._db.files(self._missing)}")
+        self._missing = self._without_clips("fault = ''", [other._missing for other in others])
+        return self._db.value(f"SELECT count(*) FROM {self._missing}")
 
     def missing_videos(self) -> Iterator[pa.Table]:
         """Yield what `missing` found in the order of the listing, as tables of `VIDEO_SCHEMA`."""
         columns = ", ".join(name(column) for column in VIDEO_SCHEMA.names)
-        for listed, ordinals in self.listing.ranges:
-            wanted = f"(FROM {self._db.files(self._missing)} WHERE {ordinals})"
-            query = f"SELECT {columns} FROM {listed} SEMI JOIN {wanted} USING (ordinal)"
+        for query in self._listed(self._missing, columns):
             for batch in self._db.batches(f"{query} ORDER BY ordinal", BATCH_ROWS):
                 yield pa.Table.from_batches([batch]).cast(VIDEO_SCHEMA)
+
+    def _listed(self, some: str, columns: str) -> Iterator[str]:
+        """Yield queries of the listed videos that are in a table, in the order of the listing."""
+        for listed, ordinals in self.listing.ranges:
+            wanted = f"(FROM {some} WHERE {ordinals})"
+            yield f"SELECT {columns} FROM {listed} SEMI JOIN {wanted} USING (ordinal)"
+
+    def _without_clips(self, condition: str, others: Sequence[str] = ()) -> str:
+        """Return a table of the listed videos that a condition selects, that have no clips and are
+        in no other such table."""
+        listed = f"(FROM {self.listing.sql} WHERE {condition})"
+        version = self.config.measures.version
+
+        def ask(rows: LedgerRows) -> list[Path]:
+            target = self._folder("unknown")
+            for number, part in enumerate(self._parts(rows)):
+                found = videos_without_clips(rows, listed, version, part)
+                query = f"SELECT ordinal, video_id, {SLICE} FROM ({found})"
+                for other in others:
+                    query += f" ANTI JOIN (FROM {other} WHERE {part}) USING (video_id)"
+                self._db.write(f"{query} ORDER BY ordinal", target / f"{number:03d}.parquet")
+            return sorted(target.iterdir())
+
+        return self._db.files(self._ledger.read(ask))
+
+    def _parts(self, rows: LedgerRows) -> list[str]:
+        return [*slice_ranges(rows.num_rows + self.listing.num_videos)]
 
     def lacking(self, scorers: Sequence[Scorer], *, hopeful: bool) -> ClipTable:
         """Find the clips that have not failed and that some of these scorers have not seen.
@@ -147,7 +147,7 @@ class CurationState:
 
         def ask(rows: LedgerRows) -> list[Path]:
             target = self._folder("lacking")
-            for number, part in enumerate(slice_ranges(rows.num_rows + self.listing.num_videos)):
+            for number, part in enumerate(self._parts(rows)):
                 clips = f"({self._clips(rows, part)})"
                 columns = self._db.columns(clips)
                 wanted = f"failure = '' AND {lacking(columns, versions)}"
@@ -245,7 +245,7 @@ class CurationState:
             The condition on slices of each file, by its number.
         """
         config, db = self.config, self._db
-        parts = dict(enumerate(slice_ranges(rows.num_rows + self.listing.num_videos)))
+        parts = dict(enumerate(self._parts(rows)))
         for number, part in parts.items():
             with db.named(contents=self._contents):
                 clips = (
@@ -255,7 +255,7 @@ class CurationState:
                 )
                 columns = db.columns(clips)
                 query = judged(clips, columns, config.policy, config.buckets, self._versions)
-                db.write(f"{query} {IN_ORDER}", folder / f"{number}-alone")
+                db.write(query, folder / f"{number}-alone")
             accepted = f"(FROM {db.files([folder / f'{number}-alone'])} WHERE status = 'accepted')"
             kinds = [kind for kind in COMPARED if kind in self._present]
             looks = f"({self._clips(rows, part, accepted, blobs=kinds)})" if kinds else accepted

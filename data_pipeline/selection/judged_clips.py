@@ -1,12 +1,11 @@
 """Clips with the decisions on them, as tables on the disk."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from magicdistill.data_pipeline.io.query import Database, name
+from magicdistill.data_pipeline.io.query import Database, name, text
 from magicdistill.data_pipeline.ledger.columns import recorded
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.ledger.scored_clips import LISTED
@@ -88,14 +87,22 @@ class JudgedClips(ClipTable):
 
         `most` is the largest number of them.
         """
-        return islice(self._decisions(condition), most)
+        if most is None:
+            yield from _decisions(self._in_order(condition, self._decided))
+            return
+        first = f"SELECT clip_id FROM {self.sql} WHERE {condition} {IN_ORDER} LIMIT {most}"
+        yield from self.of_clips([clip_id for (clip_id,) in self.database.rows(first)])
 
-    def _decisions(self, condition: str) -> Iterator[Decision]:
-        for table in self._in_order(condition, f"{recorded(self.columns)}, status, reasons"):
-            clips = clips_from_table(table.select(CLIP_SCHEMA.names).cast(CLIP_SCHEMA))
-            states, reasons = (table[column].to_pylist() for column in ("status", "reasons"))
-            for clip, status, why in zip(clips, states, reasons, strict=True):
-                yield Decision(clip, status, tuple(why))
+    def of_clips(self, clip_ids: Sequence[str]) -> list[Decision]:
+        """Return the decisions on a few clips in the order of the listing."""
+        ids = ", ".join(map(text, clip_ids)) or "NULL"
+        rows = self.as_listed(f"clip_id IN ({ids})", self._listing.whole)
+        query = f"SELECT {self._decided} FROM ({rows}) {IN_ORDER}"
+        return [*_decisions([self.database.table(query)])]
+
+    @property
+    def _decided(self) -> str:
+        return f"{recorded(self.columns)}, status, reasons"
 
     def stored(self) -> Iterator[pa.RecordBatch]:
         """Yield the decisions as the ledger stores them."""
@@ -104,3 +111,11 @@ class JudgedClips(ClipTable):
             yield from self.database.batches(
                 f"SELECT {columns} FROM {table} {IN_ORDER}", BATCH_ROWS
             )
+
+
+def _decisions(tables: Iterable[pa.Table]) -> Iterator[Decision]:
+    for table in tables:
+        clips = clips_from_table(table.select(CLIP_SCHEMA.names).cast(CLIP_SCHEMA))
+        states, reasons = (table[column].to_pylist() for column in ("status", "reasons"))
+        for clip, status, why in zip(clips, states, reasons, strict=True):
+            yield Decision(clip, status, tuple(why))

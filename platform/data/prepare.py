@@ -4,7 +4,6 @@ Apart from the steps that follow, so that `jobs/curate.py` imports no more than 
 """
 
 from collections.abc import Mapping
-from itertools import chain, islice
 from pathlib import Path
 
 from magicdistill.data_pipeline.config import DataConfig
@@ -99,7 +98,12 @@ def tell(title: str, selection: Selection) -> None:
     if selection.config.other_buckets:
         shapes = "  ".join(f"{shape} {count}" for shape, count in selection.buckets.items())
         logs.say(f"  accepted by bucket: {shapes}")
-    for decision in islice(chain(selection.rejected, selection.failed), MAX_LOST):
+    judged = selection.judged
+    lost = (
+        *judged.decisions("status = 'rejected'", MAX_LOST),
+        *judged.decisions("status = 'failed'", MAX_LOST),
+    )
+    for decision in lost[:MAX_LOST]:
         logs.say(f"  {decision.status} {name_of(decision.clip)}: {', '.join(decision.reasons)}")
     num_lost = selection.counts["rejected"] + selection.counts["failed"]
     if num_lost > MAX_LOST:
