@@ -48,6 +48,13 @@ def judged(
         buckets: the shapes; each clip has to fill the one of the nearest aspect.
         versions: versions of the scorers that must have seen a clip, by kind.
     """
+    limited = {score for mixture in LIMITS for score in policy.limits_of(mixture)}
+    imported = sorted(score for score in limited if f"scores.{score}" not in columns)
+    # A score is looked up in the map once, as no query would share that among its conditions.
+    looked_up = (f"imported_scores[{text(s)}] AS {name(f'imported.{s}')}" for s in imported)
+    clips = f"(SELECT {', '.join(('*', *looked_up))} FROM {clips})"
+    given = ", ".join((*map(name, columns), "bucket", "num_frames"))
+    columns = {*columns, *(f"imported.{score}" for score in imported)}
     faults = {mixture: _faults(mixture, columns, policy, buckets) for mixture in LIMITS}
     reasons = " ".join(
         f"WHEN mixture = {text(mixture)} THEN {_reasons(found)}"
@@ -64,7 +71,7 @@ def judged(
     )
     against = f"SELECT *, CASE {reasons} END AS against FROM ({measured})"
     seen = (
-        f"SELECT * EXCLUDE (shape, against), CASE WHEN failure <> '' THEN [failure] "
+        f"SELECT {given}, CASE WHEN failure <> '' THEN [failure] "
         f"WHEN len(against) = 0 THEN {_unseen(columns, versions)} ELSE against END AS reasons "
         f"FROM ({against})"
     )
@@ -79,7 +86,9 @@ def lacking(columns: Collection[str], versions: Mapping[str, str]) -> str:
 
 def value_of(score: str, columns: Collection[str]) -> str:
     """Return a score of a clip as SQL, our own or else the imported one of that name."""
-    imported = f"imported_scores[{text(score)}]"
+    imported = name(f"imported.{score}")
+    if f"imported.{score}" not in columns:
+        imported = f"imported_scores[{text(score)}]"
     own, scorer = f"scores.{score}", f"scorers.{score.partition('.')[0]}"
     if own not in columns:
         return imported
