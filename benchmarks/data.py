@@ -2,8 +2,9 @@ r"""What the data pipeline costs, as ratios in one run; every pair works on the 
 
 `python benchmarks/data.py` renders clips, then measures: curation through Ray Data against a bare
 loop over the same callables, random reads of the latent cache against FastVideo's shape of
-Parquet, a manifest of a million rows, decisions on a million clips (36 million take 15 GB of disk:
-`--only decisions --clips_decided 36000000`), and memory as the number of clips grows tenfold.
+Parquet, a manifest of a million rows, memory as the number of clips grows tenfold, copies among up
+to a million clips, and decisions on as many (36 million take 15 GB of disk: `--only decisions
+--rows 36000000`).
 `--data_juicer DIR`, the environment that Data-Juicer is installed in, adds its Ray executor; with
 a later PyAV than the one it pins, it drops every clip:
     python -m venv DIR
@@ -18,11 +19,14 @@ from pathlib import Path
 
 import ray
 from data_curation import against_a_bare_loop, memory_as_clips_grow
+from data_duplicates import near_duplicates
 from data_peer import against_data_juicer
 from data_rows import a_long_manifest, against_one_row_group
 from data_shared import Row
 from data_tables import decisions_on_millions
 from timing import write_result
+
+MEASURES = ("ray", "juicer", "reads", "rows", "memory", "copies", "decisions")
 
 
 def main() -> None:
@@ -31,14 +35,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=int, default=200, help="Rendered clips.")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="Rows of the manifest.")
     parser.add_argument(
-        "--clips_decided", type=int, default=1_000_000, help="Clips whose rows a query makes."
+        "--rows", type=int, default=1_000_000, help="Rows of the manifest and clips to compare."
     )
     parser.add_argument("--data_juicer", type=Path, help="Environment of Data-Juicer.")
-    parser.add_argument(
-        "--only", nargs="+", choices=("ray", "juicer", "reads", "rows", "decisions", "memory")
-    )
+    parser.add_argument("--only", nargs="+", choices=MEASURES)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data.json"))
     args = parser.parse_args()
     rows: list[Row] = []
@@ -49,8 +50,11 @@ def main() -> None:
             "juicer": lambda: against_data_juicer(folder, args.clips, args.data_juicer),
             "reads": lambda: [against_one_row_group(folder)],
             "rows": lambda: a_long_manifest(folder, args.rows),
-            "decisions": lambda: decisions_on_millions(folder, args.clips_decided),
+            "decisions": lambda: decisions_on_millions(folder, args.rows),
             "memory": lambda: memory_as_clips_grow(folder, args.clips // 2),
+            "copies": lambda: near_duplicates(
+                folder, [args.rows // 100, args.rows // 10, args.rows]
+            ),
         }
         for key in args.only or measures:
             rows += (found := measures[key]())

@@ -65,6 +65,7 @@ def judged_clips(
     *buckets: Bucket,
     versions: Mapping[str, str] | None = None,
     held_out: Sequence[ClipRow] = (),
+    taken_down: pa.Table | None = None,
 ) -> JudgedClips:
     """Return clips with the decisions that a policy makes on them, in the same order."""
     db, versions = Database(), versions or {}
@@ -73,9 +74,9 @@ def judged_clips(
     alone = db.files([db.folder / "alone"])
     accepted = _candidates(db, "accepted", f"(FROM {alone} WHERE status = 'accepted')", wide)
     others = [_candidates(db, "held-out", *2 * [_wide(db, "others", held_out)])] if held_out else []
-    write_refusals(
-        db, accepted, [f"FROM {other}" for other in others], policy, db.folder / "refused"
-    )
+    others = [f"FROM {other}" for other in others]
+    gone = NOTHING.clips({}) if taken_down is None else taken_down
+    write_refusals(db, accepted, others, gone, policy, db.folder / "refused")
     query = decided(alone, db.files([db.folder / "refused"]))
     db.write(f"{query} ORDER BY ordinal", db.folder / "decided")
     return JudgedClips(

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import duckdb
 import numpy as np
@@ -19,28 +18,33 @@ from magicdistill.data_pipeline.io.storage import (
 )
 from magicdistill.data_pipeline.ledger.near_pairs import near_pairs
 from magicdistill.data_pipeline.ledger.signatures import (
-    NUM_SIGNS,
     Signatures,
+    array_in_a_file,
+    distinct,
     embedding_signatures,
     hash_signatures,
 )
-from magicdistill.data_pipeline.rows import Array, digest
+from magicdistill.data_pipeline.rows import Array
 
-CODE = 1
-"""Raised when pairs that are kept between runs are no longer what would be found."""
 CLIP_HASH = "hash(clip_id, role)"
 """Name of a clip in one of the roles, in 64 bits."""
+SOURCE_HASH = "if(role = 2, hash(source_id), 0::UBIGINT)"
+"""Name of a candidate's source; 0 of a reference, which is compared with all sources."""
 BATCH = 1 << 16
 """Rows that are read at once."""
 MAX_FILES = 64
 """With more files of compared values than these, all are merged into one."""
-KEPT = pa.schema({"is_pair": pa.bool_(), "one": pa.uint64(), "other": pa.uint64()})
-"""Pairs of near values, and values that were compared, with the source of each."""
+PAIR, ADDED, GONE = range(3)
+KEPT = pa.schema({"what": pa.int8(), "one": pa.uint64(), "other": pa.uint64()})
+"""Pairs of near values, and values, each with its source, that were compared with all others of a
+run for the first time, or that are no longer among them."""
+ALL = "-all.parquet"
+"""Ends the name of a file that replaces those before it."""
 ROUGH_RANK = """
-    (role::UBIGINT << 60) | (greatest(134217727 - width * height, 0)::UBIGINT << 33)
+    (role::UBIGINT << 60) | (greatest(134217727 - coalesce(width * height, 0), 0)::UBIGINT << 33)
     | (coalesce(colour < 0.02, false)::UBIGINT << 32)
     | ((65535 * least(greatest(coalesce(blur, 0), 0), 1))::UBIGINT << 16)
-    | greatest(65535 - ("stop" - "start"), 0)::UBIGINT"""
+    | greatest(65535 - coalesce("stop" - "start", 0), 0)::UBIGINT"""
 """The order of rank in 64 bits, the best first, which some clips share."""
 
 _KINDS = (*[np.uint64] * 3, *[np.int64] * 2, *[np.uint64] * 2, np.int32)
@@ -56,7 +60,7 @@ class Clips:
     clips: Array
     """CLIP_HASH, uint64 (n)."""
     sources: Array
-    """Hash of the source, uint64 (n); 0 of a reference, which is compared with all sources."""
+    """SOURCE_HASH, uint64 (n)."""
     files: Array
     """Hash of source and file, uint64 (n)."""
     starts: Array
@@ -86,8 +90,8 @@ class Found:
 
     def is_involved(self, clips: Clips) -> Array:
         """Tell which clips are in a pair, or have their value in common with others, bool (n)."""
-        values = np.unique(np.concatenate([self.pairs.ravel(), self.shared]))
-        overlapping = np.unique(self.overlaps)
+        values = distinct(np.concatenate([self.pairs.ravel(), self.shared]))
+        overlapping = distinct(self.overlaps)
         return is_among(clips.values, values) | is_among(clips.clips, overlapping)
 
     def pairs_of(self, values: Array) -> Array:
@@ -102,8 +106,9 @@ class Found:
 def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path) -> Clips:
     """Read all rows of a query once; blobs go to files in `folder`."""
     reader = db.sql(f"""
-        SELECT {CLIP_HASH}, if(role = 2, hash(source_id), 0::UBIGINT), hash(source_id, uri),
-            "start", "stop", {ROUGH_RANK}, hash({kind}), octet_length({kind})::INTEGER, {kind}
+        SELECT {CLIP_HASH}, {SOURCE_HASH}, hash(source_id, uri),
+            coalesce("start", 0), coalesce("stop", 0), {ROUGH_RANK}, hash({kind}),
+            octet_length({kind})::INTEGER, {kind}
         FROM {rows}""").to_arrow_reader(BATCH)
     columns: list[list[Array]] = [[] for _ in _KINDS]
     blobs: dict[int, Path] = {}
@@ -112,7 +117,7 @@ def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path
             for column, values in zip(columns, batch.columns, strict=False):
                 column.append(values.to_numpy())
             lengths = columns[-1][-1]
-            for length in np.unique(lengths).tolist():
+            for length in distinct(lengths).tolist():
                 path = blobs.setdefault(length, folder / f"{kind}-{length}")
                 own = batch.column(8).filter(pa.array(lengths == length))
                 data = own.buffers()[2]
@@ -125,36 +130,38 @@ def read_clips(db: duckdb.DuckDBPyConnection, rows: str, kind: str, folder: Path
     return Clips(*joined, blobs=blobs)
 
 
-def compare(clips: Clips, kind: str, limit: float, folder: Path, kept: AnyPath | None) -> Found:
+def compare(clips: Clips, kind: str, limit: float, kept: AnyPath | None) -> Found:
     """Return the near pairs.
 
     Args:
         clips: the clips.
         kind: `phash` or `embedding`.
         limit: the largest mean distance of two hashes in bits, or the smallest cosine.
-        folder: for temporary files.
-        kept: folder of what was compared before; new values are compared with all, and added.
+        kept: folder of what was compared before, for this kind and limit and for clips of the same
+            sources; only new values are compared with all others.
     """
-    place = kept / digest(CODE, duckdb.__version__, kind, limit) if kept else None
-    before = _read_kept(place) if place else KEPT.empty_table()
-    compared = before.filter(pc.invert(before["is_pair"]))
-    known = np.sort(_marks(compared["one"].to_numpy(), compared["other"].to_numpy()))
-    pairs, overlaps, shared = [_pairs(before)], [np.zeros((0, 2), np.uint64)], []
-    added = [KEPT.empty_table()]
+    before = _read_kept(kept) if kept else KEPT.empty_table()
+    known = _known(before)
+    known_marks = np.sort(_marks(*known))
+    pairs, overlaps, shared = [_of(before, PAIR)], [np.zeros((0, 2), np.uint64)], []
+    events, marks = [KEPT.empty_table()], [np.zeros(0, np.uint64)]
     widths = _widths(clips.lengths, kind)
-    for width in np.unique(widths).tolist():
+    for width in distinct(widths).tolist():
         rows = np.flatnonzero(widths == width)
         values = _distinct(clips, rows)
-        signatures = _sign(clips, values, kind, width, limit, folder)
-        is_new = ~is_among(_marks(values.ids, values.sources), known)
+        signatures = _sign(clips, values, kind, width, limit)
+        marks.append(_marks(values.ids, values.sources))
+        is_new = ~is_among(marks[-1], known_marks)
         found = values.ids[near_pairs(signatures, values.sources, is_new)]
         pairs.append(found)
         overlaps.append(_overlaps(clips, rows, values, signatures))
         shared.append(values.ids[values.sources == 0])
-        added += [_kept(found[:, 0], found[:, 1], True)]
-        added += [_kept(values.ids[is_new], values.sources[is_new], False)]
-    if place:
-        _keep(place, pa.concat_tables(added))
+        events.append(_events(PAIR, *found.T))
+        events.append(_events(ADDED, values.ids[is_new], values.sources[is_new]))
+    is_gone = ~is_among(_marks(*known), np.sort(np.concatenate(marks)))
+    events.append(_events(GONE, *known[:, is_gone]))
+    if kept:
+        _keep(kept, pa.concat_tables(events))
     none = np.zeros(0, np.uint64)
     return Found(np.concatenate(pairs), np.concatenate(overlaps), np.concatenate([none, *shared]))
 
@@ -204,31 +211,25 @@ def _widths(lengths: Array, kind: str) -> Array:
     return np.where(is_single, lengths, lengths // 2)
 
 
-def _sign(
-    clips: Clips, values: _Values, kind: str, width: int, limit: float, folder: Path
-) -> Signatures:
+def _sign(clips: Clips, values: _Values, kind: str, width: int, limit: float) -> Signatures:
     """Write the strings that stand for values to a file, and return them."""
     count = len(values.ids)
     if kind == "embedding":
-        vectors = _array(folder, np.float16, count, width // 2)
+        vectors = array_in_a_file(np.float16, count, width // 2)
         for part, blobs in _blobs(clips, values.rows, width):
             vectors[part] = blobs.view(np.float16)
-        words = _array(folder, np.uint64, count, NUM_SIGNS // 64)
-        return embedding_signatures(vectors, limit, words)
+        return embedding_signatures(vectors, limit)
     mirrored = np.flatnonzero(clips.lengths[values.rows] > width)
-    words = _array(folder, np.uint64, count + len(mirrored), width // 8)
+    words = array_in_a_file(np.uint64, count + len(mirrored), width // 8)
     for part, blobs in _blobs(clips, values.rows, width):
         words[part] = blobs.view(np.uint64)
     for part, blobs in _blobs(clips, values.rows, 2 * width):
         words[part] = np.ascontiguousarray(blobs[:, :width]).view(np.uint64)
         at = count + np.searchsorted(mirrored, part)
         words[at] = np.ascontiguousarray(blobs[:, width:]).view(np.uint64)
-    return hash_signatures(words, np.concatenate([np.arange(count), mirrored]), limit)
-
-
-def _array(folder: Path, kind: type, *shape: int) -> Array:
-    """Return an array in a file, which the system may write out where memory runs short."""
-    return np.memmap(folder / uuid4().hex, kind, "w+", shape=shape)
+    return hash_signatures(
+        words, np.concatenate([np.arange(count), mirrored]).astype(np.uint32), limit
+    )
 
 
 def _blobs(clips: Clips, rows: Array, length: int) -> Iterator[tuple[Array, Array]]:
@@ -271,30 +272,59 @@ def _marks(values: Array, sources: Array) -> Array:
     return values ^ (sources * np.uint64(0x9E3779B97F4A7C15))
 
 
-def _pairs(kept: pa.Table) -> Array:
-    pairs = kept.filter(kept["is_pair"])
-    return np.stack([pairs["one"].to_numpy(), pairs["other"].to_numpy()], axis=1)
+def _known(kept: pa.Table) -> Array:
+    """Return the values that were all compared with each other, and their sources, (2, v).
+
+    Only what took part in the last run is known. What was away then has not been compared with
+    what came meanwhile.
+    """
+    added, gone = _of(kept, ADDED), _of(kept, GONE)
+    events = np.concatenate([added, gone])
+    steps = np.concatenate([np.ones(len(added), np.int8), -np.ones(len(gone), np.int8)])
+    _, first, place = np.unique(_marks(*events.T), return_index=True, return_inverse=True)
+    left = np.zeros(len(first), dtype=np.int64)
+    np.add.at(left, place, steps)
+    return events[first[left > 0]].T
 
 
-def _kept(one: Array, other: Array, is_pair: bool) -> pa.Table:
-    return pa.table([np.full(len(one), is_pair), one, other], schema=KEPT)
+def _of(kept: pa.Table, what: int) -> Array:
+    """Return the entries of one kind, uint64 (n, 2)."""
+    rows = kept.filter(pc.field("what") == what)
+    return np.stack([rows["one"].to_numpy(), rows["other"].to_numpy()], axis=1)
+
+
+def _events(what: int, one: Array, other: Array) -> pa.Table:
+    return pa.table([np.full(len(one), what, np.int8), one, other], schema=KEPT)
+
+
+def _files(folder: AnyPath) -> list[AnyPath]:
+    """Return the files that count, in order: the last that replaced all before, and later ones."""
+    files = list_files(folder, "*.parquet")
+    starts = [place for place, file in enumerate(files) if file.name.endswith(ALL)]
+    return files[starts[-1] :] if starts else files
 
 
 def _read_kept(folder: AnyPath) -> pa.Table:
-    files = list_files(folder, "*.parquet")
+    files = _files(folder)
     return read_files(files, KEPT) if files else KEPT.empty_table()
 
 
-def _keep(folder: AnyPath, added: pa.Table) -> None:
-    """Add a file of what was compared, whole or not at all; of many files one is made."""
-    if not len(added):
+def _keep(folder: AnyPath, events: pa.Table) -> None:
+    """Add a file of what was compared, whole or not at all; of many files one is made.
+
+    Of two processes that add at the same time, the last one's file replaces the other's: what one
+    has compared, the other has not.
+    """
+    if not len(events):
         return
-    files = list_files(folder, "*.parquet")
+    files = _files(folder)
+    number = int(files[-1].name.partition("-")[0]) + 1 if files else 0
     if len(files) < MAX_FILES:
-        files = []
-    write_parquet(
-        pa.concat_tables([read_files(files, KEPT), added] if files else [added]),
-        folder / f"{uuid4().hex}.parquet",
-    )
-    for file in files:
-        remove(file)
+        write_parquet(events, folder / f"{number:08d}-more.parquet")
+        return
+    every = pa.concat_tables([read_files(files, KEPT), events])
+    left = [_events(PAIR, *_of(every, PAIR).T), _events(ADDED, *_known(every))]
+    write_parquet(pa.concat_tables(left), folder / f"{number:08d}{ALL}")
+    for file in list_files(folder, "*.parquet"):
+        if file.name < f"{number:08d}":
+            remove(file)

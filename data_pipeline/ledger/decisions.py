@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from magicdistill.data_pipeline.config import Policy
 from magicdistill.data_pipeline.io.query import Database, name
 from magicdistill.data_pipeline.io.storage import AnyPath
@@ -43,6 +45,7 @@ def write_refusals(
     db: Database,
     accepted: str,
     held_out: Sequence[str],
+    taken_down: pa.Table,
     policy: Policy,
     target: Path,
     kept: AnyPath | None = None,
@@ -56,6 +59,7 @@ def write_refusals(
         db: what asks.
         accepted: the table of the query `candidates`.
         held_out: queries of the same columns, of clips of which no copy may be accepted.
+        taken_down: clips of films that were taken down, as `Takedowns.clips` returns them.
         policy: the limits.
         target: a file of (clip_id, slice, refusal).
         kept: folder that remembers what was compared; null remembers nothing.
@@ -63,19 +67,12 @@ def write_refusals(
     nobody = f"SELECT * FROM {accepted} LIMIT 0"
     db.run(f"CREATE OR REPLACE VIEW candidates AS FROM {accepted}")
     db.run(f"CREATE OR REPLACE VIEW held_out AS {' UNION ALL '.join(held_out) or nobody}")
-    db.run(f"CREATE OR REPLACE VIEW taken_down AS {nobody}")
-    copies = find_copies(
-        db.connection,
-        "candidates",
-        "held_out",
-        "taken_down",
-        policy.max_hash_bits,
-        policy.min_cosine,
-        kept,
-    )
+    limits = policy.max_hash_bits, policy.min_cosine
+    with db.named(taken_down=taken_down):
+        copies = find_copies(db.connection, "candidates", "held_out", "taken_down", *limits, kept)
     copied = (
-        "SELECT clip_id, CASE WHEN is_taken_down THEN concat('takedown: copy of ', of_source_id, "
-        "' by ', how) ELSE concat('duplicate: of ', of_source_id, CASE WHEN is_held_out THEN "
+        "SELECT clip_id, CASE WHEN is_taken_down THEN concat('takedown: near copy of ', "
+        "of_source_id) ELSE concat('duplicate: of ', of_source_id, CASE WHEN is_held_out THEN "
         "' in the held-out clips' ELSE '' END, ' by ', how) END AS refusal FROM copies"
     )
     most = policy.max_clips_per_source

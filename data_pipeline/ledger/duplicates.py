@@ -1,7 +1,6 @@
 """Find clips that are copies of others, across all sources and runs."""
 
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +9,23 @@ from uuid import uuid4
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from magicdistill.data_pipeline.io.storage import AnyPath
-from magicdistill.data_pipeline.ledger.compared_values import CLIP_HASH, Found, compare, read_clips
-from magicdistill.data_pipeline.rows import Array
+from magicdistill.data_pipeline.ledger.compared_values import (
+    CLIP_HASH,
+    SOURCE_HASH,
+    Found,
+    compare,
+    read_clips,
+)
+from magicdistill.data_pipeline.rows import Array, digest
 
-COMPARED = ("embedding", "phash")
+HOW = {"embedding": "embedding", "phash": "pHash"}
+"""How near copies were found, by the kind of the scorer whose blobs were compared."""
+COMPARED = tuple(HOW)
 """Kinds of the scorers whose blobs are compared to find near copies."""
+CODE = 1
+"""Raised when what is kept between runs is no longer what would be found."""
 GREY = 0.02
 """Colourfulness below which a clip counts as grey."""
 COPIES = pa.schema(
@@ -92,8 +100,9 @@ def find_copies(
         max_hash_bits: mean distance of 64-bit hashes up to which clips are copies.
         min_cosine: cosine of embeddings from which clips are copies; where a clip has an
             embedding, its hashes are not looked at.
-        kept: folder that remembers what was compared, so that a later run compares only new
-            values with all; null remembers nothing.
+        kept: folder that remembers what was compared, so that the next run over clips of the
+            same sources compares only new hashes with all; null remembers nothing. It may be
+            removed at any time.
     """
     columns = ", ".join(f'"{name}"' for name in CLIPS.names)
     everything = " UNION ALL ".join(
@@ -103,13 +112,31 @@ def find_copies(
     copies = [_sharing(db, everything)]
     with _view(db, copies[0]) as sharing:
         copies.append(_same_file(db, everything, sharing))
-    with _view(db, pa.concat_tables(copies)) as known:
-        for kind, how, limit in (
-            ("embedding", "embedding", min_cosine),
-            ("phash", "pHash", max_hash_bits),
-        ):
-            copies.append(_near(db, everything, known, kind, how, limit, kept))
+    comparisons = {
+        # A clip that was taken down may have no embedding of the present model.
+        "taken down": ("phash", max_hash_bits, _WITHOUT_EMBEDDING),
+        "embedding": ("embedding", min_cosine, "SELECT * FROM everything"),
+        "phash": (
+            "phash",
+            max_hash_bits,
+            f"SELECT * FROM everything WHERE embedding IS NULL OR role < {CANDIDATE}",
+        ),
+    }
+    for name, (kind, limit, chosen) in comparisons.items():
+        rows = f"WITH everything AS ({everything}) {chosen}"
+        folder = kept and kept / digest(CODE, duckdb.__version__, name, limit)
+        with _view(db, pa.concat_tables(copies)) as known:
+            copies.append(_near(db, f"({rows})", known, kind, limit, folder))
     return pa.concat_tables(copies)
+
+
+_WITHOUT_EMBEDDING = f"""
+    SELECT * REPLACE (if(role = {CANDIDATE}, '', source_id) AS source_id, clip_id AS uri)
+    FROM everything
+    WHERE role = {TAKEN_DOWN} AND embedding IS NULL OR role = {CANDIDATE}
+        AND embedding IS NOT NULL AND exists(FROM everything WHERE role = {TAKEN_DOWN})"""
+"""Clips that were taken down and have no embedding, and candidates that have one. As moments of one
+source, the candidates are not compared with each other."""
 
 
 @contextmanager
@@ -163,25 +190,24 @@ def _same_file(db: duckdb.DuckDBPyConnection, everything: str, sharing: str) -> 
 
 def _near(
     db: duckdb.DuckDBPyConnection,
-    everything: str,
+    rows: str,
     known: str,
     kind: str,
-    how: str,
     limit: float,
     kept: AnyPath | None,
 ) -> pa.Table:
     """Return the near copies that a column of blobs shows, other than those already known."""
-    others = "true" if kind == "embedding" else f"(embedding IS NULL OR role < {CANDIDATE})"
-    rows = f"(SELECT * FROM ({everything}) WHERE {kind} IS NOT NULL AND {others})"
+    rows = f"(SELECT * FROM {rows} WHERE {kind} IS NOT NULL)"
     with tempfile.TemporaryDirectory() as folder:
         clips = read_clips(db, rows, kind, Path(folder))
-        found = compare(clips, kind, limit, Path(folder), kept)
+        found = compare(clips, kind, limit, kept)
     if not len(clips.clips):
         return COPIES.empty_table()
     involved = pa.table({"clip": clips.clips[found.is_involved(clips)]})
     with _view(db, involved) as wanted:
         table = db.sql(f"""
-            SELECT {CLIP_HASH} AS clip, hash({kind}) AS value, role, clip_id, source_id
+            SELECT {CLIP_HASH} AS clip, {SOURCE_HASH} AS source, hash({kind}) AS value, role,
+                clip_id, source_id
             FROM {rows} SEMI JOIN {wanted} ON {CLIP_HASH} = {wanted}.clip
             WHERE role < {CANDIDATE} OR clip_id NOT IN (SELECT clip_id FROM {known})
             ORDER BY role, {RANK}""").to_arrow_table()
@@ -193,9 +219,9 @@ def _near(
             "clip_id": table["clip_id"].take(pa.array(copies)),
             "of_clip_id": of["clip_id"],
             "of_source_id": of["source_id"],
-            "how": pa.array([how] * len(copies), pa.string()),
-            "is_held_out": pc.equal(of["role"], HELD_OUT),
-            "is_taken_down": pc.equal(of["role"], TAKEN_DOWN),
+            "how": pa.array([HOW[kind]] * len(copies), pa.string()),
+            "is_held_out": of["role"].to_numpy() == HELD_OUT,
+            "is_taken_down": of["role"].to_numpy() == TAKEN_DOWN,
         },
         schema=COPIES,
     )
@@ -205,36 +231,39 @@ def _originals(clips: pa.Table, found: Found) -> Array:
     """Return the row of the clip that each clip repeats, int64 (n); -1 where there is none.
 
     Clips come in the order of rank, references first. One is kept if it is near to none that is
-    kept already. Of the kept clips of one value, those after the first are from the same source as
-    the first, so that for a clip of another source the first stands for all of them.
+    kept already. Those that are kept of one value are of one source, or the later would repeat the
+    first; so the first of them stands for all, and only it is noted with the values near to its
+    own. Each value needs to know the first such clip, and the first of another source than that.
     """
     ids, values = np.unique(clips["value"].to_numpy(), return_inverse=True)
-    near = _neighbours(np.searchsorted(ids, found.pairs_of(ids)))
+    near, limits = _neighbours(np.searchsorted(ids, found.pairs_of(ids)), len(ids))
     names, order = np.unique(clips["clip"].to_numpy(), return_index=True)
-    overlaps = _neighbours(order[np.searchsorted(names, found.overlaps_of(names))])
-    is_reference = (clips["role"].to_numpy() < CANDIDATE).tolist()
-    sources = clips["source_id"].to_pylist()
-    first = [-1] * len(ids)
-    originals = [-1] * len(values)
-    for clip, value in enumerate(values.tolist()):
-        if not is_reference[clip]:
-            better = [
-                kept
-                for other in (value, *near.get(value, ()))
-                if (kept := first[other]) >= 0
-                and (is_reference[kept] or sources[kept] != sources[clip])
-            ]
-            better += [o for o in overlaps.get(clip, ()) if o < clip and originals[o] < 0]
-            originals[clip] = min(better, default=-1)
-        if originals[clip] < 0 and first[value] < 0:
-            first[value] = clip
-    return np.array(originals, dtype=np.int64)
+    beside, bounds = _neighbours(
+        order[np.searchsorted(names, found.overlaps_of(names))], len(order)
+    )
+    sources = clips["source"].to_numpy()
+    first, second = np.full((2, len(ids)), -1)
+    originals, is_noted = np.full(len(values), -1), np.zeros(len(ids), dtype=bool)
+    for clip, (value, source) in enumerate(zip(values.tolist(), sources.tolist(), strict=True)):
+        if source:
+            best = first[value]
+            if best >= 0 and sources[best] == source:
+                best = second[value]
+            others = beside[bounds[clip] : bounds[clip + 1]]
+            others = others[(others < clip) & (originals[others] < 0)]
+            originals[clip] = min([best, *others] if best >= 0 else others, default=-1)
+        if originals[clip] < 0 and not is_noted[value]:
+            is_noted[value] = True
+            around = np.append(near[limits[value] : limits[value + 1]], value)
+            known = first[around]
+            second[around[(known >= 0) & (second[around] < 0) & (sources[known] != source)]] = clip
+            first[around[known < 0]] = clip
+    return originals
 
 
-def _neighbours(pairs: Array) -> dict[int, list[int]]:
-    """Return the numbers that stand in a pair with each number (2, p)."""
-    near: dict[int, list[int]] = defaultdict(list)
-    for a, b in pairs.T.tolist():
-        near[a].append(b)
-        near[b].append(a)
-    return near
+def _neighbours(pairs: Array, count: int) -> tuple[Array, Array]:
+    """Return the partners of each of `count` numbers in pairs (2, p), one number's after another's,
+    and where those of each number begin."""
+    one, other = np.concatenate([pairs, pairs[::-1]], axis=1)
+    order = np.argsort(one, kind="stable")
+    return other[order], np.searchsorted(one[order], np.arange(count + 1))

@@ -1,10 +1,11 @@
 """Find pairs of near bit strings among millions: by locality-sensitive hashing (Indyk and Motwani
 1998), which samples bits.
 
-A band is a choice of k bit positions. Two strings of B bits that differ in d of them agree in a
-band with a probability of about (1 - d / B)^k, so that of many bands some show a near pair, and few
-show a far one. Each band is a join of all strings with themselves on k bits, made by sorting. The
-more strings there are, the longer are the bands, which keeps the work close to linear.
+A band is a choice of k of the B bit positions. Two strings that differ in d bits agree in a band
+with a probability of (B - d)! (B - k)! / ((B - d - k)! B!), about (1 - d / B)^k, so that of many
+bands some show a near pair, and few show a far one. Each band is a join of all strings with
+themselves on k bits, made by sorting. The more strings there are, the longer are the bands, which
+keeps the work close to linear.
 """
 
 import logging
@@ -13,7 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from magicdistill.data_pipeline.ledger.signatures import CHUNK, Signatures
+from magicdistill.data_pipeline.ledger.signatures import (
+    CHUNK,
+    Signatures,
+    array_in_a_file,
+    distinct,
+)
 from magicdistill.data_pipeline.rows import Array
 
 EXACT = 1 << 25
@@ -26,6 +32,8 @@ MAX_RUN = 100
 """Where more strings share a band's bits, they are compared with the first of them only."""
 PAIR_COST = 8.0
 """Time to compare a pair, over the time to sort one string into a band."""
+MAX_COMPARED = 1 << 20
+"""Pairs that are compared at once."""
 MAX_WAITING = 1 << 24
 """Pairs that are collected, with repetitions, before each is kept once."""
 logger = logging.getLogger(__name__)
@@ -62,15 +70,15 @@ def near_pairs(signatures: Signatures, sources: Array, is_new: Array) -> Array:
     num_waiting = 0
     for one, other in found:
         wanted = (one < len(sources)) | (other < len(sources))  # mirrors differ as originals do
-        one, other = signatures.owners[one], signatures.owners[other]
+        one, other = (signatures.owners[side].astype(np.int64) for side in (one, other))
         wanted &= (one != other) & ((sources[one] != sources[other]) | (sources[one] == 0))
         one, other = one[wanted], other[wanted]
         pairs.append(np.minimum(one, other) << 32 | np.maximum(one, other))
         num_waiting += len(one)
         if num_waiting > MAX_WAITING:
-            pairs = [np.unique(np.concatenate(pairs))]
+            pairs = [distinct(np.concatenate(pairs))]
             num_waiting = 0
-    packed = np.unique(np.concatenate(pairs)) if pairs else np.zeros(0, dtype=np.int64)
+    packed = distinct(np.concatenate(pairs)) if pairs else np.zeros(0, dtype=np.int64)
     return np.stack([packed >> 32, packed & 0xFFFFFFFF], axis=1)
 
 
@@ -92,7 +100,9 @@ def plan_bands(signatures: Signatures, num_new: int) -> Bands:
 
 def _bands(num_bits: int, signatures: Signatures) -> Bands:
     """Return as many bands of a length as find the pairs at the limit, or as there may be."""
-    agree = (1 - signatures.rates) ** num_bits
+    taken, of = np.arange(num_bits), signatures.words.shape[1] * 64
+    agreeing = of - signatures.distances[:, None] - taken
+    agree = (np.maximum(agreeing, 0) / (of - taken)).prod(axis=1)
     low, high = 1, MAX_BANDS
 
     def miss(count: int) -> float:
@@ -108,8 +118,9 @@ def _sharing_a_band(
     signatures: Signatures, is_new: Array, sources: Array
 ) -> Iterator[tuple[Array, Array]]:
     """Yield near pairs of strings that share the bits of a band, one of them of a new value."""
-    is_new, sources = is_new[signatures.owners], sources[signatures.owners]
-    bands = plan_bands(signatures, int(is_new.sum()))
+    owners = signatures.owners
+    is_new_string = is_new[owners]
+    bands = plan_bands(signatures, int(is_new_string.sum()))
     logger.info("near copies: %d bands of %d bits", bands.count, bands.num_bits)
     if bands.miss > MISS:
         logger.warning(
@@ -120,21 +131,32 @@ def _sharing_a_band(
     rng = np.random.default_rng(0)
     for _ in range(bands.count):
         positions = rng.permutation(len(planes))[: bands.num_bits]
-        for one, other in _runs(_keys(planes[positions], is_new), sources):
-            wanted = (sources[one] != sources[other]) | (sources[one] == 0)
-            wanted &= is_new[one] | is_new[other]
-            one, other = one[wanted], other[wanted]
-            near = signatures.are_near(one, other)
-            yield one[near], other[near]
+        for one, other in _runs(_keys(planes[positions], is_new_string), owners, sources):
+            yield from _near_among(signatures, one, other, is_new_string, sources)
+
+
+def _near_among(
+    signatures: Signatures, ones: Array, others: Array, is_new: Array, sources: Array
+) -> Iterator[tuple[Array, Array]]:
+    """Yield those pairs of strings that are near, not both known and of different sources."""
+    for start in range(0, len(ones), MAX_COMPARED):
+        one, other = ones[start : start + MAX_COMPARED], others[start : start + MAX_COMPARED]
+        source = sources[signatures.owners[one]]
+        wanted = (source != sources[signatures.owners[other]]) | (source == 0)
+        wanted &= is_new[one] | is_new[other]
+        one, other = one[wanted], other[wanted]
+        near = signatures.are_near(one, other)
+        yield one[near], other[near]
 
 
 def _bit_planes(words: Array) -> Array:
     """Return strings (e, B / 64) as B packed rows of one bit of each, uint8 (B, e / 8)."""
-    planes = np.empty((words.shape[1] * 64, -(-len(words) // 8)), dtype=np.uint8)
+    planes = array_in_a_file(np.uint8, words.shape[1] * 64, -(-len(words) // 8))
     for start in range(0, len(words), CHUNK):
-        bits = np.unpackbits(words[start : start + CHUNK].view(np.uint8), axis=1)
-        packed = np.packbits(np.ascontiguousarray(bits.T), axis=1)
-        planes[:, start // 8 : start // 8 + packed.shape[1]] = packed
+        columns = np.ascontiguousarray(words[start : start + CHUNK].view(np.uint8).T)
+        place = slice(start // 8, start // 8 + -(-columns.shape[1] // 8))
+        for bit in range(8):
+            planes[bit::8, place] = np.packbits(columns & np.uint8(128 >> bit), axis=1)
     return planes
 
 
@@ -145,13 +167,15 @@ def _keys(planes: Array, is_new: Array) -> Array:
     for start in range(0, len(is_new), CHUNK):
         part = planes[:, start // 8 : (start + CHUNK) // 8]
         keys[start : start + CHUNK] = _mixed(np.unpackbits(part, axis=1))[: len(keys) - start]
-    numbers = np.arange(len(keys), dtype=np.uint64)
+    numbers = np.arange(len(keys), dtype=np.uint32)
     if not is_new.all():
         occurs = np.zeros(1 << 22, dtype=bool)
         occurs[keys[is_new] >> 10] = True
-        numbers = np.flatnonzero(occurs[keys >> 10]).astype(np.uint64)
+        numbers = numbers[occurs[keys >> 10]]
         keys = keys[numbers]
-    keyed = keys.astype(np.uint64) << np.uint64(32) | numbers
+    keyed = keys.astype(np.uint64)
+    keyed <<= np.uint64(32)
+    keyed |= numbers
     keyed.sort()
     return keyed
 
@@ -169,7 +193,7 @@ def _mixed(bits: Array) -> Array:
     return (wide >> np.uint64(32)).astype(np.uint32)
 
 
-def _runs(keyed: Array, sources: Array) -> Iterator[tuple[Array, Array]]:
+def _runs(keyed: Array, owners: Array, sources: Array) -> Iterator[tuple[Array, Array]]:
     """Yield pairs of strings within each run of equal keys, of runs with more than one source."""
     keys = (keyed >> np.uint64(32)).astype(np.uint32)
     repeats = np.zeros(len(keys) + 1, dtype=bool)
@@ -180,7 +204,7 @@ def _runs(keyed: Array, sources: Array) -> Iterator[tuple[Array, Array]]:
     strings = (keyed[shared] & np.uint64(0xFFFFFFFF)).astype(np.int64)
     starts = np.flatnonzero(~repeats[shared])
     lengths = np.diff(np.append(starts, len(shared)))
-    source = sources[strings]
+    source = sources[owners[strings]]
     one_source = np.minimum.reduceat(source, starts)
     one_source = (one_source == np.maximum.reduceat(source, starts)) & (one_source > 0)
     start = np.repeat(starts, lengths)

@@ -38,9 +38,11 @@ from magicdistill.data_pipeline.latents.text_shards import (
     read_index_of_texts,
     rewrite_texts,
 )
+from magicdistill.data_pipeline.ledger.columns import recorded
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.ledger.takedowns import add_tombstone
 from magicdistill.data_pipeline.reports.thumbnails import FOLDER
+from magicdistill.data_pipeline.rows import ClipRow, clips_from_table
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Removed:
 def take_down(root: AnyPath, source_id: str) -> Removed:
     """Remove a film and leave a tombstone; after an interruption, call it again.
 
+    The tombstone keeps the hashes and embeddings of the film's clips: near copies stay out.
     Latents, clips and thumbnails of other films with the same content are removed, too. Nothing
     else may read or write `root` meanwhile.
 
@@ -67,28 +70,31 @@ def take_down(root: AnyPath, source_id: str) -> Removed:
         source_id: the film's name in the ledger: `<data set>/<film>`.
     """
     ledger = Ledger(root / "ledger")
-    rows = _facts(ledger, f"source_id = {text(source_id)}")
-    found = {content for _, _, content in rows if content}
-    contents = add_tombstone(
-        root / "ledger", source_id, found
-    )  # from here on an interrupted call can be repeated
+    rows = _rows(ledger, f"source_id = {text(source_id)}")
+    found = {row.content_hash for row in rows if row.content_hash}
+    # From here on an interrupted call can be repeated: the tombstone has what is removed below.
+    contents = add_tombstone(root / "ledger", source_id, found, rows)
     if contents:
-        rows += _facts(ledger, f"content_hash IN ({', '.join(map(text, contents))})")
-    clip_ids = {clip_id for clip_id, _, _ in rows}
+        rows += _rows(ledger, f"content_hash IN ({', '.join(map(text, contents))})")
+    add_tombstone(root / "ledger", source_id, contents, rows)
+    clip_ids = {row.clip_id for row in rows}
     own = (pc.field("source_id") == source_id) | _is_in("clip_id", clip_ids)
     num_latents, versions = _remove_latents(root / "latents", own)
-    num_files = _remove_files(local_folder(root), {path for _, path, _ in rows}, clip_ids)
+    num_files = _remove_files(local_folder(root), {row.video.path for row in rows}, clip_ids)
     num_decisions = sum(_drop(path, source_id) for path in ledger.decision_files())
     num_rows = sum(_drop(part, source_id) for part in ledger.parts())
     _sweep(root)
     return Removed(num_rows, num_decisions, num_files, num_latents, versions)
 
 
-def _facts(ledger: Ledger, condition: str) -> list[tuple[str, str, str]]:
-    """Return clip id, path and content hash of the ledger's rows that a condition selects."""
-    columns = "clip_id, path, content_hash"
-    return ledger.read(
-        lambda rows: ledger.database.rows(f"SELECT {columns} FROM ({rows.sql}) WHERE {condition}")
+def _rows(ledger: Ledger, condition: str) -> list[ClipRow]:
+    """Return the ledger's rows that a condition selects, as they were recorded."""
+    return clips_from_table(
+        ledger.read(
+            lambda rows: ledger.database.table(
+                f"SELECT {recorded(rows.columns)} FROM ({rows.sql}) WHERE {condition}"
+            )
+        )
     )
 
 

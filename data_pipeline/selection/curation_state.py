@@ -63,6 +63,7 @@ class CurationState:
         self._db, self._ledger = database, ledger
         self._versions = versions_of(config.measures.scorers)
         self._present = {k: v for k, v in self._versions.items() if not v.startswith(ABSENT)}
+        self._taken_down = takedowns.clips(self._versions)
         self._contents = pa.table(
             {
                 "content_hash": pa.array(takedowns.contents, pa.string()),
@@ -169,7 +170,7 @@ class CurationState:
 
         First each clip is judged by itself. Of the accepted ones, copies are rejected, and then
         those beyond the number that one source may give. A clip fails whose content was taken down,
-        whichever source lists it.
+        whichever source lists it, and a near copy of one is rejected.
 
         Args:
             temporary: the rows of this run's temporary failures.
@@ -182,7 +183,8 @@ class CurationState:
         self._candidates = db.files([folder / f"{number}-candidates" for number in parts])
         first = [self._comparable(other) for other in held_out]
         policy, kept = self.config.policy, self._ledger.directory / "compared"
-        write_refusals(db, self._candidates, first, policy, folder / "refused", kept)
+        gone, refused = self._taken_down, folder / "refused"
+        write_refusals(db, self._candidates, first, gone, policy, refused, kept)
         self._refused = db.files([folder / "refused"])
         for number, part in parts.items():
             accepted = f"(FROM {db.files([folder / f'{number}-alone'])} WHERE status = 'accepted')"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 
 from magicdistill.data_pipeline.ledger import compared_values, near_pairs
 from magicdistill.data_pipeline.ledger.duplicates import CLIPS, find_copies
+from magicdistill.data_pipeline.ledger.signatures import hash_signatures
 
 LIMITS = 6.0, 0.98
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def clip(name: str, bits: np.ndarray | None = None, **changes: object) -> Row:
@@ -174,6 +176,26 @@ def test_what_was_taken_down_goes_before_what_is_held_out():
     }
 
 
+def test_what_was_taken_down_without_an_embedding_is_found_by_its_hash():
+    bits = random_bits()
+    one, other = (np.array(pair, np.float16).tobytes() for pair in ([1, 0], [0, 1]))
+    clips = [
+        clip("near", flipped(bits, 0, 40), embedding=one),
+        clip("same", bits, embedding=other, source_id="near", uri="near"),
+        clip("copy", bits, embedding=one, width=80),
+        clip("far", flipped(bits, 0, 200), embedding=one, width=80),
+        clip("again", flipped(bits, 0, 200), embedding=one, width=70),
+    ]
+    gone = clip("gone", bits, source_id="far")
+    found = dict.fromkeys(("near", "same", "copy"), ("gone", "pHash", "taken down"))
+    assert find(clips, (), [gone]) == found | {"again": ("far", "embedding")}
+    # With an embedding of the same model, hashes are not looked at.
+    assert find(clips, (), [gone | {"embedding": other}]) == {
+        "same": ("gone", "embedding", "taken down"),
+        **dict.fromkeys(("copy", "far", "again"), ("near", "embedding")),
+    }
+
+
 def test_a_later_run_compares_new_values_with_all_and_old_ones_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -201,6 +223,11 @@ def test_a_later_run_compares_new_values_with_all_and_old_ones_no_more(
     assert find(film, kept=tmp_path / "film") == {}
     again = clip("n", flipped(bits[0], 0, 9))
     assert find([*film, again], kept=tmp_path / "film") == find([*film, again])
+    # What was away is compared with what came meanwhile.
+    away = [clip for clip in night if clip["clip_id"] != "00"]
+    twin = clip("e", flipped(bits[0], 60, 30), width=200)
+    assert find([*away, twin], kept=tmp_path) == find([*away, twin])
+    assert find([*night, twin], kept=tmp_path) == find([*night, twin])
     # Another limit is another question.
     assert find(night, kept=tmp_path, limits=(4.0, 0.98)) == {}
 
@@ -213,3 +240,144 @@ def test_what_was_compared_is_merged_into_one_file(tmp_path: Path, monkeypatch: 
         found = find(clips[:count], kept=tmp_path)
         assert len(list(tmp_path.rglob("*.parquet"))) <= 2
     assert found == {f"{n + 3}": (f"{n}", "pHash") for n in (1, 2, 3)}
+
+
+def random_clips(count: int, seed: int) -> list[Row]:
+    """Return clips of few files, looks and spans, so that many are copies in one way or another."""
+    rng = np.random.default_rng(seed)
+    looks = rng.integers(0, 2, (count // 6, 512))
+    vectors = rng.standard_normal((count // 6, 16))
+    clips: list[Row] = []
+    for number in range(count):
+        look = int(rng.integers(len(looks)))
+        bits = looks[look].copy()
+        bits[rng.permutation(512)[: rng.choice([0, 9, 30, 48, 49, 60])]] ^= 1
+        vector = vectors[look] + rng.standard_normal(16) * rng.choice([0, 0.1, 0.3])
+        has = rng.random()
+        film, file = f"s{rng.integers(count // 4)}", int(rng.integers(2))
+        start = int(rng.integers(5)) * 20
+        clips.append(
+            clip(
+                f"{number:04d}",
+                bits if has < 0.6 else None,
+                embedding=vector.astype(np.float16).tobytes() if has > 0.4 else None,
+                source_id=film,
+                uri=f"{film}/{file}",
+                content_hash="" if rng.random() < 0.1 else f"{film}/{file}/{rng.integers(2)}",
+                start=start,
+                stop=start + int(rng.choice([20, 40])),
+                crop=[0, 0, 9, 9] if rng.random() < 0.2 else [],
+                width=int(rng.choice([64, 96])),
+                blur=float(rng.choice([0.1, 0.2])),
+                colour=(0.0, 0.3, None)[rng.integers(3)],
+            )
+        )
+    return clips
+
+
+def one_by_one(
+    clips: Sequence[Row], held_out: Sequence[Row], taken_down: Sequence[Row]
+) -> dict[object, tuple[object, ...]]:
+    """Return what `find` returns, by comparing each clip with all better ones."""
+    gone = [(one, ("taken down",)) for one in sorted(taken_down, key=rank)]
+    references = [*gone, *((one, ("held out",)) for one in sorted(held_out, key=rank))]
+    without = [(one, mark) for one, mark in gone if one["embedding"] is None]
+    copies: dict[object, tuple[object, ...]] = {}
+    left: list[Row] = []
+    for one in sorted(clips, key=rank):
+        same = [
+            *((other, mark) for other, mark in references if overlap(one, other, "content_hash")),
+            *((other, ()) for other in left if all(one[key] == other[key] for key in SPAN)),
+        ]
+        if one["content_hash"] and same:
+            copies[one["clip_id"]] = (same[0][0]["clip_id"], "the same file", *same[0][1])
+        else:
+            left.append(one)
+    for kind, is_embedded, before in (
+        ("phash", True, without),
+        ("embedding", True, references),
+        ("phash", False, references),
+    ):
+        kept: list[tuple[Row, tuple[str, ...]]] = [*before]
+        for one in left:
+            if one["clip_id"] in copies or is_embedded != (one["embedding"] is not None):
+                continue
+            for other, mark in kept:
+                neighbours = one["source_id"] == other["source_id"] and not overlap(
+                    one, other, "uri"
+                )
+                if near(one[kind], other[kind], kind) and (mark or not neighbours):
+                    how = "pHash" if kind == "phash" else kind
+                    copies[one["clip_id"]] = (other["clip_id"], how, *mark)
+                    break
+            else:
+                kept += [] if before is without else [(one, ())]
+    return copies
+
+
+SPAN = ("content_hash", "start", "stop", "crop", "time_scale")
+
+
+def rank(one: Row) -> tuple[object, ...]:
+    grey = one["colour"] is not None and one["colour"] < 0.02
+    size, length = one["width"] * one["height"], one["stop"] - one["start"]
+    return (-size, grey, one["blur"], -length, one["source_id"], one["clip_id"])
+
+
+def overlap(one: Row, other: Row, file: str) -> bool:
+    return (
+        one[file] == other[file] and one["start"] < other["stop"] and other["start"] < one["stop"]
+    )
+
+
+def near(one: bytes | None, other: bytes | None, kind: str) -> bool:
+    if one is None or other is None:
+        return False
+    if kind == "phash":
+        pair = (np.frombuffer(blob, np.uint64) for blob in (one, other))
+        return int(np.bitwise_count(np.bitwise_xor(*pair)).sum()) <= 48
+    a, b = (np.frombuffer(blob, np.float16).astype(np.float32) for blob in (one, other))
+    return bool(a @ b >= 0.98 * np.linalg.norm(a) * np.linalg.norm(b))
+
+
+@pytest.mark.parametrize(("exact", "seed"), [(True, 0), (False, 1), (False, 2)])
+def test_copies_are_those_that_comparing_one_by_one_finds(
+    exact: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    if not exact:
+        monkeypatch.setattr(near_pairs, "EXACT", 0)
+    clips = random_clips(300, seed)
+    groups = clips[60:], clips[30:60], clips[:30]
+    found = find(*groups)
+    assert found == one_by_one(*groups)
+    assert len({of[1:] for of in found.values()}) > 6  # all ways of being a copy occur
+
+
+def test_thousands_of_equal_and_nearly_equal_clips_are_compared_with_few():
+    """They would make 4 million pairs."""
+    rng = np.random.default_rng(0)
+    black, title = bytes(64), random_bits()
+    clips = [clip(f"b{n:04d}") | {"phash": black} for n in range(1500)]
+    clips += [clip(f"t{n:04d}", title ^ (rng.random(512) < 0.02)) for n in range(1500)]
+    found = find(clips)
+    assert set(found.values()) == {("b0000", "pHash"), ("t0000", "pHash")}
+    assert len(found) == 2998
+
+
+def test_as_many_pairs_at_the_limit_are_missed_as_the_plan_says(monkeypatch: pytest.MonkeyPatch):
+    """So many may be missed here that they can be counted."""
+    monkeypatch.setattr(near_pairs, "EXACT", 0)
+    monkeypatch.setattr(near_pairs, "MISS", 0.2)
+    rng = np.random.default_rng(0)
+    bits = random_bits(8000)
+    for one, other in zip(bits[:4000], bits[4000:], strict=True):
+        other[:] = one
+        other[rng.permutation(512)[:48]] ^= 1
+    words = np.packbits(bits, axis=1).view(np.uint64)
+    strings = hash_signatures(words, np.arange(8000, dtype=np.uint32), 6.0)
+    plan = near_pairs.plan_bands(strings, 8000)
+    assert 0.15 < plan.miss <= 0.2
+    found = near_pairs.near_pairs(
+        strings, np.arange(8000, dtype=np.uint64) + 1, np.ones(8000, bool)
+    )
+    assert abs(1 - len(found) / 4000 - plan.miss) < 4 * np.sqrt(plan.miss / 4000)
