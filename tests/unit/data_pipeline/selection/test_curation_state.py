@@ -85,16 +85,15 @@ def ledger(tmp_path: Path) -> Ledger:
     return ledger
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 7, 50])
 def test_it_does_not_matter_in_how_many_parts_clips_are_judged(
-    rows_at_once: int, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ):
     videos = [video(number) for number in range(NUM_VIDEOS)]
     whole = judged(state_of(ledger, videos))
     assert {status for _, status, _ in whole} == {"accepted", "rejected", "failed"}
     assert any("cap: set/0 has more than 2 clips" in reasons for _, _, reasons in whole)
-    monkeypatch.setattr("magicdistill.data_pipeline.ledger.scored_clips.ROWS_AT_ONCE", rows_at_once)
-    monkeypatch.setattr("magicdistill.data_pipeline.selection.listed_videos.FILE_ROWS", 9)
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.scored_clips.ROWS_AT_ONCE", 40)
+    monkeypatch.setattr("magicdistill.data_pipeline.selection.listed_videos.FILE_ROWS", 25)
     state = state_of(ledger, videos)
     assert judged(state) == whole
     selection = state.select()
