@@ -14,8 +14,8 @@ from typing import Any
 import duckdb
 import psutil
 import pyarrow as pa
+from upath import UPath
 
-from magicdistill.data_pipeline.io.object_stores import filesystem
 from magicdistill.data_pipeline.io.storage import AnyPath
 
 MEMORY_LIMIT = "2GiB"
@@ -91,8 +91,9 @@ class Database:
 
     def files(self, paths: Sequence[AnyPath]) -> str:
         """Return the table function that reads some Parquet files, whose columns may differ."""
-        if not self._reads_stores and not all(isinstance(path, Path) for path in paths):
-            self.connection.register_filesystem(filesystem())
+        objects = [path for path in paths if isinstance(path, UPath)]
+        if objects and not self._reads_stores:
+            self.connection.register_filesystem(objects[0].fs)  # which keeps no listings
             self._reads_stores = True
         names = ", ".join(text(path) for path in paths)
         return f"read_parquet([{names}], union_by_name = true)"
