@@ -11,7 +11,7 @@ from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.ledger.columns import SLICE
 from magicdistill.data_pipeline.ledger.duplicates import COMPARED, find_copies
 
-_RANKED_BY = {"blur": "scores.blur.effect", "colour": "scores.colour.colourfulness"}
+_RANKED_BY = {"blur": "scores.blur.effect", "colour": "scores.colour.mean"}
 """Scores by which the better of two copies is known."""
 
 
@@ -33,11 +33,11 @@ def candidates(
     )
     taken = {kind: f"l.{name(f'blobs.{kind}')}" for kind in kinds}
     blobs = ", ".join(f"{taken.get(kind, 'NULL::BLOB')} AS {kind}" for kind in COMPARED)
+    joined = f"LEFT JOIN {looks} AS l ON l.clip_id = c.clip_id" if kinds else ""
     return (
         "SELECT c.clip_id, c.source_id, v.uri, c.content_hash, c.start, c.stop, c.crop, "
         f"c.time_scale, c.width, c.height, {ranked}, {blobs}, c.{SLICE}, c.ordinal "
-        f"FROM {clips} AS c JOIN {listed} AS v USING (ordinal) "
-        f"LEFT JOIN {looks} AS l ON l.clip_id = c.clip_id"
+        f"FROM {clips} AS c JOIN {listed} AS v USING (ordinal) {joined}"
     )
 
 

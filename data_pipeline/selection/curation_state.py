@@ -260,7 +260,7 @@ class CurationState:
                 db.write(query, folder / f"{number}-alone")
             accepted = f"(FROM {db.files([folder / f'{number}-alone'])} WHERE status = 'accepted')"
             kinds = [kind for kind in COMPARED if kind in self._present]
-            looks = f"({self._clips(rows, part, accepted, blobs=kinds)})" if kinds else accepted
+            looks = f"({self._clips(rows, part, accepted, blobs=kinds)})"
             listed = f"(FROM {self.listing.sql} WHERE {part})"
             query = candidates(accepted, db.columns(accepted), listed, looks, kinds)
             db.write(query, folder / f"{number}-candidates")

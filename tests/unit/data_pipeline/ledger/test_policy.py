@@ -120,6 +120,15 @@ def test_the_same_file_is_kept_once_whoever_lists_it():
         assert found["a"].status == found["c"].status == "accepted"
 
 
+def test_a_copy_in_colour_is_kept_before_a_grey_one():
+    grey, colour = (
+        hashed(name, np.arange(512) % 2, scores={"colour.mean": mean})
+        for name, mean in (("a", 0.0), ("b", 0.3))
+    )
+    found = {d.clip.clip_id: d.reasons for d in decide([grey, colour], LENIENT, BUCKET)}
+    assert found == {"a": ("duplicate: of b by pHash",), "b": ()}
+
+
 def test_other_spans_and_crops_of_one_file_are_no_copies():
     film = {"source_id": "film", "uri": "u", "content_hash": "h"}
     clips = [
