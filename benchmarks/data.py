@@ -2,8 +2,9 @@ r"""What the data pipeline costs, as ratios in one run; every pair works on the 
 
 `python benchmarks/data.py` renders clips, then measures: curation through Ray Data against a bare
 loop over the same callables, random reads of the latent cache against FastVideo's shape of
-Parquet, a manifest of a million rows, memory as the number of clips grows tenfold, and copies among
-up to a million clips.
+Parquet, a manifest of a million rows, memory as the number of clips grows tenfold, copies among up
+to a million clips, and decisions on as many (36 million take 15 GB of disk: `--only decisions
+--rows 36000000`).
 `--data_juicer DIR`, the environment that Data-Juicer is installed in, adds its Ray executor; with
 a later PyAV than the one it pins, it drops every clip:
     python -m venv DIR
@@ -22,9 +23,10 @@ from data_duplicates import near_duplicates
 from data_peer import against_data_juicer
 from data_rows import a_long_manifest, against_one_row_group
 from data_shared import Row
+from data_tables import decisions_on_millions
 from timing import write_result
 
-MEASURES = ("ray", "juicer", "reads", "rows", "memory", "copies")
+MEASURES = ("ray", "juicer", "reads", "rows", "memory", "copies", "decisions")
 
 
 def main() -> None:
@@ -48,6 +50,7 @@ def main() -> None:
             "juicer": lambda: against_data_juicer(folder, args.clips, args.data_juicer),
             "reads": lambda: [against_one_row_group(folder)],
             "rows": lambda: a_long_manifest(folder, args.rows),
+            "decisions": lambda: decisions_on_millions(folder, args.rows),
             "memory": lambda: memory_as_clips_grow(folder, args.clips // 2),
             "copies": lambda: near_duplicates(
                 folder, [args.rows // 100, args.rows // 10, args.rows]

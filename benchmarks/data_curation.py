@@ -15,15 +15,13 @@ import torch
 from data_shared import NUM_PROCESSES, Row, be_part, bench_config, make_clips, quiet, run_part
 
 from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.io.query import Database
 from magicdistill.data_pipeline.latents.cache import committed_rows
-from magicdistill.data_pipeline.ledger.policy import decide
+from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.ledger.takedowns import Takedowns
 from magicdistill.data_pipeline.pipeline import Curator
-from magicdistill.data_pipeline.rows import (
-    clips_from_table,
-    clips_to_table,
-    videos_to_table,
-)
-from magicdistill.data_pipeline.selection.curation_result import accepted
+from magicdistill.data_pipeline.rows import videos_to_table
+from magicdistill.data_pipeline.selection.curation_state import CurationState
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import Score
@@ -66,13 +64,18 @@ def bare_loop(config: DataConfig, vae: Path, root: Path) -> int:
     videos = list(iter_videos(config.sources, root / "clips"))
     size = config.videos_per_block
     blocks = [videos_to_table(videos[i : i + size]) for i in range(0, len(videos), size)]
-    tables = pooled(Score, (config.measures, config.decoder), blocks)
-    clips = [clip for table in tables for clip in clips_from_table(table)]
-    kept = accepted(decide(clips, config.policy, *config.buckets))
+    database = Database()
+    ledger = Ledger(root / "ledger", database)
+    for table in pooled(Score, (config.measures, config.decoder), blocks):
+        ledger.commit(table)
+    listing = [videos_to_table(videos)]
+    state = CurationState(config, database, ledger, listing, Takedowns({}, {}))
+    state.judge(Ledger(root / "temporary", database))
+    kept = pa.concat_tables(state.clips.tables("status = 'accepted'"))
     job = EncodeJob(config, vae.absolute(), VideoVae.load(vae).fingerprint, root / "latents")
     per_clip = config.windows_per_clip * (2 if config.flip else 1)
     size = max(1, config.encoding.rows_per_shard // per_clip)
-    blocks = [clips_to_table(kept[i : i + size]) for i in range(0, len(kept), size)]
+    blocks = [kept.slice(first, size) for first in range(0, len(kept), size)]
     pooled(Encode, (job,), blocks)
     return len(committed_rows(root / "latents"))
 

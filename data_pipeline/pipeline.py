@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.io.query import Database, text
 from magicdistill.data_pipeline.io.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.io.user_files import demand_output_folder
-from magicdistill.data_pipeline.latents.cache import committed_rows
-from magicdistill.data_pipeline.latents.text_shards import committed_texts
+from magicdistill.data_pipeline.latents.cache import read_index
 from magicdistill.data_pipeline.ledger.ledger import Ledger
-from magicdistill.data_pipeline.ledger.policy import count_absent, count_incomparable, is_hopeless
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns
 from magicdistill.data_pipeline.progress import Bars, Progress
 from magicdistill.data_pipeline.rows import (
@@ -26,41 +26,36 @@ from magicdistill.data_pipeline.rows import (
     clips_from_table,
     clips_to_table,
     digest,
-    failed,
-    is_temporary,
-    videos_to_table,
+    split_temporary,
 )
 from magicdistill.data_pipeline.selection.curation_result import (
     CurationResult,
     Selection,
     StageTiming,
-    accepted,
 )
 from magicdistill.data_pipeline.selection.curation_state import CurationState, agreeing
-from magicdistill.data_pipeline.selection.publishing import publish_selection, wanted_keys
-from magicdistill.data_pipeline.sources.listing import iter_videos
+from magicdistill.data_pipeline.selection.publishing import (
+    WantedRows,
+    publish_selection,
+    write_missing_prompts,
+)
+from magicdistill.data_pipeline.sources.listing import iter_tables
 from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,
     Embed,
     EmbedJob,
     encoder_fingerprint,
-    prompts_of,
 )
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, fingerprint_of
-from magicdistill.data_pipeline.stages.run_scorers import (
-    AddScores,
-    gpus_for,
-    lacking,
-    versions_of,
-)
+from magicdistill.data_pipeline.stages.run_scorers import AddScores, gpus_for
 from magicdistill.data_pipeline.stages.score import Score
 
 logger = logging.getLogger(__name__)
 
 MAX_BLOCKS = 2048
 """Most blocks in one Ray Data pipeline; with 16 videos a block that is about 64 MB of rows."""
-FAULTS_PER_PART = 50_000
-"""Rows in one part of the ledger, for videos that the listing already knows to be unusable."""
+MERGE_EVERY = 64
+"""Parts that a run commits to the ledger before it looks whether there are many to merge."""
 
 
 AGREED_TO_ENCODE = (
@@ -155,24 +150,21 @@ class Curator:
             demand_output_folder(self._root, "data_root")
         self._progress = progress or Bars()
         self._before_work = before_work
-        self._ledger = Ledger(self._root / "ledger")
+        self._db = Database()
+        self._ledger = Ledger(self._root / "ledger", self._db)
+        self._temporary = Ledger(self._db.folder / "temporary", self._db)
+        self._num_commits = 0
         takedowns = Takedowns.load(self._root / "ledger")
         clips = local_folder(self._root) / "clips"
         self._states = [
-            CurationState(c, [*takedowns.mark(iter_videos(c.sources, clips))], takedowns)
+            CurationState(c, self._db, self._ledger, iter_tables(c.sources, clips), takedowns)
             for c in configs
         ]
-        self._temporary: list[ClipRow] = []
 
     def ingest(self) -> None:
         """Commit a failed row for every video that the listing knows to be unusable."""
         for state in self._states:
-            version = state.config.measures.version
-            faulty = [video for video in state.videos if video.fault]
-            known = self._ledger.scored(faulty, version) if faulty else {}
-            rows = [failed(v, version, v.fault) for v in faulty if v.video_id not in known]
-            for first in range(0, len(rows), FAULTS_PER_PART):
-                self._ledger.append(rows[first : first + FAULTS_PER_PART])
+            state.commit_faults()
 
     def score(self) -> None:
         """Find and score the clips of all videos."""
@@ -183,31 +175,8 @@ class Curator:
 
     def decide(self) -> list[Selection]:
         """Decide on all scored clips, write the decisions, and merge small parts of the ledger."""
-        self._read()
         self._judge()
-        selections = [state.select() for state in self._states]
-        self._warn_of_near_copies()
-        for selection in selections:
-            absent = count_absent([decision.clip for decision in selection.decisions])
-            for reason, count in absent.items():
-                logger.warning("%s: %d clips are judged without that score", reason, count)
-            name = digest(selection.config.model_dump_json())
-            self._ledger.write_decisions(name, selection.decisions)
-        self._merge_parts()
-        return selections
-
-    def _warn_of_near_copies(self) -> None:
-        """Warn if held-out clips lack the hashes or embeddings by which copies are found."""
-        for number, state in enumerate(self._states, 1):
-            held_out = [c for other in self._states[number:] for c in accepted(other.decisions)]
-            versions = versions_of(state.config.measures.scorers)
-            for kind, count in count_incomparable(held_out, versions).items():
-                logger.warning(
-                    "%d held-out clips were not seen by the same %s: near copies of them stay "
-                    "among the other clips; take it of the held-out clips too",
-                    count,
-                    kind,
-                )
+        return self._select()
 
     def encode(self, vae_directory: Path) -> list[CurationResult]:
         """Encode the accepted clips and publish a version of the cache for each config.
@@ -217,55 +186,63 @@ class Curator:
         """
         fingerprint = _fingerprint(vae_directory.absolute())
         cache = self._root / "latents"
-        self._read()
-        groups = agreeing(self._states, AGREED_TO_ENCODE)
-        failures = None
-        while failures is None or failures:  # if a clip fails, a copy of it may be accepted instead
-            failures = []
+        wanted: list[WantedRows] = []
+        num_failures = None
+        while num_failures != 0:  # if a clip fails, a copy of it may be accepted instead
             self._judge()
-            for group in groups:
+            wanted = [
+                WantedRows(state.clips, state.config, fingerprint, state.new_file("wanted"))
+                for state in self._states
+            ]
+            num_failures = 0
+            for group in agreeing(self._states, AGREED_TO_ENCODE):
                 job = EncodeJob(group[0].config, vae_directory.absolute(), fingerprint, cache)
-                clips = [clip for state in group for clip in accepted(state.decisions)]
-                failures += self._encode_missing(job, clips)
-            self._temporary += failures
-            for state in self._states:
-                state.take(failures)
+                rows = [wanted[self._states.index(state)] for state in group]
+                num_failures += self._encode_missing(job, group, rows)
         for state in self._states:
             self._embed_missing(state, cache)
-        return [publish_selection(selection, fingerprint, cache) for selection in self.decide()]
-
-    def _read(self) -> None:
-        """Fill the states with the ledger's clips and this run's temporary failures."""
-        for state in self._states:
-            state.clips = self._scored_clips(state)
-            state.take(self._temporary)
+        selections = self._select()
+        return [
+            publish_selection(selection, rows, cache)
+            for selection, rows in zip(selections, wanted, strict=True)
+        ]
 
     def _judge(self) -> None:
         """Decide on all clips, last config first: what it accepts is held out from the others."""
-        held_out: list[ClipRow] = []
+        held_out: list[CurationState] = []
         for state in reversed(self._states):
-            state.judge(held_out)
-            held_out += accepted(state.decisions)
+            state.judge(self._temporary, held_out)
+            held_out.append(state)
 
-    def _scored_clips(self, state: CurationState) -> list[ClipRow]:
-        """Return the clips of all videos in the order of the listing."""
-        measures = state.config.measures
-        scored = self._ledger.scored(state.videos, measures.version, measures.scorers)
-        return [clip for video in state.videos for clip in scored.get(video.video_id, ())]
+    def _select(self) -> list[Selection]:
+        """Write the decisions and return them; say what they are made without."""
+        selections = [state.select() for state in self._states]
+        for number, state in enumerate(self._states, 1):
+            for kind, count in state.num_incomparable(self._states[number:]).items():
+                logger.warning(
+                    "%d held-out clips were not seen by the same %s: near copies of them stay "
+                    "among the other clips; take it of the held-out clips too",
+                    count,
+                    kind,
+                )
+        for selection in selections:
+            for reason, count in selection.absent.items():
+                logger.warning("%s: %d clips are judged without that score", reason, count)
+            name = digest(selection.config.model_dump_json())
+            self._ledger.write_decisions(name, selection.judged.stored())
+        self._merge_parts()
+        return selections
 
     def _score_missing(self, group: Sequence[CurationState]) -> None:
         """Find the clips of videos that have none; commit all rows except temporary failures."""
         config = group[0].config
-        videos = {v.video_id: v for state in group for v in state.videos if not v.fault}
-        scored = self._ledger.scored(videos.values(), config.measures.version)
-        missing = [video for name, video in videos.items() if name not in scored]
-        size = config.videos_per_block
-        blocks = [videos_to_table(missing[i : i + size]) for i in range(0, len(missing), size)]
-        with self._timed("score", len(missing), "videos") as advance:
-            for table in self._through(blocks, Score, (config.measures, config.decoder), config):
-                clips = clips_from_table(table)
+        count = sum(state.missing(group[:number]) for number, state in enumerate(group))
+        videos = chain.from_iterable(state.missing_videos() for state in group)
+        blocks = _blocks(videos, config.videos_per_block)
+        with self._timed("score", count, "videos") as advance:
+            for clips in self._through(blocks, Score, (config.measures, config.decoder), config):
                 self._commit(clips)
-                advance(len({clip.video.video_id for clip in clips}))
+                advance(len(clips["video_id"].unique()))
 
     def _add_missing_scores(self, state: CurationState) -> None:
         """Commit the scores that clips lack; temporary failures are not committed.
@@ -276,77 +253,87 @@ class Curator:
         self._ledger.describe(config.measures.scorers)
         for costly in (False, True):
             scorers = [s for s in config.measures.scorers if costly == s.COSTLY]
-            versions = versions_of(scorers)
-            clips = [
-                clip
-                for clip in (self._scored_clips(state) if scorers else ())
-                if lacking(clip, versions)
-                and not clip.failure
-                and not (costly and is_hopeless(clip, config.policy, *config.buckets))
-            ]
-            size, gpus = config.videos_per_block, gpus_for(scorers, config.measures)
-            blocks = [clips_to_table(clips[i : i + size]) for i in range(0, len(clips), size)]
+            if not scorers:
+                continue
+            clips = state.lacking(scorers, hopeful=costly)
+            blocks = _blocks(clips.tables(), config.videos_per_block)
+            gpus = gpus_for(scorers, config.measures)
             arguments = (scorers, config.decoder, gpus > 0)
-            with self._timed("measure", len(clips), "clips") as advance:
-                for table in self._through(blocks, AddScores, arguments, config, gpus):
-                    rows = clips_from_table(table)
+            with self._timed("measure", clips.count(), "clips") as advance:
+                for rows in self._through(blocks, AddScores, arguments, config, gpus):
                     self._commit(rows)
                     advance(len(rows))
 
-    def _encode_missing(self, job: EncodeJob, clips: Sequence[ClipRow]) -> list[ClipRow]:
-        """Encode accepted clips that the cache lacks, and return the rows of those that failed.
+    def _encode_missing(
+        self, job: EncodeJob, group: Sequence[CurationState], wanted: Sequence[WantedRows]
+    ) -> int:
+        """Encode accepted clips of which the cache lacks rows; return how many of them failed.
 
         Temporary failures are not committed.
         """
-        config, present = job.config, committed_rows(job.cache_root)
-        wanted = wanted_keys(config, clips, job.vae_fingerprint)
-        by_id = {
-            clip.clip_id: clip
-            for clip in clips
-            if any(key not in present for key in wanted[clip.clip_id])
-        }
-        missing = sorted(  # sorted by shape, because a batch has one
-            by_id.values(), key=lambda clip: str(config.bucket_of(clip.width, clip.height))
-        )
-        if not missing:
-            return []
-        failures: list[ClipRow] = []
-        size = max(1, config.encoding.rows_per_shard // max(map(len, wanted.values())))
-        blocks = [clips_to_table(missing[i : i + size]) for i in range(0, len(missing), size)]
-        num_gpus = config.encoding.num_gpus_per_actor
-        with self._timed("encode", len(missing), "clips") as advance:
+        config, cache = job.config, read_index(job.cache_root)
+        files: list[Path] = []
+        for state, rows in zip(group, wanted, strict=True):
+            files.append(state.new_file("to-encode"))
+            rows.write_missing(cache, files[-1], files[:-1])
+        count = self._db.value(f"SELECT count(*) FROM {self._db.files(files)}")
+        if not count:
+            return 0
+        size = config.encoding.rows_per_shard // max(rows.most_per_clip() for rows in wanted)
+        clips = self._by_shape(group, files)
+        sent: dict[str, pa.Table] = {}
+        num_failures = 0
+        with self._timed("encode", count, "clips") as advance:
+            blocks = _noted(_blocks(clips, max(1, size)), sent)
+            num_gpus = config.encoding.num_gpus_per_actor
             for table in self._through(blocks, Encode, (job,), config, num_gpus):
-                reports = table.to_pylist()
-                rows = [
-                    replace(by_id[report["clip_id"]], failure=f"encode: {report['failure']}")
-                    for report in reports
-                    if report["failure"]
-                ]
-                failures += rows
-                self._commit(rows)
-                advance(len(reports))
-        return failures
+                lost: list[ClipRow] = []
+                for report in table.to_pylist():
+                    row = sent.pop(report["clip_id"])
+                    if report["failure"]:
+                        (clip,) = clips_from_table(row)
+                        lost.append(replace(clip, failure=f"encode: {report['failure']}"))
+                self._commit(clips_to_table(lost))
+                num_failures += len(lost)
+                advance(len(table))
+        return num_failures
+
+    def _by_shape(
+        self, group: Sequence[CurationState], files: Sequence[Path]
+    ) -> Iterator[pa.Table]:
+        """Yield the clips whose ids are in each state's file, by shape, because a batch has one."""
+        shapes = {shape for state in group for shape in state.clips.count_by("bucket")}
+        for shape in sorted(shapes):
+            for state, file in zip(group, files, strict=True):
+                ids = f"SELECT clip_id FROM {self._db.files([file])}"
+                yield from state.clips.tables(f"bucket = {text(shape)} AND clip_id IN ({ids})")
 
     def _embed_missing(self, state: CurationState, cache_root: AnyPath) -> None:
         """Embed those captions of accepted clips that the cache lacks, and the null prompt."""
         prompts = state.config.prompts
         if prompts is None:
             return
-        fingerprint, present = encoder_fingerprint(prompts.encoder), committed_texts(cache_root)
-        wanted = prompts_of(accepted(state.decisions), prompts, fingerprint)
-        missing = [{"key": key, "prompt": wanted[key]} for key in wanted if key not in present]
-        table, size = pa.Table.from_pylist(missing, schema=PROMPT_SCHEMA), prompts.prompts_per_shard
-        blocks = [table.slice(first, size) for first in range(0, len(missing), size)]
-        job = EmbedJob(prompts, fingerprint, cache_root)
+        job = EmbedJob(prompts, encoder_fingerprint(prompts.encoder), cache_root)
+        missing = state.new_file("to-embed")
+        write_missing_prompts(state.clips, job, missing)
+        stored = self._db.files([missing])
+        batches = self._db.batches(f"FROM {stored} ORDER BY prompt", prompts.prompts_per_shard)
+        tables = (pa.Table.from_batches([batch]).cast(PROMPT_SCHEMA) for batch in batches)
+        blocks = _blocks(tables, prompts.prompts_per_shard)
+        count = self._db.value(f"SELECT count(*) FROM {stored}")
         num_gpus = prompts.num_gpus_per_actor
-        with self._timed("embed", len(missing), "prompts") as advance:
+        with self._timed("embed", count, "prompts") as advance:
             for embedded in self._through(blocks, Embed, (job,), state.config, num_gpus):
                 advance(len(embedded))
 
-    def _commit(self, clips: Sequence[ClipRow]) -> None:
-        """Append rows to the ledger; temporary failures are only kept for this run's decisions."""
-        self._temporary += [clip for clip in clips if is_temporary(clip.failure)]
-        self._ledger.append([clip for clip in clips if not is_temporary(clip.failure)])
+    def _commit(self, clips: pa.Table) -> None:
+        """Commit rows to the ledger; temporary failures are only kept for this run's decisions."""
+        passing, lasting = split_temporary(clips)
+        self._temporary.commit(passing)
+        self._ledger.commit(lasting)
+        self._num_commits += 1
+        if self._num_commits % MERGE_EVERY == 0:
+            self._merge_parts()
 
     def _merge_parts(self) -> None:
         """Merge small parts of the ledger; if that fails, reading it only stays slower."""
@@ -378,22 +365,28 @@ class Curator:
 
     def _through(
         self,
-        blocks: Sequence[pa.Table],
+        blocks: Iterator[pa.Table],
         stage: type,
         arguments: tuple[Any, ...],
         config: DataConfig,
         num_gpus: float = 0.0,
     ) -> Iterator[pa.Table]:
-        """Run a stage over blocks in a pool of actors; yield the results as they are finished."""
-        if not blocks:
-            return
-        if (
-            len(blocks) > MAX_BLOCKS
-        ):  # all blocks of a pipeline are in the object store from its start
-            for first in range(0, len(blocks), MAX_BLOCKS):
-                some = blocks[first : first + MAX_BLOCKS]
-                yield from self._through(some, stage, arguments, config, num_gpus)
-            return
+        """Run a stage over blocks in a pool of actors; yield the results as they are finished.
+
+        All blocks of a pipeline are in the object store from its start, so there are many
+        pipelines, one after the other, where there are many blocks.
+        """
+        while some := list(islice(blocks, MAX_BLOCKS)):
+            yield from self._through_once(some, stage, arguments, config, num_gpus)
+
+    def _through_once(
+        self,
+        blocks: Sequence[pa.Table],
+        stage: type,
+        arguments: tuple[Any, ...],
+        config: DataConfig,
+        num_gpus: float,
+    ) -> Iterator[pa.Table]:
         self._before_work()
         with _quiet_ray_data():
             dataset = ray.data.from_blocks(list(blocks)).map_batches(
@@ -408,6 +401,28 @@ class Curator:
             yield from dataset.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             )
+
+
+def _blocks(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of `size`, of which the last one may be shorter."""
+    held: list[pa.Table] = []
+    for table in tables:
+        rows = pa.concat_tables([*held, table])
+        whole = len(rows) - len(rows) % size
+        for first in range(0, whole, size):
+            yield rows.slice(first, size).combine_chunks()
+        held = [rows.slice(whole)]
+    for rows in held:
+        if len(rows):
+            yield rows.combine_chunks()
+
+
+def _noted(blocks: Iterator[pa.Table], sent: dict[str, pa.Table]) -> Iterator[pa.Table]:
+    """Yield the same blocks, and note each of their rows in `sent` by clip id."""
+    for block in blocks:
+        ids = block["clip_id"].to_pylist()
+        sent |= {clip_id: block.slice(row, 1) for row, clip_id in enumerate(ids)}
+        yield block
 
 
 def _fingerprint(vae_directory: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Array = npt.NDArray[Any]
 CHECKED_STEP = 32
@@ -200,6 +201,12 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
 def is_temporary(failure: str) -> bool:
     """Tell whether a failure's reason is temporary, so that the next run tries again."""
     return f"{UNREACHABLE}: " in failure
+
+
+def split_temporary(clips: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the rows of temporary failures, and the others."""
+    temporary = pc.match_substring(clips["failure"], f"{UNREACHABLE}: ")
+    return clips.filter(temporary), clips.filter(pc.invert(temporary))
 
 
 def failed(video: Video, measures: str, reason: str) -> ClipRow:

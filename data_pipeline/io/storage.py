@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,17 @@ def write_parquet(table: pa.Table, path: AnyPath, **options: Any) -> None:
     """Write a table with checksums, whole or not at all."""
     options["write_page_checksum"] = True
     write_whole(path, lambda temporary: pq.write_table(table, temporary, **options))
+
+
+def write_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: AnyPath) -> None:
+    """Write batches, as they come, as one table with checksums, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, schema, write_page_checksum=True) as file:
+            for batch in batches:
+                file.write_batch(batch.cast(schema))
+
+    write_whole(path, write)
 
 
 def remove(path: AnyPath) -> None:

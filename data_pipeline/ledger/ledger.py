@@ -1,29 +1,39 @@
 """The ledger: files that record every clip ever scored, from which a later run resumes."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
 
+import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from magicdistill.data_pipeline.config import Policy
+from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database
 from magicdistill.data_pipeline.io.storage import (
     AnyPath,
     list_files,
     list_sizes,
+    local_copy,
     read_files,
     remove,
+    write_batches,
     write_parquet,
 )
 from magicdistill.data_pipeline.io.whole_files import write_text
-from magicdistill.data_pipeline.ledger.policy import Decision
+from magicdistill.data_pipeline.ledger.columns import (
+    SLICE,
+    read_back,
+    recorded,
+    widened,
+)
+from magicdistill.data_pipeline.ledger.policy import framed
 from magicdistill.data_pipeline.rows import (
-    CLIP_COLUMNS,
     CLIP_SCHEMA,
-    STORED,
     ClipRow,
-    Video,
     clips_from_table,
     clips_to_table,
     digest,
@@ -32,83 +42,111 @@ from magicdistill.data_pipeline.scorers.base import ABSENT, Scorer
 
 MAX_SMALL_PARTS = 64
 """With more small parts than these, they are merged."""
-SMALL_PART_BYTES = 16 << 20
-"""A part below this size is small."""
-MERGED_BYTES = 32 << 20
-"""Small parts are merged up to about this total size."""
+SMALL_PART_BYTES = 32 << 20
+"""A merged part below this size is small."""
+MERGED_BYTES = 64 << 20
+"""Parts are merged up to about this total size."""
+MERGED = ".wide.parquet"
+"""End of the name of a part with a column for each score, as merging makes it."""
+NEW_PART_ROWS = 100_000
+"""Rows of a part that is committed from a query."""
+PARTS_AT_ONCE = 64
+"""Parts that are read into memory together to be asked."""
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class LedgerRows:
+    """The rows of the parts that were committed when a question was asked."""
+
+    sql: str
+    """The query of all rows, with a column for each score: see `columns.py`."""
+    columns: Collection[str]
+    num_rows: int
 
 
 class Ledger:
     """Scores and failures of clips, as Parquet files ("parts") that appear whole or not at all.
 
     Parts are only added, never edited, so that many processes and interrupted runs can write
-    without locks. The same clip may therefore stand in many parts: `scored` brings its rows
-    together in a way that depends neither on the order of parts nor on repeated rows.
+    without locks. The same clip may therefore stand in many parts: `scored_clips.py` brings its
+    rows together in a way that depends neither on the order of parts nor on repeated rows.
     """
 
-    def __init__(self, directory: AnyPath) -> None:
+    def __init__(self, directory: AnyPath, database: Database | None = None) -> None:
+        self.directory = directory
         self._scores = directory / "scores"
         self._decisions = directory / "decisions"
         self._scorers = directory / "scorers"
+        self._given = database
+        self._widened: dict[Path, set[str]] = {}
+        """Names of the parts whose rows a file of the database's folder holds in wide columns."""
+
+    @cached_property
+    def database(self) -> Database:
+        """What asks the ledger's rows."""
+        return self._given or Database()
 
     def append(self, clips: Sequence[ClipRow]) -> None:
-        """Commit rows as one part; all clips found in one video must be in the same call."""
-        if not clips:
+        """Commit rows as `commit` does."""
+        self.commit(clips_to_table(clips))
+
+    def commit(self, clips: pa.Table) -> None:
+        """Commit rows of `CLIP_SCHEMA` as one part; all clips that were found in one video must be
+        in the same call."""
+        if not len(clips):
             return
-        name = digest(
-            *(
-                f"{c.clip_id} {c.video.fingerprint} {c.measures} {c.scorers} {c.failure}"
-                for c in clips
+        seen = clips.select(["clip_id", "fingerprint", "measures", "scorers", "failure"])
+        part = digest(*seen.to_pylist())
+        write_parquet(clips, self._scores / f"{part}.parquet")
+
+    def append_wide(self, sql: str) -> int:
+        """Commit the rows of a query, which have wide columns; return their number."""
+        count = 0
+        for batch in self.database.batches(sql, NEW_PART_ROWS):
+            rows = pa.Table.from_batches([batch])
+            self._write_wide(
+                rows, digest(*rows["clip_id"].to_pylist(), *rows["failure"].to_pylist())
             )
-        )
-        write_parquet(clips_to_table(clips), self._scores / f"{name}.parquet")
+            count += len(rows)
+        return count
 
-    def scored(
-        self, videos: Iterable[Video], measures: str, scorers: Sequence[Scorer] = ()
-    ) -> dict[str, list[ClipRow]]:
-        """Return the recorded clips of those videos whose content has not changed since.
+    def read(self, ask: Callable[[LedgerRows], Answer], *others: "Ledger") -> Answer:
+        """Return what `ask` answers from all rows of this ledger, and of others.
 
-        Args:
-            videos: the videos that the sources list now.
-            measures: version of the settings under which the clips must have been found.
-            scorers: scorers whose results are wanted; results of their other versions are ignored.
-
-        Returns:
-            Clips by video id, in the order of their first frames. Address, caption, mixture and
-            the like come from the present listing, scores from all rows of the clip together;
-            the scores of an absent scorer are None.
+        It is asked again if another process merges parts meanwhile.
         """
-        present = {video.video_id: video for video in videos}
-        versions = {scorer.kind: scorer.version for scorer in scorers}
-        clips: dict[str, ClipRow] = {}
-        results: dict[str, _Results] = {}
-        for clip in self._read():
-            video = present.get(clip.video.video_id)
-            if not video or clip.video.fingerprint != video.fingerprint:
-                continue
-            if clip.scorers:
-                results.setdefault(clip.clip_id, _Results()).add(clip, versions)
-            if clip.measures != measures or _is_stale(clip, versions):
-                continue
-            known = clips.get(clip.clip_id)
-            clips[clip.clip_id] = _stronger(clip, known) if known else clip
-        absent = _absent(scorers, versions)
-        by_video: dict[str, list[ClipRow]] = {}
-        for clip in clips.values():
-            video, found = present[clip.video.video_id], results.get(clip.clip_id, absent)
-            row = replace(
-                clip,
-                # The recorded source id stays: takedowns find all that a film left by it.
-                video=replace(video, source_id=clip.video.source_id),
-                scores=_of_the_file(clip) | absent.scores | found.scores,
-                scorers=absent.scorers | found.scorers,
-                blobs=found.blobs,
-            )
-            by_video.setdefault(clip.video.video_id, []).append(row)
-        return {
-            video_id: sorted(found, key=attrgetter("start", "clip_id"))
-            for video_id, found in by_video.items()
-        }
+        ledgers = (self, *others)
+        parts = [ledger.parts() for ledger in ledgers]
+        try:
+            files = [
+                f for ledger, own in zip(ledgers, parts, strict=True) for f in ledger._wide(own)
+            ]
+            table = self.database.files(files)
+            sql = read_back(self.database, table)
+            num_rows = self.database.value(f"SELECT count(*) FROM {table}")
+            return ask(LedgerRows(sql, self.database.columns(f"({sql})"), num_rows))
+        except (duckdb.IOException, FileNotFoundError):
+            if [ledger.parts() for ledger in ledgers] == parts:
+                raise
+            return self.read(ask, *others)
+
+    def find(self, clip_ids: Collection[str], policy: Policy | None = None) -> list[ClipRow]:
+        """Return all rows of some clips as they were recorded, without bringing them together.
+
+        Of a policy that crops black bars, it is the clips without them.
+        """
+        wanted = pa.table({"clip_id": pa.array(list(clip_ids), pa.string())})
+
+        def ask(rows: LedgerRows) -> pa.Table:
+            with self.database.named(wanted=wanted):
+                found = f"(FROM ({rows.sql}) SEMI JOIN wanted USING (clip_id))"
+                if policy is not None:
+                    found = f"({framed(found, rows.columns, policy)})"
+                return self.database.table(f"SELECT {recorded(rows.columns)} FROM {found}")
+
+        return clips_from_table(self.read(ask))
 
     def describe(self, scorers: Sequence[Scorer]) -> None:
         """Write model, version and preprocessing of each scorer as JSON beside the scores."""
@@ -118,25 +156,11 @@ class Ledger:
                 continue
             write_text(path, json.dumps(scorer.describe(), indent=1))
 
-    def write_decisions(self, name: str, decisions: Sequence[Decision]) -> AnyPath:
+    def write_decisions(self, name: str, batches: Iterator[pa.RecordBatch]) -> AnyPath:
         """Write the decisions of one config as `<name>.parquet` and return that file."""
-        rows = [
-            {
-                "clip_id": decision.clip.clip_id,
-                "source_id": decision.clip.video.source_id,
-                "status": decision.status,
-                "reasons": list(decision.reasons),
-            }
-            for decision in decisions
-        ]
         path = self._decisions / f"{name}.parquet"
-        write_parquet(pa.Table.from_pylist(rows, schema=_DECISION_SCHEMA), path)
+        write_batches(batches, DECISION_SCHEMA, path)
         return path
-
-    def find(self, clip_ids: Collection[str]) -> list[ClipRow]:
-        """Return all rows of some clips as they were recorded, without bringing them together."""
-        wanted = pc.field("clip_id").isin(pa.array(list(clip_ids), pa.string()))
-        return clips_from_table(self._table().filter(wanted))
 
     def parts(self) -> list[AnyPath]:
         """Return the committed files of scores and failures."""
@@ -147,7 +171,7 @@ class Ledger:
         return list_files(self._decisions, "*.parquet")
 
     def compact(self) -> int:
-        """Merge small parts, if there are many, and return how many were merged.
+        """Merge parts, if there are many new or small ones, and return how many were merged.
 
         The merged part is written before the small ones are removed. A process that is killed in
         between leaves rows twice, which changes nothing, and loses none.
@@ -155,37 +179,67 @@ class Ledger:
         Raises:
             OSError: if a part cannot be read or fails its checksums, which merging would hide.
         """
-        sizes = list_sizes(self._scores, "*.parquet")
-        small = {part: size for part, size in sizes.items() if size < SMALL_PART_BYTES}
-        if len(small) <= MAX_SMALL_PARTS:
+        small = {
+            part: size
+            for part, size in list_sizes(self._scores, "*.parquet").items()
+            if size < SMALL_PART_BYTES or not _is_merged(part)
+        }
+        if len(small) <= MAX_SMALL_PARTS and sum(small.values()) < MERGED_BYTES:
             return 0
         for parts in _batches(small):
-            name = digest(*(part.name for part in parts))
-            table = read_files(parts, CLIP_SCHEMA, checked=True)
-            write_parquet(table, self._scores / f"{name}.parquet")
+            self._write_wide(self._merged_rows(parts), digest(*(part.name for part in parts)))
             for part in parts:
                 remove(part)
         return len(small)
 
-    def _read(self) -> list[ClipRow]:
-        return clips_from_table(self._table())
+    def _wide(self, parts: Sequence[AnyPath]) -> list[AnyPath]:
+        """Return the files that hold the rows of some parts in wide columns."""
+        merged = [part for part in parts if _is_merged(part)]
+        plain = {part.name: part for part in parts if not _is_merged(part)}
+        known = set().union(*self._widened.values())
+        new = [part for part_name, part in plain.items() if part_name not in known]
+        for first in range(0, len(new), PARTS_AT_ONCE):
+            self._widen(new[first : first + PARTS_AT_ONCE])
+        if not merged and not self._widened:
+            self._widen([])  # a query needs a file, and one that is empty has all columns
+        there = [path for path, names in self._widened.items() if not names or names & plain.keys()]
+        return [*merged, *there]
 
-    def _table(self) -> pa.Table:
-        parts = self.parts()
-        try:
-            return read_files(parts, CLIP_SCHEMA)
-        except FileNotFoundError:
-            if self.parts() == parts:
-                raise
-            return self._table()  # another process has merged parts since they were listed
+    def _widen(self, parts: Sequence[AnyPath]) -> None:
+        found = read_files(parts, CLIP_SCHEMA) if parts else CLIP_SCHEMA.empty_table()
+        path = self.database.folder / "widened" / f"{id(self)}-{len(self._widened)}.parquet"
+        with self.database.named(new_rows=found):
+            self.database.write(f"{widened(self.database, 'new_rows')} ORDER BY {SLICE}", path)
+        self._widened[path] = {part.name for part in parts}
+
+    def _merged_rows(self, parts: Sequence[AnyPath]) -> pa.Table:
+        """Return the rows of parts in wide columns, sorted by slice; checksums are compared."""
+        plain = [part for part in parts if not _is_merged(part)]
+        tables = [
+            pq.read_table(local_copy(part), page_checksum_verification=True)
+            for part in parts
+            if _is_merged(part)
+        ]
+        if plain:
+            with self.database.named(plain_rows=read_files(plain, CLIP_SCHEMA, checked=True)):
+                tables.append(self.database.table(widened(self.database, "plain_rows")))
+        rows = pa.concat_tables(tables, promote_options="default")
+        return rows.sort_by(SLICE)
+
+    def _write_wide(self, rows: pa.Table, part: str) -> None:
+        write_parquet(rows, self._scores / f"{part}{MERGED}", row_group_size=ROWS_PER_GROUP)
+
+
+def _is_merged(part: AnyPath) -> bool:
+    return part.name.endswith(MERGED)
 
 
 def _batches(sizes: Mapping[AnyPath, int]) -> Iterator[list[AnyPath]]:
-    """Yield groups of parts to merge, each of at most MERGED_BYTES in all."""
+    """Yield groups of parts to merge, each of at most MERGED_BYTES in all, or of one part."""
     batch: list[AnyPath] = []
     num_bytes = 0
     for part, size in sizes.items():
-        if num_bytes + size > MERGED_BYTES:
+        if batch and num_bytes + size > MERGED_BYTES:
             yield batch
             batch, num_bytes = [], 0
         batch.append(part)
@@ -193,79 +247,7 @@ def _batches(sizes: Mapping[AnyPath, int]) -> Iterator[list[AnyPath]]:
     yield batch
 
 
-_OF_OTHERS = {
-    *("uri", "path", "license", "mixture", "entry", "caption", "imported_scores"),
-    *("scores", "scorers", "blobs"),
-}
-"""Columns that the present listing fills in, or that are brought together from many rows."""
-_findings = attrgetter(
-    *(
-        f"video.{name}" if name in STORED else name
-        for name in CLIP_COLUMNS
-        if name not in _OF_OTHERS
-    )
-)
-
-
-def _stronger(one: ClipRow, other: ClipRow) -> ClipRow:
-    """Return which of two contradicting rows counts: a failure, else the one of larger text.
-
-    Any fixed order would do; this one does not depend on which row is read first.
-    """
-    if _findings(one) == _findings(other):
-        return one
-    return max(one, other, key=lambda clip: (bool(clip.failure), repr(_findings(clip))))
-
-
-@dataclass
-class _Results:
-    """The results of scorers for one clip, gathered from all its rows."""
-
-    scores: dict[str, float | None] = field(default_factory=dict)
-    scorers: dict[str, str] = field(default_factory=dict)
-    blobs: dict[str, bytes] = field(default_factory=dict)
-
-    def add(self, clip: ClipRow, versions: Mapping[str, str]) -> None:
-        """Add a row's results of the wanted versions; of two the one of higher rank stays."""
-        if clip.failure:
-            return
-        wanted = {
-            kind
-            for kind, version in clip.scorers.items()
-            if versions.get(kind) == version
-            and (kind not in self.scorers or _rank(clip, kind) > _rank(self, kind))
-        }
-        self.scorers |= {kind: versions[kind] for kind in wanted}
-        self.scores |= {
-            name: value for name, value in clip.scores.items() if name.partition(".")[0] in wanted
-        }
-        self.blobs |= {kind: blob for kind, blob in clip.blobs.items() if kind in wanted}
-
-
-def _of_the_file(clip: ClipRow) -> dict[str, float | None]:
-    """Return what a file says of itself, which no scorer measures."""
-    return {name: value for name, value in clip.scores.items() if name.startswith("video.")}
-
-
-def _rank(row: ClipRow | _Results, kind: str) -> str:
-    """Return the text that orders two results of one version of a scorer; the larger one stays."""
-    scores = sorted(item for item in row.scores.items() if item[0].partition(".")[0] == kind)
-    return repr((scores, row.blobs.get(kind)))
-
-
-def _is_stale(clip: ClipRow, versions: Mapping[str, str]) -> bool:
-    """Tell whether a clip failed under other scorers than the wanted ones."""
-    return bool(clip.failure) and any(versions.get(k) != v for k, v in clip.scorers.items())
-
-
-def _absent(scorers: Sequence[Scorer], versions: Mapping[str, str]) -> _Results:
-    """Return the results of scorers that have no weights: None for each score, and the reason."""
-    reasons = {kind: v for kind, v in versions.items() if v.startswith(ABSENT)}
-    names = [f"{s.kind}.{name}" for s in scorers if s.kind in reasons for name in s.SCORES]
-    return _Results(dict.fromkeys(names), reasons)
-
-
-_DECISION_SCHEMA = pa.schema(
+DECISION_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
         ("source_id", pa.string()),

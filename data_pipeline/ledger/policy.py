@@ -1,20 +1,19 @@
-"""Decide from stored scores which clips are kept, and say why not."""
+"""Decide from stored scores which clips are kept, and say why not: a policy as one SQL expression.
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import ceil
-from typing import Any, Literal
+The expressions are about a table of `scored_clips`. Numbers in reasons are written as Python does.
+"""
 
-import duckdb
-import pyarrow as pa
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from magicdistill.data_pipeline.config import Bucket, Limit, Policy, nearest_bucket
-from magicdistill.data_pipeline.latents.windows import num_resampled
-from magicdistill.data_pipeline.ledger.duplicates import CLIPS, COMPARED, find_copies
-from magicdistill.data_pipeline.rows import ClipRow, digest
+from magicdistill.data_pipeline.config import LIMITS, Bucket, Limit, Policy
+from magicdistill.data_pipeline.io.query import name, text
+from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.scorers.base import ABSENT
-from magicdistill.data_pipeline.stages.run_scorers import lacking
+
+Fault = tuple[str, str]
+"""A condition against a clip, and the reason that it gives, both as SQL."""
 
 
 @dataclass(frozen=True)
@@ -27,228 +26,269 @@ class Decision:
     """Reasons against the clip, each beginning with the name of a check and a colon."""
 
 
-def decide(
-    clips: Sequence[ClipRow],
+def judged(
+    clips: str,
+    columns: Collection[str],
     policy: Policy,
-    *buckets: Bucket,
-    versions: Mapping[str, str] | None = None,
-    held_out: Sequence[ClipRow] = (),
-    taken_down: pa.Table | None = None,
-) -> list[Decision]:
-    """Return one decision per clip, in order; a failed clip keeps its recorded reason.
+    buckets: Sequence[Bucket],
+    versions: Mapping[str, str],
+) -> str:
+    """Return the query that judges each clip by itself: by its failure, the limits and its scorers.
 
-    First each clip is compared with the limits. Of the clips within them, those are rejected that
-    not all scorers have seen, then copies, and then those beyond the number that one source may
-    give. A score that is absent because its scorer has no weights rejects nothing; `count_absent`
-    counts such clips.
+    It adds `status` and `reasons`, as in `Decision`, the clip's `bucket` and `num_frames`, its
+    length at the bucket's frame rate. A failed clip keeps its recorded reason. Of the clips within
+    the limits, those are rejected that not all scorers have seen. A score that is absent because
+    its scorer has no weights rejects nothing. Where the policy crops black bars, `crop`, `width`
+    and `height` are those of the rest.
 
     Args:
-        clips: the clips to decide on.
+        clips: a table or a query in parentheses, with the columns of `scored_clips`.
+        columns: the names of its columns.
         policy: the limits.
         buckets: the shapes; each clip has to fill the one of the nearest aspect.
         versions: versions of the scorers that must have seen a clip, by kind.
-        held_out: clips of which no copy may be accepted.
-        taken_down: clips of films that were taken down, as `Takedowns.clips` returns them, of
-            which no copy may be accepted either.
     """
-    versions = versions or {}
-    decisions = [_decide(clip, policy, buckets) for clip in clips]
-    decisions = [_seen(decision, versions) for decision in decisions]
-    comparable = [_comparable(clip, versions) for clip in held_out]
-    decisions = _without_copies(decisions, policy, comparable, taken_down)
-    return _with_a_cap(decisions, policy)
+    limited = {score for mixture in LIMITS for score in policy.limits_of(mixture)}
+    imported = sorted(score for score in limited if f"scores.{score}" not in columns)
+    # A score is looked up in the map once, as no query would share that among its conditions.
+    looked_up = (f"imported_scores[{text(s)}] AS {name(f'imported.{s}')}" for s in imported)
+    clips = f"(SELECT {', '.join(('*', *looked_up))} FROM {clips})"
+    given = ", ".join((*map(name, columns), "bucket", "num_frames"))
+    columns = {*columns, *(f"imported.{score}" for score in imported)}
+    faults = {mixture: _faults(mixture, columns, policy, buckets) for mixture in LIMITS}
+    reasons = " ".join(
+        f"WHEN mixture = {text(mixture)} THEN {_reasons(found)}"
+        for mixture, found in faults.items()
+    )
+    status = (
+        "CASE WHEN failure <> '' THEN 'failed' WHEN len(reasons) = 0 THEN 'accepted' "
+        "ELSE 'rejected' END"
+    )
+    shaped = f"SELECT *, {_nearest(buckets)} AS shape FROM ({framed(clips, columns, policy)})"
+    measured = (
+        f"SELECT *, {_each(buckets, lambda b: text(b))} AS bucket, "
+        f"{_num_resampled(buckets)} AS num_frames FROM ({shaped})"
+    )
+    against = f"SELECT *, CASE {reasons} END AS against FROM ({measured})"
+    seen = (
+        f"SELECT {given}, CASE WHEN failure <> '' THEN [failure] "
+        f"WHEN len(against) = 0 THEN {_unseen(columns, versions)} ELSE against END AS reasons "
+        f"FROM ({against})"
+    )
+    return f"SELECT *, {status} AS status FROM ({seen})"
 
 
-def is_hopeless(clip: ClipRow, policy: Policy, *buckets: Bucket) -> bool:
-    """Tell whether a clip's present scores already reject it, so that no costly scorer need run."""
-    return _decide(clip, policy, buckets).status != "accepted"
+def lacking(columns: Collection[str], versions: Mapping[str, str]) -> str:
+    """Return the condition of clips that some present scorer has not seen in that version."""
+    unseen = (condition for _, condition in _lacking(columns, versions))
+    return f"({' OR '.join(unseen) or 'false'})"
 
 
-def count_absent(clips: Sequence[ClipRow]) -> Counter[str]:
-    """Return how many clips lack a score because its scorer is absent, by the reason for that."""
-    return Counter(
-        version
-        for clip in clips
-        if not clip.failure
-        for version in clip.scorers.values()
-        if version.startswith(ABSENT)
+def value_of(score: str, columns: Collection[str]) -> str:
+    """Return a score of a clip as SQL, our own or else the imported one of that name."""
+    imported = name(f"imported.{score}")
+    if f"imported.{score}" not in columns:
+        imported = f"imported_scores[{text(score)}]"
+    own, scorer = f"scores.{score}", f"scorers.{score.partition('.')[0]}"
+    if own not in columns:
+        return imported
+    if scorer not in columns:
+        return f"coalesce({name(own)}, {imported})"
+    return f"coalesce({name(own)}, CASE WHEN {name(scorer)} IS NULL THEN {imported} END)"
+
+
+def beyond(value: str, limit: Limit) -> str:
+    """Return the condition of values beyond a limit, as SQL; NaN is beyond none."""
+    ends = []
+    if limit.min is not None:
+        ends.append(f"{value} < {_number(limit.min)}")
+    if limit.max is not None:
+        ends.append(f"({value} > {_number(limit.max)} AND NOT isnan(({value})::DOUBLE))")
+    return f"({' OR '.join(ends) or 'false'})"
+
+
+def frames_score(bucket: Bucket, buckets: Sequence[Bucket]) -> str:
+    """Return the name of the score that counts frames at a bucket's rate; buckets that ask for
+    another number of frames than the first have a name of their own."""
+    same = bucket.num_frames == buckets[0].num_frames
+    return "frames" if same else f"frames for {bucket.num_frames}"
+
+
+def _reasons(faults: Sequence[Fault]) -> str:
+    """Return the reasons of all conditions that hold as a list; texts are made only for those."""
+    conditions = " OR ".join(condition for condition, _ in faults)
+    texts = ", ".join(f"CASE WHEN {condition} THEN {reason} END" for condition, reason in faults)
+    return (
+        f"CASE WHEN failure = '' AND ({conditions}) "
+        f"THEN string_split(concat_ws(chr(31), {texts}), chr(31)) ELSE []::VARCHAR[] END"
     )
 
 
-def count_incomparable(held_out: Sequence[ClipRow], versions: Mapping[str, str]) -> Counter[str]:
-    """Return how many held-out clips lack a hash or embedding of these versions, by scorer."""
-    compared = {kind: version for kind, version in versions.items() if kind in COMPARED}
-    return Counter(kind for clip in held_out for kind in lacking(clip, compared))
-
-
-def _decide(clip: ClipRow, policy: Policy, buckets: Sequence[Bucket]) -> Decision:
-    if clip.failure:
-        return Decision(clip, "failed", (clip.failure,))
-    clip, limits = framed(clip, policy), policy.limits_of(clip.video.mixture)
+def _faults(
+    mixture: str, columns: Collection[str], policy: Policy, buckets: Sequence[Bucket]
+) -> list[Fault]:
+    limits = policy.limits_of(mixture)
     if policy.crop_bars:
         limits.pop("letterbox.share", None)
-    bucket = nearest_bucket(clip.width, clip.height, buckets)
-    reasons = (*_structural(clip, policy, bucket), *_measured(clip, limits))
-    return Decision(clip, "rejected" if reasons else "accepted", reasons)
+    return [*_structural(policy, buckets), *_measured(columns, limits)]
 
 
-def _structural(clip: ClipRow, policy: Policy, bucket: Bucket) -> Iterator[str]:
-    short, long = sorted((clip.width, clip.height))
-    upscale = max(bucket.height / clip.height, bucket.width / clip.width)
-    if upscale > policy.max_upscale:
-        yield f"resolution: {clip.height}x{clip.width} is smaller than the bucket {bucket}"
-    if short < policy.min_short_side:
-        yield f"resolution: short side {short} < {policy.min_short_side}"
-    if long < policy.min_long_side:
-        yield f"resolution: long side {long} < {policy.min_long_side}"
-    ratio = clip.num_frames_decoded / clip.num_frames_header
-    if ratio < policy.min_decoded_ratio:
-        yield (
-            f"damaged: {clip.num_frames_decoded} of {clip.num_frames_header} frames can be decoded"
-        )
-    min_frames = max(policy.min_frames or 0, bucket.num_frames)
-    num_frames = num_resampled(clip, bucket)
-    if num_frames < min_frames:
-        yield f"frames: {num_frames} at {bucket.fps:g} fps < {min_frames}"
-    if clip.num_cuts > policy.max_cuts:
-        yield f"shot cut: {clip.num_cuts} > {policy.max_cuts}"
-
-
-def _measured(clip: ClipRow, limits: dict[str, Limit]) -> Iterator[str]:
-    """Yield a reason for every score beyond its limit."""
-    motion = limits.pop("motion.px")
-    if clip.motion_px is None:
-        if motion != Limit():  # a picture has none
-            yield "motion: too short to be measured"
-    elif breach(clip.motion_px, motion):
-        yield f"motion: {clip.motion_px:.2f} px outside {_range(motion)}"
-    scores = clip.video.imported_scores | clip.scores
-    for name, limit in limits.items():
-        if name not in scores or limit == Limit():
-            continue
-        value = scores[name]
-        if value is not None:
-            if fault := breach(value, limit):
-                yield f"{name}: {fault}"
-        elif not clip.scorers[name.partition(".")[0]].startswith(ABSENT):
-            yield f"{name}: could not be measured"
-
-
-def framed(clip: ClipRow, policy: Policy) -> ClipRow:
-    """Return a clip as it is encoded: its black bars are cropped if the policy says so."""
-    limit = policy.limits_of(clip.video.mixture).get("letterbox.share", Limit())
-    share = clip.scores.get("letterbox.share") or 0.0
-    return _without_bars(clip) if policy.crop_bars and breach(share, limit) else clip
-
-
-def breach(value: float, limit: Limit) -> str:
-    """Return how a value breaks a limit, such as `0.75 > 0.5`; empty if it does not."""
-    if limit.min is not None and value < limit.min:
-        return f"{value:.3g} < {limit.min:g}"
-    if limit.max is not None and value > limit.max:
-        return f"{value:.3g} > {limit.max:g}"
-    return ""
-
-
-def _range(limit: Limit) -> str:
-    ends = ("" if end is None else f"{end:g}" for end in (limit.min, limit.max))
-    return "-".join(ends)
-
-
-def _without_bars(clip: ClipRow) -> ClipRow:
-    """Return the clip with a crop that excludes its black bars, whose widths are even pixels."""
-    left, top, right, bottom = clip.crop or (0, 0, clip.width, clip.height)
-    left += _even(clip.scores["letterbox.left"], clip.width)
-    top += _even(clip.scores["letterbox.top"], clip.height)
-    right -= _even(clip.scores["letterbox.right"], clip.width)
-    bottom -= _even(clip.scores["letterbox.bottom"], clip.height)
-    box = (left, top, max(left, right), max(top, bottom))
-    return replace(clip, crop=box, width=box[2] - box[0], height=box[3] - box[1])
-
-
-def _even(share: float | None, length: int) -> int:
-    """Return the width of a bar in pixels, rounded up to an even number."""
-    return 2 * ceil((share or 0.0) * length / 2)
-
-
-def _seen(decision: Decision, versions: Mapping[str, str]) -> Decision:
-    """Reject an accepted clip that some scorers skipped because of an earlier, stricter policy."""
-    if decision.status == "accepted" and (kinds := lacking(decision.clip, versions)):
-        return _rejected(decision, f"not scored yet: {', '.join(kinds)}")
-    return decision
-
-
-def _comparable(clip: ClipRow, versions: Mapping[str, str]) -> ClipRow:
-    """Return the clip with only those hashes and embeddings that are of these versions."""
-    blobs = {k: blob for k, blob in clip.blobs.items() if clip.scorers.get(k) == versions.get(k)}
-    return replace(clip, blobs=blobs)
-
-
-def _without_copies(
-    decisions: Sequence[Decision],
-    policy: Policy,
-    held_out: Sequence[ClipRow],
-    taken_down: pa.Table | None,
-) -> list[Decision]:
-    candidates = [decision.clip for decision in decisions if decision.status == "accepted"]
-    db = duckdb.connect()
-    tables = (
-        _comparison(candidates),
-        _comparison(held_out),
-        CLIPS.empty_table() if taken_down is None else taken_down,
+def _structural(policy: Policy, buckets: Sequence[Bucket]) -> Iterator[Fault]:
+    bucket_height, bucket_width = (
+        _each(buckets, lambda b, side=side: str(getattr(b, side))) for side in ("height", "width")
     )
-    for name, table in zip(_VIEWS, tables, strict=True):
-        db.register(name, table)
-    limits = policy.max_hash_bits, policy.min_cosine
-    copies = {
-        copy["clip_id"]: _reason(copy)
-        for copy in find_copies(db, *_VIEWS, *limits, None).to_pylist()
-    }
-    return [
-        _rejected(decision, reason)
-        if (reason := copies.get(decision.clip.clip_id)) and decision.status == "accepted"
-        else decision
-        for decision in decisions
-    ]
+    upscale = f"greatest({bucket_height} / height, {bucket_width} / width)"
+    yield (
+        f"{upscale} > {_number(policy.max_upscale)}",
+        "concat('resolution: ', height, 'x', width, ' is smaller than the bucket ', bucket)",
+    )
+    for side, pick, least in (
+        ("short", "least", policy.min_short_side),
+        ("long", "greatest", policy.min_long_side),
+    ):
+        length = f"{pick}(width, height)"
+        reason = f"concat('resolution: {side} side ', {length}, ' < {least}')"
+        yield f"{length} < {least}", reason
+    yield (
+        f"num_frames_decoded / num_frames_header < {_number(policy.min_decoded_ratio)}",
+        "concat('damaged: ', num_frames_decoded, ' of ', num_frames_header, "
+        "' frames can be decoded')",
+    )
+    least_frames = _each(buckets, lambda b: str(max(policy.min_frames or 0, b.num_frames)))
+    fps = _each(buckets, lambda b: text(f"{b.fps:g}"))
+    yield (
+        f"num_frames < {least_frames}",
+        f"concat('frames: ', num_frames, ' at ', {fps}, ' fps < ', {least_frames})",
+    )
+    cuts = f"concat('shot cut: ', num_cuts, ' > {policy.max_cuts}')"
+    yield f"num_cuts > {policy.max_cuts}", cuts
 
 
-_VIEWS = ("candidates", "held_out", "taken_down")
+def _measured(columns: Collection[str], limits: dict[str, Limit]) -> Iterator[Fault]:
+    """Yield a fault for every score that may be beyond its limit, or could not be taken."""
+    motion = limits.pop("motion.px")
+    if motion != Limit():  # a picture has none
+        yield "motion_px IS NULL", "'motion: too short to be measured'"
+    ends = "-".join("" if end is None else f"{end:g}" for end in (motion.min, motion.max))
+    moved = f"concat(format('motion: {{:.2f}} px outside ', motion_px), {text(ends)})"
+    yield beyond("motion_px", motion), moved
+    for score, limit in limits.items():
+        if limit == Limit():
+            continue
+        value = value_of(score, columns)
+        for sign, end in (("<", limit.min), (">", limit.max)):
+            if end is not None:
+                side = Limit(min=end) if sign == "<" else Limit(max=end)
+                number = f"format('{{:.3g}}', {value})"
+                yield (
+                    beyond(value, side),
+                    f"concat({text(f'{score}: ')}, {number}, ' {sign} {end:g}')",
+                )
+        scorer = f"scorers.{score.partition('.')[0]}"
+        if f"scores.{score}" in columns and scorer in columns:
+            tried = (
+                f"{name(scorer)} IS NOT NULL AND NOT starts_with({name(scorer)}, {text(ABSENT)})"
+            )
+            lost = f"({name(f'scores.{score}')} IS NULL AND {tried})"
+            yield lost, text(f"{score}: could not be measured")
 
 
-def _comparison(clips: Sequence[ClipRow]) -> pa.Table:
-    """Return what `find_copies` compares of clips."""
-    rows = [
-        vars(clip.video) | vars(clip) | clip.blobs | {"blur": clip.scores.get("blur.effect")}
-        for clip in clips
-    ]
-    return pa.Table.from_pylist(rows, schema=CLIPS)
+def framed(clips: str, columns: Collection[str], policy: Policy) -> str:
+    """Return the query of the clips as they are encoded: without black bars if the policy says so.
 
-
-def _reason(copy: Mapping[str, Any]) -> str:
-    if copy["is_taken_down"]:
-        return f"takedown: near copy of {copy['of_source_id']}"
-    place = " in the held-out clips" if copy["is_held_out"] else ""
-    return f"duplicate: of {copy['of_source_id']}{place} by {copy['how']}"
-
-
-def _with_a_cap(decisions: Sequence[Decision], policy: Policy) -> list[Decision]:
-    """Keep at most `max_clips_per_source` clips of each source, chosen by a hash of their ids.
-
-    The choice is spread over the source, is always the same and depends on no other source.
+    Bars are cut to even numbers of pixels.
     """
-    by_source: dict[str, list[str]] = defaultdict(list)
-    for decision in decisions:
-        if decision.status == "accepted":
-            by_source[decision.clip.video.source_id].append(decision.clip.clip_id)
-    most = policy.max_clips_per_source
-    surplus = {clip_id for ids in by_source.values() for clip_id in sorted(ids, key=digest)[most:]}
+    if not policy.crop_bars or "scores.letterbox.share" not in columns:
+        return f"SELECT * FROM {clips}"
+    share = f"coalesce({name('scores.letterbox.share')}, 0.0)"
+    cases = " ".join(
+        f"WHEN mixture = {text(mixture)} THEN {beyond(share, limit)}"
+        for mixture in LIMITS
+        if (limit := policy.limits_of(mixture).get("letterbox.share"))
+    )
+    bar = {
+        side: f"2 * ceil(coalesce({name(f'scores.letterbox.{side}')}, 0.0) * {length} / 2)::BIGINT"
+        for side, length in (
+            ("left", "width"),
+            ("top", "height"),
+            ("right", "width"),
+            ("bottom", "height"),
+        )
+    }
+    whole = "CASE WHEN len(crop) = 0 THEN [0, 0, width, height] ELSE crop END"
+    inner = (
+        f"[box[1] + {bar['left']}, box[2] + {bar['top']}, "
+        f"greatest(box[1] + {bar['left']}, box[3] - {bar['right']}), "
+        f"greatest(box[2] + {bar['top']}, box[4] - {bar['bottom']})]"
+    )
+    barred = (
+        f"SELECT *, failure = '' AND coalesce(CASE {cases} END, false) AS barred, {whole} AS box "
+        f"FROM {clips}"
+    )
+    boxed = (
+        f"SELECT * REPLACE (CASE WHEN barred THEN {inner} ELSE crop END AS crop) FROM ({barred})"
+    )
+    return (
+        "SELECT * EXCLUDE (barred, box) REPLACE ("
+        "CASE WHEN barred THEN crop[3] - crop[1] ELSE width END AS width, "
+        f"CASE WHEN barred THEN crop[4] - crop[2] ELSE height END AS height) FROM ({boxed})"
+    )
+
+
+def _nearest(buckets: Sequence[Bucket]) -> str:
+    """Return the position of the bucket of the nearest aspect as SQL, as `nearest_bucket` does."""
+    kept = [
+        f"least(width * {b.height}, height * {b.width}) "
+        f"/ greatest(width * {b.height}, height * {b.width}, 1)"
+        for b in buckets
+    ]
+    found = str(len(buckets) - 1)
+    for position in range(len(buckets) - 2, -1, -1):
+        others = " AND ".join(f"{kept[position]} >= {other}" for other in kept[position + 1 :])
+        found = f"CASE WHEN {others} THEN {position} ELSE {found} END"
+    return found
+
+
+def _num_resampled(buckets: Sequence[Bucket]) -> str:
+    """Return the number of frames at the bucket's rate as SQL, as `num_resampled` does."""
+    fps = _each(buckets, lambda b: _number(b.fps))
+    count = f"trunc((stop - start - 1) * {fps} / fps + 1e-6)::BIGINT + 1"
+    return f"CASE WHEN fps > 0 THEN {count} ELSE 0 END"  # a failed clip has no rate
+
+
+def _each(buckets: Sequence[Bucket], value: Callable[[Bucket], str]) -> str:
+    """Return a value that each bucket has as SQL, for the bucket at the position `shape`."""
+    values = [value(bucket) for bucket in buckets]
+    if len(set(values)) == 1:
+        return values[0]
+    cases = " ".join(f"WHEN {position} THEN {found}" for position, found in enumerate(values))
+    return f"CASE shape {cases} END"
+
+
+def _unseen(columns: Collection[str], versions: Mapping[str, str]) -> str:
+    """Return the reason of clips that some scorers skipped because of an earlier policy."""
+    kinds = _lacking(columns, versions)
+    if not kinds:
+        return "[]::VARCHAR[]"
+    names = ", ".join(f"CASE WHEN {condition} THEN {text(kind)} END" for kind, condition in kinds)
+    return (
+        f"CASE WHEN {lacking(columns, versions)} THEN "
+        f"['not scored yet: ' || concat_ws(', ', {names})] ELSE []::VARCHAR[] END"
+    )
+
+
+def _lacking(columns: Collection[str], versions: Mapping[str, str]) -> list[tuple[str, str]]:
     return [
-        _rejected(decision, f"cap: {decision.clip.video.source_id} has more than {most} clips")
-        if decision.clip.clip_id in surplus
-        else decision
-        for decision in decisions
+        (
+            kind,
+            f"{name(f'scorers.{kind}')} IS DISTINCT FROM {text(version)}"
+            if f"scorers.{kind}" in columns
+            else "true",
+        )
+        for kind, version in versions.items()
+        if not version.startswith(ABSENT)
     ]
 
 
-def _rejected(decision: Decision, reason: str) -> Decision:
-    return replace(decision, status="rejected", reasons=(*decision.reasons, reason))
+def _number(value: float) -> str:
+    return f"{float(value)!r}::DOUBLE"

@@ -13,7 +13,6 @@ from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import read_index, read_row
 from magicdistill.data_pipeline.latents.windows import fetch_windows, num_resampled
 from magicdistill.data_pipeline.ledger.ledger import Ledger
-from magicdistill.data_pipeline.ledger.policy import framed
 from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.rows import Array, ClipRow
 from magicdistill.data_pipeline.sources.fetching import Scratch
@@ -67,8 +66,8 @@ def reconstruct(
     vae.to("cuda" if torch.cuda.is_available() else "cpu").enable_tiling()
     entries = read_index(cache).sort_by("key")[:NUM_CANDIDATES].to_pylist()
     by_key = {entry["key"]: entry for entry in entries}
-    rows = Ledger(root / "ledger").find({entry["clip_id"] for entry in entries})
-    origins = _origins(by_key, rows, configs, vae.fingerprint)
+    ids = {entry["clip_id"] for entry in entries}
+    origins = _origins(by_key, Ledger(root / "ledger"), ids, configs, vae.fingerprint)
     timeout_s = max(config.decoder.timeout_s for config in configs)
     with Sandbox(timeout_s) as sandbox, Scratch() as scratch:
         for key in sorted(origins)[:size]:
@@ -85,17 +84,17 @@ def reconstruct(
 
 def _origins(
     keys: Collection[str],
-    rows: Sequence[ClipRow],
+    ledger: Ledger,
+    clip_ids: Collection[str],
     configs: Sequence[DataConfig],
     vae_fingerprint: str,
 ) -> dict[str, _Origin]:
     """Return the origin of each key that a config would make from a row of the ledger."""
     found: dict[str, _Origin] = {}
     for config in configs:
-        for row in rows:
-            clip = row if row.failure else framed(row, config.policy)
+        for clip in ledger.find(clip_ids, config.policy):
             bucket = config.bucket_of(clip.width, clip.height)
-            if row.failure or num_resampled(clip, bucket) < bucket.num_frames:
+            if clip.failure or num_resampled(clip, bucket) < bucket.num_frames:
                 continue
             for index, facts in enumerate(facts_of(clip, config, vae_fingerprint)):
                 if facts.key in keys:

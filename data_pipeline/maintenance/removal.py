@@ -1,6 +1,6 @@
 """Take a film down: remove it from ledger, clips and latents, and keep it from coming back."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, text
 from magicdistill.data_pipeline.io.storage import (
     AnyPath,
     list_files,
@@ -17,6 +18,7 @@ from magicdistill.data_pipeline.io.storage import (
     read_table,
     remove,
     remove_copies,
+    write_batches,
     write_parquet,
 )
 from magicdistill.data_pipeline.latents.cache import (
@@ -36,10 +38,11 @@ from magicdistill.data_pipeline.latents.text_shards import (
     read_index_of_texts,
     rewrite_texts,
 )
+from magicdistill.data_pipeline.ledger.columns import recorded
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.ledger.takedowns import add_tombstone
 from magicdistill.data_pipeline.reports.thumbnails import FOLDER
-from magicdistill.data_pipeline.rows import CLIP_SCHEMA, ClipRow, clips_from_table
+from magicdistill.data_pipeline.rows import ClipRow, clips_from_table
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ def take_down(root: AnyPath, source_id: str) -> Removed:
         source_id: the film's name in the ledger: `<data set>/<film>`.
     """
     ledger = Ledger(root / "ledger")
-    tables = [read_table(part, CLIP_SCHEMA) for part in ledger.parts()]
-    rows = _rows(tables, pc.field("source_id") == source_id)
+    rows = _rows(ledger, f"source_id = {text(source_id)}")
     found = {row.content_hash for row in rows if row.content_hash}
     # From here on an interrupted call can be repeated: the tombstone has what is removed below.
     contents = add_tombstone(root / "ledger", source_id, found, rows)
-    rows += _rows(tables, _is_in("content_hash", contents))
+    if contents:
+        rows += _rows(ledger, f"content_hash IN ({', '.join(map(text, contents))})")
     add_tombstone(root / "ledger", source_id, contents, rows)
     clip_ids = {row.clip_id for row in rows}
     own = (pc.field("source_id") == source_id) | _is_in("clip_id", clip_ids)
@@ -84,8 +87,15 @@ def take_down(root: AnyPath, source_id: str) -> Removed:
     return Removed(num_rows, num_decisions, num_files, num_latents, versions)
 
 
-def _rows(tables: Iterable[pa.Table], condition: pc.Expression) -> list[ClipRow]:
-    return [row for table in tables for row in clips_from_table(table.filter(condition))]
+def _rows(ledger: Ledger, condition: str) -> list[ClipRow]:
+    """Return the ledger's rows that a condition selects, as they were recorded."""
+    return clips_from_table(
+        ledger.read(
+            lambda rows: ledger.database.table(
+                f"SELECT {recorded(rows.columns)} FROM ({rows.sql}) WHERE {condition}"
+            )
+        )
+    )
 
 
 def _is_in(column: str, values: Collection[str]) -> pc.Expression:
@@ -94,15 +104,16 @@ def _is_in(column: str, values: Collection[str]) -> pc.Expression:
 
 def _drop(path: AnyPath, source_id: str) -> int:
     """Remove a film's rows from a Parquet file and return how many there were."""
-    table = pq.read_table(local_copy(path))
-    kept = table.filter(pc.field("source_id") != source_id)
-    if len(kept) == len(table):
-        return 0
-    if len(kept):
-        write_parquet(kept, path)
-    else:
+    others = pc.field("source_id") != source_id
+    with pq.ParquetFile(local_copy(path)) as file:
+        sources = file.read(columns=["source_id"])
+        num_kept = len(sources.filter(others))
+        if 0 < num_kept < len(sources):
+            kept = (batch.filter(others) for batch in file.iter_batches(ROWS_PER_GROUP))
+            write_batches(kept, file.schema_arrow, path)
+    if not num_kept and len(sources):
         remove(path)
-    return len(table) - len(kept)
+    return len(sources) - num_kept
 
 
 def _remove_files(root: Path, paths: Collection[str], clip_ids: Collection[str]) -> int:

@@ -21,6 +21,7 @@ from magicdistill.data_pipeline.latents.cache import COMMIT, INDEX_SCHEMA, Laten
 from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics, moments_of
 from magicdistill.data_pipeline.latents.shard_format import SHARD_INDEX, CacheError
 from magicdistill.data_pipeline.latents.text_shards import TEXT_INDEX_SCHEMA, read_text
+from magicdistill.data_pipeline.ledger.columns import SLICE, is_wide
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.progress import Progress
 from magicdistill.data_pipeline.rows import CLIP_SCHEMA
@@ -126,7 +127,8 @@ def _fault_of_part(part: AnyPath) -> str:
     try:
         with pq.ParquetFile(local_copy(part), page_checksum_verification=True) as file:
             table = file.read()
-        unknown = set(table.column_names) - set(CLIP_SCHEMA.names)
+        known = {*CLIP_SCHEMA.names, SLICE}
+        unknown = [c for c in table.column_names if c not in known and not is_wide(c)]
         if unknown or table["clip_id"].null_count:
             return f"not a part of the ledger: {', '.join(unknown) or 'rows without clip_id'}"
     except FileNotFoundError:

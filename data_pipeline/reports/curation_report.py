@@ -5,12 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from magicdistill.data_pipeline.ledger.calibration import (
-    COLUMNS,
-    ScoreDistribution,
-    calibrate,
-    spell,
-)
+from magicdistill.data_pipeline.ledger.calibration import COLUMNS, ScoreDistribution, spell
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.reports.histograms import COLOURS, histogram
 from magicdistill.data_pipeline.reports.pages import data_uri, write_page
@@ -87,14 +82,16 @@ def write_report(
 
 
 def _section(title: str, selection: Selection, root: Path) -> Section:
-    config, decisions = selection.config, selection.decisions
-    distributions = calibrate([d.clip for d in decisions], config.policy, *config.buckets)
+    config, judged = selection.config, selection.judged
+    calibration = selection.calibration
+    distributions = calibration.distributions()
     by_score: dict[str, list[ScoreDistribution]] = defaultdict(list)
     for distribution in distributions:
         by_score[distribution.score].append(distribution)
-    reasons = Counter(name for d in decisions for name in {_name(r) for r in d.reasons})
-    kept = choose([d for d in decisions if d.status == "accepted"], MAX_KEPT)
-    rejected = choose(selection.rejected, MAX_REJECTED)
+    names = f"list_distinct(list_transform(reasons, lambda r: {_name('r')}))"
+    every_reason = f"(SELECT unnest({names}) AS name, ordinal FROM {judged.sql})"
+    kept = choose(judged, "accepted", MAX_KEPT)
+    rejected = choose(judged, "rejected", MAX_REJECTED)
     pictures = thumbnails([d.clip for d in (*kept, *rejected)], root, config.decoder)
     shown = [
         (d, data_uri("image/jpeg", p)) for d, p in zip((*kept, *rejected), pictures, strict=True)
@@ -104,14 +101,15 @@ def _section(title: str, selection: Selection, root: Path) -> Section:
         selection=selection,
         version=selection.version if isinstance(selection, CurationResult) else "",
         steps=_funnel(selection),
-        reasons=dict(reasons.most_common()),
+        reasons=judged.count_by("name", source=every_reason),
         distributions=distributions,
         histograms={
-            score: data_uri("image/svg+xml", histogram(found)) for score, found in by_score.items()
+            score: data_uri("image/svg+xml", histogram(found, calibration))
+            for score, found in by_score.items()
         },
         kept=shown[: len(kept)],
         rejected=shown[len(kept) :],
-        failed=selection.failed[:MAX_FAILED],
+        failed=[*judged.decisions("status = 'failed'", MAX_FAILED)],
     )
 
 
@@ -121,16 +119,18 @@ def _funnel(selection: Selection) -> list[Step]:
     for found in selection.faults.values():
         faults.update(found)
     usable = selection.num_videos - faults.total()
-    encoding = Counter(_name(d.reasons[0]) for d in selection.failed if _is_late(d))
-    opening = Counter(_name(d.reasons[0]) for d in selection.failed if not _is_late(d))
+    late, first = "starts_with(reasons[1], 'encode:')", _name("reasons[1]")
+    judged = selection.judged
+    encoding = Counter(judged.count_by(first, f"status = 'failed' AND {late}"))
+    opening = Counter(judged.count_by(first, f"status = 'failed' AND NOT {late}"))
     opening -= faults
-    found = len(selection.decisions) - len(selection.failed) + encoding.total()
-    policy = Counter(_name(d.reasons[0]) for d in selection.rejected)
+    num_found = selection.num_clips - selection.counts["failed"] + encoding.total()
+    policy = Counter(judged.count_by(first, "status = 'rejected'"))
     steps = [
         Step("rows of the sources", selection.num_videos, {}),
         Step("ingest: videos to read", usable, faults),
-        Step("score: clips found in them", found, opening),
-        Step("decide: clips that the policy keeps", found - policy.total(), policy),
+        Step("score: clips found in them", num_found, opening),
+        Step("decide: clips that the policy keeps", num_found - policy.total(), policy),
         Step("encode: clips in the cache", selection.counts["accepted"], encoding),
     ]
     if selection.num_unscored:
@@ -138,9 +138,6 @@ def _funnel(selection: Selection) -> list[Step]:
     return steps if isinstance(selection, CurationResult) else steps[:-1]
 
 
-def _is_late(decision: Decision) -> bool:
-    return decision.reasons[0].startswith("encode:")
-
-
 def _name(reason: str) -> str:
-    return reason.partition(":")[0]
+    """Return the name of the check that gives a reason, as SQL."""
+    return f"split_part({reason}, ':', 1)"

@@ -1,7 +1,6 @@
 """Thumbnails of clips, decoded once, in a child process, and kept as files."""
 
 import io
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -9,12 +8,14 @@ from pathlib import Path
 from PIL import Image
 
 from magicdistill.data_pipeline.config import Decoder
+from magicdistill.data_pipeline.io.query import text
 from magicdistill.data_pipeline.io.whole_files import write_whole
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.media.frame_ranges import cropped
 from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.media.video import VideoError, read_frames
 from magicdistill.data_pipeline.rows import ClipRow, digest
+from magicdistill.data_pipeline.selection.judged_clips import JudgedClips
 from magicdistill.data_pipeline.sources.fetching import Scratch
 
 FOLDER = "thumbnails"
@@ -22,17 +23,19 @@ HEIGHT_PX = 96
 MAX_WIDTH_PX = 2 * HEIGHT_PX
 
 
-def choose(decisions: Sequence[Decision], most: int) -> list[Decision]:
+def choose(judged: JudgedClips, status: str, most: int) -> list[Decision]:
     """Return at most `most` decisions, taken in turn from every reason, or mixture if accepted.
 
     Inside a group they are ordered by a hash, so that every run chooses the same ones.
     """
-    groups: dict[str, list[Decision]] = defaultdict(list)
-    for decision in sorted(decisions, key=lambda decision: digest(decision.clip.clip_id)):
-        reason = decision.reasons[0].partition(":")[0] if decision.reasons else ""
-        groups[reason or decision.clip.video.mixture].append(decision)
-    turns = chain.from_iterable(zip_longest(*groups.values()))
-    return [decision for decision in turns if decision is not None][:most]
+    group = "CASE WHEN len(reasons) > 0 THEN split_part(reasons[1], ':', 1) ELSE mixture END"
+    groups = judged.database.rows(
+        f"SELECT arg_min(clip_id, sha256(clip_id), {most}) FROM {judged.sql} "
+        f"WHERE status = {text(status)} GROUP BY {group} ORDER BY min(sha256(clip_id))"
+    )
+    turns = chain.from_iterable(zip_longest(*(ids for (ids,) in groups)))
+    chosen = [clip_id for clip_id in turns if clip_id is not None][:most]
+    return sorted(judged.of_clips(chosen), key=lambda decision: chosen.index(decision.clip.clip_id))
 
 
 def thumbnails(clips: Sequence[ClipRow], root: Path, decoder: Decoder) -> list[bytes]:

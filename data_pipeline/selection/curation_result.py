@@ -1,13 +1,17 @@
 """What a curation came to: the decisions on its clips, the published cache, and stage times."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.data_pipeline.ledger.calibration import Calibration
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.rows import ClipRow
+from magicdistill.data_pipeline.scorers.base import ABSENT
+from magicdistill.data_pipeline.selection.judged_clips import JudgedClips
+from magicdistill.data_pipeline.stages.run_scorers import versions_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Selection:
     """The decision on every clip that was found in a config's sources, and what has none."""
 
     config: DataConfig
-    decisions: tuple[Decision, ...]
+    judged: JudgedClips
+    """The clips with the decisions on them, a table that queries are asked of."""
     num_videos: int
     """Number of videos that the sources list, usable or not."""
     num_unscored: int
@@ -41,36 +46,64 @@ class Selection:
     """Number of videos that the listing already knows to be unusable, by data set and reason."""
 
     @property
+    def num_clips(self) -> int:
+        """Number of decisions."""
+        return sum(self._counts.values())
+
+    @property
+    def calibration(self) -> Calibration:
+        """The clips' scores beside the limits."""
+        judged, config = self.judged, self.config
+        return Calibration(
+            judged.database, judged.sql, judged.columns, config.policy, config.buckets
+        )
+
+    @property
+    def decisions(self) -> Iterator[Decision]:
+        """Decisions in the order of the listing, an object each: for small numbers of clips."""
+        return self.judged.decisions()
+
+    @property
     def clips(self) -> list[ClipRow]:
-        """The accepted clips, in the order of the cache's rows."""
-        return accepted(self.decisions)
+        """The accepted clips, in the order of the cache's rows, all in memory."""
+        return [decision.clip for decision in self.judged.decisions("status = 'accepted'")]
 
     @property
-    def rejected(self) -> list[Decision]:
-        """Decisions on the clips that the policy rejects."""
-        return [d for d in self.decisions if d.status == "rejected"]
+    def rejected(self) -> Iterator[Decision]:
+        """Decisions on the clips that the policy rejects, as `decisions`."""
+        return self.judged.decisions("status = 'rejected'")
 
     @property
-    def failed(self) -> list[Decision]:
+    def failed(self) -> Iterator[Decision]:
         """Decisions on files and clips that could not be read, scored or encoded."""
-        return [d for d in self.decisions if d.status == "failed"]
+        return self.judged.decisions("status = 'failed'")
+
+    @cached_property
+    def _counts(self) -> dict[str, int]:
+        found = self.judged.count_by("status")
+        return {status: found.get(status, 0) for status in ("accepted", "rejected", "failed")}
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of clips for each status: accepted, rejected and failed."""
-        found = Counter(decision.status for decision in self.decisions)
-        return {status: found[status] for status in ("accepted", "rejected", "failed")}
+        return dict(self._counts)
 
-    @property
+    @cached_property
     def mixture(self) -> dict[str, int]:
         """Number of accepted clips in each mixture, the largest first."""
-        return dict(Counter(clip.video.mixture for clip in self.clips).most_common())
+        return self.judged.count_by("mixture", "status = 'accepted'")
 
-    @property
+    @cached_property
     def buckets(self) -> dict[str, int]:
         """Number of accepted clips in each bucket, the largest first."""
-        shapes = (str(self.config.bucket_of(clip.width, clip.height)) for clip in self.clips)
-        return dict(Counter(shapes).most_common())
+        return self.judged.count_by("bucket", "status = 'accepted'")
+
+    @property
+    def absent(self) -> dict[str, int]:
+        """Number of clips without a score because its scorer is absent, by the reason for that."""
+        versions = versions_of(self.config.measures.scorers).values()
+        count = self.judged.count("status <> 'failed'")
+        return {version: count for version in versions if count and version.startswith(ABSENT)}
 
 
 @dataclass(frozen=True)
@@ -91,8 +124,3 @@ class CurationResult(Selection):
     def counts(self) -> dict[str, int]:
         """Number of clips for each status, and the number of rows as `rows`."""
         return super().counts | {"rows": self.num_rows}
-
-
-def accepted(decisions: Sequence[Decision]) -> list[ClipRow]:
-    """Return the clips of the decisions whose status is `accepted`, in order."""
-    return [decision.clip for decision in decisions if decision.status == "accepted"]

@@ -98,11 +98,16 @@ def tell(title: str, selection: Selection) -> None:
     if selection.config.other_buckets:
         shapes = "  ".join(f"{shape} {count}" for shape, count in selection.buckets.items())
         logs.say(f"  accepted by bucket: {shapes}")
-    lost = [*selection.rejected, *selection.failed]
+    judged = selection.judged
+    lost = (
+        *judged.decisions("status = 'rejected'", MAX_LOST),
+        *judged.decisions("status = 'failed'", MAX_LOST),
+    )
     for decision in lost[:MAX_LOST]:
         logs.say(f"  {decision.status} {name_of(decision.clip)}: {', '.join(decision.reasons)}")
-    if len(lost) > MAX_LOST:
-        logs.say(f"  and {len(lost) - MAX_LOST} more")
+    num_lost = selection.counts["rejected"] + selection.counts["failed"]
+    if num_lost > MAX_LOST:
+        logs.say(f"  and {num_lost - MAX_LOST} more")
 
 
 def name_of(clip: ClipRow) -> str:

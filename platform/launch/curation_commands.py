@@ -7,9 +7,10 @@ from functools import cache
 from statistics import fmean
 from typing import Literal
 
+from magicdistill.data_pipeline.io.query import text
 from magicdistill.data_pipeline.io.storage import AnyPath, local_folder
 from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics
-from magicdistill.data_pipeline.ledger.calibration import calibrate, format_distributions
+from magicdistill.data_pipeline.ledger.calibration import format_distributions
 from magicdistill.data_pipeline.maintenance import removal, verification
 from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.progress import Bars
@@ -95,11 +96,7 @@ def _tell(curator: Curator, selections: Mapping[str, Selection], *, show: bool) 
         tell(title, selection)
         _tell_faults(selection)
         if show:
-            clips = [decision.clip for decision in selection.decisions]
-            config = selection.config
-            print(
-                format_distributions(calibrate(clips, config.policy, *config.buckets)), flush=True
-            )
+            print(format_distributions(selection.calibration.distributions()), flush=True)
 
 
 def _tell_faults(selection: Selection) -> None:
@@ -108,9 +105,9 @@ def _tell_faults(selection: Selection) -> None:
         logs.say(f"  rows of {dataset} that cannot be used: {counts}")
     if selection.num_unscored:
         logs.say(f"  videos that nobody has looked at yet: {selection.num_unscored}")
-    for decision in selection.failed:
-        if decision.reasons[0].endswith(QUARANTINED):
-            logs.say(f"  quarantined {decision.clip.video.source_id}: {decision.reasons[0]}")
+    quarantined = f"status = 'failed' AND ends_with(reasons[1], {text(QUARANTINED)})"
+    for decision in selection.judged.decisions(quarantined):
+        logs.say(f"  quarantined {decision.clip.video.source_id}: {decision.reasons[0]}")
 
 
 def _report(recipe: Recipe, curator: Curator, selections: Mapping[str, Selection]) -> None:

@@ -38,6 +38,7 @@ from magicdistill.platform.planning.flops import operations
 from magicdistill.platform.planning.plan import changed, plan
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.worker import Worker
+from tests.curation_tables import scored
 from tests.registries import registries_restored
 from tests.tiny_run import write_cache
 
@@ -114,7 +115,7 @@ def test_workers_know_the_plugin_and_score_with_it(recipe: Recipe, tmp_path: Pat
     (source,) = recipe.data.sources
     measures = recipe.data.measures
     ledger = Ledger(tmp_path / "ledger")
-    found = ledger.scored(list(source.videos(tmp_path)), measures.version, measures.scorers)
+    found = scored(ledger, list(source.videos(tmp_path)), measures.version, measures.scorers)
     scores = [clip.scores["colour.colourfulness"] for clips in found.values() for clip in clips]
     assert len(scores) == 2 and all(score is not None and score > 5 for score in scores)
 

@@ -19,6 +19,7 @@ from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
+from tests.curation_tables import scored
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,8 +44,8 @@ def run(config: DataConfig, root: Path) -> dict[str, ClipRow]:
     select_clips(config, root, lambda stage, done, total: None)
     videos = list(iter_videos(config.sources, root / "clips"))
     measures = config.measures
-    scored = Ledger(root / "ledger").scored(videos, measures.version, measures.scorers)
-    return {Path(clip.video.uri).name: clip for clips in scored.values() for clip in clips}
+    found = scored(Ledger(root / "ledger"), videos, measures.version, measures.scorers)
+    return {Path(clip.video.uri).name: clip for clips in found.values() for clip in clips}
 
 
 def test_scorers_measure_only_what_they_have_not_seen(tmp_path: Path):

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from magicdistill.data_pipeline.config import DataConfig, Measures, Policy
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.pipeline import Curator
-from magicdistill.data_pipeline.rows import ClipRow, Video
+from magicdistill.data_pipeline.rows import ClipRow, Video, clips_to_table, failed
 from magicdistill.data_pipeline.scorers.phash import PHash
 from magicdistill.data_pipeline.selection.curation_result import Selection
 from magicdistill.data_pipeline.sources.folder import Folder
@@ -123,3 +124,25 @@ def test_a_later_night_rejects_the_copy_that_a_new_source_brings(tmp_path: Path)
         }
     (alone,) = decide(root, make_config(second))  # its version would have neither of them
     assert reasons_of(alone) == {"copy.mp4": (), "new.mp4": ()}
+
+
+def test_small_parts_are_merged_while_scoring_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.MAX_SMALL_PARTS", 3)
+    monkeypatch.setattr("magicdistill.data_pipeline.pipeline.MERGE_EVERY", 4)
+    folder = make_folder(tmp_path / "clips", *(f"{number:02d}.mp4" for number in range(18)))
+    curator = Curator([make_config(folder)], tmp_path / "root")
+    most = 0
+    for number, video in enumerate(iter_videos([folder], tmp_path)):
+        bits = np.random.default_rng(number).integers(0, 2, 512)
+        curator._commit(clips_to_table([clip_of(video, bits, 96)]))
+        unreachable = failed(video, MEASURES.version, "unreachable: missing file")
+        curator._commit(clips_to_table([unreachable] if number == 7 else []))
+        most = max(most, len(Ledger(tmp_path / "root" / "ledger").parts()))
+    assert most <= 5
+    (selection,) = curator.decide()
+    assert len(Ledger(tmp_path / "root" / "ledger").parts()) <= 3
+    assert selection.counts == {"accepted": 18, "rejected": 0, "failed": 1}
+    (again,) = decide(tmp_path / "root", make_config(folder))
+    assert again.counts == {"accepted": 18, "rejected": 0, "failed": 0}  # temporary failures pass

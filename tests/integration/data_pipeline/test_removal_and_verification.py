@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -23,8 +24,7 @@ from magicdistill.data_pipeline.latents.cache import (
 from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics
 from magicdistill.data_pipeline.latents.shard_format import CacheError
 from magicdistill.data_pipeline.latents.text_shards import TextRow, committed_texts, write_texts
-from magicdistill.data_pipeline.ledger.ledger import Ledger
-from magicdistill.data_pipeline.ledger.policy import Decision
+from magicdistill.data_pipeline.ledger.ledger import DECISION_SCHEMA, Ledger
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns
 from magicdistill.data_pipeline.maintenance.removal import take_down
 from magicdistill.data_pipeline.maintenance.verification import drop, verify
@@ -77,7 +77,12 @@ def root(tmp_path: Path) -> Path:
     ledger.append(clips[:2])
     ledger.append(clips[2:3])
     ledger.append(clips[3:])
-    ledger.write_decisions("all", [Decision(clip, "accepted", ()) for clip in clips])
+    decisions = [
+        {"clip_id": c.clip_id, "source_id": c.video.source_id, "status": "accepted", "reasons": []}
+        for c in clips
+    ]
+    batch = pa.RecordBatch.from_pylist(decisions, schema=DECISION_SCHEMA)
+    ledger.write_decisions("all", iter([batch]))
     rows = [make_row(clip, seed) for seed, clip in enumerate(clips)]
     write_shard(cache, rows[:2])
     write_shard(cache, rows[2:3])

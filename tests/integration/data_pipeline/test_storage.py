@@ -26,6 +26,7 @@ from magicdistill.data_pipeline.latents.cache import (
 from magicdistill.data_pipeline.latents.shard_format import CacheError
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.rows import Video, failed
+from tests.curation_tables import scored
 
 if TYPE_CHECKING:
     from tests.s3_server import Server
@@ -81,13 +82,13 @@ def test_the_ledger_of_a_bucket_is_that_of_a_folder(
     video = Video("v", "source", "uri", "path", "fingerprint", "license", "portrait", False)
     clips = [failed(video, "measures", "no frames")]
     for ledger in (Ledger(root / "ledger"), Ledger(tmp_path / "ledger")):
-        assert ledger.scored([video], "measures") == {}
+        assert scored(ledger, [video], "measures") == {}
         ledger.append(clips)
         ledger.append(clips)
-        assert ledger.scored([video], "measures") == {"v": clips}
+        assert scored(ledger, [video], "measures") == {"v": clips}
         ledger.append([failed(video, "others", "no frames")])
         assert (ledger.compact(), len(ledger.parts())) == (2, 1)
-        assert ledger.scored([video], "measures") == {"v": clips}
+        assert scored(ledger, [video], "measures") == {"v": clips}
 
 
 def test_a_shard_is_copied_once_and_again_when_it_was_replaced(s3: "Server", root: AnyPath):

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from magicdistill.data_pipeline.config import Bucket, DataConfig, Limit, Policy, nearest_bucket
-from magicdistill.data_pipeline.ledger.policy import decide
+from tests.curation_tables import decide
 from tests.scored_clips import scored_clip
 
 BUCKET = Bucket()
@@ -41,7 +41,7 @@ def test_a_clip_is_rejected_with_its_reason(changes: dict, reason: str):
 
 
 def test_a_good_clip_is_accepted_and_a_failed_one_keeps_its_reason():
-    good, bad = decide([make_clip(), make_clip(failure="empty file")], LENIENT, BUCKET)
+    good, bad = decide([make_clip(), make_clip(clip_id="b", failure="empty file")], LENIENT, BUCKET)
     assert (good.status, good.reasons) == ("accepted", ())
     assert (bad.status, bad.reasons) == ("failed", ("empty file",))
 

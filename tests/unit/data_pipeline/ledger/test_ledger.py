@@ -12,7 +12,6 @@ import pytest
 from magicdistill.data_pipeline.config import Bucket, Measures, Policy
 from magicdistill.data_pipeline.io.storage import write_parquet
 from magicdistill.data_pipeline.ledger.ledger import Ledger
-from magicdistill.data_pipeline.ledger.policy import decide
 from magicdistill.data_pipeline.rows import (
     CLIP_SCHEMA,
     STORED,
@@ -24,6 +23,7 @@ from magicdistill.data_pipeline.rows import (
 from magicdistill.data_pipeline.scorers.black import Black
 from magicdistill.data_pipeline.scorers.exposure import Exposure
 from magicdistill.data_pipeline.stages.run_scorers import versions_of
+from tests.curation_tables import judged_clips, scored
 
 VIDEO = Video("v", "s", "file:///v.mp4", "/v.mp4", "1-1", "l", "portrait", False)
 MEASURES = Measures().version
@@ -38,7 +38,7 @@ def make_clip(start: int = 0) -> ClipRow:
 def test_rows_come_back_equal_in_the_order_of_the_video(tmp_path: Path):
     clips = [make_clip(20), make_clip(0)]
     Ledger(tmp_path).append(clips)
-    assert Ledger(tmp_path).scored([VIDEO], MEASURES) == {"v": clips[::-1]}
+    assert scored(Ledger(tmp_path), [VIDEO], MEASURES) == {"v": clips[::-1]}
 
 
 def test_a_row_has_a_column_for_every_field_of_the_clip():
@@ -61,16 +61,16 @@ def test_a_ledger_of_any_age_is_read_by_the_names_of_its_columns(tmp_path: Path)
 def test_a_changed_file_or_other_measures_count_as_not_scored(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append([make_clip()])
-    assert ledger.scored([replace(VIDEO, fingerprint="2-2")], MEASURES) == {}
-    assert ledger.scored([VIDEO], Measures(motion_fps=5).version) == {}
-    assert ledger.scored([], MEASURES) == {}
+    assert scored(ledger, [replace(VIDEO, fingerprint="2-2")], MEASURES) == {}
+    assert scored(ledger, [VIDEO], Measures(motion_fps=5).version) == {}
+    assert scored(ledger, [], MEASURES) == {}
 
 
 def test_a_clip_has_the_path_and_the_address_of_the_present_listing(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append([make_clip()])
     moved = replace(VIDEO, path="/moved/v.mp4", uri="file:///moved/v.mp4")
-    (clip,) = ledger.scored([moved], MEASURES)["v"]
+    (clip,) = scored(ledger, [moved], MEASURES)["v"]
     assert (clip.video.path, clip.video.uri) == (moved.path, moved.uri)
 
 
@@ -78,21 +78,21 @@ def test_a_later_failure_stays(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append([replace(make_clip(), failure="encode: crashed")])
     ledger.append([make_clip()])
-    assert ledger.scored([VIDEO], MEASURES)["v"][0].failure == "encode: crashed"
+    assert scored(ledger, [VIDEO], MEASURES)["v"][0].failure == "encode: crashed"
 
 
 def test_what_a_killed_writer_left_is_ignored(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append([make_clip()])
     (tmp_path / "scores" / ".part.parquet.17.tmp").write_bytes(b"half a fi")
-    assert len(ledger.scored([VIDEO], MEASURES)) == 1
+    assert len(scored(ledger, [VIDEO], MEASURES)) == 1
 
 
 def test_decisions_are_stored_with_their_reasons(tmp_path: Path):
     import pyarrow.parquet as pq
 
-    decisions = decide([replace(make_clip(), failure="empty file")], Policy(), Bucket())
-    path = Ledger(tmp_path).write_decisions("now", decisions)
+    clips = judged_clips([replace(make_clip(), failure="empty file")], Policy(), Bucket())
+    path = Ledger(tmp_path).write_decisions("now", clips.stored())
     assert pq.read_table(path).to_pylist() == [
         {"clip_id": "c0", "source_id": "s", "status": "failed", "reasons": ["empty file"]}
     ]
@@ -118,7 +118,7 @@ def contradicting() -> list[ClipRow]:
 
 
 def read(ledger: Ledger) -> dict[str, list[ClipRow]]:
-    return ledger.scored([VIDEO], MEASURES, SCORERS)
+    return scored(ledger, [VIDEO], MEASURES, SCORERS)
 
 
 def test_what_is_read_does_not_depend_on_the_order_of_parts(tmp_path: Path):
@@ -157,7 +157,9 @@ def test_many_small_parts_become_few_and_say_the_same(many_parts: Ledger):
 def test_few_parts_and_large_ones_are_left_alone(
     many_parts: Ledger, monkeypatch: pytest.MonkeyPatch
 ):
+    many_parts.compact()
     parts = many_parts.parts()
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.MAX_SMALL_PARTS", 1)
     monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.SMALL_PART_BYTES", 1)
     assert many_parts.compact() == 0
     assert many_parts.parts() == parts

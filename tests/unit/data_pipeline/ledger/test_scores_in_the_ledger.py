@@ -12,6 +12,7 @@ from magicdistill.data_pipeline.scorers.base import Scorer
 from magicdistill.data_pipeline.scorers.black import Black
 from magicdistill.data_pipeline.scorers.exposure import Exposure
 from magicdistill.data_pipeline.stages.run_scorers import lacking, versions_of
+from tests.curation_tables import scored
 
 VIDEO = Video("v", "s", "file:///v.mp4", "/v.mp4", "1-1", "l", "portrait", False)
 MEASURES = Measures().version
@@ -25,7 +26,7 @@ def seen_by(*scorers: Scorer, value: float = 1.0, **changes: object) -> ClipRow:
 
 
 def read(ledger: Ledger, *scorers: Scorer) -> ClipRow:
-    (clip,) = ledger.scored([VIDEO], MEASURES, scorers)["v"]
+    (clip,) = scored(ledger, [VIDEO], MEASURES, scorers)["v"]
     return clip
 
 
@@ -71,7 +72,7 @@ def test_scores_outlive_another_search_for_clips(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.append([seen_by(Black(), value=0.0)])
     ledger.append([replace(CLIP, measures="other")])
-    (clip,) = ledger.scored([VIDEO], "other", [Black()])["v"]
+    (clip,) = scored(ledger, [VIDEO], "other", [Black()])["v"]
     assert clip.scores["black.share"] == 0
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from magicdistill.data_pipeline.config import Bucket, Policy
 from magicdistill.data_pipeline.ledger.ledger import Ledger
-from magicdistill.data_pipeline.ledger.policy import decide
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns, add_tombstone
 from magicdistill.data_pipeline.maintenance.removal import take_down
 from magicdistill.data_pipeline.media.video import decode
@@ -17,6 +16,7 @@ from magicdistill.data_pipeline.rows import ClipRow, digest
 from magicdistill.data_pipeline.scorers.base import Frame
 from magicdistill.data_pipeline.scorers.phash import PHash
 from magicdistill.data_pipeline.sources.package_clips import find_clips
+from tests.curation_tables import decide
 from tests.scored_clips import scored_clip
 
 VERSIONS = {"phash": PHash().version}

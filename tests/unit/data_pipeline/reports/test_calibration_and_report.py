@@ -12,18 +12,21 @@ import pytest
 from PIL import Image
 
 from magicdistill.data_pipeline.config import Bucket, DataConfig, Decoder, Measures, Policy
-from magicdistill.data_pipeline.ledger.calibration import calibrate, format_distributions
+from magicdistill.data_pipeline.io.query import Database
+from magicdistill.data_pipeline.ledger.calibration import Calibration, format_distributions
+from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns
 from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.reports.curation_report import write_report
 from magicdistill.data_pipeline.reports.thumbnails import thumbnails
-from magicdistill.data_pipeline.rows import Video, failed
+from magicdistill.data_pipeline.rows import Video, failed, videos_to_table
 from magicdistill.data_pipeline.selection.curation_result import Selection, StageTiming
 from magicdistill.data_pipeline.selection.curation_state import CurationState
 from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.score import score_video
+from tests.curation_tables import judged_clips
 
 POLICY = Policy(min_short_side=64, min_long_side=64, min_motion_px=0.05, max_motion_px=9.0)
 
@@ -44,25 +47,26 @@ def selection(tmp_path_factory: pytest.TempPathFactory) -> Selection:
     )
     videos = list(iter_videos(config.sources, folder))
     missing = Video("m", "hdtf/gone", "", "", "fault", "l", "portrait", False, fault="missing file")
-    state = CurationState(config, [*videos, missing], Takedowns({}, {}))
+    database = Database()
+    ledger = Ledger(tmp_path_factory.mktemp("ledger"), database)
+    listing = [videos_to_table([*videos, missing])]
+    state = CurationState(config, database, ledger, listing, Takedowns({}, {}))
     for video in videos:
         if "script" in video.path:
-            state.clips.append(failed(video, config.measures.version, "corrupt: no video"))
+            ledger.append([failed(video, config.measures.version, "corrupt: no video")])
         else:
-            state.clips += score_video(video, Path(video.path), config.measures)
-    state.clips.append(failed(missing, config.measures.version, missing.fault))
-    state.judge()
+            ledger.append(score_video(video, Path(video.path), config.measures))
+    assert [state.commit_faults(), state.commit_faults()] == [1, 0]
+    state.judge(Ledger(database.folder / "temporary", database))
     return state.select()
 
 
 def test_calibration_says_what_each_threshold_rejects_and_what_it_alone_does(selection: Selection):
-    clips = [decision.clip for decision in selection.decisions]
-    distributions = {d.score: d for d in calibrate(clips, POLICY, Bucket())}
+    distributions = {d.score: d for d in selection.calibration.distributions()}
     motion, frames = distributions["motion.px"], distributions["frames"]
     assert (motion.num_rejected, motion.num_rejected_alone) == (2, 1)
     assert (frames.num_rejected, frames.num_rejected_alone) == (1, 0)
-    assert frames.values.tolist() == [12, 40, 51]
-    assert frames.quantiles[0] == 12 and frames.quantiles[3] == 40 and frames.quantiles[-1] == 51
+    assert (frames.count, *frames.quantiles[::3]) == (3, 12, 40, 51)
     assert distributions["short side"].num_rejected == 0
     table = format_distributions(list(distributions.values())).splitlines()
     assert re.fullmatch(r"portrait +frames +3 +12 .* 51 +≥ 17 +1 +0", table[3])
@@ -71,12 +75,15 @@ def test_calibration_says_what_each_threshold_rejects_and_what_it_alone_does(sel
 def test_calibration_tells_lengths_of_several_buckets_apart(selection: Selection):
     clips = [decision.clip for decision in selection.decisions]
     wide = [
-        replace(clip, width=96, video=replace(clip.video, source_id="s"))
+        replace(clip, clip_id=f"wide {clip.clip_id}", width=96)
         for clip in clips
         if not clip.failure
     ]
     long = Bucket(num_frames=49, width=96)
-    distributions = {d.score: d for d in calibrate([*clips, *wide], POLICY, Bucket(), long)}
+    buckets = Bucket(), long
+    found = judged_clips([*clips, *wide], POLICY, *buckets)
+    calibration = Calibration(found.database, found.sql, found.columns, POLICY, buckets)
+    distributions = {d.score: d for d in calibration.distributions()}
     assert (distributions["frames"].num_rejected, distributions["frames for 49"].num_rejected) == (
         1,
         2,

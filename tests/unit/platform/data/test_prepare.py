@@ -4,21 +4,32 @@ from dataclasses import replace
 
 import pytest
 
-from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.ledger.policy import Decision
+from magicdistill.data_pipeline.config import DataConfig, Policy
 from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.selection.curation_result import Selection
 from magicdistill.platform.data.prepare import MAX_LOST, name_of, tell
+from tests.curation_tables import judged_clips
+from tests.scored_clips import scored_clip
 
 FILM = Video("f", "folder/films/long.mp4", "", "", "", "CC0", "general", True)
-CLIPS = [ClipRow(f"c{n}", FILM, "m", start=48 * n, stop=48 * n + 40, fps=24.0) for n in range(12)]
+CLIPS = [
+    scored_clip(
+        f"c{n}",
+        source_id=FILM.source_id,
+        mixture="general",
+        start=48 * n,
+        stop=48 * n + 40,
+        scores={"frozen.longest_s": 2.0},
+    )
+    for n in range(12)
+]
 
 
 def selection(clips: list[ClipRow]) -> Selection:
     source = {"kind": "folder", "path": "films", "license": "CC0", "mixture": "general"}
     config = DataConfig.model_validate({"sources": [source]})
-    decisions = tuple(Decision(clip, "rejected", ("frozen.longest_s: 2 > 0.5",)) for clip in clips)
-    return Selection(config, decisions, 1, 0, {})
+    judged = judged_clips(clips, Policy(min_short_side=1, min_long_side=1), config.bucket)
+    return Selection(config, judged, 1, 0, {})
 
 
 def test_clips_of_one_film_are_told_apart_and_those_left_out_are_counted(

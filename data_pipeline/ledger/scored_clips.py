@@ -1,0 +1,161 @@
+"""Queries that bring the rows of every clip together, and that find the videos that have none."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
+from math import ceil
+
+from magicdistill.data_pipeline.io.query import name, text
+from magicdistill.data_pipeline.ledger.columns import MAPS, NUM_SLICES, PLAIN, SLICE
+from magicdistill.data_pipeline.ledger.ledger import LedgerRows
+from magicdistill.data_pipeline.scorers.base import ABSENT, Scorer
+
+ROWS_AT_ONCE = 1_000_000
+"""About as many rows of ledger and listing are brought together at once, which bounds memory."""
+LISTED = ("uri", "path", "license", "mixture", "entry", "time_scale", "caption", "imported_scores")
+"""Columns of a clip that the present listing fills in. The recorded source id stays: takedowns find
+all that a film left by it."""
+FINDINGS = tuple(
+    column
+    for column in PLAIN
+    if column not in (*LISTED, "clip_id", "video_id", "fingerprint", "measures", "failure")
+)
+"""Columns of a clip that one of its rows says, beside its failure."""
+
+
+def slice_ranges(num_rows: int) -> Iterator[str]:
+    """Yield conditions on `slice` that divide so many rows into parts of about ROWS_AT_ONCE."""
+    count = min(max(1, ceil(num_rows / ROWS_AT_ONCE)), NUM_SLICES)
+    bounds = [number * NUM_SLICES // count for number in range(count + 1)]
+    for first, stop in pairwise(bounds):
+        yield f"{SLICE} BETWEEN {first} AND {stop - 1}"
+
+
+def videos_without_clips(rows: LedgerRows, listing: str, measures: str, part: str) -> str:
+    """Return the query of the listed videos of which no row counts, whatever their scores.
+
+    Args:
+        rows: the ledger's rows.
+        listing: the listed videos, a table or a query in parentheses.
+        measures: version of the settings under which clips must have been found.
+        part: the condition on slices.
+    """
+    counts = f"measures = {text(measures)} AND NOT {_is_stale(rows.columns, {})}"
+    known = f"(FROM ({rows.sql}) WHERE {part} AND {counts})"
+    return f"FROM (FROM {listing} WHERE {part}) ANTI JOIN {known} USING (video_id, fingerprint)"
+
+
+def scored_clips(
+    rows: LedgerRows,
+    listing: str,
+    measures: str,
+    scorers: Sequence[Scorer],
+    part: str,
+    repeated: str,
+    blobs: Collection[str] = (),
+    only: str = "true",
+) -> str:
+    """Return the query of the recorded clips of those videos whose content has not changed since.
+
+    A clip's span, size, failure and so on are those of one of its rows: of contradicting ones a
+    failure counts, and else the largest, so that it does not matter which is read first. Of each
+    scorer the results of the wanted version count, from whichever row. Columns are `ordinal`, those
+    of `CLIP_COLUMNS` that need no look at the listing's texts, and `scores.…`, `scorers.…` and
+    `blobs.…`; the scores of an absent scorer are null.
+
+    Args:
+        rows: the ledger's rows.
+        listing: the videos that the sources list now, a table or a query in parentheses.
+        measures: version of the settings under which the clips must have been found.
+        scorers: scorers whose results are wanted; results of their other versions are ignored.
+        part: the condition on slices.
+        repeated: the clips of `repeated_clips`, a table or a query in parentheses; empty if there
+            are none.
+        blobs: kinds of scorers whose blobs are wanted.
+        only: a condition on the ledger's rows.
+    """
+    has = set(rows.columns)
+    versions = {scorer.kind: scorer.version for scorer in scorers}
+    found = _found_with_the_clip(has, versions)
+    fields = ", ".join(f"{name(column)}: {name(column)}" for column in (*FINDINGS, *found))
+    row = f"{{lost: failure <> '', failure: failure, {fields}}}"
+    counts = f"measures = {text(measures)} AND NOT {_is_stale(has, versions)}"
+    gathered = [(row, counts, "chosen")]
+    results: list[str] = []
+    for scorer in scorers:
+        kind, version = scorer.kind, versions[scorer.kind]
+        own = [f"scores.{kind}.{score}" for score in scorer.SCORES]
+        if version.startswith(ABSENT):
+            results.append(f"{text(version)} AS {name(f'scorers.{kind}')}")
+            results += [f"NULL::DOUBLE AS {name(column)}" for column in own]
+            continue
+        seen = f"failure = '' AND {name(f'scorers.{kind}')} = {text(version)}"
+        if f"scorers.{kind}" not in has:
+            seen = "false"
+        held = {column: _or_null(column, has) for column in own}
+        if kind in blobs:
+            held[f"blobs.{kind}"] = _or_null(f"blobs.{kind}", has)
+        fields = ", ".join(f"{name(column)}: {value}" for column, value in held.items())
+        result = name(f"of {kind}")
+        gathered.append((f"{{seen: true, {fields}}}", seen, result))
+        results.append(
+            f"CASE WHEN {result}.seen THEN {text(version)} END AS {name(f'scorers.{kind}')}"
+        )
+        results += [f"{result}.{name(column)} AS {name(column)}" for column in held]
+    chosen = [
+        f"chosen.{name(column)} AS {name(column)}" for column in ("failure", *FINDINGS, *found)
+    ]
+    same = {"video_id": "l", "fingerprint": "l", SLICE: "l", "ordinal": "v"}
+    same |= dict.fromkeys(("mixture", "time_scale", "imported_scores"), "v")
+    known = f"(FROM ({rows.sql}) WHERE {part} AND {only})"
+    columns = "ordinal, video_id, fingerprint, mixture, time_scale, imported_scores"
+    videos = f"(SELECT {columns} FROM {listing} WHERE {part})"
+    joined = f"{known} AS l JOIN {videos} AS v USING (video_id, fingerprint)"
+    values = [f"{table}.{column}" for column, table in same.items()]
+    values += [f"CASE WHEN {when} THEN {value} END AS {alias}" for value, when, alias in gathered]
+    clips = f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE {counts}"
+    if repeated:
+        values = [f"any_value({table}.{column})" for column, table in same.items()]
+        values += [f"max({value}) FILTER (WHERE {when})" for value, when, _ in gathered]
+        clips = (
+            f"{clips} AND clip_id NOT IN (FROM {repeated}) UNION ALL "
+            f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE clip_id IN (FROM {repeated}) "
+            f"GROUP BY clip_id HAVING bool_or({counts})"
+        )
+    return (
+        f"SELECT clip_id, {', '.join(same)}, {text(measures)} AS measures, "
+        f"{', '.join((*chosen, *results))} FROM ({clips})"
+    )
+
+
+def repeated_clips(rows: LedgerRows, part: str) -> str:
+    """Return the query of the ids of clips of which there are several rows: few, as a rule, and
+    only those have to be brought together."""
+    return f"SELECT clip_id FROM ({rows.sql}) WHERE {part} GROUP BY clip_id HAVING count(*) > 1"
+
+
+def _is_stale(columns: Collection[str], wanted: Mapping[str, str]) -> str:
+    """Return the condition of rows that failed under other scorers than the wanted ones."""
+    others = [
+        f"{name(column)} <> {text(wanted[kind])}"
+        if kind in wanted
+        else f"{name(column)} IS NOT NULL"
+        for column in columns
+        if column.startswith("scorers.")
+        for kind in (column.partition(".")[2],)
+    ]
+    return f"(failure <> '' AND coalesce({' OR '.join(others) or 'false'}, false))"
+
+
+def _found_with_the_clip(columns: Collection[str], kinds: Collection[str]) -> list[str]:
+    """Return the columns of scores that no scorer took: they belong to the clip's row."""
+    return sorted(
+        column
+        for column in columns
+        if column.startswith("scores.")
+        for kind in (column.split(".")[1],)
+        if kind not in kinds and f"scorers.{kind}" not in columns
+    )
+
+
+def _or_null(column: str, columns: Collection[str]) -> str:
+    return name(column) if column in columns else f"NULL::{MAPS[column.partition('.')[0]]}"

@@ -1,0 +1,111 @@
+"""The videos that sources list, as tables on the disk."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from magicdistill.data_pipeline.io.query import Database, text
+from magicdistill.data_pipeline.ledger.columns import SLICE, slice_of
+from magicdistill.data_pipeline.ledger.takedowns import REASON, Takedowns
+from magicdistill.data_pipeline.rows import VIDEO_SCHEMA
+
+FILE_ROWS = 500_000
+"""Videos in one file."""
+DECIDING = (
+    *("ordinal", "video_id", "source_id", "uri", "fingerprint", "mixture", "time_scale"),
+    *("imported_scores", "fault"),
+)
+"""Columns of the listing that decisions ask for."""
+
+
+class ListedVideos:
+    """All videos of a config's sources, also those that cannot be used, as Parquet files.
+
+    Some files have all columns of `Video` and `ordinal`, which counts the videos: those of a file
+    follow each other in the listing. Others have what decisions ask for, and are sorted by slice.
+    """
+
+    def __init__(
+        self, database: Database, title: str, tables: Iterable[pa.Table], takedowns: Takedowns
+    ) -> None:
+        """Write the files; of videos that were taken down only their names and the reason are left.
+
+        Args:
+            database: in whose folder they are written.
+            title: names the files.
+            tables: the listing, as `iter_tables` gives it.
+            takedowns: the films that must not be used.
+        """
+        self._db = database
+        self._files: list[Path] = []
+        self.num_videos = 0
+        gone = [{"source_id": s, "day": day} for s, day in takedowns.sources.items()]
+        names = pa.schema([("source_id", pa.string()), ("day", pa.string())])
+        self._taken_down = pa.Table.from_pylist(gone, schema=names)
+        self._folder = database.folder / title
+        for rows in _gathered(tables):
+            self._write(rows)
+        if not self._files:
+            self._write(VIDEO_SCHEMA.empty_table())
+        files = [file.with_name(f"sorted-{file.name}") for file in self._files]
+        self.sql = database.files(files)
+        """The table of all videos with the columns of DECIDING."""
+
+    @property
+    def ranges(self) -> Iterator[tuple[str, str]]:
+        """Tables of the videos, and the conditions on `ordinal` that select those of each."""
+        for number, file in enumerate(self._files):
+            first = number * FILE_ROWS
+            condition = f"ordinal BETWEEN {first} AND {first + FILE_ROWS - 1}"
+            yield self._db.files([file]), condition
+
+    @property
+    def whole(self) -> str:
+        """The table of all videos with all columns."""
+        return self._db.files(self._files)
+
+    def faults(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the number of videos that cannot be used, by data set and reason."""
+        found: dict[str, dict[str, int]] = {}
+        for dataset, reason, count, _ in self._db.rows(
+            "SELECT split_part(source_id, '/', 1) AS dataset, split_part(fault, ':', 1) AS reason, "
+            f"count(*), min(ordinal) AS first FROM {self.sql} WHERE fault <> '' "
+            "GROUP BY dataset, reason ORDER BY first"
+        ):
+            found.setdefault(dataset, {})[reason] = count
+        return found
+
+    def _write(self, rows: pa.Table) -> None:
+        ordinals = np.arange(self.num_videos, self.num_videos + len(rows))
+        reason = f"concat({text(f'{REASON}: on ')}, day)"
+        marked = (
+            f"SELECT v.* REPLACE (CASE WHEN day IS NULL THEN fault ELSE {reason} END AS fault, "
+            f"CASE WHEN day IS NULL THEN fingerprint ELSE concat('fault ', {reason}) END "
+            "AS fingerprint, CASE WHEN day IS NULL THEN caption ELSE '' END AS caption, "
+            "CASE WHEN day IS NULL THEN imported_scores ELSE MAP {} END AS imported_scores) "
+            "FROM listed AS v LEFT JOIN gone USING (source_id)"
+        )
+        file = self._folder / f"{len(self._files):05d}.parquet"
+        listed = rows.append_column("ordinal", pa.array(ordinals, pa.int64()))
+        with self._db.named(listed=listed, gone=self._taken_down):
+            self._db.write(marked, file)
+        deciding = f"SELECT {', '.join(DECIDING)}, {slice_of('video_id')} AS {SLICE}"
+        query = f"{deciding} FROM {self._db.files([file])} ORDER BY {SLICE}"
+        self._db.write(query, file.with_name(f"sorted-{file.name}"))
+        self._files.append(file)
+        self.num_videos += len(rows)
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of FILE_ROWS, of which the last one may be shorter."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        while sum(map(len, held)) >= FILE_ROWS:
+            rows = pa.concat_tables(held)
+            yield rows.slice(0, FILE_ROWS)
+            held = [rows.slice(FILE_ROWS)]
+    if sum(map(len, held)):
+        yield pa.concat_tables(held)
