@@ -1,6 +1,7 @@
 """Queries that bring the rows of every clip together, and that find the videos that have none."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 
@@ -9,6 +10,7 @@ from magicdistill.data_pipeline.ledger.columns import MAPS, NUM_SLICES, PLAIN, S
 from magicdistill.data_pipeline.ledger.ledger import LedgerRows
 from magicdistill.data_pipeline.scorers.base import ABSENT, Scorer
 
+_LISTED_FACTS = "ordinal, video_id, fingerprint, mixture, time_scale, imported_scores"
 ROWS_AT_ONCE = 1_000_000
 """About as many rows of ledger and listing are brought together at once, which bounds memory."""
 LISTED = ("uri", "path", "license", "mixture", "entry", "time_scale", "caption", "imported_scores")
@@ -77,54 +79,71 @@ def scored_clips(
     versions = {scorer.kind: scorer.version for scorer in scorers}
     found = _found_with_the_clip(has, versions)
     fields = ", ".join(f"{name(column)}: {name(column)}" for column in (*FINDINGS, *found))
-    row = f"{{lost: failure <> '', failure: failure, {fields}}}"
     counts = f"measures = {text(measures)} AND NOT {_is_stale(has, versions)}"
-    gathered = [(row, counts, "chosen")]
-    results: list[str] = []
-    for scorer in scorers:
-        kind, version = scorer.kind, versions[scorer.kind]
-        own = [f"scores.{kind}.{score}" for score in scorer.SCORES]
-        if version.startswith(ABSENT):
-            results.append(f"{text(version)} AS {name(f'scorers.{kind}')}")
-            results += [f"NULL::DOUBLE AS {name(column)}" for column in own]
-            continue
-        seen = f"failure = '' AND {name(f'scorers.{kind}')} = {text(version)}"
-        if f"scorers.{kind}" not in has:
-            seen = "false"
-        held = {column: _or_null(column, has) for column in own}
-        if kind in blobs:
-            held[f"blobs.{kind}"] = _or_null(f"blobs.{kind}", has)
-        fields = ", ".join(f"{name(column)}: {value}" for column, value in held.items())
-        result = name(f"of {kind}")
-        gathered.append((f"{{seen: true, {fields}}}", seen, result))
-        results.append(
-            f"CASE WHEN {result}.seen THEN {text(version)} END AS {name(f'scorers.{kind}')}"
-        )
-        results += [f"{result}.{name(column)} AS {name(column)}" for column in held]
-    chosen = [
-        f"chosen.{name(column)} AS {name(column)}" for column in ("failure", *FINDINGS, *found)
+    chosen = _Gathered("chosen", f"{{lost: failure <> '', failure: failure, {fields}}}", counts)
+    results = [
+        _result(scorer, versions[scorer.kind], has, scorer.kind in blobs)
+        for scorer in scorers
+        if not versions[scorer.kind].startswith(ABSENT)
     ]
     same = {"video_id": "l", "fingerprint": "l", SLICE: "l", "ordinal": "v"}
     same |= dict.fromkeys(("mixture", "time_scale", "imported_scores"), "v")
-    known = f"(FROM ({rows.sql}) WHERE {part} AND {only})"
-    columns = "ordinal, video_id, fingerprint, mixture, time_scale, imported_scores"
-    videos = f"(SELECT {columns} FROM {listing} WHERE {part})"
-    joined = f"{known} AS l JOIN {videos} AS v USING (video_id, fingerprint)"
+    videos = f"(SELECT {_LISTED_FACTS} FROM {listing} WHERE {part})"
+    joined = (
+        f"(FROM ({rows.sql}) WHERE {part} AND {only}) AS l "
+        f"JOIN {videos} AS v USING (video_id, fingerprint)"
+    )
+    gathered = (chosen, *results)
     values = [f"{table}.{column}" for column, table in same.items()]
-    values += [f"CASE WHEN {when} THEN {value} END AS {alias}" for value, when, alias in gathered]
+    values += [f"CASE WHEN {g.condition} THEN {g.value} END AS {name(g.name)}" for g in gathered]
     clips = f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE {counts}"
     if repeated:
         values = [f"any_value({table}.{column})" for column, table in same.items()]
-        values += [f"max({value}) FILTER (WHERE {when})" for value, when, _ in gathered]
+        values += [f"max({g.value}) FILTER (WHERE {g.condition})" for g in gathered]
         clips = (
             f"{clips} AND clip_id NOT IN (FROM {repeated}) UNION ALL "
             f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE clip_id IN (FROM {repeated}) "
             f"GROUP BY clip_id HAVING bool_or({counts})"
         )
+    columns = [f"chosen.{name(c)} AS {name(c)}" for c in ("failure", *FINDINGS, *found)]
+    columns += [column for result in results for column in result.columns]
+    columns += [column for scorer in scorers for column in _absent(scorer, versions[scorer.kind])]
     return (
         f"SELECT clip_id, {', '.join(same)}, {text(measures)} AS measures, "
-        f"{', '.join((*chosen, *results))} FROM ({clips})"
+        f"{', '.join(columns)} FROM ({clips})"
     )
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """What is taken from a clip's rows: the largest value of those for which a condition holds."""
+
+    name: str
+    value: str
+    condition: str
+    columns: Sequence[str] = ()
+    """What becomes of it."""
+
+
+def _result(scorer: Scorer, version: str, has: Collection[str], with_blob: bool) -> _Gathered:
+    """Return what is taken of a scorer's results of one version."""
+    kind, alias = scorer.kind, f"of {scorer.kind}"
+    held = [f"scores.{kind}.{score}" for score in scorer.SCORES]
+    if with_blob:
+        held.append(f"blobs.{kind}")
+    fields = ", ".join(f"{name(column)}: {_or_null(column, has)}" for column in held)
+    seen = f"failure = '' AND {_or_null(f'scorers.{kind}', has)} = {text(version)}"
+    taken = f"CASE WHEN {name(alias)}.seen THEN {text(version)} END AS {name(f'scorers.{kind}')}"
+    columns = (taken, *(f"{name(alias)}.{name(column)} AS {name(column)}" for column in held))
+    return _Gathered(alias, f"{{seen: true, {fields}}}", seen, columns)
+
+
+def _absent(scorer: Scorer, version: str) -> Iterator[str]:
+    """Yield the columns of a scorer without weights: nulls, and the reason; others have none."""
+    if version.startswith(ABSENT):
+        yield f"{text(version)} AS {name(f'scorers.{scorer.kind}')}"
+        for score in scorer.SCORES:
+            yield f"NULL::DOUBLE AS {name(f'scores.{scorer.kind}.{score}')}"
 
 
 def repeated_clips(rows: LedgerRows, part: str) -> str:
