@@ -205,8 +205,8 @@ def is_temporary(failure: str) -> bool:
 
 def split_temporary(clips: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Return the rows of temporary failures, and the others."""
-    temporary = pc.match_substring(clips["failure"], f"{UNREACHABLE}: ")
-    return clips.filter(temporary), clips.filter(pc.invert(temporary))
+    temporary = pa.array(map(is_temporary, clips["failure"].to_pylist()), pa.bool_())
+    return clips.filter(temporary), clips.filter(pc.equal(temporary, False))
 
 
 def failed(video: Video, measures: str, reason: str) -> ClipRow:

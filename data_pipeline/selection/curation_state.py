@@ -23,7 +23,7 @@ from magicdistill.data_pipeline.ledger.scored_clips import (
     videos_without_clips,
 )
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns
-from magicdistill.data_pipeline.rows import VIDEO_SCHEMA
+from magicdistill.data_pipeline.rows import VIDEO_SCHEMA, digest
 from magicdistill.data_pipeline.scorers.base import ABSENT, Scorer
 from magicdistill.data_pipeline.selection.curation_result import Selection
 from magicdistill.data_pipeline.selection.judged_clips import (
@@ -182,7 +182,9 @@ class CurationState:
         parts = self._ledger.read(lambda rows: self._judge_alone(rows, folder), temporary)
         self._candidates = db.files([folder / f"{number}-candidates" for number in parts])
         first = [self._comparable(other) for other in held_out]
-        policy, kept = self.config.policy, self._ledger.directory / "compared"
+        policy, sources = self.config.policy, (s.model_dump_json() for s in self.config.sources)
+        # What was compared is known for the clips of one list of sources.
+        kept = self._ledger.directory / "compared" / digest(*sources)
         gone, refused = self._taken_down, folder / "refused"
         write_refusals(db, self._candidates, first, gone, policy, refused, kept)
         self._refused = db.files([folder / "refused"])

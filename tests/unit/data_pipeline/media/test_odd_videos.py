@@ -17,7 +17,7 @@ from av.stream import Disposition
 
 from magicdistill.data_pipeline.config import Bucket, Limit, Measures, Policy
 from magicdistill.data_pipeline.latents.windows import decode_windows
-from magicdistill.data_pipeline.ledger.policy import decide
+from tests.curation_tables import decide
 from magicdistill.data_pipeline.media.frame_ranges import frame_range_of
 from magicdistill.data_pipeline.media.video import (
     VideoError,

@@ -92,7 +92,7 @@ REFUSED_COMMANDS = {
         "--model.vae nowhere": "model.vae: no weights",
         "--model.vae assets/portrait-tiny/teacher": "give a folder of AutoencoderKLHunyuanVideo",
         "--model.teacher nowhere": "model.teacher: no weights",
-        "--model.teacher assets/portrait-tiny/vae": "vae holds weights of AutoencoderKLHunyuanVideo",
+        "--model.teacher assets/portrait-tiny/vae": "holds weights of AutoencoderKLHunyuanVideo",
         "--model.generator assets/portrait-tiny/vae": "which is of no registered backbone",
         "--recipe portrait-tiny-1step --pairs.generator nowhere": "pairs.generator: no weights",
         "--evaluation.networks nowhere": "evaluation.networks: there is no folder nowhere",
