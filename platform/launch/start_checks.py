@@ -105,13 +105,17 @@ def check_start(recipe: Recipe, *, resumed: bool = False) -> Iterator[Finding]:
 
     A resumed run has filled much of its storage already: the free disk is not asked for.
     """
-    made = _plan(recipe)
+    yield from check_assets(recipe)
+    yield from _storage(recipe, _plan(recipe), resumed=resumed)
+    yield _token(recipe, os.environ)
+    yield check_tracking(recipe.tracking.uri, resolve_root(recipe.runs))
+
+
+def check_assets(recipe: Recipe) -> Iterator[Finding]:
+    """Yield what is found of the weights and of the sources of clips."""
     yield from _weights(recipe)
     for title, data in data_configs(recipe).items():
         yield from _sources(title, data.sources)
-    yield from _storage(recipe, made, resumed=resumed)
-    yield _token(recipe, os.environ)
-    yield check_tracking(recipe.tracking.uri, resolve_root(recipe.runs))
 
 
 def check_cluster(recipe: Recipe) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,19 +109,22 @@ def test_ec2_gives_no_public_address_to_a_machine_of_many_cards(filled: dict[str
     assert filled["provider"]["use_external_head_ip"] is True
 
 
-def test_every_worker_takes_its_capacity_block_and_stands_beside_the_others(
-    filled: dict[str, Any],
+@pytest.mark.parametrize("on_demand", [False, True])
+def test_ec2_takes_workers_in_a_capacity_block_and_on_demand_in_a_placement_group(
+    filled: dict[str, Any], *, on_demand: bool
 ) -> None:
-    """EC2's own model of the request, which botocore validates, knows all fields."""
+    """EC2's own model of the request, by which botocore validates, knows all fields."""
     node = bootstrapped(filled)["available_node_types"]["h100x8"]["node_config"]
-    assert node["Placement"] == {"GroupName": "magicdistill"}
-    assert node["InstanceMarketOptions"] == {"MarketType": "capacity-block"}
-    target = node["CapacityReservationSpecification"]["CapacityReservationTarget"]
-    assert target["CapacityReservationId"].startswith("cr-")
     request = {key: value for key, value in node.items() if key not in ADDED}
-    client = boto3.client("ec2", REGION)
+    assert request["InstanceMarketOptions"] == {"MarketType": "capacity-block"}
+    target = request["CapacityReservationSpecification"]["CapacityReservationTarget"]
+    assert target["CapacityReservationId"].startswith("cr-")
+    if on_demand:
+        commented = re.findall(r"# (Placement: {.*?})", (ROOT / "cluster.yaml").read_text())
+        request |= yaml.safe_load(commented[0])
+        del request["InstanceMarketOptions"], request["CapacityReservationSpecification"]
     with pytest.raises(ClientError, match="DryRunOperation"):
-        client.run_instances(**request, MinCount=1, MaxCount=1, DryRun=True)
+        boto3.client("ec2", REGION).run_instances(**request, MinCount=1, MaxCount=1, DryRun=True)
 
 
 def test_a_misspelt_field_of_ec2_would_be_found(filled: dict[str, Any]) -> None:
