@@ -1,7 +1,6 @@
 """What a planned run costs: GPU-hours of its stages, their price, and the storage that it fills."""
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -72,7 +71,6 @@ def budget(made: Plan) -> Budget | None:
     )
 
 
-@cache
 def encoding_operations(vae: VaeConfig, bucket: Bucket) -> float:
     """Return the operations that encode one window: those of one run of the encoder, counted by
     torch on tensors without storage, for each of its frames."""

@@ -31,7 +31,8 @@ def account() -> Iterator[dict[str, str]]:
         patch.setenv("AWS_DEFAULT_REGION", REGION)
         for cached in (resource_cache, aws._get_subnets_or_die):
             cached.cache_clear()
-        ec2, iam = boto3.resource("ec2", REGION), boto3.client("iam", REGION)
+        ec2: Any = boto3.resource("ec2", REGION)
+        iam: Any = boto3.client("iam", REGION)
         vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")
         private, public = (
             vpc.create_subnet(CidrBlock=f"10.0.{number}.0/24", AvailabilityZone=f"{REGION}a")

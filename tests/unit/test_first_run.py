@@ -18,7 +18,7 @@ JOB = re.compile(r"python (jobs/(\w+)\.py [^\n`]*)")
 
 def commands(name: str) -> list[tuple[str, str]]:
     """Return the jobs that a file names with flags, and those."""
-    text = (ROOT / name).read_text()
+    text = re.sub(r"\\\n\s*", "", (ROOT / name).read_text())
     if name.endswith("kuberay.yaml"):  # an entrypoint that is folded over lines
         entries = [d.get("spec", {}).get("entrypoint") for d in yaml.safe_load_all(text)]
         text = "\n".join(filter(None, entries))
