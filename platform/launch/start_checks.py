@@ -8,7 +8,6 @@ brings or a tracking server that restarts, only warns there.
 import base64
 import json
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +22,12 @@ from uuid import uuid4
 
 import psutil
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from magicdistill.data_pipeline.io.storage import place
 from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.models.locations import CONFIG, find_weights
 from magicdistill.models.paths import scheme_of
+from magicdistill.platform.cluster.node_gpus import Gpus, gpus_by_node
 from magicdistill.platform.cluster.ray_cluster import joined_address, ray_cluster
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.validation import RecipeError
@@ -46,11 +45,8 @@ PROBE_BYTES = 8 << 20
 MAX_PROBE_BYTES = 256 << 20
 ANSWER_S = 10
 """Seconds in which a tracking server must answer."""
-MEMORY_S = 60
-"""Seconds in which every node must say what its GPUs are."""
 SHARED_FILE_SYSTEMS = ("nfs", "nfs4", "lustre", "fuse.s3fs", "cifs")
 """File systems whose locks SQLite cannot trust."""
-GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,7 @@ def check_cluster(recipe: Recipe) -> Iterator[Finding]:
     if recipe.cluster.rehearsal:
         yield Finding("GPU memory", "not asked", "cluster.rehearsal computes on processors")
     else:
-        yield judge_memory(recipe, made, _gpus_of(nodes))
+        yield judge_memory(recipe, made, gpus_by_node(nodes))
 
 
 def judge_count(recipe: Recipe, made: Plan | None, gpus_by_node: Sequence[float]) -> Finding:
@@ -143,9 +139,7 @@ def judge_count(recipe: Recipe, made: Plan | None, gpus_by_node: Sequence[float]
     return Finding("GPUs", "waits", f"{text}; start more nodes, or give fewer cluster.num_workers")
 
 
-def judge_memory(
-    recipe: Recipe, made: Plan | None, gpus: Mapping[str, Sequence[tuple[str, float]]]
-) -> Finding:
+def judge_memory(recipe: Recipe, made: Plan | None, gpus: Mapping[str, Gpus]) -> Finding:
     """Compare the GPUs' names and memory in bytes, by node, with what the plan counts on."""
     wanted, kind = made.gpu_bytes if made else 0, recipe.cluster.gpu
     if made is not None:
@@ -169,34 +163,6 @@ def judge_memory(
         return Finding("GPU memory", "waits", text)
     text = f"{', '.join(names) or 'no GPU yet'}; {wanted / GIB:.1f} GiB of each are needed"
     return Finding("GPU memory", "ok", text)
-
-
-def local_gpus() -> list[tuple[str, float]]:
-    """Return the name and the bytes of each GPU of this machine; none where nobody answers."""
-    try:
-        said = subprocess.run(GPU_QUERY, capture_output=True, text=True, timeout=ANSWER_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    rows = [line.rsplit(",", 1) for line in said.stdout.splitlines() if "," in line]
-    return [(name.strip(), float(mib) * 2**20) for name, mib in rows]
-
-
-def _gpus_of(nodes: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, float]]]:
-    """Ask every node that has GPUs, by its address, in a task that reserves nothing."""
-    asked = {
-        node["NodeManagerAddress"]: ray.remote(local_gpus)
-        .options(
-            num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        )
-        .remote()
-        for node in nodes
-        if node["Resources"].get("GPU")
-    }
-    if not asked:
-        return {}
-    ready, _ = ray.wait([*asked.values()], num_returns=len(asked), timeout=MEMORY_S)
-    return {name: ray.get(answer) if answer in ready else [] for name, answer in asked.items()}
 
 
 def _plan(recipe: Recipe) -> Plan | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from magicdistill.platform.cluster.node_gpus import local_gpus
 from magicdistill.platform.config.recipe import Recipe, load_recipe
 from magicdistill.platform.config.validation import RecipeError
 from magicdistill.platform.launch.start_checks import (
@@ -22,7 +23,6 @@ from magicdistill.platform.launch.start_checks import (
     judge_count,
     judge_memory,
     judge_speed,
-    local_gpus,
     report_checks,
     write_speed,
 )
