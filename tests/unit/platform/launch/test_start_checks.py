@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
+from magicdistill.jobs import distill
+from magicdistill.jobs import plan as plan_job
 from magicdistill.platform.cluster.node_gpus import local_gpus
 from magicdistill.platform.config.recipe import Recipe, load_recipe
 from magicdistill.platform.config.validation import RecipeError
@@ -28,6 +32,9 @@ from magicdistill.platform.launch.start_checks import (
 )
 from magicdistill.platform.planning.budget import budget
 from magicdistill.platform.planning.plan import GIB, Plan, plan
+from tests.unit.platform.config.test_attacks import apart
+
+__all__ = ["apart"]
 
 ROOT = Path(__file__).parents[4]
 ASSETS = ROOT / "assets" / "portrait-tiny"
@@ -284,3 +291,44 @@ def test_what_may_come_is_a_warning_and_no_refusal(
 def test_a_finding_is_one_line(big: tuple[Recipe, Plan]) -> None:
     line = str(judge_count(*big, [8]))
     assert line.startswith("waits     GPUs: 8 on 1 node(s)") and "\n" not in line
+
+
+@pytest.fixture
+def lost(tmp_path: Path) -> list[str]:
+    """Return the flags of a recipe whose clips are not there."""
+    source = f"{{kind: folder, path: {tmp_path}/lost, license: mine, mixture: portrait}}"
+    (tmp_path / "lost.yaml").write_text(f"extends: portrait-tiny\ndata:\n  sources: [{source}]\n")
+    return ["--recipe", str(tmp_path / "lost.yaml"), "--runs", str(tmp_path / "runs")]
+
+
+def test_a_run_that_would_fail_ends_before_it_has_a_folder_or_a_cluster(
+    lost: list[str],
+    tmp_path: Path,
+    apart: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["jobs/distill.py", *lost])
+    with pytest.raises(SystemExit) as ended:
+        distill.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "training source 0 (folder)" in said and f"{tmp_path}/lost" in said
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert not ray.is_initialized()
+
+
+def test_the_check_prints_all_lines_and_exits_with_2_where_one_is_wrong(
+    lost: list[str],
+    apart: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for flags, status in ((lost, 2), (["--recipe", "portrait-tiny", *lost[2:]], 0)):
+        monkeypatch.setattr(sys, "argv", ["jobs/plan.py", *flags, "--check"])
+        with pytest.raises(SystemExit) as ended:
+            plan_job.main()
+        assert ended.value.code == status
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) >= 9
+        assert any(line.startswith("wrong") for line in lines) == (status == 2)
