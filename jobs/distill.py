@@ -26,8 +26,10 @@ def main() -> None:
         refuse("distill", RecipeError(message))
 
     from magicdistill.platform.launch import run_job
+    from magicdistill.platform.launch.start_checks import demand_start
 
     with refusing("distill"):
+        demand_start(args.recipe, resumed=args.resume is not None)
         if folder is None:
             run_job.run_job(args.recipe, args.resume, args.cycle)
         else:

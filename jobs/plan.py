@@ -4,6 +4,7 @@ import sys
 from typing import Annotated
 
 import tyro
+from pydantic import NonNegativeFloat
 
 from magicdistill.models.paths import LocalFile
 from magicdistill.platform.config.overrides import RecipeError
@@ -21,6 +22,11 @@ class Flags(JobFlags):
     minutes for 28 steps on one H100 come to."""
     rates: Annotated[LocalFile | None, tyro.conf.arg(metavar="FILE")] = None
     """Take that share from a result of benchmarks/gpu.py instead."""
+    price_per_gpu_hour: Annotated[NonNegativeFloat | None, tyro.conf.arg(metavar="PRICE")] = None
+    """Price of one GPU for an hour, in any currency: also print what the run costs."""
+    check: Switch = False
+    """Try what a run needs instead: weights, sources, disk, GPUs, tokens, tracking server. Prints
+    a line for each and exits with 2 where something is wrong."""
 
 
 def main() -> None:
@@ -35,6 +41,10 @@ def main() -> None:
     flags = args.flags
     if flags.mfu is not None and flags.rates is not None:
         refuse("plan", RecipeError("give one of --mfu and --rates"))
+    if flags.check:
+        from magicdistill.platform.launch.start_checks import report_checks
+
+        sys.exit(2 * (not report_checks(args.recipe)))
 
     from magicdistill.platform.planning.gpu_rates import measured_mfu
     from magicdistill.platform.planning.plan import PAPER_MFU, plan
@@ -48,7 +58,8 @@ def main() -> None:
     except RecipeError as error:
         refuse("plan", error)
     with logs.ending_with_its_reader():
-        print(to_json(made) if flags.json_output else format_plan(made))
+        show = to_json if flags.json_output else format_plan
+        print(show(made, flags.price_per_gpu_hour))
     sys.exit(made.fits is False)
 
 

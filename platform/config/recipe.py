@@ -40,6 +40,8 @@ from magicdistill.platform.config.yaml_files import read_yaml
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 PROTOCOLS = RECIPES / "protocols"
 COMPARISONS = RECIPES / "comparisons"
+ASSETS = "data/"
+"""How a recipe begins the paths that `assets_root` moves."""
 MODEL_FIELDS = ("null_text", "prompts", "encoding", "decoder", "num_actors")
 """What `data` says of the model and the cluster; a protocol takes it from the recipe."""
 
@@ -60,6 +62,10 @@ class Recipe(Config):
     data_root: Location | None = None
     """Folder or s3://bucket/prefix of the ledger and the latents, which runs share; null is `data`
     beside the runs. A relative one starts where that of `runs` does."""
+    assets_root: LocalPath | None = None
+    """Folder that takes the place of `data` in every path of the recipe that begins with `data/`,
+    which is how the recipes of 13B name their weights and clips; null leaves these paths as they
+    are. On a cluster it is on the file system that all nodes mount."""
     model: ModelConfig = ModelConfig()
     """Networks of the run and where their first weights are."""
     data: DataConfig
@@ -95,6 +101,15 @@ class Recipe(Config):
             raise PydanticCustomError(UNLOADED_PLUGIN, "{why}", {"why": str(error)}) from error
         return values
 
+    @field_validator("model", "data", "pairs", "evaluation", mode="before")
+    @classmethod
+    def _find_assets(cls, values: Any, info: ValidationInfo) -> Any:
+        """Write down where the assets are, so that a stored recipe says it all."""
+        root = info.data.get("assets_root")
+        if root is None:
+            return values
+        return _moved(values.model_dump() if isinstance(values, Config) else values, root)
+
     @field_validator("method")
     @classmethod
     def _fit_method_to_backbone(cls, method: MethodConfig, info: ValidationInfo) -> MethodConfig:
@@ -118,6 +133,17 @@ class Recipe(Config):
         if self.method.makes == "vae" and self.data.other_buckets:
             raise ValueError("data.other_buckets: a VAE trains on one shape; leave it empty")
         return self
+
+
+def _moved(value: Any, root: str) -> Any:
+    """Return nested values in which `root` takes the place of `data` at the front of paths."""
+    if isinstance(value, dict):
+        return {key: _moved(inner, root) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_moved(inner, root) for inner in value]
+    if isinstance(value, str) and value.startswith(ASSETS):
+        return f"{root.rstrip('/')}/{value.removeprefix(ASSETS)}"
+    return value
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

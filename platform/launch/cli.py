@@ -27,6 +27,7 @@ FREE_TO_CHANGE = (
     "runs",
     "mirror",
     "data_root",
+    "assets_root",
     "data.num_readers",
     "pairs.num_actors",
     "pairs.gpus_per_actor",

@@ -12,6 +12,7 @@ from magicdistill.data_pipeline.io.storage import place
 from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.platform.cluster.ray_cluster import announced_cluster, joined_address
 from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.launch.start_checks import demand_cluster
 from magicdistill.platform.launch.steps import perform, store_pairs
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import resume_hint
@@ -50,6 +51,7 @@ def _run(recipe: Recipe, run: RunDirectory) -> None:
         followed(run, tracker, watch_machine=joined_address(recipe.cluster) is None),
     ):
         tracker.note(describe(run))
+        demand_cluster(recipe)
         perform(recipe, run, tracker)
 
 

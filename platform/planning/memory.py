@@ -157,6 +157,13 @@ def ema_row(parts: Sequence[Parameters], engine: EngineConfig, num_workers: int)
     return Row(role, "network", "EMA", count, _place(engine, "optimiser"))
 
 
+def checkpoint_bytes(parts: Sequence[Parameters], *, has_ema: bool) -> float:
+    """Return the size of a checkpoint: what each optimiser updates in float32 with its two moments,
+    and the average of the first role's weights."""
+    average = sum(part.trained for part in parts if part.role == parts[0].role) if has_ema else 0
+    return 12.0 * sum(part.trained for part in parts) + 4.0 * average
+
+
 def activation_rows(
     update: Update, sample: Sample, num_samples: int, *, recompute: bool
 ) -> tuple[Row, ...]:

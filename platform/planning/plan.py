@@ -23,6 +23,7 @@ from magicdistill.platform.planning.memory import (
     Parameters,
     Row,
     activation_rows,
+    checkpoint_bytes,
     count_parameters,
     decoding_rows,
     ema_row,
@@ -89,6 +90,8 @@ class Plan:
     """Operations of all these clips; 0 where none are made."""
     video_operations: float
     """Operations of sampling once with the generator; 0 where the method has no sampler."""
+    checkpoint_bytes: float
+    """Bytes of one checkpoint: trained weights in float32, AdamW's moments, the average."""
     mfu: float
     remedies: tuple[str, ...] = ()
 
@@ -263,6 +266,7 @@ def _plan(
         evaluation_rows=evaluation_rows(recipe, parts, sample),
         evaluation_operations=evaluation_operations(recipe, sample),
         video_operations=video_operations(recipe, sample),
+        checkpoint_bytes=checkpoint_bytes(parts, has_ema=schedule.ema_decay is not None),
         mfu=mfu,
     )
 

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig
+from magicdistill.platform.planning.budget import budget
 from magicdistill.platform.planning.memory import Row, total
 from magicdistill.platform.planning.plan import GIB, RESERVE_BYTES, Plan, describe_fit
 
 
-def format_plan(made: Plan) -> str:
-    """Return memory by role and part, time, demand, and whether the recipe fits, for people."""
+def format_plan(made: Plan, price: float | None = None) -> str:
+    """Return memory by role and part, time, demand, cost and whether the recipe fits, for people.
+
+    `price` is that of one GPU for an hour, in any currency.
+    """
     peaks = "  ".join(f"{name} {total(rows) / GIB:.1f}" for name, rows in made.peaks.items())
     lines = [
         *_setting(made),
@@ -28,15 +32,16 @@ def format_plan(made: Plan) -> str:
         *_scoring(made),
         *_evaluation(made),
         *_sampling(made),
+        *_budget(made, price),
         "",
         f"{made.recipe.name} {describe_fit(made)}",
     ]
     return "\n".join(lines)
 
 
-def to_json(made: Plan) -> str:
-    """Return the plan as JSON: bytes, operations and seconds."""
-    cluster = made.recipe.cluster
+def to_json(made: Plan, price: float | None = None) -> str:
+    """Return the plan as JSON: bytes, operations, seconds and GPU-hours; see `format_plan`."""
+    cluster, costs = made.recipe.cluster, budget(made)
     values = {
         "recipe": made.recipe.name,
         "gpu": cluster.gpu if made.gpu else None,
@@ -57,6 +62,8 @@ def to_json(made: Plan) -> str:
         "evaluators": made.num_evaluators,
         "evaluation_bytes": made.evaluation_bytes,
         "seconds_per_video_second": made.seconds_per_video_second,
+        "budget": costs and asdict(costs) | {"gpu_hours": costs.gpu_hours},
+        "cost": costs and price and costs.gpu_hours * price,
         "remedies": made.remedies,
     }
     return json.dumps(values, indent=2)
@@ -154,4 +161,25 @@ def _sampling(made: Plan) -> Iterator[str]:
     yield (
         f"sampling: {seconds:.3g} s of one {gpu} for a second of video, {sampler.num_steps} steps "
         f"at {made.mfu:.0%} MFU, VAE left out; real time takes {gpus} GPU(s)"
+    )
+
+
+def _budget(made: Plan, price: float | None) -> Iterator[str]:
+    costs, mfu = budget(made), f"at {made.mfu:.0%} MFU"
+    if costs is None:
+        return
+    yield (
+        f"data stage: up to {costs.num_windows} windows, one for each sample that is read: "
+        f"{costs.cache_bytes / 1e9:.3g} GB in the cache, {costs.encoding_hours:.3g} GPU-hours to "
+        f"encode {mfu}; decoding and scoring of clips left out"
+    )
+    yield (
+        f"checkpoints: {costs.checkpoint_bytes / 1e9:.4g} GB each, up to {costs.num_checkpoints} "
+        f"at a time; with the cache {costs.storage_bytes / 1e12:.3g} TB of storage"
+    )
+    cost = "" if price is None else f": {costs.gpu_hours * price:.0f} at {price:g} per GPU-hour"
+    yield (
+        f"cost: {costs.gpu_hours:.4g} GPU-hours of computation{cost} (training "
+        f"{costs.training_hours:.4g} on {costs.num_gpus:g} GPUs, encoding "
+        f"{costs.encoding_hours:.3g}, table {costs.evaluation_hours:.3g})"
     )

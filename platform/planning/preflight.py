@@ -40,7 +40,7 @@ def demand_trainable(recipe: Recipe) -> None:
 
 def demand_weights(recipe: Recipe) -> None:
     """Raise RecipeError with all weights of the recipe that are missing or of another kind."""
-    if found := list(_weights(recipe)):
+    if found := [problem for _, problem in weight_problems(recipe)]:
         raise RecipeError("\n".join(found))
 
 
@@ -183,30 +183,36 @@ def _cluster(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _weights(recipe: Recipe) -> Iterator[str]:
+def weight_locations(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the fields that name weights to begin with, and where those are."""
     model, pairs = recipe.model, recipe.pairs
-    prompts, evaluation = recipe.data.prompts, recipe.evaluation
     for field, location in (
         ("model.vae", model.vae),
         ("model.teacher", model.teacher),
         ("model.generator", model.generator),
         ("pairs.generator", pairs and pairs.generator),
     ):
-        if location is None:
-            continue
+        if location is not None:
+            yield field, location
+
+
+def weight_problems(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the fields whose weights are missing or of another kind, and why."""
+    prompts, evaluation = recipe.data.prompts, recipe.evaluation
+    for field, location in weight_locations(recipe):
         try:
             path = find_weights(location, field)
             if field != "model.vae" and path.is_dir():
-                demand_family(path, model.shapes.transformer)
+                demand_family(path, recipe.model.shapes.transformer)
         except FileNotFoundError as error:
-            yield f"{error}; give one that has them"
+            yield field, f"{error}; give one that has them"
         except PathError as error:
-            yield str(error)
+            yield field, str(error)
         except ValueError as error:
-            yield f"{field}: {error}"
+            yield field, f"{field}: {error}"
     for field, location in (
         ("data.prompts.encoder", prompts and prompts.encoder),
         ("evaluation.networks", evaluation and evaluation.networks),
     ):
         if location is not None and not Path(location).is_dir():
-            yield f"{field}: there is no folder {location}; give one that exists"
+            yield field, f"{field}: there is no folder {location}; give one that exists"

@@ -17,7 +17,6 @@ from av.stream import Disposition
 
 from magicdistill.data_pipeline.config import Bucket, Limit, Measures, Policy
 from magicdistill.data_pipeline.latents.windows import decode_windows
-from tests.curation_tables import decide
 from magicdistill.data_pipeline.media.frame_ranges import frame_range_of
 from magicdistill.data_pipeline.media.video import (
     VideoError,
@@ -29,6 +28,7 @@ from magicdistill.data_pipeline.media.video import (
 )
 from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.stages.score import score_video
+from tests.curation_tables import decide
 from tests.odd_videos import encode, moving, number_of, numbered, numbers_of
 
 X264 = {"x264-params": "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0"}

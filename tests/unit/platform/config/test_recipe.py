@@ -146,3 +146,30 @@ def test_a_recipe_is_found_by_an_address_of_a_file_and_from_the_home(
         assert load_recipe(name) == load_recipe(base)
     with pytest.raises(RecipeError, match="not an address"):
         load_recipe("https://example.org/base.yaml")
+
+
+def test_one_root_takes_the_place_of_data_in_every_path_of_weights_and_clips():
+    recipe = load_recipe("magic141-1step-16xh100", ["--assets_root", "/mnt/shared/"])
+    assert recipe.model.vae == recipe.model.teacher == "/mnt/shared/weights/magic141"
+    assert recipe.pairs is not None and recipe.evaluation is not None
+    assert recipe.pairs.generator == "/mnt/shared/weights/magic141-4step"
+    sources = [*recipe.data.sources, *recipe.evaluation.data.sources]
+    paths = [source.model_dump()["path"] for source in sources]
+    assert paths == ["/mnt/shared/clips/portraits", "/mnt/shared/clips/held-out"]
+    assert '"data/' not in recipe.model_dump_json()
+
+
+def test_a_recipe_with_moved_assets_is_stored_and_read_back_equal(tmp_path):
+    recipe = load_recipe("magic141-4step-40xh100", ["--assets_root", str(tmp_path)])
+    (tmp_path / "stored.yaml").write_text(to_yaml(recipe))
+    assert load_recipe(tmp_path / "stored.yaml") == recipe
+
+
+def test_a_path_that_is_given_goes_before_the_root_and_without_a_root_nothing_moves():
+    flags = ["--assets_root", "/mnt", "--model.vae", "/elsewhere/vae"]
+    model = load_recipe("magic141-4step-40xh100", flags).model
+    assert (model.vae, model.teacher) == ("/elsewhere/vae", "/mnt/weights/magic141")
+    assert load_recipe("magic141-4step-40xh100").model.vae == "data/weights/magic141"
+    tiny = ["portrait-tiny", "portrait-tiny-1step"]
+    moved = [load_recipe(name, ["--assets_root", "/mnt"]).model for name in tiny]
+    assert moved == [load_recipe(name).model for name in tiny]

@@ -21,6 +21,7 @@ from magicdistill.platform.config.recipe import load_recipe, recipe_names
 from magicdistill.platform.config.sections import OptimizerConfig, Precision, TorchEngineConfig
 from magicdistill.platform.engines.engine import TorchEngine, lr_factor
 from magicdistill.platform.launch.cli import parse_job
+from magicdistill.platform.planning.budget import budget, encoding_operations
 from magicdistill.platform.planning.flops import operations, saved_bytes
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.planning.plan import Change, changed, plan
@@ -280,3 +281,39 @@ def test_held_out_clips_that_are_too_many_at_once_are_refused_with_the_fix() -> 
     made = plan(load_recipe("magic141-4step-8xh100", ["--evaluation.batch_size", "16"]))
     assert made.fits is False
     assert any("--evaluation.batch_size 1 " in remedy for remedy in made.remedies)
+
+
+def test_the_encoder_is_counted_in_whole_windows():
+    vae = load_recipe(PORTRAIT).model.shapes.vae
+    bucket = load_recipe(PORTRAIT).data.bucket
+    small = bucket.model_copy(update={"height": 64, "width": 64, "num_frames": 17})
+    one = encoding_operations(vae, small)
+    longer = small.model_copy(update={"num_frames": 34})
+    wider = small.model_copy(update={"width": 128})
+    assert encoding_operations(vae, longer) == 2 * one
+    assert encoding_operations(vae, wider) == pytest.approx(2 * one, rel=0.05)
+
+
+def test_a_budget_adds_up_what_the_stages_hold_and_store():
+    made = plan(load_recipe("magic141-1step-16xh100"))
+    costs = budget(made)
+    assert costs is not None and made.seconds_per_cycle is not None
+    assert costs.num_gpus == 16 + 3, "the actors that make pairs are paid for too"
+    training = 19 * made.seconds_per_cycle * 1500 / 3600
+    assert costs.training_hours == pytest.approx(training)
+    stages = costs.training_hours + costs.evaluation_hours + costs.encoding_hours
+    assert costs.gpu_hours == pytest.approx(stages)
+    assert costs.cache_bytes == costs.num_windows * made.sample_bytes
+    trained = sum(row.bytes for row in made.held if row.kind == "optimiser") * 16 / 12
+    assert costs.checkpoint_bytes == pytest.approx(12 * trained)
+    assert costs.storage_bytes > costs.num_checkpoints * costs.checkpoint_bytes
+
+
+def test_a_price_makes_a_cost_of_the_gpu_hours():
+    made = plan(load_recipe(PORTRAIT))
+    costs = budget(made)
+    assert costs is not None
+    assert f": {costs.gpu_hours * 2.5:.0f} at 2.5 per GPU-hour" in format_plan(made, 2.5)
+    assert "per GPU-hour" not in format_plan(made)
+    assert json.loads(to_json(made, 2.5))["cost"] == pytest.approx(costs.gpu_hours * 2.5)
+    assert json.loads(to_json(plan(load_recipe("portrait-tiny")), 2.5))["cost"] is None
