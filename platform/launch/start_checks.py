@@ -25,6 +25,7 @@ import ray
 
 from magicdistill.data_pipeline.io.storage import place
 from magicdistill.data_pipeline.io.user_files import demand_output_folder
+from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.models.locations import CONFIG, find_weights
 from magicdistill.models.paths import scheme_of
 from magicdistill.platform.cluster.node_gpus import Gpus, gpus_by_node
@@ -216,7 +217,7 @@ def _sources(title: str, sources: Sequence[Any]) -> Iterator[Finding]:
         for number, source in enumerate(sources):
             field = f"{title} source {number} ({source.kind})"
             try:
-                first = next(iter(source.videos(Path(folder))), None)
+                first = next(iter_videos([source], Path(folder)), None)
             except Exception as error:  # whatever a store or a plugin raises is what is to be said
                 yield Finding(field, "wrong", f"{error or type(error).__name__}; mend the source")
                 continue

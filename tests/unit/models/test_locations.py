@@ -55,5 +55,5 @@ def test_supported_networks_and_those_that_do_not_say_their_class_are_found(
 
 def test_a_foreign_model_is_refused_by_the_flag(tmp_path: Path) -> None:
     folder = pipeline(tmp_path, "FluxPipeline", **FLUX)
-    with pytest.raises(ExplainedError, match=r"a FluxTransformer2DModel"):
+    with pytest.raises(ExplainedError, match=r"of FluxTransformer2DModel"):
         find_pretrained(str(folder))

@@ -67,6 +67,17 @@ LINES = "\n".join(map(json.dumps, ROWS)).encode()
         (zstd(LINES), [1, 2, 3]),
         (as_parquet(ROWS), [1, 2, 3]),
     ],
+    ids=[
+        "CSV",
+        "CSV by gzip",
+        "CSV by gzip in two parts",
+        "CSV by Zstandard",
+        "JSON lines",
+        "JSON lines with a byte order mark",
+        "JSON lines by gzip",
+        "JSON lines by Zstandard",
+        "Parquet",
+    ],
 )
 def test_a_table_is_the_same_in_every_format(
     content: bytes, lines: list[int], tmp_path: Path

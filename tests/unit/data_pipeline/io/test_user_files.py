@@ -11,6 +11,7 @@ from magicdistill.data_pipeline.io.user_files import (
     read_text,
 )
 from magicdistill.data_pipeline.sources.json_lines import JsonLines
+from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.models.paths import PathError
 
 
@@ -59,7 +60,7 @@ def test_a_line_of_a_manifest_says_what_is_wrong_with_its_address(tmp_path: Path
         line.format("gs://bucket/a.mp4").encode() + line.format("b\xe9.mp4").encode("latin-1")
     )
     source = JsonLines(manifests=(str(manifest),), mixture="general")
-    faults = [video.fault for video in source.videos(tmp_path)]
+    faults = [video.fault for video in iter_videos([source], tmp_path)]
     assert "gs://" in faults[0] and "copy it to s3:// or a folder" in faults[0]
     assert "save the manifest as UTF-8" in faults[1]
 

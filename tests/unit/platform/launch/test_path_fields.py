@@ -36,7 +36,8 @@ Recipe.name Recipe.plugins ModelConfig.preset TrackingConfig.experiment ClusterC
 HealthConfig.best_by EvaluationConfig.name EvaluationConfig.columns LoraConfig.targets
 ComparisonRecipe.name TuningConfig.role AblationConfig.of
 Folder.license Folder.name Store.pattern CelebvHq.license Hdtf.license Inter4K.license
-Koala.license TalkVid.license VbenchI2v.license VbenchI2v.left_out Vfhq.license
+Koala.license TalkVid.license VbenchI2v.license VbenchI2v.left_out OpenVid.license
+SpeakerVid.license Table.columns Table.dataset Table.license Vfhq.license
 Line.name Line.prompt JobFlags.force_changed
 Arguments.only Arguments.role Arguments.prompt Arguments.address Arguments.cron Arguments.timezone
 Arguments.name Arguments.env Flags.takedown
