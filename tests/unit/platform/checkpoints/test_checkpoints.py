@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from magicdistill.platform.checkpoints.checkpoint_folder import COMMITTED, DiskFullError
 from magicdistill.platform.checkpoints.checkpoints import (
@@ -19,22 +18,9 @@ from magicdistill.platform.checkpoints.checkpoints import (
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
 from magicdistill.platform.engines.ema import Ema
 from magicdistill.platform.engines.engine import TorchEngine
+from tests.engines import FullDiskEngine, make_engine
 
 STATE = "net/rank-00000.safetensors"
-
-
-class FullDiskEngine(TorchEngine):
-    """Finds the disk full in the middle of its files."""
-
-    def save(self, directory: Path) -> None:
-        """Write what fits, then meet the kernel's own error."""
-        super().save(directory)
-        Path("/dev/full").write_bytes(b"more")
-
-
-def make_engine(kind: type[TorchEngine] = TorchEngine) -> TorchEngine:
-    config = TorchEngineConfig(kind="torch")
-    return kind(config, nn.Linear(4, 4), OptimizerConfig(lr=0.1), num_micro_batches=1)
 
 
 def train(engine: TorchEngine) -> None:
@@ -291,24 +277,3 @@ def test_going_back_to_a_checkpoint_that_is_not_there_or_damaged_changes_nothing
     with pytest.raises(DamagedError, match=f"cycle 2 is damaged .{STATE}"):
         checkpoints.go_back(2, tmp_path / "aside")
     assert checkpoints.names() == ["cycle-0000002", "cycle-0000003"]
-
-
-def save_on_a_rank(rank: int, folder: Path) -> None:
-    """Save with two ranks of which the second finds the disk full; write what each raises."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    engine = make_engine(FullDiskEngine if rank == 1 else TorchEngine)
-    try:
-        Checkpoints(folder / "checkpoints", keep=1).save(1, {"net": engine}, None)
-    except Exception as error:
-        (folder / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_a_full_disk_on_one_rank_is_the_one_cause_on_all(tmp_path):
-    start = "forkserver"
-    multiprocessing.start_processes(save_on_a_rank, (tmp_path,), nprocs=2, start_method=start)
-    first, second = ((tmp_path / f"error-{rank}").read_text() for rank in (0, 1))
-    assert second.startswith("DiskFullError: [Errno 28] no space left for a checkpoint")
-    assert first.startswith("OtherRankError: rank 1 failed with DiskFullError: [Errno 28] no space")
-    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -17,7 +17,7 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.aws.utils import resource_cache
 from ray.autoscaler._private.util import prepare_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 REGION = "us-east-1"
 ADDED = ("SubnetIds", "SecurityGroupIds")
 """What the provider adds to a node's configuration and takes out of the request again."""
