@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,8 @@ class Server:
         self.num_bytes_sent = 0
         """Of all downloads."""
         self.num_lists = self.most_lists_at_once = self._lists_under_way = 0
+        self.list_s = 0.0
+        """Seconds that a listing takes at least."""
         self._counting = threading.Lock()
         self.fault_share = 0.0
         """Of all requests: half of these are refused, half done but never answered."""
@@ -87,6 +90,7 @@ class Server:
             self._lists_under_way += 1
             self.most_lists_at_once = max(self.most_lists_at_once, self._lists_under_way)
         try:
+            time.sleep(self.list_s)
             return self._s3(environ, start_response)
         finally:
             with self._counting:

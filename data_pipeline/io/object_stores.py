@@ -177,6 +177,8 @@ class Folder:
         self.remote = is_remote(location)
         self.location = location.rstrip("/")
         self._listings, self._max_age_h = listings, max_age_h
+        # No cached property: before Python 3.12 those of all instances share one lock.
+        self._prepared: Listing | None = None
         if not self.remote:
             self._path = Path(local_path(location)).absolute()
             if not self._path.is_dir():
@@ -242,13 +244,17 @@ class Folder:
 
     def prepare(self) -> None:
         """List a prefix of an object store now; several can be listed side by side."""
-        if self.remote:
-            self._listing  # noqa: B018
+        if self.remote and self._prepared is None:
+            self._prepared = kept_listing(
+                filesystem(), self.location, self._listings, self._max_age_h
+            )
 
-    @cached_property
+    @property
     def _listing(self) -> Listing:
         """All files of a prefix, from a few requests at a time: each file alone would be one."""
-        return kept_listing(filesystem(), self.location, self._listings, self._max_age_h)
+        self.prepare()
+        assert self._prepared is not None
+        return self._prepared
 
     @cached_property
     def _states(self) -> Mapping[str, str]:

@@ -69,7 +69,7 @@ def test_prefixes_of_one_manifest_are_listed_side_by_side(s3: "Server", tmp_path
     line = {"source_id": "s", "dataset": "d", "license": "l"}
     (tmp_path / "m.jsonl").write_text("\n".join(json.dumps(line | {"uri": uri}) for uri in uris))
     source = JsonLines(manifests=(str(tmp_path / "m.jsonl"),), mixture="general")
-    s3.num_lists = s3.most_lists_at_once = 0
+    s3.num_lists, s3.most_lists_at_once, s3.list_s = 0, 0, 0.2
     faults = [(video.uri, video.fault) for video in iter_videos([source], tmp_path)]
     assert faults == [(uri, "" if uri in uris[1:] else "missing file") for uri in uris]
     assert s3.num_lists == 12 and s3.most_lists_at_once > 1
