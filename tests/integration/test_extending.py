@@ -51,8 +51,8 @@ model: {{preset: tiny-dit, vae: null, teacher: null}}
 method: {{name: robust, delta: 0.25}}
 data:
   num_actors: 1
-  measures: {{scorers: [{{kind: colour}}]}}
-  policy: {{limits: {{all: {{colour.colourfulness: {{min: 1}}}}}}}}
+  measures: {{scorers: [{{kind: hues}}]}}
+  policy: {{limits: {{all: {{hues.colourfulness: {{min: 1}}}}}}}}
   sources: [{{kind: captioned-folder, path: {clips}, license: CC0}}]
 evaluation: {{columns: [edge_strength, temporal_flickering]}}
 """
@@ -116,7 +116,7 @@ def test_workers_know_the_plugin_and_score_with_it(recipe: Recipe, tmp_path: Pat
     measures = recipe.data.measures
     ledger = Ledger(tmp_path / "ledger")
     found = scored(ledger, list(source.videos(tmp_path)), measures.version, measures.scorers)
-    scores = [clip.scores["colour.colourfulness"] for clips in found.values() for clip in clips]
+    scores = [clip.scores["hues.colourfulness"] for clips in found.values() for clip in clips]
     assert len(scores) == 2 and all(score is not None and score > 5 for score in scores)
 
 

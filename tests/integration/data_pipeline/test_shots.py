@@ -18,7 +18,7 @@ REAL = {path.name: path for path, _ in find_clips()}
 def test_transnet_finds_the_cut_that_was_drawn(tmp_path: Path):
     path = tmp_path / "film.mp4"
     bikes = [cv2.resize(frame, (176, 144)) for frame in decode(REAL["bikes.mp4"])]
-    head = list(decode(REAL["carphone_pristine.mp4"]))
+    head = [cv2.resize(frame, (176, 144)) for frame in decode(REAL["carphone_pristine.mp4"])]
     write_mp4(path, np.stack(bikes[40:60] + head[:20]), 24)
     video = Video("v", "s", path.as_uri(), str(path), "f", "l", "general", split_shots=True)
     with Sandbox(120.0) as sandbox:  # its package changes the process that imports it
