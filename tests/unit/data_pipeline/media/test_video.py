@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import decord
 import numpy as np
 import pytest
 
@@ -25,6 +26,15 @@ def test_what_is_written_is_read_again(clip: Path):
     error = frames.astype(float) - render_clip(1, num_frames=40)
     assert frames.shape == (40, 64, 64, 3)
     assert np.sqrt((error**2).mean()) < 8  # H.264, chroma at half size
+
+
+def test_decord_reads_the_same_frames_of_a_clean_clip(clip: Path):
+    other = decord.VideoReader(str(clip), num_threads=1)
+    ours = list(decode(clip))
+    assert len(other) == len(ours)
+    assert all(np.array_equal(other[i].asnumpy(), frame) for i, frame in enumerate(ours))
+    (alone,) = read_frames(clip, [17])
+    assert np.array_equal(other[17].asnumpy(), alone)
 
 
 def test_chosen_frames_are_those_of_a_full_pass(clip: Path):
