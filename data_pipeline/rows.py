@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 Array = npt.NDArray[Any]
 CHECKED_STEP = 32
@@ -205,8 +204,11 @@ def is_temporary(failure: str) -> bool:
 
 def split_temporary(clips: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Return the rows of temporary failures, and the others."""
-    temporary = pa.array(map(is_temporary, clips["failure"].to_pylist()), pa.bool_())
-    return clips.filter(temporary), clips.filter(pc.equal(temporary, False))
+    temporary = [is_temporary(failure) for failure in clips["failure"].to_pylist()]
+    lasting = [not is_one for is_one in temporary]
+    return clips.filter(pa.array(temporary, pa.bool_())), clips.filter(
+        pa.array(lasting, pa.bool_())
+    )
 
 
 def failed(video: Video, measures: str, reason: str) -> ClipRow:

@@ -32,7 +32,7 @@ from magicdistill.platform.launch.start_checks import (
 )
 from magicdistill.platform.planning.budget import budget
 from magicdistill.platform.planning.plan import GIB, Plan, plan
-from tests.unit.platform.config.test_attacks import apart
+from tests.jobs_in_process import apart
 
 __all__ = ["apart"]
 

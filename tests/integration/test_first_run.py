@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.platform.config.test_attacks import apart, run
+from tests.jobs_in_process import apart, run
 
 __all__ = ["apart"]
 ROOT = Path(__file__).parents[2]
