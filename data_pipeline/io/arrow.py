@@ -2,7 +2,15 @@
 
 from typing import Any
 
-import pyarrow.compute
 
-pc: Any = pyarrow.compute
-"""They are made when the module is imported, so that type checkers know none of them."""
+class _Functions:
+    """The module `pyarrow.compute`, imported at its first use: no `--help` needs it."""
+
+    def __getattr__(self, name: str) -> Any:
+        import pyarrow.compute
+
+        return getattr(pyarrow.compute, name)
+
+
+pc: Any = _Functions()
+"""Type checkers know none of the functions, which are made when their module is imported."""

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,6 +77,8 @@ class Listing:
 
 def _hashes(names: pa.Array) -> Any:
     """Return 64 bits of each name, 0 of null."""
+    import duckdb  # half a second, which no `--help` should take
+
     keys = pa.table({"name": names})  # noqa: F841, which the query reads by its name
     with duckdb.connect(config={"threads": 1}) as connection:
         return connection.sql("select coalesce(hash(name), 0) as h from keys").fetchnumpy()["h"]
