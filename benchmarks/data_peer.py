@@ -1,4 +1,4 @@
-"""Curation against Data-Juicer's Ray executor, on what both do: probe, size, duration, motion."""
+"""Scoring against Data-Juicer's Ray executor, on what both do: probe, size, duration, motion."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from data_shared import NUM_PROCESSES, Row, bench_config, make_clips, run_part
+from data_shared import NUM_PROCESSES, Row, bench_config, cpu_counted, make_clips, run_part
 
 from magicdistill.data_pipeline.config import Bucket
 from magicdistill.data_pipeline.latents.windows import fit
@@ -25,24 +25,53 @@ STILL_EVERY = 8
 MIN_MOTION_PX = 0.02
 """That of portrait-tiny."""
 CLIPS_PER_FILM = 10
+MORE = 3
+"""So many times as many films are filtered the second time."""
 
 
 def against_data_juicer(folder: Path, count: int, environment: Path | None) -> list[Row]:
     """Filter by size, duration and motion from a cold start, decisions included.
 
-    Once tiny clips, where starting counts, and once 5 s of 720p, where decoding does; each is
-    measured at the same rate and size by both.
+    Once tiny clips, where starting counts, and 5 s of 720p, where decoding does; each is measured
+    at the same rate and size by both. The films are filtered in two numbers: what more of them take
+    is what a further one takes, without the start.
     """
     if environment is None:
         return []
-    num_films = max(1, count // CLIPS_PER_FILM)
+    num_films = max(2, count // CLIPS_PER_FILM)
     tiny = compared(make_clips(folder / "clips", count), folder / "tiny", environment, 64, 8)
-    large = compared(make_films(folder / "films", num_films), folder / "large", environment, 240, 2)
+    few, many = (
+        compared(make_films(folder / f"films-{n}", n), folder / f"large-{n}", environment, 240, 2)
+        for n in (num_films, MORE * num_films)
+    )
     name = "Data-Juicer's seconds / ours, cold start"
     return [
         {"name": f"filter {count} clips of 128 x 128: {name}"} | tiny,
-        {"name": f"filter {num_films} clips of 5 s at 720p: {name}"} | large,
+        {"name": f"filter {num_films} clips of 5 s at 720p: {name}"} | few,
+        {"name": f"filter {MORE * num_films} clips of 5 s at 720p: {name}"} | many,
+        further(few, many, (MORE - 1) * num_films),
+        run_part(SCORING, "shares", folder / f"large-{num_films}", _films_config(folder, num_films))
+        | {"name": "shares of the CPU time of scoring a clip of 5 s at 720p, in one process"},
     ]
+
+
+def further(few: Row, many: Row, count: int) -> Row:
+    """Return the CPU seconds that each of `count` further films takes on both sides."""
+    ours, theirs = ((many[key] - few[key]) / count for key in ("ours CPU s", "their CPU s"))
+    film_s = FILM.num_frames / FILM.fps
+    return {
+        "name": "a further clip of 5 s at 720p: Data-Juicer's CPU seconds / ours",
+        "ratio": theirs / ours,
+        "ours CPU s": ours,
+        "their CPU s": theirs,
+        "our hours of video per core-day": 24 * film_s / ours,
+        "their hours of video per core-day": 24 * film_s / theirs,
+        "wanted": ">= 3",
+    }
+
+
+def _films_config(folder: Path, count: int) -> str:
+    return own_config(folder / f"films-{count}", 240, 2)
 
 
 def make_films(folder: Path, count: int) -> Path:
@@ -73,9 +102,12 @@ def compared(
         RuntimeError: if they kept different numbers: they did not do the same.
     """
     folder.mkdir()
-    found = run_part(SCORING, "score", folder, own_config(clips, short_side, sampling_fps))
+    with cpu_counted() as cpu_s:
+        found = run_part(SCORING, "score", folder, own_config(clips, short_side, sampling_fps))
+    our_cpu_s = cpu_s()
     start_s = time.perf_counter()
-    num_kept = run_data_juicer(clips, folder, environment, short_side, sampling_fps)
+    with cpu_counted() as cpu_s:
+        num_kept = run_data_juicer(clips, folder, environment, short_side, sampling_fps)
     their_s = time.perf_counter() - start_s
     if num_kept != found["kept"]:
         raise RuntimeError(f"Data-Juicer kept {num_kept} clips and we {found['kept']}")
@@ -83,6 +115,8 @@ def compared(
         "ratio": their_s / found["s"],
         "ours s": found["s"],
         "Data-Juicer s": their_s,
+        "ours CPU s": our_cpu_s,
+        "their CPU s": cpu_s(),
         "kept by both": num_kept,
         "wanted": "> 1",
     }

@@ -1,7 +1,10 @@
 """Scoring and deciding by itself, from a cold start; it imports what that takes and no more."""
 
 import tempfile
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from data_shared import Row, be_part, quiet
 
@@ -23,7 +26,42 @@ def score_and_decide(folder: Path) -> Row:
     return {"kept": len(selection.clips)}
 
 
-PARTS = {"score": score_and_decide}
+def shares(folder: Path) -> Row:
+    """Score every clip in this process; return where its CPU time goes."""
+    from magicdistill.data_pipeline.media.video import decode, hash_content
+    from magicdistill.data_pipeline.sources.listing import iter_videos
+    from magicdistill.data_pipeline.stages.motion import MotionMeter
+    from magicdistill.data_pipeline.stages.score import score_video
+
+    config = DataConfig.model_validate_json((folder / "part.json").read_text())
+    measures = config.measures
+    total = decoding = flow = hashing = 0.0
+    for video in iter_videos(config.sources, folder):
+        path = Path(video.path)
+        hash_s = timed(lambda p=path: hash_content(p))[1]  # first: it is kept for the next call
+        (clip,), seconds = timed(lambda v=video, p=path: score_video(v, p, measures))
+        total, hashing = total + hash_s + seconds, hashing + hash_s
+        decoding_s = timed(lambda p=path: each(id, decode(p)))[1]
+        meter = MotionMeter(clip.fps, measures.motion_short_side, measures.motion_fps)
+        both_s = timed(lambda m=meter, p=path: each(m.update, decode(p)))[1]
+        decoding, flow = decoding + decoding_s, flow + both_s - decoding_s
+    parts = {"decoding": decoding, "flow": flow, "hash": hashing}
+    return {"CPU s": total} | {name: part / total for name, part in parts.items()}
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Return the result of a call and its CPU seconds."""
+    start_s = time.process_time()
+    return call(), time.process_time() - start_s
+
+
+def each(call: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """Call with every item."""
+    for item in items:
+        call(item)
+
+
+PARTS = {"score": score_and_decide, "shares": shares}
 
 if __name__ == "__main__":
     be_part(PARTS)

@@ -16,7 +16,7 @@ JOB = """
 import sys
 sys.path[0] = {root!r}
 from magicdistill.platform.launch.cli import parse_job
-heavy = {{"torch", "ray", "mlflow", "cv2", "av"}}
+heavy = {{"torch", "ray", "mlflow", "cv2", "av", "duckdb", "pyarrow.compute"}}
 try:
     args = parse_job("toy", default_recipe={recipe!r}, description="Do nothing.")
 finally:
@@ -61,7 +61,7 @@ def test_help_is_fast_and_short(job: Job) -> None:
     for text in ("Do nothing.", "--dry_run", "--resume RUN", "-v", "--help method ", "--seed INT"):
         assert text in result.stdout
     assert len(result.stdout.splitlines()) < 80
-    assert any(cpu_seconds(job, "--help") < 2 for _ in range(3))  # about 1; others take wall time
+    assert any(cpu_seconds(job, "--help") < 3 for _ in range(3))  # 1 where nothing else runs
 
 
 def cpu_seconds(job: Job, *arguments: str) -> float:
