@@ -64,11 +64,11 @@ class WantedRows:
 
     def write_missing(self, present: pa.Table, path: Path, others: Sequence[Path]) -> None:
         """Write the ids of the clips of which a row is not `present`, except those in `others`."""
-        query = f"SELECT DISTINCT clip_id FROM {self.sql} ANTI JOIN present USING (key)"
+        rows = f"FROM {self.sql} ANTI JOIN present USING (key)"
         for other in others:
-            query += f" ANTI JOIN {self._db.files([other])} USING (clip_id)"
+            rows = f"FROM ({rows}) ANTI JOIN {self._db.files([other])} USING (clip_id)"
         with self._db.named(present=present):
-            self._db.write(query, path)
+            self._db.write(f"SELECT DISTINCT clip_id FROM ({rows})", path)
 
     def entries(self, cache_root: AnyPath) -> pa.Table:
         """Return the index entries of all rows, with what the clips of this config say of them.
