@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from magicdistill.data_pipeline.io.arrow import pc
+from magicdistill.data_pipeline.io.arrow import pc, pq
 from magicdistill.data_pipeline.io.whole_files import write_whole
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from magicdistill.data_pipeline.io.arrow import pc
+from magicdistill.data_pipeline.io.arrow import pc, pq
 from magicdistill.data_pipeline.io.object_stores import (
     PARQUET,
     demand_manifest,

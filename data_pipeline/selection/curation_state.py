@@ -129,7 +129,7 @@ class CurationState:
                 found = videos_without_clips(rows, listed, version, part)
                 query = f"SELECT ordinal, video_id, {SLICE} FROM ({found})"
                 for other in others:
-                    query += f" ANTI JOIN (FROM {other} WHERE {part}) USING (video_id)"
+                    query = f"FROM ({query}) ANTI JOIN (FROM {other} WHERE {part}) USING (video_id)"
                 self._db.write(f"{query} ORDER BY ordinal", target / f"{number:03d}.parquet")
             return sorted(target.iterdir())
 
