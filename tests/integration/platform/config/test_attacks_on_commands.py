@@ -2,9 +2,6 @@
 
 import importlib
 import shlex
-from collections.abc import Callable
-
-import pytest
 
 from magicdistill.platform.launch.cli import parse_arguments
 from tests.integration.platform.config.attacks_on_commands import (
@@ -15,17 +12,6 @@ from tests.jobs_in_process import apart, run
 
 __all__ = ["apart"]
 TAKES_RECIPES = ("distill", "finetune", "train_vae", "plan", "curate", "evaluate")
-
-
-@pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print past pytest's capture."""
-
-    def print_count(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n{text}")
-
-    return print_count
 
 
 def test_what_is_wrong_on_a_command_line_is_refused_in_a_sentence(apart, tell):

@@ -1,9 +1,6 @@
 """Recipes of the impatient: what is refused, in which words, and what is not."""
 
-from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.config.validation import RecipeError
@@ -26,17 +23,6 @@ def fault(path: Path, text: str) -> str | None:
     except RecipeError as error:
         return str(error)
     return None
-
-
-@pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print past pytest's capture."""
-
-    def print_count(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n{text}")
-
-    return print_count
 
 
 def test_what_is_wrong_in_a_recipe_is_refused_in_a_sentence(tmp_path, tell):
