@@ -29,7 +29,7 @@ from magicdistill.data_pipeline.stages.embed import (
 )
 from magicdistill.models.networks.conditioning.prompt_encoder import TEXT_TEMPLATE, PromptEncoder
 from magicdistill.platform.data.batches import collate, is_dropped
-from tests.unit.models.networks.test_prompt_encoder import PROMPTS, fitted, word_tokenizer
+from tests.integration.models.test_prompt_encoder import PROMPTS, fitted, word_tokenizer
 
 NUM_TOKENS, WIDTH, POOLED = 8, 16, 12
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.config.validation import RecipeError
 from magicdistill.platform.planning.preflight import demand_trainable, demand_weights
-from tests.unit.platform.config.attacks_on_recipes import ACCEPTED_RECIPES, REFUSED_RECIPES
+from tests.integration.platform.config.attacks_on_recipes import ACCEPTED_RECIPES, REFUSED_RECIPES
 
 RAW = ("- a", "a: [", "\x00")
 """Texts that nothing is put before."""
