@@ -34,7 +34,8 @@ def teacher(model: ModelConfig, placement: Placement = WHOLE) -> ModelMixin:
     shapes = model.shapes.transformer
     if model.teacher is None:
         return build_transformer(shapes, placement)
-    return load_transformer(find_weights(model.teacher, "model.teacher"), shapes, placement)
+    path = find_weights(model.teacher, "model.teacher")
+    return load_transformer(path, shapes, placement, model.teacher_layout)
 
 
 def trained(location: str, model: ModelConfig, placement: Placement = WHOLE) -> ModelMixin:

@@ -88,6 +88,10 @@ class ModelConfig(Config):
     """Folder of the VAE."""
     teacher: LocalPath | None = None
     """Folder of the teacher transformer; null starts from random weights (pre-training)."""
+    teacher_layout: str | None = None
+    """How the first frame enters a teacher that is one file, where its number of input channels
+    does not tell: `text_to_video` or `token_replace` (HunyuanVideo-I2V as published), which have
+    16 both. A folder's config.json tells it."""
     generator: LocalPath | None = None
     """Folder of the generator's first weights where distribution matching goes on from an earlier
     stage; null copies the teacher, as the paper does."""

@@ -35,27 +35,40 @@ def checkpoint_parts(path: Path, backbone: type[Backbone]) -> Iterator[TensorsBy
 
 
 def checkpoint_config(
-    path: Path, shapes: BackboneConfig | None
+    path: Path, shapes: BackboneConfig | None, layout: str | None = None
 ) -> tuple[type[Backbone], Arguments]:
     """Return the backbone of a checkpoint, and the arguments of its network.
 
     A folder has both in its config.json. A file is of the family of `shapes`, which may read more
-    from its tensors than the shapes tell.
+    from its tensors than the shapes tell; `layout` says of its input what they leave open.
 
     Raises:
         ValueError: a file comes without shapes, or a folder has a network of no registered family
-            or of another one than the shapes.
+            or of another one than the shapes, or the layout of the input is open, unknown or
+            another one than was said.
     """
     if path.is_dir():
         if shapes is not None:
             demand_family(path, shapes)
-        return family_in(path).backbone(), public(json.loads((path / CONFIG).read_text()))
+        family, arguments = family_in(path), public(json.loads((path / CONFIG).read_text()))
+        try:
+            found = family.image_layout(arguments)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if layout not in (None, found):
+            raise ValueError(
+                f"{path / CONFIG} says {found or 'text-to-video'}: leave model.teacher_layout out"
+            )
+        return family.backbone(), arguments
     if shapes is None:
         raise ValueError(f"{path} is a file without a configuration: give the preset's shapes")
     backbone = shapes.backbone()
     parts = checkpoint_parts(path, backbone)
     sizes = {name: tensor.shape for part in parts for name, tensor in part.items()}
-    return backbone, backbone.arguments_of_file(shapes.arguments(), sizes)
+    try:
+        return backbone, backbone.arguments_of_file(shapes.arguments(), sizes, layout)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,16 +28,20 @@ def build_transformer(shapes: BackboneConfig, placement: Placement = WHOLE) -> M
 
 
 def load_transformer(
-    path: Path | str, shapes: BackboneConfig | None = None, placement: Placement = WHOLE
+    path: Path | str,
+    shapes: BackboneConfig | None = None,
+    placement: Placement = WHOLE,
+    layout: str | None = None,
 ) -> ModelMixin:
     """Load any checkpoint that `checkpoint_parts` reads, in float32, for image-to-video.
 
     A text-to-video checkpoint gets the channels of the image prior, with zero weights. A file has
-    no configuration and needs `shapes`. Memory holds one whole parameter at a time, and what the
+    no configuration: it needs `shapes`, and `layout` where its tensors do not tell how the image
+    enters. Memory holds one whole parameter at a time, and what the
     placement keeps. Raises as `checkpoint_config`, `checkpoint_parts` and `fill` do.
     """
     path = Path(path)
-    backbone, arguments = checkpoint_config(path, shapes)
+    backbone, arguments = checkpoint_config(path, shapes, layout)
     parts = checkpoint_parts(path, backbone)
     arguments, parts = backbone.for_image_to_video(arguments, parts)
     transformer = _empty(backbone.network, arguments, placement)

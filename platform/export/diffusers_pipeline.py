@@ -1,6 +1,7 @@
 """Write a transformer as a pipeline that unmodified diffusers can sample from."""
 
 import copy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ def write_stock_parts(
     """
     parts: dict[str, Any] = {"scheduler": stock_scheduler(sampler)}
     parts["vae"] = stock_vae(vae) if vae else None
-    encoders: dict[str, Any] = dict.fromkeys(ENCODERS)
-    if (name := family_of(transformer).pipeline) is not None:
-        pipeline = getattr(diffusers, name)(transformer=transformer, **parts, **encoders)
-        pipeline.save_config(folder)
+    if (name := family_of(transformer).pipeline_of(transformer.config)) is not None:
+        pipeline = getattr(diffusers, name)
+        takes = signature(pipeline).parameters
+        encoders: dict[str, Any] = {encoder: None for encoder in ENCODERS if encoder in takes}
+        pipeline(transformer=transformer, **parts, **encoders).save_config(folder)
     for name, part in parts.items():
         if part is not None:
             part.save_pretrained(folder / name)

@@ -98,7 +98,7 @@ def export(
             sum(parameter.numel() for parameter in module.transformer.parameters()),
             dtype,
             family=family,
-            layout=family.image_layout(module.transformer.config),
+            config=module.transformer.config,
             averaged=averaged,
             patch_decoder=vae is not None and vae.patch_decoder is not None,
         )

@@ -1,7 +1,7 @@
 """Write the model card of an exported network."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, sigma_grid
@@ -139,16 +139,17 @@ def model_card(
     dtype: str,
     *,
     family: type[BackboneConfig],
-    layout: str | None,
+    config: Mapping[str, Any],
     averaged: bool,
     patch_decoder: bool = False,
 ) -> str:
     """Return the Markdown text for the weights after `cycle` cycles of a run.
 
-    `layout` is the family's `image_layout` of the transformer; `patch_decoder` tells that the VAE
-    has one, which diffusers lacks.
+    `config` is the transformer's in diffusers; `patch_decoder` tells that the VAE has one, which
+    diffusers lacks.
     """
     recipe = run.recipe()
+    layout, pipeline = family.image_layout(config), family.pipeline_of(config)
     decay = recipe.schedule.ema_decay
     facts = {
         "parameters": f"{num_parameters:,} in {dtype}",
@@ -157,12 +158,12 @@ def model_card(
     }
     return CARD.format(
         name=run.path.name,
-        what="A pipeline of diffusers whose" if family.pipeline else "Parts of a pipeline whose",
+        what="A pipeline of diffusers whose" if pipeline else "Parts of a pipeline whose",
         network=family.class_name,
         entry=f"; the image enters by\n`{layout}`" if layout else "",
         facts=_facts(run, cycle, facts),
         measured="\n".join(_measured(run, cycle)) or "Nothing.",
-        use=_use(recipe, family, patch_decoder=patch_decoder).rstrip(),
+        use=_use(recipe, pipeline, patch_decoder=patch_decoder).rstrip(),
         licence=_licence(recipe),
     )
 
@@ -200,12 +201,12 @@ def _facts(run: RunDirectory, cycle: int, own: dict[str, str]) -> str:
     return "\n".join(f"| {name} | {value or 'not recorded'} |" for name, value in facts.items())
 
 
-def _use(recipe: Recipe, family: type[BackboneConfig], *, patch_decoder: bool) -> str:
-    if family.pipeline is None:
+def _use(recipe: Recipe, pipeline: str | None, *, patch_decoder: bool) -> str:
+    if pipeline is None:
         return OWN_USE
     bucket, sampler = recipe.data.bucket, sampler_of(recipe)
     text = USE.format(
-        pipeline=family.pipeline,
+        pipeline=pipeline,
         imports=OWN_VAE if patch_decoder else "",
         width=bucket.width,
         height=bucket.height,

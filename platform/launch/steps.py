@@ -87,7 +87,7 @@ def publish(run: RunDirectory, tracker: Tracker) -> None:
         count_stored(folder),
         "fp16",
         family=family,
-        layout=family.image_layout(json.loads((folder / CONFIG).read_text())),
+        config=json.loads((folder / CONFIG).read_text()),
         averaged=recipe.schedule.ema_decay is not None,
     )
     tracker.model(recipe.name, folder, find_weights(recipe.model.vae, "model.vae"), card)

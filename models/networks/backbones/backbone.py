@@ -41,8 +41,16 @@ class Backbone(ABC):
         return part
 
     @classmethod
-    def arguments_of_file(cls, arguments: Arguments, sizes: Mapping[str, torch.Size]) -> Arguments:
-        """Change the preset's arguments to what the sizes of a file's tensors tell."""
+    def arguments_of_file(
+        cls, arguments: Arguments, sizes: Mapping[str, torch.Size], layout: str | None
+    ) -> Arguments:
+        """Change the preset's arguments to what the sizes of a file's tensors tell.
+
+        `layout` says of its input what they do not.
+
+        Raises:
+            ValueError: they leave a question, or contradict the layout.
+        """
         return arguments
 
     @classmethod

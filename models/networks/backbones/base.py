@@ -93,6 +93,11 @@ class BackboneConfig(Config):
         """Say in a word how the image enters the network of a diffusers configuration."""
         return None
 
+    @classmethod
+    def pipeline_of(cls, config: Mapping[str, Any]) -> str | None:
+        """Return the name of the pipeline that takes a network of a diffusers configuration."""
+        return cls.pipeline
+
 
 @dataclass(frozen=True)
 class Sample:

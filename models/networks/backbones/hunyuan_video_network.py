@@ -20,6 +20,11 @@ from torch import Tensor, nn
 
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, per_sample
 from magicdistill.models.networks.backbones.backbone import Arguments, Backbone, TensorsByName
+from magicdistill.models.networks.backbones.hunyuan_video import (
+    HunyuanVideoConfig,
+    condition_type,
+    input_layout,
+)
 from magicdistill.models.networks.backbones.hunyuan_video_files import (
     PATCH_EMBEDDING,
     in_diffusers_names,
@@ -55,8 +60,8 @@ class BlockInputs(NamedTuple):
 class HunyuanVideo(Backbone):
     """diffusers' HunyuanVideoTransformer3DModel.
 
-    The image enters beside the noisy latents (`latent_concat`), or it replaces the first latent
-    frame (`token_replace`, the published HunyuanVideo-I2V).
+    The image enters beside the noisy latents (`latent_concat`, and without a mask SkyReels-V1), or
+    it replaces the first latent frame (`token_replace`, the published HunyuanVideo-I2V).
     """
 
     network = HunyuanVideoTransformer3DModel
@@ -68,21 +73,26 @@ class HunyuanVideo(Backbone):
         return in_diffusers_names(part)
 
     @classmethod
-    def arguments_of_file(cls, arguments: Arguments, sizes: Mapping[str, torch.Size]) -> Arguments:
+    def arguments_of_file(
+        cls, arguments: Arguments, sizes: Mapping[str, torch.Size], layout: str | None
+    ) -> Arguments:
         """The tensors tell the number of input channels and whether guidance is embedded."""
         guidance_embeds = any("guidance_embedder" in name for name in sizes)
         found = arguments | {"guidance_embeds": guidance_embeds}
-        embedding, channels = sizes.get(PATCH_EMBEDDING), arguments["out_channels"]
-        if embedding is not None and embedding[1] == channels:
-            found |= {"in_channels": channels, "image_condition_type": None}
-        return found
+        if (embedding := sizes.get(PATCH_EMBEDDING)) is None:
+            return found
+        layout = input_layout(embedding[1], arguments["out_channels"], layout)
+        return found | {
+            "in_channels": embedding[1],
+            "image_condition_type": condition_type(layout),
+        }
 
     @classmethod
     def for_image_to_video(
         cls, arguments: Arguments, parts: Iterable[TensorsByName]
     ) -> tuple[Arguments, Iterable[TensorsByName]]:
         """Add the channels of the image prior, with zero weights, where there are none."""
-        if arguments.get("image_condition_type") is not None:
+        if HunyuanVideoConfig.image_layout(arguments) is not None:
             return arguments, parts
         num_extra = arguments["out_channels"] + 1
         in_channels = arguments["in_channels"] + num_extra
@@ -168,6 +178,7 @@ class HunyuanVideo(Backbone):
             hidden = torch.cat([_first_frame(conditions), x_sigma[:, :, 1:]], dim=2)
         else:
             hidden = concat_image_prior(x_sigma, conditions.image_prior)
+            hidden = hidden[:, : config["in_channels"]]  # SkyReels-V1 takes no mask
         text, mask = conditions.text, conditions.text_mask
         if conditions.image_tokens is not None:
             text = torch.cat([conditions.image_tokens, text], dim=1)

@@ -1,5 +1,6 @@
 """A stock pipeline of diffusers makes our videos from what a run exports."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -8,7 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import HunyuanVideoImageToVideoPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanSkyreelsImageToVideoPipeline,
+    HunyuanVideoImageToVideoPipeline,
+)
 from einops import rearrange
 from PIL import Image
 from safetensors.torch import load_file
@@ -31,12 +36,14 @@ from magicdistill.platform.export.diffusers_pipeline import (
     ENCODERS,
     stock_autoencoder,
     stock_scheduler,
+    write_stock_parts,
 )
 from magicdistill.platform.export.export import export
 from magicdistill.platform.export.pretrained_model import ASSETS, find_pretrained
 from magicdistill.platform.inference.orders import Order, plan_windows
 from magicdistill.platform.inference.sample_video import VideoSampler
 from magicdistill.platform.runs.run_directory import RunDirectory
+from tests.networks import network
 
 TINY = ASSETS / "portrait-tiny"
 SHAPE = (16, 5, 8, 8)
@@ -177,6 +184,23 @@ def test_prompts_guidance_and_fresh_noise_have_their_place_in_the_stock_call(nam
         fresh_noise=lambda step: torch.randn_like(noise),
     )
     torch.testing.assert_close(state["latents"], ours, atol=LATENTS_ATOL, rtol=0)
+
+
+@torch.no_grad()
+def test_skyreels_is_written_as_its_own_pipeline(tmp_path):
+    transformer = network(in_channels=8, image_condition_type=None)
+    write_stock_parts(tmp_path, transformer, SamplerConfig(name="euler", num_steps=2), None, None)
+    transformer.save_pretrained(tmp_path / "transformer")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "HunyuanSkyreelsImageToVideoPipeline"
+    assert "image_processor" not in index
+    pipeline = HunyuanSkyreelsImageToVideoPipeline(
+        transformer=load_transformer(tmp_path / "transformer"),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "scheduler"),
+        vae=None,
+        **dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")),
+    )
+    assert pipeline.transformer.config["in_channels"] == 8
 
 
 def test_files_are_safe_and_the_pipeline_names_its_parts(folder):

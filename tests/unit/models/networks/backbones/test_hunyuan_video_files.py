@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
@@ -105,32 +106,85 @@ def as_published(transformer, x, sigma, conditions) -> Tensor:
     )[0]
 
 
-@torch.no_grad()
-def test_a_fresh_image_to_video_model_equals_the_text_to_video_one(tmp_path):
-    source = network(**TEXT_TO_VIDEO)
-    source.save_pretrained(tmp_path)
-    loaded = load_transformer(tmp_path)
-    assert loaded.config["in_channels"] == 9
-    x, sigma, conditions = inputs()
-    expected = as_published(source, x, sigma, conditions)
-    found = VelocityModel(loaded)(x, sigma, conditions)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+LAYOUTS = {
+    "text-to-video": {"in_channels": 4, "image_condition_type": None},
+    "text-to-video, guidance embedded": TEXT_TO_VIDEO,
+    "latent_concat": {"in_channels": 9, "image_condition_type": "latent_concat"},
+    "token_replace": IMAGE_TO_VIDEO,
+    "token_replace, guidance embedded": IMAGE_TO_VIDEO | {"guidance_embeds": True},
+    "skyreels": {"in_channels": 8, "image_condition_type": None},
+}
+"""The published networks: what of their configuration differs, for latents of 4 channels."""
+NOT_TOLD = {"text-to-video": "text_to_video", "token_replace": "token_replace"}
+"""What has to be said of a file that has no configuration."""
 
 
+def published_input(layout: str, x: Tensor, prior: Tensor) -> Tensor:
+    """Return what diffusers' pipeline of a layout gives its network."""
+    first = torch.cat([prior, torch.zeros_like(x[:, :, 1:])], dim=2)
+    mask = torch.zeros_like(x[:, :1])
+    mask[:, :, 0] = 1
+    return {
+        "text-to-video": x,
+        "latent_concat": torch.cat([x, first, mask], dim=1),
+        "token_replace": torch.cat([prior, x[:, :, 1:]], dim=2),
+        "skyreels": torch.cat([x, first], dim=1),
+    }[layout]
+
+
+@pytest.mark.parametrize("is_folder", [True, False], ids=["folder", "file"])
+@pytest.mark.parametrize("name", LAYOUTS)
 @torch.no_grad()
-def test_a_network_that_replaces_the_first_frame_keeps_its_layout(tmp_path):
-    source = network(**IMAGE_TO_VIDEO)
-    source.save_pretrained(tmp_path)
-    loaded = load_transformer(tmp_path)
-    assert_same(loaded, source)
+def test_every_published_layout_is_what_its_own_pipeline_computes(name, is_folder, tmp_path):
+    layout = name.split(",")[0]
+    source = network(**LAYOUTS[name])
+    if is_folder:
+        source.save_pretrained(tmp_path)
+        loaded = load_transformer(tmp_path, SHAPES)
+    else:
+        file = tmp_path / "model.pt"
+        torch.save({"module": weights(source)}, file)
+        loaded = load_transformer(file, SHAPES, layout=NOT_TOLD.get(layout))
     x, sigma, conditions = inputs()
     assert conditions.image_prior is not None
+    given = published_input(layout, x, conditions.image_prior)
+    expected = as_published(source, given, sigma, conditions)
     v = VelocityModel(loaded)(x, sigma, conditions)
-    replaced = torch.cat([conditions.image_prior, x[:, :, 1:]], dim=2)
-    expected = as_published(source, replaced, sigma, conditions)[:, :, 1:]
-    torch.testing.assert_close(v[:, :, 1:], expected, atol=1e-5, rtol=1e-5)
-    first = x[:, :, :1] - sigma.view(-1, 1, 1, 1, 1) * v[:, :, :1]
-    torch.testing.assert_close(first, conditions.image_prior, atol=1e-5, rtol=1e-5)
+    own = slice(1, None) if layout == "token_replace" else slice(None)
+    torch.testing.assert_close(v[:, :, own], expected[:, :, own], atol=1e-5, rtol=1e-5)
+    if layout == "token_replace":
+        first = x[:, :, :1] - sigma.view(-1, 1, 1, 1, 1) * v[:, :, :1]
+        torch.testing.assert_close(first, conditions.image_prior, atol=1e-5, rtol=1e-5)
+    if layout == "text-to-video":
+        assert loaded.config["in_channels"] == 9
+    else:
+        assert_same(loaded, source)
+
+
+@pytest.mark.parametrize(
+    ("channels", "layout", "message"),
+    [
+        (4, None, "say model.teacher_layout text_to_video or token_replace"),
+        (4, "skyreels", "4 input channels are those of text_to_video or token_replace, not of sky"),
+        (9, "token_replace", "9 input channels are those of latent_concat, not of token_replace"),
+        (5, None, r"5 input channels are of no layout of HunyuanVideo: 4 \(text_to_video\)"),
+    ],
+)
+def test_what_a_file_does_not_tell_is_asked_and_never_guessed(channels, layout, message, tmp_path):
+    file = tmp_path / "model.pt"
+    source = network(in_channels=channels, image_condition_type=None)
+    torch.save(weights(source), file)
+    with pytest.raises(ValueError, match=rf"model\.pt: .*{message}"):
+        load_transformer(file, SHAPES, layout=layout)
+
+
+def test_a_folder_says_itself_what_its_layout_is(tmp_path):
+    network(**IMAGE_TO_VIDEO).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json says token_replace: leave model"):
+        load_transformer(tmp_path, SHAPES, layout="text_to_video")
+    network(in_channels=6, image_condition_type=None).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="6 input channels are of no layout of HunyuanVideo"):
+        load_transformer(tmp_path, SHAPES)
 
 
 def test_the_original_file_loads_through_the_converter(tmp_path):
@@ -141,7 +195,7 @@ def test_the_original_file_loads_through_the_converter(tmp_path):
     assert {"img_in.proj.weight", "double_blocks.0.txt_attn_qkv.bias"} <= original.keys()
     file = tmp_path / "mp_rank_00_model_states.pt"
     torch.save({"module": original}, file)
-    loaded = load_transformer(file, shapes)
+    loaded = load_transformer(file, shapes, layout="text_to_video")
     patches = loaded.x_embedder.proj.weight
     assert patches[:, 4:].abs().max() == 0
     expected = weights(source)
