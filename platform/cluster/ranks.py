@@ -1,15 +1,38 @@
 """This process among those that train together; alone where there is no group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
 
 T = TypeVar("T")
+Group = dist.ProcessGroup | dist.GroupMember | None
+"""A process group; None for that of the job."""
+PATIENCE = timedelta(hours=2)
+"""How long a rank waits in a host group for the slowest disk or mirror."""
+_group: ContextVar[Group] = ContextVar("group", default=None)
 
 
 class OtherRankError(Exception):
     """Ends this rank because another one has failed, which raises the cause."""
+
+
+def host_group() -> Group:
+    """Return a new group of all ranks that exchanges through host memory; every rank calls it."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
+
+
+@contextmanager
+def within(group: Group) -> Iterator[None]:
+    """Let this thread's calls of the functions below exchange in another group than the job's."""
+    token = _group.set(group)
+    try:
+        yield
+    finally:
+        _group.reset(token)
 
 
 def rank() -> int:
@@ -25,14 +48,14 @@ def world_size() -> int:
 def barrier() -> None:
     """Wait until every rank is here."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group=_group.get())
 
 
 def of_first(value: T) -> T:
     """Return rank 0's value; every rank calls it."""
     values = [value]
     if dist.is_initialized():
-        dist.broadcast_object_list(values, src=0)
+        dist.broadcast_object_list(values, src=0, group=_group.get())
     return values[0]
 
 
@@ -40,7 +63,7 @@ def of_all(value: T) -> list[T]:
     """Return the value of each rank in their order; every rank calls it."""
     values = [value] * world_size()
     if dist.is_initialized():
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=_group.get())
     return values
 
 

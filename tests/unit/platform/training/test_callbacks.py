@@ -1,7 +1,10 @@
 """What runs after a cycle runs in one order, and some of it on the first rank alone."""
 
+import shutil
 import time
 from pathlib import Path
+
+import pytest
 
 from magicdistill.data_pipeline.progress import format_duration, format_pace
 from magicdistill.models.profiling import StepTimer
@@ -39,9 +42,25 @@ def test_a_due_checkpoint_is_saved_and_no_other(tmp_path: Path) -> None:
     worker = Worker(run, write_cache(tmp_path / "data"), None, rank=0, world_size=1)
     for cycle in (1, 2, 3):
         worker.checkpointer(cycle, {})
+    worker.checkpoints.wait()
     assert worker.checkpoints.names() == ["cycle-0000002"]
     worker.checkpointer(5, {})
     assert worker.checkpoints.names()[-1] == "cycle-0000005"
+
+
+def test_a_checkpoint_that_fails_beside_the_training_ends_it_at_the_next_cycle(
+    tmp_path: Path,
+) -> None:
+    recipe = tiny_recipe(2, schedule={"checkpoint_every": 2, "num_cycles": 5})
+    run = RunDirectory.create(tmp_path, recipe)
+    worker = Worker(run, write_cache(tmp_path / "data"), None, rank=0, world_size=1)
+    shutil.rmtree(run.checkpoints)
+    run.checkpoints.symlink_to("/dev/null")  # where no folder can be made
+    worker.checkpointer(2, {})
+    while not worker.checkpoints.has_failed():
+        time.sleep(0.01)
+    with pytest.raises(NotADirectoryError, match="checkpoints"):
+        worker.checkpointer(3, {})
 
 
 def test_the_pace_is_right_from_the_first_cycle_on_and_leaves_the_start_out(tmp_path: Path) -> None:
