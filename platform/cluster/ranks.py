@@ -67,6 +67,15 @@ def of_all(value: T) -> list[T]:
     return values
 
 
+def to_first(value: T) -> list[T]:
+    """Return the value of each rank on rank 0, nothing on the others; every rank calls it."""
+    if not dist.is_initialized():
+        return [value]
+    values = [value] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values, group=_group.get())
+    return values or []
+
+
 def all_succeed(action: Callable[[], T]) -> T:
     """Return the value of an action that has succeeded on every rank, which call it together.
 

@@ -75,14 +75,14 @@ class ValidationSamples(Callback):
             found = self.validation.scores(generator)
         modules = {role: engine.module for role, engine in self.engines.items()}
         found |= self.validation.method_terms(self.method, modules, latents)
-        pixels = self.validation.decode(latents)
-        found |= self.validation.health(pixels)
+        shown = self.validation.look(latents)
+        found |= self.validation.health(shown)
         # The ranks judge health each by itself, and must come to one result: their numbers have to
         # be the same to the last bit.
         values = {name: torch.tensor(value) for name, value in found.items()}
         metrics.update(mean_over_ranks(values, self.device))
         if ranks.rank() == 0:
-            self.validation.write(pixels, self.run.samples / f"cycle-{cycle:07d}.png")
+            self.validation.write(shown, self.run.samples / f"cycle-{cycle:07d}.png")
 
 
 class ProducerThroughput(Callback):
