@@ -86,6 +86,10 @@ class ClusterConfig(Config):
     """CPUs that a local cluster declares: a laptop has fewer cores than Ray has things to place."""
     dashboard: bool = True
     """Whether a local cluster serves Ray's dashboard, which lengthens a one-minute run."""
+    collective_timeout_s: PositiveInt = 1200
+    """Seconds that workers wait for one of them before they are ended and started again: more than
+    it takes to read a checkpoint or fetch it from the mirror, to compile, and to write the finished
+    model."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts of the worker group from its last checkpoint before the run gives up."""
     address: str | None = None

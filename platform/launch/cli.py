@@ -38,6 +38,7 @@ FREE_TO_CHANGE = (
     "engine.zero_stage",
     "cluster.address",
     "cluster.logical_cpus",
+    "cluster.collective_timeout_s",
     "cluster.max_failures",
     "cluster.dashboard",
     "cluster.num_workers",
