@@ -130,8 +130,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for what `save` left to the thread, and raise what went wrong; every rank calls it.
-        """
+        """Wait for what `save` left to the thread, and raise its error; every rank calls it."""
         self._background.wait()
 
     def has_failed(self) -> bool:

@@ -41,9 +41,10 @@ def demand_whole_groups(nodes: Sequence[str], sequence_parallel: int) -> None:
     for start in range(0, len(nodes), sequence_parallel):
         group = nodes[start : start + sequence_parallel]
         if len(set(group)) > 1:
+            sizes = ", ".join(str(nodes.count(node)) for node in dict.fromkeys(nodes))
             raise LayoutError(
                 f"cluster.sequence_parallel {sequence_parallel}: ranks {start} to "
                 f"{start + len(group) - 1} share their samples, and are on "
                 f"{' and '.join(dict.fromkeys(group))}; give one that divides the workers of "
-                f"every node, which are {', '.join(str(nodes.count(n)) for n in dict.fromkeys(nodes))}"
+                f"every node, which are {sizes}"
             )

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 T = TypeVar("T")
-Group = dist.ProcessGroup | dist.GroupMember | None
+Group = dist.ProcessGroup | None
 """A process group; None for that of the job."""
 PATIENCE = timedelta(hours=2)
 """How long a rank waits in a host group for the slowest disk or mirror."""
@@ -22,7 +22,11 @@ class OtherRankError(Exception):
 
 def host_group() -> Group:
     """Return a new group of all ranks that exchanges through host memory; every rank calls it."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
+    if not dist.is_initialized():
+        return None
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)  # every rank belongs to it
+    return group
 
 
 @contextmanager

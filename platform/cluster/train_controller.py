@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray._raylet import RAY_NODE_ID_KEY
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.failure_handling import (
@@ -20,6 +19,8 @@ from ray.train.v2._internal.execution.failure_handling import (
 from magicdistill.platform.cluster.worker_failures import FinalError, lost_nodes
 from magicdistill.platform.runs.run_directory import RunDirectory
 
+NODE_ID = "ray.io/node-id"
+"""The label of each node with its id."""
 MAX_FAILURES = 2
 """Failures after which a node is left out."""
 
@@ -39,6 +40,7 @@ class Trainer(TorchTrainer):
     """Ray Train's trainer, whose restarts follow `FinalFailures`."""
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
+        assert self.run_config.failure_config is not None
         policy = FinalFailures(self.run_config.failure_config)
         return super()._initialize_and_run_controller(**options | {"failure_policy": policy})
 
@@ -78,7 +80,7 @@ class FailedNodes(ControllerCallback):
             )
             return None
         self.run.say(f"node {names} failed {MAX_FAILURES} times, and is left out; replace it")
-        return {RAY_NODE_ID_KEY: f"!in({', '.join(failed)})"}
+        return {NODE_ID: f"!in({', '.join(failed)})"}
 
     def _count(self, node: Mapping[str, Any], addresses: Mapping[str, int]) -> int:
         """Return the failures of a node, also under an id that it had before Ray was restarted."""

@@ -22,7 +22,7 @@ LOST_A_PEER = re.compile(
 
 NODE = re.compile(r"(\S+) \((\w+)\)")
 """How a rank's node is written down: its address and the start of its id."""
-BROKEN_GPU = re.compile(r"CUDA error|uncorrectable|\bECC\b|cudaError")
+BROKEN_GPU = re.compile(r"CUDA error|cudaError|\bECC\b|multiplies matrices wrongly")
 """What a worker raises whose GPU, or its driver, has failed."""
 LESS_MEMORY = (
     "give more schedule.num_micro_batches or cluster.sequence_parallel, recompute more of the "

@@ -40,6 +40,7 @@ FREE_TO_CHANGE = (
     "cluster.logical_cpus",
     "cluster.collective_timeout_s",
     "cluster.max_failures",
+    "cluster.preflight",
     "cluster.dashboard",
     "cluster.num_workers",
     "cluster.sequence_parallel",

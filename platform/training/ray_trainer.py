@@ -27,6 +27,7 @@ from magicdistill.platform.cluster.preemption import (
     leaving_in_order,
     watch_for_sigterm,
 )
+from magicdistill.platform.cluster.speed_check import check_workers
 from magicdistill.platform.cluster.worker_failures import (
     explained_failure,
     explained_memory,
@@ -68,6 +69,8 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
         else nullcontext()
     )
     failed_nodes, newest = FailedNodes(run), partial(_newest_cycle, run)
+    reporter = RestartReporter(run, cluster.max_failures, newest, failed_nodes.note)
+    callbacks: list[Any] = [reporter, failed_nodes]  # Ray's own type has callbacks of users alone
     (run.path / TRACES).mkdir(exist_ok=True)
     trainer = Trainer(
         train_worker,
@@ -89,10 +92,7 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
             name="ray",
             storage_path=str(run.path),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[
-                RestartReporter(run, cluster.max_failures, newest, failed_nodes.note),
-                failed_nodes,
-            ],
+            callbacks=callbacks,
             worker_runtime_env={"env_vars": worker_variables(run.path)},
         ),
     )
@@ -131,6 +131,8 @@ def train_worker(config: dict[str, Any]) -> None:
     with recorded_failure(run, rank), explained_memory():
         if rank == 0:
             demand_whole_groups(nodes, cluster.sequence_parallel)
+        device = "cpu" if cluster.rehearsal else ray.train.torch.get_device()
+        check_workers(run, cluster, nodes, device)
         from magicdistill.platform.training.worker import Worker
 
         Worker(
@@ -139,7 +141,7 @@ def train_worker(config: dict[str, Any]) -> None:
             config["held_out"] and place(config["held_out"]),
             rank=rank,
             world_size=context.get_world_size(),
-            device="cpu" if cluster.rehearsal else ray.train.torch.get_device(),
+            device=device,
             is_draining=is_draining,
             is_scored_apart=config["is_scored_apart"],
         ).run_all()

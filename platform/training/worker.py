@@ -34,6 +34,7 @@ from magicdistill.platform.training.finite_weights import demand_finite
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import Loop, num_steps
 from magicdistill.platform.training.metrics_writer import MetricsWriter
+from magicdistill.platform.training.stragglers import Stragglers
 from magicdistill.platform.training.validation import Validation, num_scored
 
 
@@ -201,7 +202,8 @@ def callbacks_of(worker: Worker) -> list[Callback]:
                 worker.device,
             ),
             ProducerThroughput(worker.loop),
-            MetricsWriter(worker.run, schedule, worker.loop.step_timer),
+            stragglers := Stragglers(schedule, worker.loop.step_timer),
+            MetricsWriter(worker.run, schedule, stragglers),
             worker.health,
             worker.checkpointer,
         ],

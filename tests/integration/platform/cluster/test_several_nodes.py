@@ -1,4 +1,4 @@
-"""A head without CPUs and two nodes of one CPU each: who runs where, and what is not tried again."""
+"""A head without CPUs and two nodes of one: who runs where, and what is not tried again."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +32,7 @@ def nodes() -> Iterator[list[str]]:
     ray.init(cluster.address, runtime_env=environment, log_to_driver=False)
     try:
         cluster.wait_for_nodes()
+        assert cluster.head_node is not None
         yield [cluster.head_node.node_id, *(node.node_id for node in cluster.worker_nodes)]
     finally:
         ray.shutdown()
@@ -56,6 +57,7 @@ def test_a_node_that_failed_twice_is_left_out_while_the_others_have_room(
     assert failed.on_controller_start_worker_group(**start, num_workers=1) is None
     failed.note({0: lost_worker()})
     labels = failed.on_controller_start_worker_group(**start, num_workers=1)
+    assert labels is not None
     assert f"({bad[:8]}) failed 2 times, and is left out" in run.progress_path.read_text()
     for _ in range(3):
         group = placement_group([ONE_CPU], bundle_label_selector=[labels])

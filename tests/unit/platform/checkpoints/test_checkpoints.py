@@ -252,8 +252,8 @@ def test_foreign_files_in_a_checkpoint_do_not_matter(saved, warnings, name):
 def test_a_checkpoint_is_written_beside_the_training_and_holds_what_was_saved(
     tmp_path: Path, warnings: list[str]
 ) -> None:
-    engine = make_engine(SlowDiskEngine)
-    engine.may_end.clear()
+    engine, may_end = make_engine(SlowDiskEngine), SlowDiskEngine.may_end
+    may_end.clear()
     checkpoints = Checkpoints(tmp_path, keep=2, warn=warnings.append)
     train(engine)
     before = weight_of(engine).clone()
@@ -261,7 +261,7 @@ def test_a_checkpoint_is_written_beside_the_training_and_holds_what_was_saved(
     train(engine)
     assert checkpoints.names() == [], "it counts once all is written"
     assert not torch.equal(weight_of(engine), before)
-    threading.Timer(0.2, engine.may_end.set).start()
+    threading.Timer(0.2, may_end.set).start()
     checkpoints.save(2, {"net": engine}, None, beside=True)  # waits for the first
     (said,) = warnings
     assert "cycle 2 waits for the one before" in said and "schedule.checkpoint_every" in said

@@ -118,7 +118,7 @@ def test_only_what_would_repeat_itself_is_not_tried_again() -> None:
     [
         ({0: LOST, 2: lost_worker()}, {("10.0.0.2", "bb")}),
         ({0: lost_worker(), 1: lost_worker()}, {("10.0.0.1", "aa")}),
-        ({2: RuntimeError("CUDA error: uncorrectable ECC error encountered")}, {("10.0.0.2", "bb")}),
+        ({2: RuntimeError("CUDA error: uncorrectable ECC error")}, {("10.0.0.2", "bb")}),
         ({0: ValueError("a mistake"), 1: FULL}, set()),
         ({1: GpuMemoryError("CUDA error: out of memory")}, set()),
         ({7: lost_worker()}, set()),
