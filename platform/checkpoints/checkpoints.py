@@ -151,12 +151,11 @@ class Checkpoints:
             if ranks.rank() == 0 and not (path / COMMITTED).exists():
                 shutil.rmtree(path, ignore_errors=True)
             raise
-        is_first = ranks.rank() == 0
-        cycles = ranks.all_succeed(spared if is_first else tuple)
+        cycles = ranks.all_succeed(spared if ranks.rank() == 0 else tuple)
         names = {checkpoint_name(number) for number in cycles}
         if self.mirror:
             self._copy(path, self.mirror, names)
-        ranks.all_succeed(lambda: self._prune(names) if is_first else None)
+        ranks.first_succeeds(lambda: self._prune(names))
 
     def _copy(self, path: Path, mirror: Mirror, spared: set[str]) -> None:
         """Copy to the mirror; training goes on where that fails, as the next copy may succeed."""

@@ -80,6 +80,11 @@ def to_first(value: T) -> list[T]:
     return values or []
 
 
+def first_succeeds(action: Callable[[], None]) -> None:
+    """Let rank 0 act; where it fails, all ranks raise, as by `all_succeed`. Every rank calls it."""
+    all_succeed(action if rank() == 0 else lambda: None)
+
+
 def all_succeed(action: Callable[[], T]) -> T:
     """Return the value of an action that has succeeded on every rank, which call it together.
 

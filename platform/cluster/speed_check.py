@@ -64,15 +64,24 @@ def check_workers(
 ) -> None:
     """Measure all ranks, log them as a table and keep the versions; every rank calls it.
 
-    `nodes` are those of the ranks. Raises SlowWorkersError on the first rank where
-    `cluster.preflight` refuses slow workers, and what a broken GPU raises.
+    `nodes` are those of the ranks. Raises SlowWorkersError where `cluster.preflight` refuses slow
+    workers, on the first rank (OtherRankError on the others), and what a broken GPU raises.
     """
     if config.preflight.action == "off":
         return
     speeds = ranks.of_all(measure(config, device))
     found = ranks.of_all(versions())
-    if ranks.rank() > 0:
-        return
+    ranks.first_succeeds(lambda: _tell(run, config, nodes, speeds, found))
+
+
+def _tell(
+    run: RunDirectory,
+    config: ClusterConfig,
+    nodes: Sequence[str],
+    speeds: Sequence[Speeds],
+    found: Sequence[dict[str, str]],
+) -> None:
+    """Log and judge what the ranks have measured, and the versions that they have found."""
     run.store_versions(found[0])
     write_text(run.preflight_path, "\n".join(table(speeds, nodes)) + "\n")
     for line in (*by_node(speeds, nodes), *unlike(found, nodes)):

@@ -11,6 +11,7 @@ from typing import Any
 from magicdistill.data_pipeline.io.storage import AnyPath, place
 from magicdistill.platform.checkpoints.checkpoint_folder import cycle_of
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints
+from magicdistill.platform.cluster import ranks
 from magicdistill.platform.cluster.nccl_settings import (
     TRACES,
     detector_variables,
@@ -129,8 +130,7 @@ def train_worker(config: dict[str, Any]) -> None:
             run.say(line)
     rank = context.get_world_rank()
     with recorded_failure(run, rank), explained_memory():
-        if rank == 0:
-            demand_whole_groups(nodes, cluster.sequence_parallel)
+        ranks.first_succeeds(lambda: demand_whole_groups(nodes, cluster.sequence_parallel))
         device = "cpu" if cluster.rehearsal else ray.train.torch.get_device()
         check_workers(run, cluster, nodes, device)
         from magicdistill.platform.training.worker import Worker
