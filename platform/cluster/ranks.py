@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 T = TypeVar("T")
 Group = dist.ProcessGroup | None
@@ -27,6 +28,16 @@ def host_group() -> Group:
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     assert isinstance(group, dist.ProcessGroup)  # every rank belongs to it
     return group
+
+
+def set_timeout(timeout_s: float) -> None:
+    """Give every process group that this process is in the same time-out.
+
+    Ray gives one to the job's alone; those that DeepSpeed makes, over which ZeRO exchanges, and
+    those of sequence parallelism have torch's own 10 minutes.
+    """
+    for group in [*distributed_c10d._world.pg_map]:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 @contextmanager

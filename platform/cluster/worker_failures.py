@@ -112,14 +112,18 @@ def describe_failures(run: RunDirectory, failures: Mapping[int, Exception]) -> l
 def lost_nodes(run: RunDirectory, failures: Mapping[int, Exception]) -> set[tuple[str, str]]:
     """Return the nodes on which a process was lost or a GPU failed: address and start of the id.
 
-    One that was taken away in good order is none of them.
+    One that was taken away in good order is none of them; and where all of several nodes are lost
+    at once, as by a hang, which torch ends everywhere, it is the fault of none.
     """
-    nodes, lost = _nodes(run), set[tuple[str, str]]()
-    for rank, error in _causes(failures).items():
-        found = NODE.fullmatch(nodes[rank]) if rank < len(nodes) else None
-        if found and _is_of_the_node(error):
-            lost.add((found[1], found[2]))
-    return lost
+    nodes = _nodes(run)
+    lost = {
+        nodes[rank]
+        for rank, error in _causes(failures).items()
+        if rank < len(nodes) and _is_of_the_node(error)
+    }
+    if len(lost) > 1 and lost == {*nodes}:
+        return set()
+    return {(found[1], found[2]) for node in lost if (found := NODE.fullmatch(node))}
 
 
 def _nodes(run: RunDirectory) -> list[str]:

@@ -135,7 +135,7 @@ def train_worker(config: dict[str, Any]) -> None:
         check_workers(run, cluster, nodes, device)
         from magicdistill.platform.training.worker import Worker
 
-        Worker(
+        worker = Worker(
             run,
             place(config["data"]),
             config["held_out"] and place(config["held_out"]),
@@ -144,4 +144,6 @@ def train_worker(config: dict[str, Any]) -> None:
             device=device,
             is_draining=is_draining,
             is_scored_apart=config["is_scored_apart"],
-        ).run_all()
+        )
+        ranks.set_timeout(cluster.collective_timeout_s)  # of the groups that engines have made too
+        worker.run_all()

@@ -122,6 +122,7 @@ def test_only_what_would_repeat_itself_is_not_tried_again() -> None:
         ({0: ValueError("a mistake"), 1: FULL}, set()),
         ({1: GpuMemoryError("CUDA error: out of memory")}, set()),
         ({7: lost_worker()}, set()),
+        ({0: lost_worker(), 1: LOST, 2: lost_worker()}, set()),  # a hang that torch has ended
     ],
 )
 def test_a_node_has_failed_where_a_process_or_a_gpu_was_lost(
