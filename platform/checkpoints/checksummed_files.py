@@ -65,4 +65,4 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for tensor in tensors.values():
-        yield memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        yield tensor.view(-1).view(torch.uint8).numpy().data
