@@ -21,7 +21,7 @@ from torch.cuda import nccl
 from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.cluster.worker_failures import FinalError
-from magicdistill.platform.config.sections import ClusterConfig, GpuName
+from magicdistill.platform.config.sections import ClusterConfig
 from magicdistill.platform.runs.run_directory import RunDirectory
 
 REPEATS = 5
@@ -49,14 +49,14 @@ class Speeds(NamedTuple):
 
 UNITS = Speeds(1e12, 1e9, 1e9, 1e9)
 """Units of the table: TFLOP/s and GB/s."""
-LEAST: dict[GpuName, Speeds] = {
+LEAST = {
     "a100": Speeds(156e12, 1.0e12, 10e9, 2e9),
     "h100": Speeds(490e12, 1.7e12, 50e9, 10e9),
     "h200": Speeds(490e12, 2.4e12, 50e9, 10e9),
     "b200": Speeds(1100e12, 4.0e12, 50e9, 10e9),
 }
-"""What a healthy GPU exceeds by far: half of the data sheets' matmul and memory; exchanges lie far
-above what sockets carry and below what EFA or NVLink do. Our own numbers."""
+"""What a healthy GPU exceeds by far, by a part of its name: half of the data sheets' matmul and
+memory; exchanges lie far above what sockets carry and below what EFA or NVLink do. Our own."""
 
 
 def check_workers(
@@ -87,8 +87,7 @@ def _tell(
     for line in (*by_node(speeds, nodes), *unlike(found, nodes)):
         run.say(line)
     run.say("versions  " + ", ".join(f"{name} {number}" for name, number in found[0].items()))
-    least = LEAST[config.gpu] if config.uses_gpus else Speeds(0, 0, 0, 0)
-    if slow := list(slow_ranks(speeds, nodes, least, _slow_share(config))):
+    if slow := list(slow_ranks(speeds, nodes, least_of(found[0]["GPU"]), _slow_share(config))):
         if config.preflight.action == "refuse":
             raise SlowWorkersError("; ".join(slow))
         for line in slow:
@@ -164,6 +163,11 @@ def slow_ranks(
             )
 
 
+def least_of(gpu: str) -> Speeds:
+    """Return the least speeds of a GPU by its name; 0 for one that has none."""
+    return next((one for name, one in LEAST.items() if name in gpu.lower()), Speeds(0, 0, 0, 0))
+
+
 def by_node(speeds: Sequence[Speeds], nodes: Sequence[str]) -> Iterator[str]:
     """Yield a line for each node, with the least and the most of its ranks."""
     for node, group in groupby(range(len(nodes)), key=nodes.__getitem__):
@@ -201,8 +205,10 @@ def unlike(found: Sequence[dict[str, str]], nodes: Sequence[str]) -> Iterator[st
 
 def versions() -> dict[str, str]:
     """Return the versions of what computes and communicates on this node; `none` is not there."""
-    numbers = nccl.version() if torch.cuda.is_available() else ()
+    has_gpu = torch.cuda.is_available()
+    numbers = nccl.version() if has_gpu else ()
     return {
+        "GPU": torch.cuda.get_device_name() if has_gpu else "none",
         "driver": _found_in(DRIVER, r"Module\s+(?:for \S+\s+)?(\d[\d.]+)"),
         "CUDA": torch.version.cuda or "none",
         "NCCL": ".".join(map(str, numbers)) or "none",

@@ -24,8 +24,8 @@ class Provenance(Config):
     run_id: str = ""
     """Of one run alone: a new run of the same name is another one."""
     workers: dict[str, str] = Field(default_factory=dict)
-    """Versions of driver, CUDA, NCCL, its plugin and the libraries on the workers, when they last
-    started; empty before."""
+    """GPU, and versions of driver, CUDA, NCCL, its plugin and the libraries, on the workers when
+    they last started; empty before."""
 
     @classmethod
     def here(cls) -> "Provenance":

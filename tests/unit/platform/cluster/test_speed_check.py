@@ -12,6 +12,7 @@ from magicdistill.platform.cluster.speed_check import (
     Speeds,
     by_node,
     check_workers,
+    least_of,
     slow_ranks,
     table,
     unlike,
@@ -58,6 +59,14 @@ def test_the_table_has_a_line_for_every_rank_and_the_log_one_for_every_node() ->
     first, second = by_node(speeds, NODES)
     assert first.startswith("node a: matmul 650 to 700 TFLOP/s, memory 2.8e+03 to")
     assert second.startswith("node b: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("NVIDIA H100 80GB HBM3", 490e12), ("NVIDIA B200", 1100e12), ("NVIDIA A10G", 0), ("none", 0)],
+)
+def test_a_gpu_is_judged_by_its_own_data_sheet(name: str, least: float) -> None:
+    assert least_of(name).matmul == least
 
 
 def test_a_node_with_other_versions_is_named() -> None:
@@ -108,9 +117,8 @@ def test_the_recipe_decides_what_slow_workers_do_to_a_run(
     tmp_path: Path, recipe: Recipe, action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDirectory.create(tmp_path / "runs", recipe)
-    monkeypatch.setitem(speed_check.LEAST, "h100", Speeds(1e18, 0, 0, 0))
+    monkeypatch.setitem(speed_check.LEAST, "none", Speeds(1e18, 0, 0, 0))  # of processors
     slow = config(action=action, matmul_size=16, exchange_mib=1)
-    monkeypatch.setattr(ClusterConfig, "uses_gpus", True)  # judged as GPUs are
     if action == "refuse":
         with pytest.raises(SlowWorkersError, match=r"matmul is slow: rank 0 on a has .* TFLOP/s"):
             check_workers(run, slow, ["a"], "cpu")
