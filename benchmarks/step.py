@@ -43,7 +43,9 @@ from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.recipe import Recipe, load_recipe
 from magicdistill.platform.data.stream_source import open_batches
 from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.callbacks import of_rank
 from magicdistill.platform.training.metrics_writer import MetricsWriter
+from magicdistill.platform.training.stragglers import Stragglers
 from magicdistill.platform.training.worker import Worker
 
 LATENTS = (16, 5, 8, 8)
@@ -266,12 +268,13 @@ def platform_cycle(
     """Return a call that runs the platform's next cycle, its metrics recorded."""
     run = RunDirectory.create(folder, recipe, f"rank-{rank}")
     worker = Worker(run, cache, None, rank=rank, world_size=world_size)
-    recorder = MetricsWriter(run, recipe.schedule, worker.loop.step_timer)
+    stragglers = Stragglers(recipe.schedule, worker.loop.step_timer)
+    recorder = MetricsWriter(run, recipe.schedule, stragglers)
     cycles = iter(range(10**6))
 
     def cycle() -> None:
         number = next(cycles)
-        worker.loop.run(number, number + 1, [recorder] if rank == 0 else [])
+        worker.loop.run(number, number + 1, of_rank(rank, [stragglers, recorder]))
 
     return cycle
 

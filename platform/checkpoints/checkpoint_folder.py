@@ -7,22 +7,19 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
+from magicdistill.platform.checkpoints.checksummed_files import CHUNK_BYTES, Checksums
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.runs.run_directory import COMMITTED
 
 PREFIX = "cycle-"
 """Begins the name of a checkpoint; the cycle follows in seven digits, so that names sort by age."""
-CHUNK_BYTES = 1 << 24
-"""Bytes that are read at once; a disk with less than this free counts as full."""
-Checksums = Mapping[str, list[int]]
-"""Size in bytes and CRC-32 of files by their path in a checkpoint."""
 T = TypeVar("T")
 
 
@@ -30,10 +27,11 @@ class DiskFullError(OSError):
     """No room for a checkpoint; the previous ones are intact."""
 
 
-def write_folder(path: Path, write: Callable[[], None]) -> None:
+def write_folder(path: Path, write: Callable[[], Checksums]) -> None:
     """Make a folder anew, let every rank write its share, and commit it; every rank calls it.
 
-    Where a rank fails all of them raise, as `ranks.all_succeed` does: DiskFullError where there is
+    `write` returns the checksums of this rank's files, for the marker. Where a rank fails all of
+    them raise, as `ranks.all_succeed` does: DiskFullError where there is
     no room.
     """
 
@@ -45,12 +43,7 @@ def write_folder(path: Path, write: Callable[[], None]) -> None:
 
     is_first = ranks.rank() == 0
     _together(path, clear if is_first else lambda: None)
-    _together(path, write)
-    mine = _together(
-        path,
-        lambda: {name: _size_and_crc(path / name, durable=True) for name in _share(files_of(path))},
-    )
-    files = _merged(mine)
+    files = _merged(_together(path, write))
     _together(path, (lambda: _commit(path, files)) if is_first else lambda: None)
 
 
@@ -163,11 +156,9 @@ def _readable(path: Path, names: list[str]) -> Checksums:
     return found
 
 
-def _size_and_crc(path: Path, *, durable: bool = False) -> list[int]:
+def _size_and_crc(path: Path) -> list[int]:
     size = crc = 0
     with path.open("rb") as file:
-        if durable:  # or a power cut leaves the marker without the file
-            os.fsync(file.fileno())
         while chunk := file.read(CHUNK_BYTES):
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
     return [size, crc]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from magicdistill.platform.checkpoints.background import Background
 from magicdistill.platform.checkpoints.checkpoint_folder import (
     COMMITTED,
     PREFIX,
@@ -15,6 +16,8 @@ from magicdistill.platform.checkpoints.checkpoint_folder import (
     is_copy,
     write_folder,
 )
+from magicdistill.platform.checkpoints.checksummed_files import Checksums
+from magicdistill.platform.checkpoints.flat_shards import Snapshot
 from magicdistill.platform.checkpoints.s3_mirror import Mirror, MirrorError
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.config.recipe import Recipe
@@ -30,8 +33,8 @@ EMA = "ema"
 class Saved(Protocol):
     """Training state that every rank writes to a folder and reads back: an engine, an average."""
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's share; every rank calls it."""
+    def snapshot(self) -> Snapshot:
+        """Copy this rank's share to host memory; every rank calls it."""
         ...
 
     def load(self, directory: Path) -> None:
@@ -67,6 +70,7 @@ class Checkpoints:
     ) -> None:
         self.folder, self.keep, self.warn = folder, keep, warn
         self.mirror = Mirror(mirror) if mirror else None
+        self._background = Background()
 
     @classmethod
     def of(
@@ -100,26 +104,58 @@ class Checkpoints:
         engines: Mapping[str, Saved],
         ema: Saved | None,
         spared: Callable[[], Collection[int]] = tuple,
+        *,
+        beside: bool = False,
     ) -> None:
         """Write the state after `cycle` cycles; every rank calls it.
 
-        `spared` tells the first rank, once all is written, which cycles' checkpoints stay beside
-        the newest. Raises DiskFullError where there is no room, after removing what it wrote; where
-        only another rank has none, that is an OtherRankError.
+        The state is copied to host memory, and a thread writes it. With `beside` the call returns
+        then, and `wait` or the next save raises what went wrong; one at most is being written.
+
+        `spared` is called on the first rank, once the checkpoint counts, and returns the cycles
+        whose checkpoints stay beside the newest. Raises DiskFullError where there is no room, after
+        removing what it wrote; where only another rank has none, that is an OtherRankError.
         """
+        if self._background.is_busy():
+            self._warn_from_first(
+                f"the checkpoint of cycle {cycle} waits for the one before, which is still being "
+                "written: give a faster file system or more than schedule.checkpoint_every"
+            )
+        self.wait()
+        snapshots = {role: engine.snapshot() for role, engine in engines.items()}
+        if ema is not None:
+            snapshots[EMA] = ema.snapshot()
+        self._background.start(lambda: self._write(cycle, snapshots, spared))
+        if not beside:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for what `save` left to the thread, and raise its error; every rank calls it."""
+        self._background.wait()
+
+    def has_failed(self) -> bool:
+        """Tell whether what `save` left to this rank's thread went wrong: `wait` raises it."""
+        return self._background.has_failed()
+
+    def _write(
+        self,
+        cycle: int,
+        snapshots: Mapping[str, Snapshot],
+        spared: Callable[[], Collection[int]],
+    ) -> None:
+        """Write, commit, mirror and prune; runs in the thread of each rank."""
         path = self.folder / checkpoint_name(cycle)
         try:
-            write_folder(path, lambda: self._save(path, engines, ema))
+            write_folder(path, lambda: _write_all(path, snapshots))
         except Exception:
             if ranks.rank() == 0 and not (path / COMMITTED).exists():
                 shutil.rmtree(path, ignore_errors=True)
             raise
-        names = {checkpoint_name(number) for number in spared()} if ranks.rank() == 0 else set()
+        cycles = ranks.all_succeed(spared if ranks.rank() == 0 else tuple)
+        names = {checkpoint_name(number) for number in cycles}
         if self.mirror:
             self._copy(path, self.mirror, names)
-        if ranks.rank() == 0:
-            self._prune(names)
-        ranks.barrier()
+        ranks.first_succeeds(lambda: self._prune(names))
 
     def _copy(self, path: Path, mirror: Mirror, spared: set[str]) -> None:
         """Copy to the mirror; training goes on where that fails, as the next copy may succeed."""
@@ -213,12 +249,6 @@ class Checkpoints:
                 (self.folder / name).replace(aside / name)
         return later
 
-    def _save(self, path: Path, engines: Mapping[str, Saved], ema: Saved | None) -> None:
-        for role, engine in engines.items():
-            engine.save(path / role)
-        if ema is not None:
-            ema.save(path / EMA)
-
     def _load(self, path: Path, engines: Mapping[str, Saved], ema: Saved | None) -> None:
         for role, engine in engines.items():
             engine.load(path / role)
@@ -263,3 +293,12 @@ class Checkpoints:
                 # The marker goes first: a folder that a kill leaves half removed does not count.
                 (path / COMMITTED).unlink()
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_all(path: Path, snapshots: Mapping[str, Snapshot]) -> Checksums:
+    """Write this rank's files of a checkpoint; return their checksums by their paths in it."""
+    return {
+        f"{role}/{name}": facts
+        for role, snapshot in snapshots.items()
+        for name, facts in snapshot.write(path / role).items()
+    }

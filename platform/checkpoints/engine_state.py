@@ -18,7 +18,8 @@ from magicdistill.platform.checkpoints.flat_shards import (
     WEIGHT,
     FlatShard,
     FlatShardReader,
-    write_flat_shards,
+    Snapshot,
+    take_snapshot,
 )
 
 
@@ -52,21 +53,19 @@ def owners(places: Iterable[ShardPlace]) -> list[Tensor]:
     return list({id(place.owner): place.owner for place in places}.values())
 
 
-def save_role(
-    directory: Path,
+def snapshot_role(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: LambdaLR,
     places: Iterable[ShardPlace],
     *,
     replicated: bool,
-) -> None:
-    """Write what this rank holds, or its share where all ranks hold the same (`replicated`).
+) -> Snapshot:
+    """Copy what this rank holds, or its share where all ranks hold the same (`replicated`).
 
     Every rank calls it.
     """
-    write_flat_shards(
-        directory,
+    return take_snapshot(
         optimizer_shards(optimizer, places),
         {name: shape_of(p) for name, p in trainable(module).items()},
         {"schedule_step": schedule.last_epoch},

@@ -11,7 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from magicdistill.models.tensor_files import save_file
+from magicdistill.platform.checkpoints.checksummed_files import (
+    Checksums,
+    write_checksummed,
+    write_tensors,
+)
 from magicdistill.platform.cluster import ranks
 
 WEIGHT = "weight"
@@ -30,39 +34,50 @@ class FlatShard:
     """The slice (one axis), a view of where the rank keeps it: filling it restores the state."""
 
 
-def write_flat_shards(
-    folder: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank writes of a training state, in host memory: the training may go on."""
+
+    values: Mapping[str, Tensor]
+    """Slices by the name and the start of each: `exp_avg/proj_out.weight@0`."""
+    state: Mapping[str, Any] | None
+    """What the first rank writes to `state.json`; None on the others."""
+
+    def write(self, folder: Path) -> Checksums:
+        """Write this rank's files; return their checksums by name."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name = shard_name(ranks.rank())
+        written = {name: write_tensors(folder / name, self.values)}
+        if self.state is not None:
+            text = json.dumps(self.state).encode()
+            written["state.json"] = write_checksummed(folder / "state.json", [text])
+        return written
+
+
+def take_snapshot(
     pieces: Iterable[FlatShard],
     shapes: Mapping[str, torch.Size],
     facts: Mapping[str, Any],
     *,
     replicated: bool,
-) -> None:
-    """Write this rank's pieces to a file of its own; every rank calls it.
+) -> Snapshot:
+    """Copy this rank's pieces to host memory; every rank calls it.
 
-    Where all ranks hold the same (`replicated`), each writes its share. `shapes` are those of the
-    whole parameters, by name; rank 0 writes them to `state.json`, with `facts` beside them.
+    Where all ranks hold the same (`replicated`), each copies its share. `shapes` are those of the
+    whole parameters, by name, and `facts` stand beside them in `state.json`.
     """
     mine = [piece for piece in pieces if piece.values.numel()]
     if replicated:
         mine = mine[ranks.rank() :: ranks.world_size()]
-    folder.mkdir(parents=True, exist_ok=True)
-    # A flat optimiser has one step count for many parameters, and safetensors refuses tensors that
-    # share memory: single numbers are copied, and nothing large is.
-    values = {
-        f"{piece.name}@{piece.start}": piece.values.clone()
-        if piece.values.numel() == 1
-        else piece.values
-        for piece in mine
+    state = {
+        "num_ranks": ranks.world_size(),
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        **facts,
     }
-    save_file(values, folder / shard_name(ranks.rank()))
-    if ranks.rank() == 0:
-        state = {
-            "num_ranks": ranks.world_size(),
-            "shapes": {name: list(shape) for name, shape in shapes.items()},
-            **facts,
-        }
-        (folder / "state.json").write_text(json.dumps(state))
+    return Snapshot(
+        {f"{piece.name}@{piece.start}": piece.values.to("cpu", copy=True) for piece in mine},
+        state if ranks.rank() == 0 else None,
+    )
 
 
 def shard_name(rank: int | str) -> str:

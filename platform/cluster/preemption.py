@@ -28,6 +28,8 @@ class Notice(IntEnum):
     """A worker received SIGTERM: save, and let Ray start the group again."""
     LEAVE = 3
     """The job received SIGTERM, or its user made the stop file: save and end."""
+    FAIL = 4
+    """What a rank left to a thread went wrong: all ranks wait for theirs, which raises it."""
 
 
 class PreemptedError(Exception):
@@ -43,13 +45,19 @@ class Notices:
 
     They have to agree because saving is work of all ranks, and a signal reaches one of them alone.
     `stop` is the file that asks the job to end; `is_draining` tells whether a node of the group
-    will be taken away, and every rank calls it.
+    will be taken away, and every rank calls it; `has_failed` tells whether work that this rank left
+    to a thread went wrong.
     """
 
     def __init__(
-        self, stop: Path, is_draining: Callable[[], bool], device: torch.device | str
+        self,
+        stop: Path,
+        is_draining: Callable[[], bool],
+        device: torch.device | str,
+        has_failed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.stop, self.is_draining, self.device = stop, is_draining, device
+        self.has_failed = has_failed
         self.has_saved = False
 
     def read(self) -> Notice:
@@ -62,6 +70,8 @@ class Notices:
             mine = Notice.RESTART
         if ranks.rank() == 0 and self.stop.exists():
             mine = Notice.LEAVE
+        if self.has_failed():
+            mine = Notice.FAIL
         agreed = torch.tensor(mine, device=self.device)
         if dist.is_initialized():
             dist.all_reduce(agreed, dist.ReduceOp.MAX)

@@ -1,24 +1,31 @@
 """Says that a group of workers starts again: what failed, and from which cycle it goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
-from magicdistill.platform.cluster.worker_failures import describe_failures
+from magicdistill.platform.cluster.worker_failures import FinalError, describe_failures
 from magicdistill.platform.runs.run_directory import RunDirectory
 
 
 class RestartReporter(UserCallback):
     """Adds a progress line for each failure of the group, from Ray's controller of the training.
 
-    `newest` returns the cycle of the newest checkpoint, 0 where there is none.
+    `newest` returns the cycle of the newest checkpoint, 0 where there is none; `note` takes in each
+    failure, for whoever counts them.
     """
 
-    def __init__(self, run: RunDirectory, max_failures: int, newest: Callable[[], int]) -> None:
-        self.run, self.max_failures, self.newest = run, max_failures, newest
+    def __init__(
+        self,
+        run: RunDirectory,
+        max_failures: int,
+        newest: Callable[[], int],
+        note: Callable[[Mapping[int, Exception]], None],
+    ) -> None:
+        self.run, self.max_failures, self.newest, self.note = run, max_failures, newest, note
         self.num_failures = 0
         self._reported: object = None
 
@@ -32,10 +39,13 @@ class RestartReporter(UserCallback):
         if failed == self._reported:
             return
         self._reported = failed
+        self.note(worker_exceptions)
         lines = describe_failures(self.run, worker_exceptions)
         self.run.say(f"{'; '.join(lines)}; {self._what_next(worker_exceptions)}")
 
     def _what_next(self, failures: dict[int, Exception]) -> str:
+        if any(isinstance(error, FinalError) for error in failures.values()):
+            return "the workers would fail so again, and are not started any more"
         deaths = [getattr(error, "health_check_failure", error) for error in failures.values()]
         if any(isinstance(death, RayActorError) and death.preempted for death in deaths):
             count = "not counted, for a node was taken away"

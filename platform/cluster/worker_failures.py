@@ -20,8 +20,45 @@ LOST_A_PEER = re.compile(
 """What the rest of a group raises where one of it is gone."""
 
 
+NODE = re.compile(r"(\S+) \((\w+)\)")
+"""How a rank's node is written down: its address and the start of its id."""
+BROKEN_GPU = re.compile(r"CUDA error|cudaError|\bECC\b|multiplies matrices wrongly")
+"""What a worker raises whose GPU, or its driver, has failed."""
+LESS_MEMORY = (
+    "give more schedule.num_micro_batches or cluster.sequence_parallel, recompute more of the "
+    "blocks (kernels) or offload the optimiser (engine); jobs/plan.py shows what each saves"
+)
+
+
 class TrainingError(ExplainedError):
     """Says which workers failed, by rank, each with its cause."""
+
+
+class FinalError(ExplainedError):
+    """Fails a group of workers that would fail in the same way again: Ray starts it no more."""
+
+
+class GpuMemoryError(FinalError):
+    """A worker that found no room on its GPU."""
+
+
+@contextmanager
+def explained_memory() -> Iterator[None]:
+    """Turn a GPU that is full into an error that says its peak and what needs less.
+
+    Raises:
+        GpuMemoryError: instead of torch's OutOfMemoryError.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+        raise GpuMemoryError(
+            f"the GPU's memory is full, of which tensors took {peak / 2**30:.1f} GiB at the peak "
+            f"({_first_line(error)}): {LESS_MEMORY}"
+        ) from error
 
 
 @contextmanager
@@ -64,15 +101,53 @@ def describe_failures(run: RunDirectory, failures: Mapping[int, Exception]) -> l
 
     What other ranks raise because one has failed is no cause, and left out.
     """
-    nodes: list[str] = []
-    with suppress(OSError, ValueError):
-        nodes = json.loads(run.nodes_path.read_text())
+    nodes = _nodes(run)
     ranks: dict[str, list[str]] = {}
-    causes = {rank: error for rank, error in failures.items() if not _follows_another(error)}
-    for rank, error in sorted((causes or failures).items()):
+    for rank, error in sorted((_causes(failures) or failures).items()):
         node = f" on {nodes[rank]}" if rank < len(nodes) else ""
         ranks.setdefault(_cause(error), []).append(f"{rank}{node}")
     return [f"rank{'s' * (len(on) > 1)} {', '.join(on)}: {cause}" for cause, on in ranks.items()]
+
+
+def lost_nodes(run: RunDirectory, failures: Mapping[int, Exception]) -> set[tuple[str, str]]:
+    """Return the nodes on which a process was lost or a GPU failed: address and start of the id.
+
+    One that was taken away in good order is none of them; and where all of several nodes are lost
+    at once, as by a hang, which torch ends everywhere, it is the fault of none.
+    """
+    nodes = _nodes(run)
+    lost = {
+        nodes[rank]
+        for rank, error in _causes(failures).items()
+        if rank < len(nodes) and _is_of_the_node(error)
+    }
+    if len(lost) > 1 and lost == {*nodes}:
+        return set()
+    return {(found[1], found[2]) for node in lost if (found := NODE.fullmatch(node))}
+
+
+def _nodes(run: RunDirectory) -> list[str]:
+    """Return the node of each rank, as `record_nodes` has written it; none where it could not."""
+    with suppress(OSError, ValueError):
+        return json.loads(run.nodes_path.read_text())
+    return []
+
+
+def _causes(failures: Mapping[int, Exception]) -> dict[int, Exception]:
+    return {rank: error for rank, error in failures.items() if not _follows_another(error)}
+
+
+def _is_of_the_node(error: Exception) -> bool:
+    from ray.exceptions import RayActorError
+
+    death = getattr(error, "health_check_failure", error)
+    if isinstance(death, RayActorError):
+        return not death.preempted
+    return not isinstance(error, ExplainedError) and BROKEN_GPU.search(str(error)) is not None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def _follows_another(error: Exception) -> bool:
@@ -88,7 +163,7 @@ def _cause(error: Exception) -> str:
 
     death = getattr(error, "health_check_failure", error)
     if not isinstance(death, RayActorError):
-        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return f"{type(error).__name__}: {_first_line(error)}"
     words = " ".join(str(death).split())
     reason = re.sub(r".*?(?:dead|died) because ", "", words, count=1)
     return f"died: {textwrap.shorten(reason, MAX_CAUSE_CHARS, placeholder=' ...')}"

@@ -67,6 +67,23 @@ ENGINES: Registry[Config] = Registry("engine", Config, DeepSpeedEngineConfig, To
 EngineConfig = Annotated[DeepSpeedEngineConfig | TorchEngineConfig, ENGINES]
 
 
+class PreflightConfig(Config):
+    """What is measured on every worker before a training, and what becomes of slow ones."""
+
+    action: Literal["refuse", "warn", "off"] = "warn"
+    """What a run does about slow workers: `refuse` ends it and names them, `warn` names them, `off`
+    measures nothing. A GPU that computes wrongly ends a run with either of the first two."""
+    slow_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the median of all workers under which one is slow; null is 0.7 on GPUs, and 0.05 on
+    processors, which other programs use too. An A100, H100, H200 or B200 is also slow below half
+    of its data sheet."""
+    matmul_size: PositiveInt | None = None
+    """Rows of the square matrices that are multiplied; null is 8192 on GPUs, 128 on processors."""
+    exchange_mib: PositiveInt | None = None
+    """MiB that are copied, and that each worker receives from all; null is 1024 on GPUs, 1 on
+    processors."""
+
+
 class ClusterConfig(Config):
     """The Ray cluster and the shape of the group of training workers."""
 
@@ -86,6 +103,12 @@ class ClusterConfig(Config):
     """CPUs that a local cluster declares: a laptop has fewer cores than Ray has things to place."""
     dashboard: bool = True
     """Whether a local cluster serves Ray's dashboard, which lengthens a one-minute run."""
+    collective_timeout_s: PositiveInt = 1200
+    """Seconds that workers wait for one of them before they are ended and started again: more than
+    it takes to read a checkpoint or fetch it from the mirror, to compile, and to write the finished
+    model."""
+    preflight: PreflightConfig = PreflightConfig()
+    """Measurements of all workers before a training."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts of the worker group from its last checkpoint before the run gives up."""
     address: str | None = None
@@ -167,6 +190,10 @@ class ScheduleConfig(Config):
     """Newest checkpoints that are kept, beside the best one."""
     sample_every: PositiveInt | None = None
     """Cycles between validation pictures."""
+
+    def has_line(self, cycle: int) -> bool:
+        """Tell whether a progress line is due after a cycle: about twenty times a run."""
+        return cycle % max(1, self.num_cycles // 20) == 0 or cycle == self.num_cycles
 
 
 class Thresholds(Config):

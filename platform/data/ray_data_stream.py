@@ -8,16 +8,19 @@ import pickle
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from magicdistill.platform.cluster import ranks
 
+HEAD = "node:__internal_head__"
+"""The resource by which Ray marks the head node."""
 MAX_WAITING = 1000
 """Number of requests that can wait in a buffer at the same time."""
 
@@ -143,9 +146,13 @@ class Stream:
     ) -> None:
         name = ranks.of_first(f"buffer-{uuid.uuid4().hex}")
         arguments = (producers, first, stop, num_consumers)
-        own = None
+        own, node = None, home(ranks.of_all(ray.get_runtime_context().get_node_id()))
         if ranks.rank() == 0:
-            options = {"name": name, "max_concurrency": MAX_WAITING}
+            options = {
+                "name": name,
+                "max_concurrency": MAX_WAITING,
+                "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+            }
             own = Buffer.options(**options).remote(*arguments)
         ranks.barrier()
         self._dealer: Any = own or ray.get_actor(name)  # it ends with rank 0's handle
@@ -164,3 +171,12 @@ class Stream:
     def throughput(self) -> Throughput:
         """Return how the stream is doing."""
         return ray.get(self._dealer.throughput.remote())
+
+
+def home(nodes: Sequence[str]) -> str:
+    """Return the id of the node for a buffer, of those of the ranks: not the head, if there is any.
+
+    All samples pass through it, and everything depends on the head.
+    """
+    is_head = {node["NodeID"]: HEAD in node["Resources"] for node in ray.nodes()}
+    return next((node for node in nodes if not is_head[node]), nodes[0])

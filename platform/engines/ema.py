@@ -12,7 +12,8 @@ from magicdistill.platform.checkpoints.flat_shards import (
     WEIGHT,
     FlatShard,
     FlatShardReader,
-    write_flat_shards,
+    Snapshot,
+    take_snapshot,
 )
 from magicdistill.platform.engines.engine import Engine
 
@@ -26,14 +27,14 @@ class Ema:
         self.live = [place.piece(WEIGHT, place.owner).values for place in self.places]
         self.average = [values.clone() for values in self.live]
 
-    def save(self, directory: Path) -> None:
-        """Write the average; called on every rank."""
+    def snapshot(self) -> Snapshot:
+        """Copy the average; called on every rank."""
         shapes = {name: shape_of(p) for name, p in trainable(self.engine.module).items()}
         replicated = self.engine.is_replicated
-        write_flat_shards(directory, self._flat_shards(), shapes, {}, replicated=replicated)
+        return take_snapshot(self._flat_shards(), shapes, {}, replicated=replicated)
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` wrote on any number of ranks."""
+        """Restore what a snapshot wrote on any number of ranks."""
         reader = FlatShardReader(directory)
         for piece in self._flat_shards():
             reader.fill(piece)

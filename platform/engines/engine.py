@@ -16,10 +16,11 @@ from magicdistill.platform.checkpoints.engine_state import (
     ShardPlace,
     load_role,
     refresh_zero_weights,
-    save_role,
+    snapshot_role,
     trainable,
     zero_shard_places,
 )
+from magicdistill.platform.checkpoints.flat_shards import Snapshot
 from magicdistill.platform.config.sections import (
     DeepSpeedEngineConfig,
     EngineConfig,
@@ -70,15 +71,15 @@ class Engine(Protocol):
         """Let forwards read the master weights as they are now; called on every rank."""
         ...
 
-    def save(self, directory: Path) -> None:
-        """Write parameters, optimiser and schedule; called on every rank.
+    def snapshot(self) -> Snapshot:
+        """Copy parameters, optimiser and schedule to host memory; called on every rank.
 
         Frozen parameters come from the recipe's weights instead.
         """
         ...
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` of any engine wrote on any number of ranks."""
+        """Restore what snapshots of any engine wrote on any number of ranks."""
         ...
 
 
@@ -218,10 +219,9 @@ class TorchEngine:
         for parameter, master in self.masters.items():
             parameter.copy_(master)
 
-    def save(self, directory: Path) -> None:
-        """Write every rank's share."""
-        save_role(
-            directory,
+    def snapshot(self) -> Snapshot:
+        """Copy every rank's share."""
+        return snapshot_role(
             self.module,
             self.optimizer,
             self.schedule,
@@ -328,10 +328,9 @@ class DeepSpeedEngine:
         """Round the master weights, and exchange them where ranks hold whole parameters."""
         refresh_zero_weights(self.engine)
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's shard, or its share where all ranks hold the same."""
-        save_role(
-            directory,
+    def snapshot(self) -> Snapshot:
+        """Copy this rank's shard, or its share where all ranks hold the same."""
+        return snapshot_role(
             self.module,
             self.optimizer,
             self.schedule,

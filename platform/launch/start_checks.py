@@ -122,7 +122,9 @@ def check_cluster(recipe: Recipe) -> Iterator[Finding]:
         return
     nodes = [node for node in ray.nodes() if node["Alive"]]
     made = _plan(recipe)
-    yield judge_count(recipe, made, [node["Resources"].get("GPU", 0) for node in nodes])
+    gpus = [node["Resources"].get("GPU", 0) for node in nodes]
+    yield judge_count(recipe, made, gpus)
+    yield judge_groups(recipe, gpus)
     if recipe.cluster.rehearsal:
         yield Finding("GPU memory", "not asked", "cluster.rehearsal computes on processors")
     else:
@@ -138,6 +140,24 @@ def judge_count(recipe: Recipe, made: Plan | None, gpus_by_node: Sequence[float]
     if there >= wanted:
         return Finding("GPUs", "ok", text)
     return Finding("GPUs", "waits", f"{text}; start more nodes, or give fewer cluster.num_workers")
+
+
+def judge_groups(recipe: Recipe, gpus_by_node: Sequence[float]) -> Finding:
+    """Ask whether the workers that share a sample have room beside each other on the nodes."""
+    cluster, name = recipe.cluster, "sequence groups"
+    size = cluster.sequence_parallel
+    places = [int(count // cluster.gpus_per_worker) for count in gpus_by_node]
+    whole = sum(count // size * size for count in places)
+    text = f"cluster.sequence_parallel {size}, and nodes with room for"
+    text += f" {', '.join(str(count) for count in places if count) or 'no'} workers"
+    if whole >= cluster.num_workers or sum(places) < cluster.num_workers:
+        return Finding(name, "ok", text)
+    return Finding(
+        name,
+        "wrong",
+        f"{text}: {whole} of {cluster.num_workers} workers are in groups on one node; give one "
+        "that divides the workers of every node",
+    )
 
 
 def judge_memory(recipe: Recipe, made: Plan | None, gpus: Mapping[str, Gpus]) -> Finding:

@@ -11,6 +11,11 @@ from magicdistill.models.networks.presets import VaeConfig
 from magicdistill.platform.planning.memory import DECODED_FRAMES
 from magicdistill.platform.planning.plan import Plan
 
+STORAGE_BYTES_PER_S = {"EFS, elastic": 1e9, "FSx for Lustre, 2.4 TiB of 1,000 MB/s": 2.4e9}
+"""What all nodes together write in a second, by storage (docs/first_run.md)."""
+HOST_COPY_BYTES_PER_S = 4e9
+"""What one rank copies from its GPU to pageable host memory in a second; assumed."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -69,6 +74,16 @@ def budget(made: Plan) -> Budget | None:
         checkpoint_bytes=made.checkpoint_bytes,
         num_checkpoints=schedule.keep_checkpoints + 2,
     )
+
+
+def write_seconds(checkpoint_bytes: float) -> dict[str, float]:
+    """Return the seconds in which a checkpoint is written beside the training, by storage."""
+    return {name: checkpoint_bytes / speed for name, speed in STORAGE_BYTES_PER_S.items()}
+
+
+def copy_seconds(checkpoint_bytes: float, num_ranks: int) -> float:
+    """Return the seconds for which a training waits while its ranks copy a checkpoint."""
+    return checkpoint_bytes / num_ranks / HOST_COPY_BYTES_PER_S
 
 
 def encoding_operations(vae: VaeConfig, bucket: Bucket) -> float:

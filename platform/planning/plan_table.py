@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig
-from magicdistill.platform.planning.budget import budget
+from magicdistill.platform.planning.budget import budget, copy_seconds, write_seconds
 from magicdistill.platform.planning.memory import Row, total
 from magicdistill.platform.planning.plan import GIB, RESERVE_BYTES, Plan, describe_fit
 
@@ -176,6 +176,14 @@ def _budget(made: Plan, price: float | None) -> Iterator[str]:
     yield (
         f"checkpoints: {costs.checkpoint_bytes / 1e9:.4g} GB each, up to {costs.num_checkpoints} "
         f"at a time; with the cache {costs.storage_bytes / 1e12:.3g} TB of storage"
+    )
+    written = write_seconds(costs.checkpoint_bytes).items()
+    copied_s = copy_seconds(costs.checkpoint_bytes, made.recipe.cluster.num_workers)
+    due_s = (made.seconds_per_cycle or 0) * made.recipe.schedule.checkpoint_every
+    yield (
+        f"a checkpoint: due every {due_s:.0f} s; the training waits {copied_s:.1f} s for the copy "
+        "to host memory, and goes on while it is written: "
+        f"{', '.join(f'{seconds:.0f} s on {name}' for name, seconds in written)}"
     )
     cost = "" if price is None else f": {costs.gpu_hours * price:.0f} at {price:g} per GPU-hour"
     yield (

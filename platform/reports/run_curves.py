@@ -53,13 +53,17 @@ class Curve:
     svg: bytes
 
 
+TIMES = ("seconds", "ranks")
+"""Groups of metrics that are about the machines, and not about what is learnt."""
+
+
 def curves(rows: Sequence[Mapping[str, Any]], health: HealthConfig) -> dict[str, list[Curve]]:
     """Return the curves of all metrics except times, grouped by the first part of their names."""
     limits = {name: found for name, found in health if isinstance(found, Thresholds)}
     groups: dict[str, list[Curve]] = {}
     for name in sorted({name for row in rows for name in row if "/" in name}):
         group, _, last = name.partition("/")
-        if group != "seconds":
+        if group not in TIMES:
             found = [row for row in rows if name in row]
             steps, values = [row["step"] for row in found], [row[name] for row in found]
             svg = _draw(steps, values, limits.get(last, Thresholds()))

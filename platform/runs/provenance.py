@@ -6,6 +6,8 @@ from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
+from pydantic import Field
+
 from magicdistill.models.config import Config
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -21,6 +23,9 @@ class Provenance(Config):
     packages: dict[str, str]
     run_id: str = ""
     """Of one run alone: a new run of the same name is another one."""
+    workers: dict[str, str] = Field(default_factory=dict)
+    """GPU, and versions of driver, CUDA, NCCL, its plugin and the libraries, on the workers when
+    they last started; empty before."""
 
     @classmethod
     def here(cls) -> "Provenance":

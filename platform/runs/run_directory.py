@@ -151,6 +151,11 @@ class RunDirectory:
         return self.path / "set-aside"
 
     @property
+    def preflight_path(self) -> Path:
+        """What was measured on every worker before the last group of them began."""
+        return self.path / "preflight.txt"
+
+    @property
     def nodes_path(self) -> Path:
         """The node of each rank of the last group of workers."""
         return self.path / "nodes.json"
@@ -185,6 +190,11 @@ class RunDirectory:
     def provenance(self) -> Provenance:
         """Load what the run was made with."""
         return Provenance.model_validate_json(self.provenance_path.read_text())
+
+    def store_versions(self, workers: Mapping[str, str]) -> None:
+        """Add the versions on the workers to what the run was made with."""
+        found = self.provenance().model_copy(update={"workers": dict(workers)})
+        write_text(self.provenance_path, found.model_dump_json(indent=2))
 
     def store_data(self, lineage: Mapping[str, Mapping[str, str]]) -> None:
         """Write what names the data: by purpose, versions of latents and policy, and mixture."""

@@ -16,7 +16,9 @@ The step is the cycle of training; *System metrics* are those of this machine ov
 - `supply/…`: noise-data pairs, or read samples, made and used per second, and waiting to be used
 - `health/…`: the samples over those of the teacher, so that 1 is alike; `drift` is how far all of
   these are from 1
-- `seconds_per_cycle`, `seconds/…`: where the time of a cycle went
+- `seconds_per_cycle`, `seconds/…`: where the time of a cycle went, on the first rank
+- `ranks/…`: the same of all ranks, now and then: least, median and greatest seconds of a cycle and
+  peak memory, and whose the greatest is. The others wait for the rank with least `in_collectives`
 - `evaluation/<way>/…`: the table at the end, by way of generating
 
 The folder *samples* under *Artifacts* shows the same clips side by side in the course of training.

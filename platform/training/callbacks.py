@@ -75,14 +75,14 @@ class ValidationSamples(Callback):
             found = self.validation.scores(generator)
         modules = {role: engine.module for role, engine in self.engines.items()}
         found |= self.validation.method_terms(self.method, modules, latents)
-        pixels = self.validation.decode(latents)
-        found |= self.validation.health(pixels)
+        shown = self.validation.look(latents)
+        found |= self.validation.health(shown)
         # The ranks judge health each by itself, and must come to one result: their numbers have to
         # be the same to the last bit.
         values = {name: torch.tensor(value) for name, value in found.items()}
         metrics.update(mean_over_ranks(values, self.device))
         if ranks.rank() == 0:
-            self.validation.write(pixels, self.run.samples / f"cycle-{cycle:07d}.png")
+            self.validation.write(shown, self.run.samples / f"cycle-{cycle:07d}.png")
 
 
 class ProducerThroughput(Callback):
@@ -133,7 +133,10 @@ class HealthCheck(Callback):
 
 
 class Checkpointer(Callback):
-    """Saves checkpoints when they are due, and when the workers are asked to leave."""
+    """Saves checkpoints when they are due, and when the workers are asked to leave.
+
+    A due one is written while the training goes on; one that may be the last is waited for.
+    """
 
     def __init__(
         self,
@@ -151,11 +154,16 @@ class Checkpointer(Callback):
 
     @span("checkpoints")
     def __call__(self, cycle: int, metrics: Metrics) -> None:
-        """Save; raises LeavingError or PreemptedError where that is what the workers are asked."""
+        """Save; raises LeavingError or PreemptedError where that is what the workers are asked.
+
+        Raises, on all ranks, what went wrong with the checkpoint that was being written.
+        """
         schedule, notice = self.schedule, self.notices.read()
-        is_due = cycle % schedule.checkpoint_every == 0 or cycle == schedule.num_cycles
-        if is_due or notice:
-            self.save(cycle)
+        if notice is Notice.FAIL:
+            self.checkpoints.wait()
+        is_last = cycle == schedule.num_cycles
+        if is_last or notice or cycle % schedule.checkpoint_every == 0:
+            self.save(cycle, beside=not (is_last or notice))
         if notice and ranks.rank() == 0:
             self.run.say(f"saved cycle {cycle}, asked to {notice.name.lower()}")
         if notice is Notice.LEAVE:
@@ -163,8 +171,8 @@ class Checkpointer(Callback):
         if notice is Notice.RESTART:
             raise PreemptedError(f"a worker received SIGTERM; cycle {cycle} is saved")
 
-    def save(self, cycle: int) -> None:
-        """Save the state after a cycle, and mark it where it is the best so far.
+    def save(self, cycle: int, *, beside: bool = False) -> None:
+        """Save the state after a cycle, and mark it where it is the best so far; see `Checkpoints`.
 
         Raises UnhealthyError, and saves nothing, where its weights are no finite numbers.
         """
@@ -172,12 +180,12 @@ class Checkpointer(Callback):
         is_best = self.monitor.keeps(cycle)
 
         def spared() -> set[int]:
+            if is_best:
+                self.run.mark_best(cycle)
             # Read which checkpoint is being scored before which is the best: at the end of the
             # scoring the one becomes the other, and in this order it is seen as one of them.
             scored_now = self.run.scored_now()
-            wanted = (scored_now, cycle if is_best else self.run.best())
+            wanted = (scored_now, self.run.best())
             return {number for number in wanted if number is not None}
 
-        self.checkpoints.save(cycle, self.engines, self.ema, spared)
-        if is_best and ranks.rank() == 0:
-            self.run.mark_best(cycle)
+        self.checkpoints.save(cycle, self.engines, self.ema, spared, beside=beside)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -43,8 +42,7 @@ class Loop:
     def run(self, start: int, stop: int, callbacks: Iterable[AfterCycle]) -> None:
         """Run cycles start .. stop - 1; raises UnhealthyError as `cycle` does."""
         callbacks = tuple(callbacks)
-        # rank 0 alone records where the time goes
-        with self.step_timer.running() if ranks.rank() == 0 else nullcontext():
+        with self.step_timer.running():
             for cycle in range(start, stop):
                 metrics = self.cycle(cycle)
                 for callback in callbacks:

@@ -4,11 +4,12 @@ import time
 from collections.abc import Iterable
 
 from magicdistill.data_pipeline.progress import Pace
-from magicdistill.models.profiling import StepTimer, span
+from magicdistill.models.profiling import span
 from magicdistill.platform.config.sections import ScheduleConfig
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.callbacks import Callback
 from magicdistill.platform.training.loop import Metrics
+from magicdistill.platform.training.stragglers import PREFIX, Stragglers
 
 STARVING = 0.05
 """Share of the time that workers may wait for data before the run says that they starve."""
@@ -21,9 +22,8 @@ class MetricsWriter(Callback):
 
     first_rank_only = True
 
-    def __init__(self, run: RunDirectory, schedule: ScheduleConfig, step_timer: StepTimer) -> None:
-        self.run, self.schedule, self.step_timer = run, schedule, step_timer
-        self.line_every = max(1, schedule.num_cycles // 20)
+    def __init__(self, run: RunDirectory, schedule: ScheduleConfig, stragglers: Stragglers) -> None:
+        self.run, self.schedule, self.stragglers = run, schedule, stragglers
         self.pace = Pace()
         self.last_s: float | None = None
         self.spent: dict[str, float] = {}
@@ -33,14 +33,15 @@ class MetricsWriter(Callback):
     def __call__(self, cycle: int, metrics: Metrics) -> None:
         """Write a finished cycle's metrics with its seconds."""
         is_first, now_s = self.last_s is None, time.perf_counter()
-        seconds = now_s - (self.step_timer.began_s if self.last_s is None else self.last_s)
+        began_s = self.stragglers.step_timer.began_s if self.last_s is None else self.last_s
+        seconds = now_s - began_s
         self.last_s = now_s
         self.pace.add(seconds)
         self.run.append_metrics(
             cycle,
             metrics | {"seconds_per_cycle": seconds} | self._parts(seconds, is_first=is_first),
         )
-        if is_first or cycle % self.line_every == 0 or cycle == self.schedule.num_cycles:
+        if is_first or self.schedule.has_line(cycle):
             self.run.say(self._line(cycle, metrics))
         if cycle == self.schedule.num_cycles:
             self.run.say(self._breakdown())
@@ -52,7 +53,7 @@ class MetricsWriter(Callback):
 
     def _parts(self, whole_s: float, *, is_first: bool) -> Metrics:
         """Return the seconds of a cycle's parts: what no span has seen is `other`."""
-        parts = self.step_timer.take()
+        parts = dict(self.stragglers.own)
         parts["other"] = whole_s - sum(parts.values())
         for name, seconds in parts.items():
             self.spent[name] = self.spent.get(name, 0.0) + seconds
@@ -72,6 +73,7 @@ class MetricsWriter(Callback):
             f"{name} {value:.4g}"
             for name, value in metrics.items()
             if not name.endswith(("/grad_norm", "/lr"))
+            and not name.startswith(PREFIX)
             and (name == "health/drift" or "health/" not in name)
         )
         return format_cycle(cycle, total, self.pace.describe(total - cycle), terms)

@@ -11,14 +11,27 @@ from typing import Any
 from magicdistill.data_pipeline.io.storage import AnyPath, place
 from magicdistill.platform.checkpoints.checkpoint_folder import cycle_of
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints
-from magicdistill.platform.cluster.node_layout import describe_nodes, nodes_of_ranks
+from magicdistill.platform.cluster import ranks
+from magicdistill.platform.cluster.nccl_settings import (
+    TRACES,
+    detector_variables,
+    in_environment,
+    worker_variables,
+)
+from magicdistill.platform.cluster.node_layout import (
+    demand_whole_groups,
+    describe_nodes,
+    nodes_of_ranks,
+)
 from magicdistill.platform.cluster.preemption import (
     is_draining,
     leaving_in_order,
     watch_for_sigterm,
 )
+from magicdistill.platform.cluster.speed_check import check_workers
 from magicdistill.platform.cluster.worker_failures import (
     explained_failure,
+    explained_memory,
     record_nodes,
     recorded_failure,
 )
@@ -39,9 +52,10 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
     have saved a checkpoint.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     from magicdistill.platform.cluster.restarts import RestartReporter
+    from magicdistill.platform.cluster.train_controller import FailedNodes, Trainer
 
     recipe = run.recipe()
     cluster = recipe.cluster
@@ -55,7 +69,11 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
         if held_out is not None and is_scored_apart
         else nullcontext()
     )
-    trainer = TorchTrainer(
+    failed_nodes, newest = FailedNodes(run), partial(_newest_cycle, run)
+    reporter = RestartReporter(run, cluster.max_failures, newest, failed_nodes.note)
+    callbacks: list[Any] = [reporter, failed_nodes]  # Ray's own type has callbacks of users alone
+    (run.path / TRACES).mkdir(exist_ok=True)
+    trainer = Trainer(
         train_worker,
         train_loop_config={
             "run": str(run.path),
@@ -63,7 +81,9 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
             "held_out": held_out and str(held_out),
             "is_scored_apart": is_scored_apart,
         },
-        torch_config=TorchConfig(backend="nccl" if cluster.uses_gpus else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if cluster.uses_gpus else "gloo", timeout_s=cluster.collective_timeout_s
+        ),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
             use_gpu=asks_for_gpus,
@@ -73,10 +93,17 @@ def fit(run: RunDirectory, data: AnyPath, held_out: AnyPath | None) -> None:
             name="ray",
             storage_path=str(run.path),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[RestartReporter(run, cluster.max_failures, partial(_newest_cycle, run))],
+            callbacks=callbacks,
+            worker_runtime_env={"env_vars": worker_variables(run.path)},
         ),
     )
-    with leaving_in_order(run.stop_path), explained_failure(run), scoring:
+    detector = detector_variables(cluster.collective_timeout_s) if cluster.uses_gpus else {}
+    with (
+        leaving_in_order(run.stop_path),
+        explained_failure(run),
+        scoring,
+        in_environment(detector),
+    ):
         trainer.fit()
     if run.health_report_path.exists():
         raise UnhealthyError(run.health_report_path.read_text())
@@ -99,19 +126,24 @@ def train_worker(config: dict[str, Any]) -> None:
     if context.get_world_rank() == 0:
         record_nodes(run, nodes)
     if context.get_world_rank() == 0 and len(set(nodes)) > 1:
-        for line in describe_nodes(nodes, cluster.sequence_parallel):
+        for line in describe_nodes(nodes):
             run.say(line)
     rank = context.get_world_rank()
-    with recorded_failure(run, rank):
+    with recorded_failure(run, rank), explained_memory():
+        ranks.first_succeeds(lambda: demand_whole_groups(nodes, cluster.sequence_parallel))
+        device = "cpu" if cluster.rehearsal else ray.train.torch.get_device()
+        check_workers(run, cluster, nodes, device)
         from magicdistill.platform.training.worker import Worker
 
-        Worker(
+        worker = Worker(
             run,
             place(config["data"]),
             config["held_out"] and place(config["held_out"]),
             rank=rank,
             world_size=context.get_world_size(),
-            device="cpu" if cluster.rehearsal else ray.train.torch.get_device(),
+            device=device,
             is_draining=is_draining,
             is_scored_apart=config["is_scored_apart"],
-        ).run_all()
+        )
+        ranks.set_timeout(cluster.collective_timeout_s)  # of the groups that engines have made too
+        worker.run_all()

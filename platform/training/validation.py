@@ -3,7 +3,10 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,14 +26,17 @@ from magicdistill.platform.inference.contact_sheets import (
     contact_sheet,
     shrink,
     side_by_side,
+    to_uint8,
 )
 from magicdistill.platform.inference.generate import generate
 from magicdistill.platform.inference.held_out_sampling import held_out
 from magicdistill.platform.training.health import VALIDATION
 
 CHUNK = 8
+"""Clips, at most, that are generated at once to be scored."""
 NUM_FRAMES = 9
 """Approximate number of frames of each clip in a contact sheet."""
+T = TypeVar("T")
 
 
 def num_scored(recipe: Recipe) -> int:
@@ -38,10 +44,21 @@ def num_scored(recipe: Recipe) -> int:
     return (recipe.evaluation and recipe.evaluation.num_scored) or 0
 
 
-class Validation:
-    """The same clips and noise every time; all ranks call alike, as sharded weights demand.
+class Shown(NamedTuple):
+    """What is kept of the decoded clips that are shown."""
 
-    `num_scored` clips, shared out over the ranks, are for `scores`.
+    signs: dict[str, float]
+    """Their collapse signs, the same numbers on all ranks."""
+    pictures: Tensor
+    """The clips, small, in [-1, 1] (n 3 t y x), on the first rank; none on the others."""
+
+
+class Validation:
+    """The same clips and noise every time, without a gradient.
+
+    The sequence groups share the clips out, and the ranks of a group what is decoded of them. All
+    ranks call the networks equally often, as sharded weights demand: where the clips do not divide,
+    some are made twice. `num_scored` further clips are for `scores`.
     """
 
     def __init__(
@@ -58,14 +75,20 @@ class Validation:
         self.recipe, self.device, self.config = recipe, device, recipe.evaluation
         self.sampler = recipe.method.trained_sampler or self.config.teacher
         self.cache = LatentCache(cache)
-        self.batch = held_out(self.cache, range(self.config.num_shown), device)
-        self.vae = vae(recipe.model).to(device)
-        self.real = self.vae.decode(self.batch.x0)
-        self.beside = {"real": shrink(self.real)}
-        """Clips that pictures show beside the generated ones."""
         together = self.ranks_together = recipe.cluster.sequence_parallel
-        share = self._share(num_scored, world_size // together)
-        self.scored = range(rank // together * share, (rank // together + 1) * share)
+        group, self.place = divmod(rank, together)
+        num_groups, num_shown = world_size // together, self.config.num_shown
+        share = math.ceil(num_shown / num_groups)
+        self.rows = [row % num_shown for row in range(group * share, (group + 1) * share)]
+        """The shown clips of this rank's group."""
+        self.batches = [held_out(self.cache, [row], device) for row in self.rows]
+        self.vae = vae(recipe.model).to(device)
+        self.vae.enable_tiling()
+        self.real = self.look([batch.x0 for batch in self.batches])
+        self.beside = {"real": self.real.pictures}
+        """Clips that pictures show beside the generated ones."""
+        share = self._share(num_scored, num_groups)
+        self.scored = range(group * share, (group + 1) * share)
         if self.scored:
             self.suite = MetricSuite(self.config.networks_path, device, self.config.counted)
             truth = self._measure(lambda batch: batch.x0)
@@ -77,46 +100,41 @@ class Validation:
 
         All later pictures show the teacher's clips too, and what its few Euler steps give.
         """
-        pixels, many = self.real, self.config.teacher
+        shown, many = self.real, self.config.teacher
         if velocity is not None:
-            pixels = self.decode(self.generate(velocity, sampler=many))
-            self.beside["teacher"] = shrink(pixels)
+            shown = self.look(self.generate(velocity, many))
+            self.beside["teacher"] = shown.pictures
             if self.sampler != many:
                 euler = self.sampler.model_copy(update={"name": "euler"})
-                found = self.decode(self.generate(velocity, sampler=euler))
-                self.beside["euler"] = shrink(found)
-        self.teacher_signs = collapse_signs(pixels)
+                self.beside["euler"] = self.look(self.generate(velocity, euler)).pictures
+        self.teacher_signs = shown.signs
 
-    def health(self, pixels: Tensor) -> dict[str, float]:
+    def health(self, shown: Shown) -> dict[str, float]:
         """Return clips' collapse signs over those of the teacher's clips, and the drift."""
-        ratios = compare_signs(collapse_signs(pixels), self.teacher_signs)
+        ratios = compare_signs(shown.signs, self.teacher_signs)
         return {f"health/{name}": ratio for name, ratio in ratios.items()}
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return pixels."""
-        return self.vae.decode(latents)
+    def generate(self, velocity: Velocity, sampler: SamplerConfig | None = None) -> list[Tensor]:
+        """Return latents (1 c f h w) of this group's shown clips, made one at a time."""
+        return [self._generate(velocity, batch, sampler) for batch in self.batches]
 
-    def generate(
-        self, velocity: Velocity, batch: Batch | None = None, sampler: SamplerConfig | None = None
-    ) -> Tensor:
-        """Return generated latents, by default of the clips that are shown."""
-        batch = batch or self.batch
-        assert batch.conditions is not None
-        return generate(
-            velocity,
-            sampler or self.sampler,
-            batch.conditions,
-            batch.x0.shape[1:],
-            seed=self.recipe.seed,
-            positions=batch.positions,
-            null=batch.null,
+    def look(self, latents: Sequence[Tensor]) -> Shown:
+        """Decode this group's shown clips, one at a time, and exchange what is kept of them."""
+        signs, pictures = dict[int, dict[str, float]](), dict[int, np.ndarray]()
+        for slot in range(self.place, len(latents), self.ranks_together):
+            pixels, row = self._decode(latents[slot]), self.rows[slot]
+            signs[row], pictures[row] = collapse_signs(pixels), to_uint8(shrink(pixels))
+        together = _in_order(ranks.to_first(pictures))
+        shown = np.concatenate(together) if together else np.empty((0, 3, 1, 1, 1))
+        return Shown(
+            _means(_in_order(ranks.of_all(signs))), torch.from_numpy(shown).float() / 127.5 - 1
         )
 
-    def write(self, pixels: Tensor, path: Path) -> None:
+    def write(self, shown: Shown, path: Path) -> None:
         """Write a sheet and a video of the real clips, the teacher's and the generated ones."""
-        clips = self.beside | {"student" if "euler" in self.beside else "generated": shrink(pixels)}
-        num_frames, *sides = pixels.shape[-3:]
+        name = "student" if "euler" in self.beside else "generated"
+        clips = self.beside | {name: shown.pictures}
+        num_frames, *sides = shown.pictures.shape[-3:]
         zoom = max(1, SHOWN_PX // max(sides))
         stride = max(2, num_frames // NUM_FRAMES)
         contact_sheet(path, clips, frame_stride=stride, zoom=zoom)
@@ -130,7 +148,7 @@ class Validation:
         """
         if not self.scored:
             return {}
-        found = self._measure(lambda batch: self.generate(velocity, batch))
+        found = self._measure(lambda batch: self._generate(velocity, batch))
         if found is None:
             return {f"{VALIDATION}proxy_frechet_distance": math.inf}
         metrics = summarise(found, self.truth, {}, self.config.counted)
@@ -140,14 +158,38 @@ class Validation:
             if isinstance(value, float)
         }
 
+    @torch.no_grad()
     def method_terms(
-        self, method: Method, networks: Mapping[str, nn.Module], latents: Tensor
+        self, method: Method, networks: Mapping[str, nn.Module], latents: Sequence[Tensor]
     ) -> dict[str, float]:
-        """Return what the method logs of latents that `generate` made."""
-        assert self.batch.conditions is not None
-        rng = Rng(self.recipe.seed, -1, -1, self.batch.positions, self.device)
-        terms = method.validation_terms(networks, latents, self.batch.conditions, rng)
-        return {f"{VALIDATION}{name}": float(value) for name, value in terms.items()}
+        """Return what the method logs of latents that `generate` made, on average over clips."""
+        found: dict[int, dict[str, float]] = {}
+        for row, batch, x0 in zip(self.rows, self.batches, latents, strict=True):
+            assert batch.conditions is not None
+            rng = Rng(self.recipe.seed, -1, -1, batch.positions, self.device)
+            terms = method.validation_terms(networks, x0, batch.conditions, rng)
+            found[row] = {f"{VALIDATION}{name}": float(value) for name, value in terms.items()}
+        return _means(_in_order(ranks.of_all(found)))
+
+    @torch.no_grad()  # inference_mode would leave gathered parameters that no gradient may pass
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Return pixels of clips, decoded one at a time."""
+        return torch.cat([self.vae.decode(one[None]) for one in latents])
+
+    def _generate(
+        self, velocity: Velocity, batch: Batch, sampler: SamplerConfig | None = None
+    ) -> Tensor:
+        """Return generated latents of a batch's clips."""
+        assert batch.conditions is not None
+        return generate(
+            velocity,
+            sampler or self.sampler,
+            batch.conditions,
+            batch.x0.shape[1:],
+            seed=self.recipe.seed,
+            positions=batch.positions,
+            null=batch.null,
+        )
 
     def _share(self, wanted: int, groups: int) -> int:
         """Return the scored clips of each group: as many on all, so that all call alike."""
@@ -162,7 +204,8 @@ class Validation:
     @torch.no_grad()
     def _measure(self, latents_of: Callable[[Batch], Tensor]) -> Measured | None:
         """Measure the clips of all ranks; None where pixels of one are no numbers."""
-        chunks = (self.scored[i : i + CHUNK] for i in range(0, len(self.scored), CHUNK))
+        size = min(CHUNK, self.config.batch_size)
+        chunks = (self.scored[i : i + size] for i in range(0, len(self.scored), size))
         own = [self._measure_chunk(rows, latents_of) for rows in chunks]
         together = [part for each in ranks.of_all(own)[:: self.ranks_together] for part in each]
         finite = [part for part in together if part is not None]
@@ -172,6 +215,17 @@ class Validation:
         self, rows: Sequence[int], latents_of: Callable[[Batch], Tensor]
     ) -> Measured | None:
         batch = held_out(self.cache, rows, self.device)
-        pixels, real = (self.vae.decode(x) for x in (latents_of(batch), batch.x0))
+        pixels, real = (self._decode(x) for x in (latents_of(batch), batch.x0))
         finite = bool(pixels.isfinite().all())
         return self.suite.measure(pixels, real, self.config.data.bucket.fps) if finite else None
+
+
+def _in_order(parts: Sequence[Mapping[int, T]]) -> list[T]:
+    """Return what the ranks have found of each clip, in the order of the clips."""
+    merged = {row: found for part in parts for row, found in part.items()}
+    return [merged[row] for row in sorted(merged)]
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each number over clips."""
+    return {name: fmean(row[name] for row in rows) for name in rows[0]}

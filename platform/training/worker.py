@@ -34,6 +34,7 @@ from magicdistill.platform.training.finite_weights import demand_finite
 from magicdistill.platform.training.health import HealthMonitor, UnhealthyError
 from magicdistill.platform.training.loop import Loop, num_steps
 from magicdistill.platform.training.metrics_writer import MetricsWriter
+from magicdistill.platform.training.stragglers import Stragglers
 from magicdistill.platform.training.validation import Validation, num_scored
 
 
@@ -64,7 +65,8 @@ class Worker:
         self.engines = _build_engines(recipe, self.method, device)
         self.ema = _build_ema(recipe, self.engines)
         self.checkpoints = Checkpoints.of(run)
-        self.notices = Notices(run.stop_path, is_draining, device)
+        failed = self.checkpoints.has_failed
+        self.notices = Notices(run.stop_path, is_draining, device, failed)
         self.monitor = HealthMonitor(recipe.health)
         self.loop = self._build_loop(data, share)
         scored = 0 if is_scored_apart else num_scored(recipe)
@@ -125,6 +127,7 @@ class Worker:
             self.loop.run(start, self.recipe.schedule.num_cycles, self.callbacks)
             self._export()
         except UnhealthyError as error:  # all ranks raise it together
+            self.checkpoints.wait()
             if self.rank == 0:
                 report = f"{self.health.with_best(str(error))}{self._ways_on()}"
                 write_text(self.run.health_report_path, report)
@@ -199,7 +202,8 @@ def callbacks_of(worker: Worker) -> list[Callback]:
                 worker.device,
             ),
             ProducerThroughput(worker.loop),
-            MetricsWriter(worker.run, schedule, worker.loop.step_timer),
+            stragglers := Stragglers(schedule, worker.loop.step_timer),
+            MetricsWriter(worker.run, schedule, stragglers),
             worker.health,
             worker.checkpointer,
         ],

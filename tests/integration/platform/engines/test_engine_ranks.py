@@ -105,11 +105,11 @@ def train(config: Any, rank: int, folder: Path) -> Found:
         average.update()
     before = loss_of(engine, x[0, 0, 0])
     for name, state in {"net": engine, "ema": average}.items():
-        state.save(folder / name)
+        state.snapshot().write(folder / name)
     with average.swapped():
         inside = loss_of(engine, x[0, 0, 0])
     after = loss_of(engine, x[0, 0, 0])
-    engine.save(folder / "again")
+    engine.snapshot().write(folder / "again")
     engine.backward(engine(x[0, 0, rank]), last=True)
     engine.step()
     assert loss_of(engine, x[0, 0, 0]) != before

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_the_smoke_recipe_ends_with_table_pictures_and_a_model(smoke):
     for name in ("comparison.mp4", "comparison.png", "cycle-0000002.png"):
         assert (run.samples / name).stat().st_size > 1000
     assert (run.path / "model" / "config.json").is_file()
+
+
+def test_both_workers_were_measured_and_the_versions_are_kept(smoke):
+    run = run_of(smoke)
+    _, *ranks = run.preflight_path.read_text().splitlines()
+    assert [line.split()[0] for line in ranks] == ["0", "1"]
+    assert all(float(number) > 0 for line in ranks for number in line.split()[1:5])
+    assert run.provenance().workers["ray"] == version("ray")
+    assert "matmul" in smoke.stdout and "is slow" not in smoke.stdout
+    gathered = [row for row in run.metrics() if "ranks/forward_s/max" in row]
+    assert len(gathered) == 2 and gathered[0]["ranks/forward_s/rank_of_max"] in (0, 1)
 
 
 def test_two_workers_under_deepspeed_have_the_recorded_losses(smoke):

@@ -25,6 +25,7 @@ from magicdistill.platform.launch.start_checks import (
     check_tracking,
     demand_start,
     judge_count,
+    judge_groups,
     judge_memory,
     judge_speed,
     report_checks,
@@ -245,6 +246,25 @@ def test_too_few_gpus_may_still_come(big: tuple[Recipe, Plan]) -> None:
     assert judge_count(*big, [0, 8, 8, 8, 8, 8]).verdict == "ok"
     few = judge_count(*big, [0, 8, 8, 8, 8])
     assert few.verdict == "waits" and "32 on 4 node(s), 40 wanted" in few.text
+
+
+@pytest.mark.parametrize(
+    ("gpus", "size", "verdict"),
+    [
+        ([0, 8, 8, 8, 8, 8], 4, "ok"),
+        ([0, 8, 8, 8, 8, 8], 5, "wrong"),
+        ([5] * 8, 4, "wrong"),
+        ([5] * 8, 5, "ok"),
+        ([5] * 8 + [8] * 5, 4, "ok"),
+        ([5], 4, "ok"),  # too few: `judge_count` says so, and more may come
+    ],
+)
+def test_workers_that_share_a_sample_have_room_on_one_node(
+    big: tuple[Recipe, Plan], gpus: list[float], size: int, verdict: str
+) -> None:
+    cluster = big[0].cluster.model_copy(update={"sequence_parallel": size})
+    found = judge_groups(big[0].model_copy(update={"cluster": cluster}), gpus)
+    assert found.verdict == verdict and f"cluster.sequence_parallel {size}" in found.text
 
 
 H100 = ("NVIDIA H100 80GB HBM3", 79.6 * GIB)

@@ -70,7 +70,7 @@ def text_of(run: RunDirectory) -> str:
     lines = []
     for row in run.metrics():
         for name, value in sorted(row.items()):
-            if name != "step" and not name.startswith("seconds") and not name.endswith("/lr"):
+            if not name.startswith(("step", "seconds", "ranks")) and not name.endswith("/lr"):
                 lines.append(f"{row['step']} {name} {value!r}\n")
     return "".join([*lines, f"weights {digest(run.path / 'model')}\n"])
 

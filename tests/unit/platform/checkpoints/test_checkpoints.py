@@ -1,12 +1,18 @@
 """Checkpoints are intact, or passed over."""
 
+import json
 import shutil
 import subprocess
+import sys
+import threading
+import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from magicdistill.platform.checkpoints.checkpoint_folder import COMMITTED, DiskFullError
@@ -15,10 +21,11 @@ from magicdistill.platform.checkpoints.checkpoints import (
     DamagedError,
     NoCheckpointError,
 )
+from magicdistill.platform.checkpoints.checksummed_files import write_tensors
 from magicdistill.platform.config.sections import OptimizerConfig, TorchEngineConfig
 from magicdistill.platform.engines.ema import Ema
 from magicdistill.platform.engines.engine import TorchEngine
-from tests.engines import FullDiskEngine, make_engine
+from tests.engines import FullDiskEngine, SlowDiskEngine, make_engine
 
 STATE = "net/rank-00000.safetensors"
 
@@ -242,18 +249,97 @@ def test_foreign_files_in_a_checkpoint_do_not_matter(saved, warnings, name):
     assert torch.equal(weight, weights[3])
 
 
-def test_hidden_files_that_come_and_go_are_no_part_of_a_checkpoint(tmp_path):
-    class Nfs(TorchEngine):
-        """Leaves what NFS makes of a file that is deleted while it is open."""
+def test_a_checkpoint_is_written_beside_the_training_and_holds_what_was_saved(
+    tmp_path: Path, warnings: list[str]
+) -> None:
+    engine, may_end = make_engine(SlowDiskEngine), SlowDiskEngine.may_end
+    may_end.clear()
+    checkpoints = Checkpoints(tmp_path, keep=2, warn=warnings.append)
+    train(engine)
+    before = weight_of(engine).clone()
+    checkpoints.save(1, {"net": engine}, None, beside=True)
+    train(engine)
+    assert checkpoints.names() == [], "it counts once all is written"
+    assert not torch.equal(weight_of(engine), before)
+    threading.Timer(0.2, may_end.set).start()
+    checkpoints.save(2, {"net": engine}, None, beside=True)  # waits for the first
+    (said,) = warnings
+    assert "cycle 2 waits for the one before" in said and "schedule.checkpoint_every" in said
+    checkpoints.wait()
+    assert checkpoints.names() == ["cycle-0000001", "cycle-0000002"]
+    first = make_engine()
+    first.load(tmp_path / "cycle-0000001" / "net")
+    assert torch.equal(weight_of(first), before)
+    assert torch.equal(restore(checkpoints)[1], weight_of(engine))
 
-        def save(self, directory: Path) -> None:
-            super().save(directory)
-            (directory / ".nfs0001").touch()
 
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(1, {"net": make_engine(Nfs)}, None)
-    (tmp_path / "cycle-0000001" / "net" / ".nfs0001").unlink()
-    assert restore(checkpoints)[0] == 1
+def test_what_goes_wrong_beside_the_training_is_raised_once_by_whoever_waits(saved) -> None:
+    checkpoints, _ = saved
+    checkpoints.save(4, {"net": make_engine(FullDiskEngine)}, None, beside=True)
+    while not checkpoints.has_failed():
+        time.sleep(0.01)
+    with pytest.raises(DiskFullError, match="no space left"):
+        checkpoints.save(5, {"net": make_engine()}, None)
+    assert not checkpoints.has_failed()
+    assert checkpoints.names() == ["cycle-0000002", "cycle-0000003"]
+
+
+SAVE_UNTIL_KILLED = """
+from pathlib import Path
+from sys import argv
+from magicdistill.platform.checkpoints.checkpoints import Checkpoints
+from tests.engines import SlowDiskEngine, make_engine
+checkpoints = Checkpoints(Path(argv[1]), keep=1)
+checkpoints.save(4, {"net": make_engine(SlowDiskEngine)}, None, beside=True)
+checkpoints.wait()
+"""
+
+
+def test_a_kill_while_one_is_written_leaves_the_previous_ones_whole(saved) -> None:
+    checkpoints, weights = saved
+    command = [sys.executable, "-c", SAVE_UNTIL_KILLED, str(checkpoints.folder)]
+    written = checkpoints.folder / "cycle-0000004" / "net" / "state.json"
+    with subprocess.Popen(command) as process:
+        while not written.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    assert (checkpoints.folder / "cycle-0000004" / STATE).stat().st_size
+    assert checkpoints.names() == ["cycle-0000002", "cycle-0000003"]
+    cycle, weight = restore(checkpoints)
+    assert cycle == 3 and torch.equal(weight, weights[3])
+    checkpoints.save(4, {"net": make_engine()}, None)
+    assert checkpoints.names() == ["cycle-0000003", "cycle-0000004"]
+
+
+def test_the_marker_holds_the_sizes_and_checksums_of_what_is_on_the_disk(saved) -> None:
+    path = saved[0].committed()[-1]
+    files = json.loads((path / COMMITTED).read_text())["files"]
+    assert sorted(files) == [
+        "ema/rank-00000.safetensors",
+        "ema/state.json",
+        "net/rank-00000.safetensors",
+        "net/state.json",
+    ]
+    for name, facts in files.items():
+        content = (path / name).read_bytes()
+        assert facts == [len(content), zlib.crc32(content)]
+
+
+def test_tensors_are_written_as_the_librarys_own_reader_takes_them(tmp_path: Path) -> None:
+    tensors = {
+        "odd": torch.arange(3, dtype=torch.bfloat16),
+        "wide": torch.arange(5, dtype=torch.float64),
+        "many": torch.randn(7, 3),
+        "strided": torch.randn(4, 6).t(),
+        "one": torch.tensor(3.0),
+        "whole": torch.arange(4),
+    }
+    size, _ = write_tensors(tmp_path / "file", tensors)
+    found = load_file(tmp_path / "file")
+    assert found.keys() == tensors.keys() and size == (tmp_path / "file").stat().st_size
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
 
 
 def test_a_run_goes_back_to_an_older_checkpoint_and_keeps_the_later_ones_aside(saved, tmp_path):

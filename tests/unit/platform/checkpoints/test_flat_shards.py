@@ -10,7 +10,7 @@ from magicdistill.platform.checkpoints.flat_shards import (
     FlatShard,
     FlatShardReader,
     shard_name,
-    write_flat_shards,
+    take_snapshot,
 )
 
 VALUES = torch.arange(24.0)
@@ -22,7 +22,8 @@ def folder(tmp_path: Path) -> Path:
     """What three ranks wrote, of which each held a part."""
     for rank, (start, stop) in enumerate([(0, 7), (7, 16), (16, 24)]):
         piece = FlatShard("weight/a", start, VALUES[start:stop])
-        write_flat_shards(tmp_path, [piece], {"a": SHAPE}, {"schedule_step": 3}, replicated=False)
+        facts = {"schedule_step": 3}
+        take_snapshot([piece], {"a": SHAPE}, facts, replicated=False).write(tmp_path)
         (tmp_path / shard_name(0)).rename(tmp_path / shard_name(2 - rank))
     set_num_ranks(tmp_path, 3)
     return tmp_path

@@ -76,7 +76,7 @@ def test_gradients_of_micro_batches_are_added_up_in_float32() -> None:
 def test_a_checkpoint_holds_the_master_weights_and_restores_them(tmp_path: Path) -> None:
     engine, other = linear_engine("bf16"), linear_engine("bf16")
     train(engine, 3)
-    engine.save(tmp_path)
+    engine.snapshot().write(tmp_path)
     saved = {name: read() for name, read in role_weights(tmp_path).items()}
     assert torch.equal(torch.cat([saved["weight"].flatten(), saved["bias"]]), masters(engine))
     other.load(tmp_path)

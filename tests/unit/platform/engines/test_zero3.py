@@ -18,7 +18,7 @@ SHAPES = tiny_shapes()
 def test_the_weights_of_a_role_are_read_one_by_one(tmp_path: Path):
     model = VelocityModel(build_transformer(SHAPES))
     engine = build_engine(TorchEngineConfig(), model, OptimizerConfig(lr=1.0), num_micro_batches=1)
-    engine.save(tmp_path / "generator")
+    engine.snapshot().write(tmp_path / "generator")
     found, expected = role_weights(tmp_path / "generator"), dict(model.named_parameters())
     assert found.keys() == expected.keys()
     assert all(torch.equal(read(), expected[name]) for name, read in found.items())

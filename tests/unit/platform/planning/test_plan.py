@@ -21,7 +21,12 @@ from magicdistill.platform.config.recipe import load_recipe, recipe_names
 from magicdistill.platform.config.sections import OptimizerConfig, Precision, TorchEngineConfig
 from magicdistill.platform.engines.engine import TorchEngine, lr_factor
 from magicdistill.platform.launch.cli import parse_job
-from magicdistill.platform.planning.budget import budget, encoding_operations
+from magicdistill.platform.planning.budget import (
+    budget,
+    copy_seconds,
+    encoding_operations,
+    write_seconds,
+)
 from magicdistill.platform.planning.flops import operations, saved_bytes
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.planning.plan import Change, changed, plan
@@ -307,6 +312,17 @@ def test_a_budget_adds_up_what_the_stages_hold_and_store():
     trained = sum(row.bytes for row in made.held if row.kind == "optimiser") * 16 / 12
     assert costs.checkpoint_bytes == pytest.approx(12 * trained)
     assert costs.storage_bytes > costs.num_checkpoints * costs.checkpoint_bytes
+
+
+def test_a_plan_says_how_long_a_checkpoint_is_written_and_how_long_it_is_waited_for():
+    made = plan(load_recipe("magic141-4step-40xh100"))
+    costs = budget(made)
+    assert costs is not None
+    seconds = write_seconds(costs.checkpoint_bytes)
+    assert seconds["EFS, elastic"] == pytest.approx(costs.checkpoint_bytes / 1e9)
+    assert copy_seconds(costs.checkpoint_bytes, 40) == pytest.approx(1.0, abs=0.2)
+    written = ", ".join(f"{value:.0f} s on {name}" for name, value in seconds.items())
+    assert f"host memory, and goes on while it is written: {written}" in format_plan(made)
 
 
 def test_a_price_makes_a_cost_of_the_gpu_hours():

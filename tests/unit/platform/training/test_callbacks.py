@@ -1,7 +1,10 @@
 """What runs after a cycle runs in one order, and some of it on the first rank alone."""
 
+import shutil
 import time
 from pathlib import Path
+
+import pytest
 
 from magicdistill.data_pipeline.progress import format_duration, format_pace
 from magicdistill.models.profiling import StepTimer
@@ -14,10 +17,11 @@ from magicdistill.platform.training.callbacks import (
     of_rank,
 )
 from magicdistill.platform.training.metrics_writer import MetricsWriter, format_cycle
+from magicdistill.platform.training.stragglers import Stragglers
 from magicdistill.platform.training.worker import Worker
 from tests.tiny_run import tiny_recipe, write_cache
 
-ON_ALL_RANKS = [ValidationSamples, HealthCheck, Checkpointer]
+ON_ALL_RANKS = [ValidationSamples, Stragglers, HealthCheck, Checkpointer]
 
 
 def test_samples_come_before_the_metrics_are_written_judged_and_saved(tmp_path: Path) -> None:
@@ -26,6 +30,7 @@ def test_samples_come_before_the_metrics_are_written_judged_and_saved(tmp_path: 
     assert [type(one) for one in worker.callbacks] == [
         ValidationSamples,
         ProducerThroughput,
+        Stragglers,
         MetricsWriter,
         HealthCheck,
         Checkpointer,
@@ -39,23 +44,43 @@ def test_a_due_checkpoint_is_saved_and_no_other(tmp_path: Path) -> None:
     worker = Worker(run, write_cache(tmp_path / "data"), None, rank=0, world_size=1)
     for cycle in (1, 2, 3):
         worker.checkpointer(cycle, {})
+    worker.checkpoints.wait()
     assert worker.checkpoints.names() == ["cycle-0000002"]
     worker.checkpointer(5, {})
     assert worker.checkpoints.names()[-1] == "cycle-0000005"
+
+
+def test_a_checkpoint_that_fails_beside_the_training_ends_it_at_the_next_cycle(
+    tmp_path: Path,
+) -> None:
+    recipe = tiny_recipe(2, schedule={"checkpoint_every": 2, "num_cycles": 5})
+    run = RunDirectory.create(tmp_path, recipe)
+    worker = Worker(run, write_cache(tmp_path / "data"), None, rank=0, world_size=1)
+    shutil.rmtree(run.checkpoints)
+    run.checkpoints.symlink_to("/dev/null")  # where no folder can be made
+    worker.checkpointer(2, {})
+    while not worker.checkpoints.has_failed():
+        time.sleep(0.01)
+    with pytest.raises(NotADirectoryError, match="checkpoints"):
+        worker.checkpointer(3, {})
 
 
 def test_the_pace_is_right_from_the_first_cycle_on_and_leaves_the_start_out(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, tiny_recipe(2))
     schedule = run.recipe().schedule.model_copy(update={"num_cycles": 40})
     step_timer = StepTimer()
-    writer = MetricsWriter(run, schedule, step_timer)
+    stragglers = Stragglers(schedule, step_timer)
+    writer = MetricsWriter(run, schedule, stragglers)
     time.sleep(0.3)  # what a worker does before it trains
     with step_timer.running():
         for cycle in (1, 2, 3):
             time.sleep(0.05)
-            writer(cycle, {"critic/fake_score": 0.5})
+            metrics = {"critic/fake_score": 0.5}
+            stragglers(cycle, metrics)
+            writer(cycle, metrics)
     seconds = [row["seconds_per_cycle"] for row in run.metrics()]
     assert all(0.05 <= one < 0.25 for one in seconds)
+    assert "ranks/" not in run.progress_path.read_text()
     first, *others = run.progress_path.read_text().splitlines()
     assert first.startswith(f"cycle 1/40   {format_pace(seconds[0])}, ")
     assert format_duration(39 * seconds[0]) + " left" in first
