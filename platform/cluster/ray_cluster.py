@@ -45,10 +45,10 @@ By default it hands the memory of freed tensors back to the kernel, and each tra
 for the page faults of getting it again."""
 
 GPU_ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-"""Setting of torch's allocator for workers on GPUs, read when CUDA starts; the job's own goes first.
+"""Setting of torch's allocator for workers on GPUs, where the job brings none.
 
-Gathered layers, recomputed blocks and decoded clips have many sizes. In segments of fixed size they
-would leave gaps that nothing fits into."""
+Torch reads it when CUDA starts. Gathered layers, recomputed blocks and decoded clips have many
+sizes: in segments of fixed size they would leave gaps that nothing fits into."""
 
 
 @dataclass(frozen=True)

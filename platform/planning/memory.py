@@ -149,7 +149,8 @@ def engine_rows(parts: Sequence[Parameters], engine: EngineConfig, num_workers: 
             numel = sum(part.total for part in parts if part.role == role)
             sizes = [count for part in parts if part.role == role for count in part.sizes]
             whole = sum(count for count in sizes if count <= engine.whole_numel)
-            rows.append(Row(role, "all parts", "small parameters", size * whole))
+            if whole:
+                rows.append(Row(role, "all parts", "small parameters", size * whole))
             rows.append(Row(role, "all parts", "gathered layers", size * min(numel, LIVE_NUMEL)))
         # ranks exchange float32: below stage 3 a copy of what is gathered as it was computed
         of_bucket = 4 if engine.zero_stage == 3 or size == 4 else size + 4

@@ -123,7 +123,7 @@ def train(case: str, data: AnyPath, folder: Path) -> dict[str, int]:
     for cycle, found in enumerate((first, second)):
         with counting(found):
             worker.loop.cycle(cycle)
-    return second | {"invalidated": first["invalidated"] + second["invalidated"]}
+    return dict(second) | {"invalidated": first["invalidated"] + second["invalidated"]}
 
 
 def main() -> None:
