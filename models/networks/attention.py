@@ -9,7 +9,7 @@ from torch.nn.attention import activate_flash_attention_impl
 from magicdistill.models.networks.backbones.registry import backbone_of, find_family
 from magicdistill.models.networks.config import KernelsConfig
 from magicdistill.models.networks.discriminator import Discriminator
-from magicdistill.models.networks.lora import checkpoint_blocks
+from magicdistill.models.networks.lora import checkpoint_blocks, checkpointed
 from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE, SequenceGroup
 
 
@@ -31,6 +31,8 @@ def set_kernels(
     for part in module.modules():
         if isinstance(part, Discriminator):
             backbone, blocks = part.backbone, [part.block]
+            if config.recompute_blocks:
+                part.checkpointing = checkpointed
             if sequence.size > 1:
                 sequence.gather_output(part.head)
         elif isinstance(part, ModelMixin) and find_family(type(part).__name__):

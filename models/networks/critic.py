@@ -1,6 +1,6 @@
 """The critic: both scores and the discriminator on one frozen base."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from diffusers import ModelMixin
@@ -14,6 +14,15 @@ from magicdistill.models.networks.discriminator import Discriminator
 from magicdistill.models.networks.lora import add_lora, lora_strength
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.transformer import VelocityModel
+
+
+class Judged(NamedTuple):
+    """What the discriminator judges: the arguments of the network that makes its features."""
+
+    x_sigma: Float[Tensor, "b c f h w"]
+    sigma: Float[Tensor, " b"]
+    conditions: Conditions
+    guidance: Float[Tensor, " b"] | None = None
 
 
 class Critic(nn.Module):
@@ -45,13 +54,32 @@ class Critic(nn.Module):
         guidance: Float[Tensor, " b"] | None = None,
         *,
         output: Literal["velocity", "logits"],
-    ) -> Tensor:
+        judged: Judged | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Return v (b c f h w) at the LoRA strength in force, or logits (b n) on the bare base.
 
-        Both go through this one function, because an engine calls its module as a whole.
+        With `judged`, which may be another batch, return v and its logits. An engine calls its
+        module as a whole, and under ZeRO-3 gathers weights ahead only inside such a call: a loss
+        that needs both asks for both at once. They share no computation, because the LoRA acts in
+        every block of the one and in none of the other.
         """
-        call = self.score if output == "velocity" else self.logits
-        return call(x_sigma, sigma, conditions, guidance)
+        if output == "logits":
+            return self.logits(x_sigma, sigma, conditions, guidance)
+        v = self.velocity(x_sigma, sigma, conditions, guidance)
+        return v if judged is None else (v, self.logits(*judged))
+
+    def velocity(
+        self,
+        x_sigma: Float[Tensor, "b c f h w"],
+        sigma: Float[Tensor, " b"],
+        conditions: Conditions,
+        guidance: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b c f h w"]:
+        """Return v, with a gradient only where the LoRA is trained or `x_sigma` asks for one."""
+        trained = any(parameter.requires_grad for parameter in self.score.parameters())
+        has_gradient = torch.is_grad_enabled() and (trained or x_sigma.requires_grad)
+        with torch.set_grad_enabled(has_gradient):
+            return self.score(x_sigma, sigma, conditions, guidance)
 
     def logits(
         self,

@@ -1,8 +1,10 @@
 """The discriminator on the backbone's features: 002 section 3.4 (papers as in docs/method.md)."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from diffusers import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,12 +28,17 @@ class Discriminator(nn.Module):
         with placement.gathered(list(first.parameters())):
             self.block = copy.deepcopy(first)
         self.block.requires_grad_(requires_grad=True)
+        self.checkpointing: Callable[..., Any] | None = None
+        """Runs the block so that its backward recomputes it; None keeps its activations."""
         self.head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
         ).to(transformer.dtype)
 
     def forward(self, features: tuple[Any, ...]) -> Float[Tensor, "b n"]:
         """Return float32 logits, one for each video token, positive for real clips."""
-        output = self.block(*features)
+        if torch.is_grad_enabled() and self.checkpointing is not None:
+            output = self.checkpointing(self.block, *features)
+        else:
+            output = self.block(*features)
         video = output[0] if isinstance(output, tuple) else output
         return self.head(video).squeeze(-1).float()

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from magicdistill.models.diffusion.guidance import Scale, demand_null, embedded,
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.critic import Critic
+from magicdistill.models.networks.critic import Critic, Judged
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.state_dicts import WRAPPER
 from magicdistill.models.networks.transformer import VelocityModel
@@ -25,10 +24,10 @@ from magicdistill.models.objectives.cfg_distillation import (
 )
 from magicdistill.models.objectives.config import CfgDistillation, DistributionMatchingConfig
 from magicdistill.models.objectives.dmd import (
+    BothScores,
     descend,
     dmd_gradient,
     fake_score_loss,
-    real_and_fake_x0,
 )
 from magicdistill.models.objectives.rollouts import Rollouts, Visit
 from magicdistill.models.objectives.score_gap import weak_to_strong_gap
@@ -159,9 +158,14 @@ class DistributionMatching(Method):
         network, embeds = inputs.networks["generator"], self.generator.guidance_embeds
         return embedded(network, inputs.guidance, embeds=embeds)
 
-    def _critic(self, inputs: LossInputs, output: Literal["velocity", "logits"]) -> Velocity:
-        network = partial(inputs.networks["critic"], output=output)
-        return embedded(network, inputs.guidance, embeds=self.critic.score.guidance_embeds)
+    def _judged(self, inputs: LossInputs, at: Noised, num_parts: int = 1) -> Judged:
+        """Return the discriminator's inputs, whose samples are so many times the batch's."""
+        conditions = Conditions.cat([inputs.conditions] * num_parts)
+        return Judged(at.x_sigma, at.sigma, conditions, self._embedded(inputs.guidance, at.sigma))
+
+    def _embedded(self, scale: Scale, sigma: Tensor) -> Tensor | None:
+        """Return the scale for each noise level, or None for a critic that does not take it."""
+        return scales(scale, sigma) if self.critic.score.guidance_embeds else None
 
     def _noise(self, x0: Tensor, rng: Rng, stream: str) -> Noised:
         law = self.config.score_sigma
@@ -169,27 +173,39 @@ class DistributionMatching(Method):
         return noised(x0, rng.normal(f"{stream}-eps", x0.shape[1:]), sigma)
 
     def _critic_loss(self, inputs: LossInputs, x_hat: Tensor) -> Loss:
-        fake = self._noise(x_hat.detach(), inputs.rng, "fake")
-        v_fake = self._critic(inputs, "velocity")(fake.x_sigma, fake.sigma, inputs.conditions)
-        score = fake_score_loss(v_fake, x_hat, fake.eps)
-        loss = Loss(self.config.lora_loss_scale * score, {"fake_score": score.detach()})
-        if self.adversarial.adversarial_weight > 0:
-            loss = loss + self._discriminator_loss(inputs, fake)
-        return loss
+        fake, critic = self._noise(x_hat.detach(), inputs.rng, "fake"), inputs.networks["critic"]
+        call = partial(
+            critic,
+            fake.x_sigma,
+            fake.sigma,
+            inputs.conditions,
+            self._embedded(inputs.guidance, fake.sigma),
+            output="velocity",
+        )
+        if self.adversarial.adversarial_weight == 0:
+            return self._fake_score_loss(call(), x_hat, fake)
+        v_fake, logits = call(judged=self._fake_and_real(inputs, fake))
+        return self._fake_score_loss(v_fake, x_hat, fake) + self._discriminator_loss(logits)
 
-    def _discriminator_loss(self, inputs: LossInputs, fake: Noised) -> Loss:
+    def _fake_score_loss(self, v_fake: Tensor, x_hat: Tensor, fake: Noised) -> Loss:
+        score = fake_score_loss(v_fake, x_hat, fake.eps)
+        return Loss(self.config.lora_loss_scale * score, {"fake_score": score.detach()})
+
+    def _fake_and_real(self, inputs: LossInputs, fake: Noised) -> Judged:
+        """Return generated and real samples, and with R1 the real ones moved."""
         config, rng = self.adversarial, inputs.rng
         real = self._noise(inputs.batch.x0, rng, "real")
-        x, num_parts = [fake.x_sigma, real.x_sigma], 2
+        parts = [fake, real]
         if config.r1_weight > 0:
             step = config.r1_step * rng.normal("r1", real.x_sigma.shape[1:])
-            x, num_parts = [*x, real.x_sigma + step], 3
-        logits = self._critic(inputs, "logits")(
-            torch.cat(x),
-            torch.cat([fake.sigma, real.sigma, real.sigma][:num_parts]),
-            Conditions.cat([inputs.conditions] * num_parts),
-        )
-        on_fake, on_real, *on_moved = logits.chunk(num_parts)
+            parts.append(real._replace(x_sigma=real.x_sigma + step))
+        joined = Noised(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        return self._judged(inputs, joined, len(parts))
+
+    def _discriminator_loss(self, logits: adversarial.Logits) -> Loss:
+        """Return the loss on the logits of what `_fake_and_real` gives."""
+        config = self.adversarial
+        on_fake, on_real, *on_moved = logits.chunk(3 if config.r1_weight > 0 else 2)
         loss = adversarial.discriminator_loss(on_fake, on_real)
         margin = on_real.mean() - on_fake.mean()
         terms = {"discriminator": loss.detach(), "logit_margin": margin.detach()}
@@ -206,14 +222,16 @@ class DistributionMatching(Method):
         if (pairs := self.config.pairs) is not None:
             pair_weight, share = pairs.weights(inputs.rng.cycle)
             dmd_weight *= share
-        loss, fake_x0 = self._distribution_matching(inputs, x_hat, at, dmd_weight)
+        scores = self._scores(inputs, at)
+        v_scores, logits = self._score_and_judge(inputs, scores, at)
+        loss, fake_x0 = self._distribution_matching(x_hat, *scores.x0(v_scores), dmd_weight)
         if pairs is not None:
             loss = loss + pair_loss(x_hat, inputs.batch, pair_weight, pairs.huber_c)
             loss.terms["dmd_weight"] = torch.tensor(dmd_weight)
-        if (weight := self.adversarial.adversarial_weight) > 0:
-            logits = self._critic(inputs, "logits")(at.x_sigma, at.sigma, inputs.conditions)
+        if logits is not None:
             term = adversarial.generator_loss(logits)
-            loss = loss + Loss(weight * term, {"adversarial": term.detach()})
+            weighted = self.adversarial.adversarial_weight * term
+            loss = loss + Loss(weighted, {"adversarial": term.detach()})
         if (weight := self.truth.ground_truth_weight) > 0:
             term = ground_truth_loss(self.truth.ground_truth, x_hat, inputs.batch.x0, fake_x0)
             loss = loss + Loss(weight * term, {"ground_truth": term.detach()})
@@ -221,21 +239,40 @@ class DistributionMatching(Method):
             loss = loss + self._cfg_distillation(inputs, self.config.cfg_distillation)
         return loss
 
+    def _scores(self, inputs: LossInputs, at: Noised) -> BothScores:
+        """Return both scores, and the guidance that the real one needs from a second prompt."""
+        scale = self._real_scale(inputs)
+        x_sigma, guidance = at.x_sigma.detach(), None
+        if not self.critic.score.guidance_embeds and not is_unguided(scale):
+            guidance = (scale, demand_null(inputs.batch.null))
+        return BothScores(x_sigma, at.sigma, inputs.conditions, guidance)
+
+    def _real_scale(self, inputs: LossInputs) -> Scale:
+        real = self.config.real_guidance
+        return inputs.guidance if real is None else real
+
+    @span("scores")
+    def _score_and_judge(
+        self, inputs: LossInputs, scores: BothScores, at: Noised
+    ) -> tuple[Tensor, adversarial.Logits | None]:
+        """Return the velocity of both scores, without gradient, and the discriminator's logits."""
+        embedded_scales = None
+        if self.critic.score.guidance_embeds:
+            both = (self._real_scale(inputs), inputs.guidance)
+            embedded_scales = torch.cat([scales(scale, at.sigma) for scale in both])
+        call = partial(
+            inputs.networks["critic"], *scores.inputs(), embedded_scales, output="velocity"
+        )
+        alphas = self.strengths.alpha_weak, self.strengths.alpha_strong
+        with scores.strengths(self.critic, *alphas):
+            if self.adversarial.adversarial_weight == 0:
+                with torch.no_grad():
+                    return call(), None
+            return call(judged=self._judged(inputs, at))
+
     def _distribution_matching(
-        self, inputs: LossInputs, x_hat: Tensor, at: Noised, weight: float
+        self, x_hat: Tensor, real: Tensor, fake: Tensor, weight: float
     ) -> tuple[Loss, Tensor]:
-        score, guidance = self._scores(inputs, at.sigma)
-        with span("scores"):
-            real, fake = real_and_fake_x0(
-                score,
-                self.critic,
-                at.x_sigma.detach(),
-                at.sigma,
-                inputs.conditions,
-                alpha_weak=self.strengths.alpha_weak,
-                alpha_strong=self.strengths.alpha_strong,
-                guidance=guidance,
-            )
         gradient = dmd_gradient(x_hat.detach(), real, fake)
         dmd = descend(x_hat, gradient)
         terms = {
@@ -245,19 +282,6 @@ class DistributionMatching(Method):
             "gap_share": gradient.abs().mean(),
         }
         return Loss(weight * dmd, terms), fake
-
-    def _scores(
-        self, inputs: LossInputs, sigma: Tensor
-    ) -> tuple[Velocity, tuple[Scale, Conditions] | None]:
-        """Return the network of both scores, and the guidance that the real one needs."""
-        network = partial(inputs.networks["critic"], output="velocity")
-        scale = inputs.guidance if self.config.real_guidance is None else self.config.real_guidance
-        if self.critic.score.guidance_embeds:
-            both = torch.cat([scales(scale, sigma), scales(inputs.guidance, sigma)])
-            return embedded(network, both, embeds=True), None
-        if is_unguided(scale):
-            return network, None
-        return network, (scale, demand_null(inputs.batch.null))
 
     def _cfg_distillation(self, inputs: LossInputs, config: CfgDistillation) -> Loss:
         """Teach the guidance input; the critic with its LoRA at strength 0 is the teacher."""

@@ -1,6 +1,8 @@
 """Distribution matching, weak to strong."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -26,25 +28,53 @@ def real_and_fake_x0(
     *,
     alpha_weak: float,
     alpha_strong: float,
-    guidance: tuple[Scale, Conditions] | None = None,
 ) -> tuple[Latents, Latents]:
-    """Predict x0 with the real and the fake score in one forward over a doubled batch.
+    """Predict x0 with the real and the fake score, without guidance; see `BothScores`.
 
-    real = base + alpha_weak * LoRA, fake = base + alpha_strong * LoRA (002 Eq. 6, known in words);
-    `module` holds the LoRA layers behind `score`. `guidance` guides the real score with a scale
-    against the null prompt's conditions: the batch is then tripled. Guidance: not in the paper.
+    `module` holds the LoRA layers behind `score`.
     """
-    strengths, parts = [alpha_weak, alpha_strong], [conditions, conditions]
-    if guidance is not None:
-        strengths, parts = [*strengths, alpha_weak], [*parts, guidance[1]]
-    strength = torch.tensor(strengths, device=x_sigma.device, dtype=x_sigma.dtype)
-    x, s = torch.cat([x_sigma] * len(parts)), torch.cat([sigma] * len(parts))
-    with lora_strength(module, strength.repeat_interleave(len(x_sigma))):
-        v = score(x, s, Conditions.cat(parts))
-    v_real, v_fake, *v_null = v.chunk(len(parts))
-    if guidance is not None:
-        v_real = guide(v_real, v_null[0], guidance[0])
-    return x0_from_velocity(x_sigma, v_real, sigma), x0_from_velocity(x_sigma, v_fake, sigma)
+    both = BothScores(x_sigma, sigma, conditions)
+    with both.strengths(module, alpha_weak, alpha_strong):
+        return both.x0(score(*both.inputs()))
+
+
+@dataclass(frozen=True)
+class BothScores:
+    """The real and the fake score of the same samples in one forward over a doubled batch.
+
+    real = base + alpha_weak * LoRA, fake = base + alpha_strong * LoRA (002 Eq. 6, known in words).
+    `guidance` guides the real score with a scale against the null prompt's conditions: the batch is
+    then tripled. Guidance: not in the paper.
+    """
+
+    x_sigma: Latents
+    sigma: Float[Tensor, " b"]
+    conditions: Conditions
+    guidance: tuple[Scale, Conditions] | None = None
+
+    def inputs(self) -> tuple[Latents, Float[Tensor, " n"], Conditions]:
+        """Return the arguments of the forward."""
+        parts = [self.conditions, self.conditions]
+        if self.guidance is not None:
+            parts.append(self.guidance[1])
+        x, sigma = ([given] * len(parts) for given in (self.x_sigma, self.sigma))
+        return torch.cat(x), torch.cat(sigma), Conditions.cat(parts)
+
+    def strengths(
+        self, module: nn.Module, alpha_weak: float, alpha_strong: float
+    ) -> AbstractContextManager[None]:
+        """Set the LoRA's strength of each sample in the forward."""
+        strengths = [alpha_weak, alpha_strong] + [alpha_weak] * (self.guidance is not None)
+        strength = torch.tensor(strengths).to(self.x_sigma, non_blocking=True)
+        return lora_strength(module, strength.repeat_interleave(len(self.x_sigma)))
+
+    def x0(self, v: Float[Tensor, "n c f h w"]) -> tuple[Latents, Latents]:
+        """Return both predictions of x0 from the velocity of the whole batch."""
+        v_real, v_fake, *v_null = v.chunk(2 + (self.guidance is not None))
+        if self.guidance is not None:
+            v_real = guide(v_real, v_null[0], self.guidance[0])
+        real, fake = (x0_from_velocity(self.x_sigma, v, self.sigma) for v in (v_real, v_fake))
+        return real, fake
 
 
 def dmd_gradient(x_hat: Latents, target_x0: Latents, fake_x0: Latents) -> Latents:

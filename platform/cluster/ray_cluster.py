@@ -44,6 +44,12 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2 << 30), "MALLOC_TRIM_THRESH
 By default it hands the memory of freed tensors back to the kernel, and each training step then pays
 for the page faults of getting it again."""
 
+GPU_ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""Setting of torch's allocator for workers on GPUs, where the job brings none.
+
+Torch reads it when CUDA starts. Gathered layers, recomputed blocks and decoded clips have many
+sizes: in segments of fixed size they would leave gaps that nothing fits into."""
+
 
 @dataclass(frozen=True)
 class ClusterShape:
@@ -101,7 +107,7 @@ def _connect(config: ClusterConfig, stack: ExitStack, **options: Any) -> Any:
         note_started, started_as = own.enter_context(_leaving_no_process())
         try:
             context: Any = ray.init(
-                runtime_env=_runtime_env(config, joined=not is_local),
+                runtime_env=runtime_env(config, joined=not is_local),
                 log_to_driver=logs.is_verbose(),
                 logging_level=logging.INFO if logs.is_verbose() else logging.ERROR,
                 **options,
@@ -212,7 +218,7 @@ def _leave(signum: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _runtime_env(config: ClusterConfig, *, joined: bool) -> dict[str, Any]:
+def runtime_env(config: ClusterConfig, *, joined: bool) -> dict[str, Any]:
     """Return what the workers need to import the same code and to use their share of the cores.
 
     A submitted job brings its working directory along; a local cluster imports this code in
@@ -223,6 +229,8 @@ def _runtime_env(config: ClusterConfig, *, joined: bool) -> dict[str, Any]:
     variables["OMP_NUM_THREADS"] = str(config.threads_per_worker)
     if not config.uses_gpus:
         variables |= {"DS_ACCELERATOR": "cpu", **KEEP_FREED_MEMORY}
+    elif GPU_ALLOCATOR.keys().isdisjoint(os.environ):
+        variables |= GPU_ALLOCATOR
     plugins = worker_environment()
     variables |= plugins.pop("env_vars", {})
     environment: dict[str, Any] = {"env_vars": variables, **plugins}

@@ -33,6 +33,9 @@ class DeepSpeedEngineConfig(Config):
     """Keep optimiser states in host memory."""
     offload_parameters: bool = False
     """Keep parameters in host memory; needs ZeRO stage 3."""
+    whole_numel: int = Field(default=0, ge=0)
+    """Under ZeRO stage 3, parameters of at most so many numbers stay whole on every rank, and are
+    gathered after an update only: biases, norms, a LoRA's matrices. 0 shards them all."""
 
     @model_validator(mode="after")
     def _add_gradients_in_float32(self) -> Self:

@@ -29,6 +29,7 @@ from magicdistill.platform.config.sections import (
 )
 from magicdistill.platform.engines.clipping import Clipping, zero_gradients
 from magicdistill.platform.engines.deepspeed_import import import_deepspeed
+from magicdistill.platform.engines.zero3_traces import keep_traces
 from magicdistill.platform.planning.memory import BUCKET_NUMEL
 
 
@@ -295,6 +296,8 @@ class DeepSpeedEngine:
             config=deepspeed_config(config, num_micro_batches),
         )
         self.module = self.engine.module
+        if config.zero_stage == 3:
+            keep_traces(self.engine)
 
     @property
     def lr(self) -> float:
@@ -354,7 +357,7 @@ def deepspeed_config(config: DeepSpeedEngineConfig, num_micro_batches: int) -> d
     offload = {"device": "cpu"}
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
-        "stage3_param_persistence_threshold": 0,
+        "stage3_param_persistence_threshold": config.whole_numel,
         "reduce_bucket_size": BUCKET_NUMEL,
     }
     if config.offload_optimizer:

@@ -79,5 +79,4 @@ def workspace_bytes(sample: Sample, step: ForwardPass, *, recompute: bool) -> fl
 
 
 def _recomputes(step: ForwardPass, *, recompute: bool) -> bool:
-    """The discriminator's own block is never recomputed."""
-    return recompute and step.gradient != "none" and step.blocks != "discriminator"
+    return recompute and step.gradient != "none"

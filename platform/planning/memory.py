@@ -47,6 +47,8 @@ class Parameters:
     part: str
     total: int
     trained: int
+    sizes: tuple[int, ...]
+    """Numbers in each of them."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,16 @@ def count_parameters(method: MethodConfig, model: ModelConfig) -> tuple[Paramete
 
 def parts_of(role: str, module: nn.Module) -> list[Parameters]:
     """Count a role's parameters by part."""
-    counts: dict[str, list[int]] = {}
+    parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        count = counts.setdefault(_part(role, name), [0, 0])
-        count[0] += parameter.numel()
-        count[1] += parameter.numel() * parameter.requires_grad
-    return [Parameters(role, part, *count) for part, count in counts.items()]
+        parts.setdefault(_part(role, name), []).append(parameter)
+    return [_counted(role, part, parameters) for part, parameters in parts.items()]
+
+
+def _counted(role: str, part: str, parameters: Sequence[nn.Parameter]) -> Parameters:
+    sizes = tuple(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return Parameters(role, part, sum(sizes), trained, sizes)
 
 
 def _part(role: str, name: str) -> str:
@@ -141,6 +147,10 @@ def engine_rows(parts: Sequence[Parameters], engine: EngineConfig, num_workers: 
     for role in dict.fromkeys(part.role for part in parts):
         if engine.zero_stage == 3:
             numel = sum(part.total for part in parts if part.role == role)
+            sizes = [count for part in parts if part.role == role for count in part.sizes]
+            whole = sum(count for count in sizes if count <= engine.whole_numel)
+            if whole:
+                rows.append(Row(role, "all parts", "small parameters", size * whole))
             rows.append(Row(role, "all parts", "gathered layers", size * min(numel, LIVE_NUMEL)))
         # ranks exchange float32: below stage 3 a copy of what is gathered as it was computed
         of_bucket = 4 if engine.zero_stage == 3 or size == 4 else size + 4

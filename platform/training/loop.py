@@ -75,6 +75,7 @@ class Loop:
     ) -> dict[str, float]:
         engine = self.engines[role]
         networks = {name: other.module for name, other in self.engines.items()} | {role: engine}
+        terms: list[tuple[str, torch.Tensor]] = []
         with self.method.prepared_for(role):
             for micro in range(self.num_micro_batches):
                 with span("data"):
@@ -84,10 +85,14 @@ class Loop:
                     loss = self.method.loss(role, networks, batch, rng)
                 with span("backward"):
                     engine.backward(loss.total, last=micro + 1 == self.num_micro_batches)
-                for name, value in loss.terms.items():
-                    sums.setdefault(f"{role}/{name}", []).append(value.detach().float().cpu())
+                terms += [(name, value.detach().float()) for name, value in loss.terms.items()]
         with span("update"):
-            return engine.step()
+            norms = engine.step()
+        # read when the update is done: each earlier read would let the GPU run dry
+        values = [value.to(self.device) for _, value in terms]
+        for (name, _), value in zip(terms, torch.stack(values).cpu() if terms else (), strict=True):
+            sums.setdefault(f"{role}/{name}", []).append(value)
+        return norms
 
 
 def num_steps(method: Method, num_cycles: int) -> int:

@@ -3,12 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.autoencoder.patch_code import set_patch_code
 from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.backbones.hunyuan_video_network import concat_image_prior
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import PatchDecoderConfig
+from magicdistill.models.networks.config import KernelsConfig, PatchDecoderConfig
+from magicdistill.models.networks.critic import Judged
 from magicdistill.models.networks.lora import checkpoint_blocks, lora_layers, lora_strength
 from magicdistill.models.networks.presets import PRESETS
 from magicdistill.models.networks.transformer import build_transformer
@@ -198,6 +200,44 @@ def test_the_adversarial_gradient_is_the_same_when_blocks_are_recomputed(critic,
         logits = critic(x, torch.tensor([0.3, 0.8]), batch.conditions, output="logits")
         gradients.append(torch.autograd.grad(logits.sum(), x)[0])
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_a_recomputed_discriminator_has_the_same_gradients(critic, batch):
+    sigma, gradients = torch.tensor([0.3, 0.8]), []
+    for recompute in (False, True):
+        set_kernels(critic, KernelsConfig(recompute_blocks=recompute))
+        calls = []
+        handle = critic.discriminator.block.register_forward_hook(lambda *_, c=calls: c.append(1))
+        critic.zero_grad()
+        critic(batch.x0, sigma, batch.conditions, output="logits").square().mean().backward()
+        handle.remove()
+        assert len(calls) == 1 + recompute
+        gradients.append([p.grad.clone() for p in critic.discriminator.parameters()])
+    for kept, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(kept, recomputed)
+
+
+def test_a_score_and_logits_of_other_samples_are_those_of_two_forwards(critic, batch):
+    sigma, moved = torch.tensor([0.3, 0.8]), batch.x0 + 1
+    expected = (
+        critic(batch.x0, sigma, batch.conditions, output="velocity"),
+        critic(moved, sigma, batch.conditions, output="logits"),
+    )
+    judged = Judged(moved, sigma, batch.conditions)
+    found = critic(batch.x0, sigma, batch.conditions, output="velocity", judged=judged)
+    assert all(map(torch.equal, found, expected))
+    assert all(tensor.requires_grad for tensor in found)
+
+
+def test_a_frozen_critic_gives_gradients_to_what_is_judged_alone(critic, batch):
+    sigma, x = torch.tensor([0.3, 0.8]), batch.x0.clone().requires_grad_()
+    critic.requires_grad_(False)
+    v, logits = critic(
+        x.detach(), sigma, batch.conditions, output="velocity",
+        judged=Judged(x, sigma, batch.conditions),
+    )  # fmt: skip
+    assert not v.requires_grad
+    assert torch.autograd.grad(logits.sum(), x)[0].abs().max() > 0
 
 
 @torch.no_grad()

@@ -166,6 +166,20 @@ def test_every_magic141_recipe_fits_on_its_gpus(name: str) -> None:
     assert network.bytes * made.recipe.cluster.num_workers == pytest.approx(2 * 12.82e9, rel=0.01)
 
 
+def test_parameters_that_stay_whole_are_planned() -> None:
+    recipe = load_recipe(PORTRAIT)
+    rows = {
+        row.role: row.bytes
+        for row in plan(changed(recipe, {"engine.whole_numel": 400_000})).held
+        if row.kind == "small parameters"
+    }
+    lora, width = 2 * 128 * 3072 * 2, 3072  # both matrices of a linear from width to width, bf16
+    assert rows["critic"] > 10 * 20 * lora
+    assert 80 * width * 2 < rows["generator"] < 0.02 * rows["critic"]
+    none = plan(changed(recipe, {"engine.whole_numel": 0})).held
+    assert total([row for row in none if row.kind == "small parameters"]) == 0
+
+
 def test_what_does_not_fit_is_refused_and_each_remedy_makes_it_fit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
