@@ -36,8 +36,8 @@ def set_kernels(
         elif isinstance(part, ModelMixin) and find_family(type(part).__name__):
             backbone = backbone_of(part)
             blocks = backbone.blocks
-            if config.recompute_blocks:
-                checkpoint_blocks(part)
+            if config.recompute_blocks != "none":
+                checkpoint_blocks(part, keeps_attention=config.recompute_blocks == "selective")
             if sequence.size > 1:
                 backbone.split_sequence(sequence)
         else:

@@ -37,7 +37,7 @@ def real_and_fake_x0(
     strengths, parts = [alpha_weak, alpha_strong], [conditions, conditions]
     if guidance is not None:
         strengths, parts = [*strengths, alpha_weak], [*parts, guidance[1]]
-    strength = torch.tensor(strengths, device=x_sigma.device, dtype=x_sigma.dtype)
+    strength = torch.tensor(strengths).to(x_sigma, non_blocking=True)
     x, s = torch.cat([x_sigma] * len(parts)), torch.cat([sigma] * len(parts))
     with lora_strength(module, strength.repeat_interleave(len(x_sigma))):
         v = score(x, s, Conditions.cat(parts))

@@ -16,6 +16,7 @@ from magicdistill.models.methods.base import MethodConfig
 from magicdistill.models.methods.forward_passes import Update
 from magicdistill.models.networks.autoencoder.vae import build_autoencoder
 from magicdistill.models.networks.backbones.base import Sample
+from magicdistill.models.networks.config import Recompute
 from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.presets import ModelConfig, NetworkPreset
 from magicdistill.platform.config.sections import (
@@ -165,7 +166,7 @@ def checkpoint_bytes(parts: Sequence[Parameters], *, has_ema: bool) -> float:
 
 
 def activation_rows(
-    update: Update, sample: Sample, num_samples: int, *, recompute: bool
+    update: Update, sample: Sample, num_samples: int, *, recompute: Recompute
 ) -> tuple[Row, ...]:
     """Return the memory that an update adds to what is held.
 

@@ -136,14 +136,31 @@ class Sample:
         return count * self.own_tokens * self.model_dim * self.activation_bytes
 
     def block(
-        self, count: int, saved_bytes: int | float, *, weights_per_token: int = 12
+        self,
+        count: int,
+        saved_bytes: int | float,
+        *,
+        weights_per_token: int = 12,
+        num_heads: int = 0,
+        lora_width: int = 0,
     ) -> BlockCosts:
         """Return the costs of `count` blocks with attention over all tokens, video and text.
 
         `weights_per_token` is the number of weights that a token is multiplied with, in units of
-        d^2: 4 around attention and 8 in an MLP four times as wide. A multiplication and an
+        d^2: 4 around attention and 8 in an MLP four times as wide. Each of `num_heads` returns a
+        float32 for every token, beside its output. `lora_width` is the sum of the
+        widths, in and out, of the linears that get a LoRA, in units of d. A multiplication and an
         addition are two operations.
         """
         tokens, d = self.video_tokens + self.shapes.num_text_tokens, self.model_dim
-        linear, attention = 2 * weights_per_token * tokens * d**2, 4 * tokens**2 * d
-        return BlockCosts(count, linear, attention, saved_bytes)
+        held = self.own_tokens * self.sequence_parallel
+        return BlockCosts(
+            count,
+            linear=2 * weights_per_token * held * d**2,
+            attention=4 * tokens**2 * d,
+            saved_bytes=saved_bytes,
+            attention_bytes=tokens
+            * (d * self.activation_bytes + 4 * num_heads)
+            / self.sequence_parallel,
+            lora=2 * lora_width * self.lora_rank * held * d,
+        )

@@ -10,9 +10,8 @@ from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.backbones.hunyuan_video_network import (
     HunyuanVideo,
     concat_image_prior,
-    without_padding,
 )
-from magicdistill.models.networks.backbones.joint_attention import JointAttention, attend
+from magicdistill.models.networks.backbones.joint_attention import JointAttention, TextMask, attend
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
 from magicdistill.models.networks.transformer import build_transformer
@@ -60,31 +59,22 @@ def test_dropping_padding_equals_masking_it(kernel, lengths):
     expected = masked(network, inputs)
     if kernel:
         set_kernels(network, KernelsConfig(attention=kernel))
-    found = output_and_gradients(network, lambda: HunyuanVideo(network).predict(inputs))
+    found = output_and_gradients(network, lambda: HunyuanVideo(network).predict(inputs, lengths))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("lengths", "is_masked"), [((2, 2), False), ((4,), False), ((1, 3), True)])
 def test_only_prompts_of_different_lengths_need_a_mask(lengths, is_masked):
     network = transformer()
-    features = HunyuanVideo(network).double_stream(inputs_of(network, lengths))
+    features = HunyuanVideo(network).double_stream(inputs_of(network, lengths), lengths)
     assert features.text.shape[1] == max(lengths)
     assert (features.mask is not None) == is_masked
-
-
-def test_padding_is_cut_to_the_longest_prompt():
-    text = torch.randn(2, 5, 6)
-    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]).bool()
-    cut, cut_mask, is_even = without_padding(text, mask)
-    assert torch.equal(cut, text[:, :3])
-    assert torch.equal(cut_mask, mask[:, :3])
-    assert not is_even
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_what_stands_in_the_padding_does_not_matter(kernel):
     q, k, v = torch.randn(3, 2, 6, 4, 8).unbind()
-    mask = (torch.arange(6) < torch.tensor([[4], [6]]))[:, None, None]
+    mask = TextMask(torch.arange(4) < torch.tensor([[2], [4]]), (2, 4))
     out = attend(q, k, v, mask, kernel)
     k[0, 4:], v[0, 4:] = 1e3, 1e3
     changed = attend(q, k, v, mask, kernel)
