@@ -27,6 +27,10 @@ class Flags(JobFlags):
     check: Switch = False
     """Try what a run needs instead: weights, sources, disk, GPUs, tokens, tracking server. Prints
     a line for each and exits with 2 where something is wrong."""
+    rehearse: Switch = False
+    """Run one update of each role in full size instead, on tensors that have shapes and no numbers:
+    gradients, operations and memory beside the plan's, in minutes on one CPU. Exits with 1 where
+    something is wrong or more than 5 % off."""
 
 
 def main() -> None:
@@ -45,6 +49,15 @@ def main() -> None:
         from magicdistill.platform.launch.start_checks import report_checks
 
         sys.exit(2 * (not report_checks(args.recipe)))
+
+    if flags.rehearse:
+        from magicdistill.platform.planning.rehearsal_report import report_rehearsal
+
+        with logs.ending_with_its_reader():
+            try:
+                sys.exit(not report_rehearsal(args.recipe, logs.say, print))
+            except RecipeError as error:
+                refuse("plan", error)
 
     from magicdistill.platform.planning.gpu_rates import measured_mfu
     from magicdistill.platform.planning.plan import PAPER_MFU, plan

@@ -7,7 +7,7 @@ Sharding is not rehearsed: parameters are whole, and each gradient goes as soon 
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,6 +74,11 @@ class RoleRehearsal:
     problems: tuple[str, ...]
     """What is wrong, with the name of the parameter or module and its shapes."""
 
+    @property
+    def is_in_order(self) -> bool:
+        """Whether nothing is wrong and all figures are as planned."""
+        return not self.problems and all(figure.is_planned for figure in self.figures)
+
 
 def rehearse(
     recipe: Recipe, progress: Callable[[str], object] = lambda _: None
@@ -88,17 +93,17 @@ def rehearse(
         RuntimeError: where this process is in a process group already.
     """
     made = plan(recipe)
-    with _alone_in_group(recipe.cluster.num_workers):
+    with alone_in_group(recipe.cluster.num_workers):
         progress(f"{recipe.name}: building the networks")
-        method = _build(recipe)
-        batch = _batch(recipe, made)
+        method = build_method(recipe)
+        batch = batch_of(recipe, made)
         for role in dict.fromkeys(method.updates(recipe.schedule.num_cycles)):
             progress(f"{recipe.name}: update of the {role}")
-            yield _update(method, role, batch, made)
+            yield rehearse_role(method, role, batch, made)
 
 
 @contextmanager
-def _alone_in_group(num_workers: int) -> Iterator[None]:
+def alone_in_group(num_workers: int) -> Iterator[None]:
     """Be rank 0 of a process group whose collectives do nothing."""
     if dist.is_initialized():
         raise RuntimeError("a rehearsal needs a process of its own: this one is in a process group")
@@ -109,7 +114,7 @@ def _alone_in_group(num_workers: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _build(recipe: Recipe) -> Method:
+def build_method(recipe: Recipe) -> Method:
     """Build the method as a worker does, with parameters in the engine's precision."""
     random = {"teacher": None, "vae": None, "generator": None}
     with torch.device("meta"):
@@ -122,7 +127,7 @@ def _build(recipe: Recipe) -> Method:
     return method
 
 
-def _batch(recipe: Recipe, made: Plan) -> Batch:
+def batch_of(recipe: Recipe, made: Plan) -> Batch:
     """Return a micro-batch of the largest bucket with the longest prompts."""
     shapes, sample, count = recipe.model.shapes.transformer, made.sample, made.num_samples
     with torch.device("meta"):
@@ -165,9 +170,10 @@ def _flash_attention() -> Iterator[None]:
         yield
 
 
-def _update(
+def rehearse_role(
     method: Method, role: str, batch: Batch, made: Plan
 ) -> RoleRehearsal:
+    """Run one update of a role up to its gradients."""
     trained = {
         name: parameter
         for name, parameter in method.modules[role].named_parameters()
@@ -182,13 +188,12 @@ def _update(
 
     hooks = [p.register_post_accumulate_grad_hook(take) for p in trained.values()]
     meter = _Meter(method.modules.values())
-    saved = 0.0
+    kept = 0
     rng = Rng(made.recipe.seed, made.recipe.schedule.num_cycles - 1, 0, batch.positions, "meta")
     try:
         with _flash_attention(), meter, method.prepared_for(role):
-            with meter.saving():
-                loss = method.loss(role, method.modules, batch, rng).total
-            saved = meter.saved_bytes()
+            loss = method.loss(role, method.modules, batch, rng).total
+            kept = meter.live_bytes
             loss.backward()
     except Exception as error:  # whatever a layer raises is a finding
         problems.append(_where(error, method.modules))
@@ -201,17 +206,17 @@ def _update(
         role,
         len(trained),
         len(trained) - len(waiting),
-        () if problems else _figures(made, role, meter, saved),
+        () if problems else _figures(made, role, meter, kept),
         tuple(problems),
     )
 
 
-def _figures(made: Plan, role: str, meter: "_Meter", saved: float) -> tuple[Figure, ...]:
+def _figures(made: Plan, role: str, meter: "_Meter", kept: int) -> tuple[Figure, ...]:
     rows = made.peaks[role]
-    kept = [row for row in rows if row.kind == "saved activations"]
+    planned = [row for row in rows if row.kind in ("saved activations", "latents")]
     return (
         Figure("operations", meter.operations, _planned_operations(made, role)),
-        Figure("saved activations", saved, total(kept)),
+        Figure("kept after the forward", kept, total(planned)),
         Figure("peak", meter.peak_bytes, total(rows)),
     )
 
@@ -260,7 +265,6 @@ class _Meter(TorchDispatchMode):
         parameters = (p for module in modules for p in module.parameters())
         self._held = {p.untyped_storage()._cdata for p in parameters}
         self._known = set[int]()
-        self._saved = dict[int, Any]()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -286,20 +290,3 @@ class _Meter(TorchDispatchMode):
     def _free(self, key: int, count: int) -> None:
         self._known.discard(key)
         self.live_bytes -= count
-
-    def saving(self) -> AbstractContextManager[object]:
-        """Remember what autograd keeps of what runs inside, except parameters."""
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._held:
-                self._saved[storage._cdata] = storage
-            return tensor.detach()  # the tensor itself would keep its own graph alive
-
-        return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-
-    def saved_bytes(self) -> float:
-        """Return the bytes that autograd keeps, and let go of them."""
-        count = sum(storage.nbytes() for storage in self._saved.values())
-        self._saved.clear()
-        return float(count)
