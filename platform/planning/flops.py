@@ -16,6 +16,8 @@ BACKWARD: dict[Gradient, float] = {"none": 0, "inputs": 1, "lora": 1, "weights":
 """Linear operations of a backward over those of a forward."""
 ATTENTION_BACKWARD = 2.5
 """The same of attention, of which fused kernels compute the scores again: five products for two."""
+NUM_LATENTS = 8
+"""Latents in float32 that live during an update: noise, samples, predictions, noised ones."""
 HEAD_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 2, "lora": 2, "weights": 4}
 """Tensors that the discriminator's head keeps, in units of tokens * d."""
 
@@ -82,15 +84,21 @@ def saved_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> f
     return step.samples * (kept + ends)
 
 
-def workspace_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:
-    """Return the bytes that the worst block needs for a while, recomputed tensors included."""
+def forward_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:
+    """Return the bytes that the forward of the worst block needs for a while."""
+    if step.gradient != "none" and recompute_of(step, recompute) == "none":
+        return 0.0  # what it saves is more, and is counted with the backward
+    return step.samples * sample.units(sample.shapes.forward_workspace)
+
+
+def backward_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:
+    """Return the bytes that the backward of the worst block needs for a while, recomputed tensors
+    included."""
     shapes, block = sample.shapes, 0.0
-    if step.gradient == "none":
-        return step.samples * sample.units(shapes.forward_workspace)
     if recompute_of(step, recompute) != "none":
-        kinds = shapes.blocks(sample, "all", step.gradient)
-        block = max(kind.saved_bytes for kind in kinds)
-    return step.samples * (block + sample.units(shapes.backward_workspace))
+        kinds = shapes.blocks(sample, step.blocks, step.gradient)
+        block = max(kind.saved_bytes for kind in kinds if kind.count)
+    return step.samples * (block + sample.units(shapes.backward_workspace[step.gradient]))
 
 
 def recompute_of(step: ForwardPass, recompute: Recompute) -> Recompute:

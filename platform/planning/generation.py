@@ -8,7 +8,7 @@ from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import PairsConfig
-from magicdistill.platform.planning.flops import operations, workspace_bytes
+from magicdistill.platform.planning.flops import forward_bytes, operations
 from magicdistill.platform.planning.memory import (
     Parameters,
     Row,
@@ -35,7 +35,7 @@ def pair_rows(
     size = number_bytes(recipe.engine)
     numel = sum(part.total for part in parts if part.role == "generator")
     alone = replace(sample, sequence_parallel=1)
-    space = num_samples * workspace_bytes(alone, _pair_steps(pairs), recompute="none")
+    space = num_samples * forward_bytes(alone, _pair_steps(pairs), recompute="none")
     return (
         Row("pairs", "generator", "parameters", size * numel),
         Row("pairs", "steps", "inside a block", space),
@@ -50,7 +50,7 @@ def evaluation_rows(recipe: Recipe, parts: Sequence[Parameters], sample: Sample)
     numel = sum(part.total for part in parts if (part.role, part.part) == ("generator", "network"))
     alone = replace(sample, sequence_parallel=1, activation_bytes=2)
     steps = ForwardPass("evaluation", "sampling")
-    space = evaluation.batch_size * workspace_bytes(alone, steps, recompute="none")
+    space = evaluation.batch_size * forward_bytes(alone, steps, recompute="none")
     sampling = Row("evaluation", "sampling", "inside a block", space)
     (decoding,) = decoding_rows(evaluation, recipe.model.shapes, sample, evaluation.batch_size)
     worst = max(sampling, decoding, key=lambda row: row.bytes)

@@ -338,7 +338,7 @@ def _remedies(
             for change in candidates
             if (made := _try(recipe, change, parts, updates, mfu)) and made.fits
         )
-        lines = [_flags(change) + f"  ({_size(made)})" for change, made in islice(found, limit)]
+        lines = [flags_of(change) + f"  ({_size(made)})" for change, made in islice(found, limit)]
         if lines:
             yield from lines
             return
@@ -386,8 +386,9 @@ def changed(recipe: Recipe, change: Change) -> Recipe:
     for name, value in change.items():
         section, field = name.split(".")
         nested.setdefault(section, {})[field] = value
-    return validate(Recipe, merge(Recipe, recipe.model_dump(), nested), _flags(change))
+    return validate(Recipe, merge(Recipe, recipe.model_dump(), nested), flags_of(change))
 
 
-def _flags(change: Change) -> str:
+def flags_of(change: Change) -> str:
+    """Return the command line's flags that set these fields."""
     return " ".join(f"--{name} {str(value).lower()}" for name, value in change.items())

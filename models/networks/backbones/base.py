@@ -34,11 +34,16 @@ class BackboneConfig(Config):
     """Name of diffusers' image-to-video pipeline, as which a network is exported."""
     patch: ClassVar[tuple[int, int, int]] = (1, 2, 2)
     """Latent frames, rows and columns of a token."""
-    forward_workspace: ClassVar[int] = 17
-    """Tensors of tokens * d that a block needs for a while, in addition to those it keeps.
-    Measured on a CPU in bf16 for the single-stream block of HunyuanVideo, and rounded up."""
-    backward_workspace: ClassVar[int] = 13
-    """The same in the backward."""
+    forward_workspace: ClassVar[float] = 18
+    """Tensors of tokens * d that the forward of a block needs for a while, where it keeps none.
+    Rehearsed in bf16 for the single-stream block of HunyuanVideo, where it rotates queries."""
+    backward_workspace: ClassVar[Mapping[Gradient, float]] = {
+        "none": 0,
+        "inputs": 13,
+        "lora": 7,
+        "weights": 6.5,
+    }
+    """The same of the backward, in addition to what the block keeps."""
 
     kind: str
     """Name of the family, which decides the other fields."""
