@@ -31,7 +31,7 @@ from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
 from magicdistill.models.networks.backbones.joint_attention import JointAttention
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
+from magicdistill.models.networks.config import AttentionKernel, KernelsConfig, Recompute
 from magicdistill.models.networks.presets import PRESETS
 from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
@@ -202,7 +202,7 @@ def block(bench: Bench, kind: str, kernel: AttentionKernel) -> Row:
     def forward() -> Tensor:
         return torch.cat(module(video, text, embedding, None, rotary), dim=1)
 
-    return timed_row(f"{kind} block", kernel, bench, module, forward, sample, recompute=False)
+    return timed_row(f"{kind} block", kernel, bench, module, forward, sample, recompute="none")
 
 
 def whole(bench: Bench, preset: str, kernel: AttentionKernel) -> Row:
@@ -213,7 +213,7 @@ def whole(bench: Bench, preset: str, kernel: AttentionKernel) -> Row:
     network = network.to_empty(device=bench.device)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
-    set_kernels(network, KernelsConfig(attention=kernel, recompute_blocks=True))
+    set_kernels(network, KernelsConfig(attention=kernel, recompute_blocks="full"))
     sample = bench.sample(preset)
     x_sigma = bench.randn(1, shapes.latent_channels, *bench.latents)
     conditions = Conditions(
@@ -227,7 +227,7 @@ def whole(bench: Bench, preset: str, kernel: AttentionKernel) -> Row:
     def forward() -> Tensor:
         return network(x_sigma, sigma, conditions)
 
-    return timed_row(preset, kernel, bench, network, forward, sample, recompute=True)
+    return timed_row(preset, kernel, bench, network, forward, sample, recompute="full")
 
 
 def timed_row(
@@ -238,7 +238,7 @@ def timed_row(
     forward: Callable[[], Tensor],
     sample: Sample,
     *,
-    recompute: bool,
+    recompute: Recompute,
 ) -> Row:
     """Run forward and backward several times; the first round warms up."""
     rounds = [one_round(bench.device, module, forward) for _ in range(bench.repeats + 1)][1:]

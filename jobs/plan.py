@@ -27,6 +27,12 @@ class Flags(JobFlags):
     check: Switch = False
     """Try what a run needs instead: weights, sources, disk, GPUs, tokens, tracking server. Prints
     a line for each and exits with 2 where something is wrong."""
+    propose: Switch = False
+    """Also print the fastest layouts that fit: recomputation, sequence parallelism, micro-batches."""
+    rehearse: Switch = False
+    """Run one update of each role in full size instead, on tensors that have shapes and no numbers:
+    gradients, operations and memory beside the plan's, in minutes on one CPU. Exits with 1 where
+    something is wrong or more than 5 % off."""
 
 
 def main() -> None:
@@ -41,10 +47,21 @@ def main() -> None:
     flags = args.flags
     if flags.mfu is not None and flags.rates is not None:
         refuse("plan", RecipeError("give one of --mfu and --rates"))
+    if flags.json_output and flags.propose:
+        refuse("plan", RecipeError("give one of --json and --propose"))
     if flags.check:
         from magicdistill.platform.launch.start_checks import report_checks
 
         sys.exit(2 * (not report_checks(args.recipe)))
+
+    if flags.rehearse:
+        from magicdistill.platform.planning.rehearsal_report import report_rehearsal
+
+        with logs.ending_with_its_reader():
+            try:
+                sys.exit(not report_rehearsal(args.recipe, logs.say, print))
+            except RecipeError as error:
+                refuse("plan", error)
 
     from magicdistill.platform.planning.gpu_rates import measured_mfu
     from magicdistill.platform.planning.plan import PAPER_MFU, plan
@@ -60,6 +77,10 @@ def main() -> None:
     with logs.ending_with_its_reader():
         show = to_json if flags.json_output else format_plan
         print(show(made, flags.price_per_gpu_hour))
+        if flags.propose:
+            from magicdistill.platform.planning.proposals import describe_proposals
+
+            print(*describe_proposals(made), sep="\n")
     sys.exit(made.fits is False)
 
 

@@ -44,7 +44,9 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Scale) -> Tensor:
 
 def scales(scale: Scale, like: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """Return one scale for each of the b entries of `like`; k given scales repeat b / k times."""
-    values = torch.as_tensor(scale, dtype=like.dtype, device=like.device).reshape(-1)
+    if not isinstance(scale, Tensor):
+        return torch.full_like(like, scale)
+    values = scale.to(like).reshape(-1)
     return values.repeat(len(like) // len(values))
 
 

@@ -48,7 +48,7 @@ class Rng:
         return int(torch.randint(count, (), generator=self._generator(stream, None)))
 
     def _stack(self, values: list[Tensor]) -> Tensor:
-        return torch.stack(values).to(self.device)
+        return torch.stack(values).to(self.device, non_blocking=True)
 
     def _generator(self, stream: str, position: int | None) -> torch.Generator:
         name = f"{self.seed}/{self.cycle}/{self.update}/{stream}/{position}"

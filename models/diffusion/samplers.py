@@ -43,13 +43,12 @@ def rollout(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Run the first `num_steps` sampler steps from pure noise.
 
-    `sigmas` is a decreasing grid that ends at 0. Returns one (x, sigma, x0) per network call:
-    its input, its sigma (b,) and its clean prediction. `fresh_noise(i)` gives the consistency
-    sampler's noise after step i; the Euler sampler never asks. Raises ValueError for another
-    grid, and for a consistency sampler without noise.
+    `sigmas` decrease and end at 0, as those of `sigma_grid`; a step of training does not read
+    them, which would wait for the GPU. Returns one (x, sigma, x0) per network call: its input,
+    its sigma (b,) and its clean prediction. `fresh_noise(i)` gives the consistency sampler's noise
+    after step i; the Euler sampler never asks. Raises ValueError for a consistency sampler without
+    noise.
     """
-    if sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
-        raise ValueError(f"a sampler's grid decreases and ends at 0, got {sigmas.tolist()}")
     if sampler == "consistency" and fresh_noise is None:
         raise ValueError("the consistency sampler needs fresh_noise")
     num_steps = len(sigmas) - 1 if num_steps is None else num_steps
@@ -84,6 +83,11 @@ def sample(
     sampler: SamplerName = "euler",
     fresh_noise: FreshNoise | None = None,
 ) -> Float[Tensor, "b c f h w"]:
-    """Generate latents; the grid ends at sigma 0, so the last clean prediction is the sample."""
+    """Generate latents; the grid ends at sigma 0, so the last clean prediction is the sample.
+
+    Raises ValueError for another grid, and as `rollout` does.
+    """
+    if sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
+        raise ValueError(f"a sampler's grid decreases and ends at 0, got {sigmas.tolist()}")
     visited = rollout(velocity, noise, sigmas, conditions, sampler=sampler, fresh_noise=fresh_noise)
     return visited[-1][2]

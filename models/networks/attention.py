@@ -1,5 +1,6 @@
 """How the blocks of transformers are computed: attention kernels, compilation, split sequences."""
 
+from functools import partial
 from typing import Any
 
 from diffusers import ModelMixin
@@ -28,18 +29,19 @@ def set_kernels(
     """
     if config.attention == "flash3":
         activate_flash3()
+    keeps_attention = config.recompute_blocks == "selective"
     for part in module.modules():
         if isinstance(part, Discriminator):
             backbone, blocks = part.backbone, [part.block]
-            if config.recompute_blocks:
-                part.checkpointing = checkpointed
+            if config.recompute_blocks != "none":
+                part.checkpointing = partial(checkpointed, keeps_attention=keeps_attention)
             if sequence.size > 1:
                 sequence.gather_output(part.head)
         elif isinstance(part, ModelMixin) and find_family(type(part).__name__):
             backbone = backbone_of(part)
             blocks = backbone.blocks
-            if config.recompute_blocks:
-                checkpoint_blocks(part)
+            if config.recompute_blocks != "none":
+                checkpoint_blocks(part, keeps_attention=keeps_attention)
             if sequence.size > 1:
                 backbone.split_sequence(sequence)
         else:

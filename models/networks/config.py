@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from magicdistill.models.config import Config
 
@@ -36,6 +36,8 @@ class LoraConfig(Config):
     """Full-name patterns of the linears that get it; none are those of the backbone."""
 
 
+Recompute = Literal["none", "selective", "full"]
+"""What the backward computes again of a block: nothing, all but attention, or all."""
 AttentionKernel = Literal["sdpa", "flash", "flash3"]
 
 
@@ -48,9 +50,25 @@ class KernelsConfig(Config):
     installed apart."""
     compile_blocks: bool = False
     """Compile the repeated blocks with torch.compile; the first cycles take minutes longer."""
-    recompute_blocks: bool = False
-    """Keep only the inputs of the blocks and compute them again in the backward (activation
-    checkpointing): a fraction of the memory for a third more computation."""
+    recompute_blocks: Recompute = "none"
+    """What the backward computes again of each block (activation checkpointing): `full` keeps only
+    its input, a fraction of the memory for a third more computation; `selective` also keeps what
+    attention returns, and computes the rest again, for a few per cent more; `none` keeps all.
+    true is `full`, and false is `none`."""
+
+    @field_validator("recompute_blocks", mode="before")
+    @classmethod
+    def _take_yes_and_no(cls, value: object) -> object:
+        return ("none", "full")[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _compiled_blocks_keep_no_attention(self) -> "KernelsConfig":
+        if self.compile_blocks and self.recompute_blocks == "selective":
+            raise ValueError(
+                "recompute_blocks selective: what a compiled block attends cannot be kept; give "
+                "full or none, or compile_blocks false"
+            )
+        return self
 
 
 def demand_share(what: str, count: int, size: int) -> None:

@@ -1,8 +1,9 @@
 """LoRA: a low-rank branch beside a frozen base, at a strength that may differ from call to call."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from magicdistill.models.networks.backbones.kept_attention import keep_attention
 from magicdistill.models.tensor_files import save_file
 
 ADAPTER = "default"
@@ -75,28 +77,53 @@ def lora_strength(
     return _Scales(layers, [strength] * len(layers))
 
 
-def checkpoint_blocks(transformer: ModelMixin) -> None:
+def checkpoint_blocks(transformer: ModelMixin, *, keeps_attention: bool = False) -> None:
     """Recompute the blocks in the backward instead of keeping their activations.
 
     The recomputation uses the strength of the forward, even if another one is set by then.
     """
-    transformer.enable_gradient_checkpointing(checkpointed)
+    transformer.enable_gradient_checkpointing(
+        partial(checkpointed, keeps_attention=keeps_attention)
+    )
 
 
-def checkpointed(block: nn.Module, *inputs: Any) -> Any:
-    """Run a block and recompute it in the backward, at the strength that is set now."""
+def checkpointed(block: nn.Module, *inputs: Any, keeps_attention: bool = False) -> Any:
+    """Run a block and recompute it in the backward, at the strength that is set now.
+
+    `keeps_attention` keeps what attention returns, and recomputes the rest.
+    """
     layers = list(lora_layers(block))
     scales = _Scales(layers, [layer.scaling[ADAPTER] for layer in layers])
-    return checkpoint(
-        block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), scales)
-    )
+
+    def contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        if not keeps_attention:
+            return nullcontext(), scales
+        forward, recomputation = keep_attention()
+        return forward, _Both(scales, recomputation)
+
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 def run_block(transformer: nn.Module, block: nn.Module, *inputs: Any) -> Any:
     """Run a block; recompute it in the backward if the transformer has gradient checkpointing."""
     if torch.is_grad_enabled() and transformer.gradient_checkpointing:
-        return checkpointed(block, *inputs)
+        return transformer._gradient_checkpointing_func(block, *inputs)
     return block(*inputs)
+
+
+class _Both(AbstractContextManager[None]):
+    """Enters two contexts; may be entered repeatedly."""
+
+    def __init__(self, *contexts: AbstractContextManager[object]) -> None:
+        self.contexts = contexts
+        self.stack = ExitStack()
+
+    def __enter__(self) -> None:
+        for context in self.contexts:
+            self.stack.enter_context(context)
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
 
 
 class _Scales(AbstractContextManager[None]):

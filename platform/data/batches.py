@@ -148,10 +148,9 @@ def collate(
 
 
 def _conditions(texts: Sequence[TextRow], image_prior: torch.Tensor) -> Conditions:
-    device = image_prior.device
     return Conditions(
-        text=torch.stack([text.tokens for text in texts]).float().to(device),
-        text_mask=torch.stack([text.mask for text in texts]).to(device),
-        pooled=torch.stack([text.pooled for text in texts]).float().to(device),
+        text=torch.stack([text.tokens for text in texts]).float(),
+        text_mask=torch.stack([text.mask for text in texts]),
+        pooled=torch.stack([text.pooled for text in texts]).float(),
         image_prior=image_prior,
-    )
+    ).to(image_prior.device)

@@ -8,11 +8,16 @@ from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.backbones.base import BackboneConfig, Sample
 from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient
+from magicdistill.models.networks.config import Recompute
 
 TIME_COMPRESSION, SPACE_COMPRESSION = 4, 8
 """Of the VAE."""
 BACKWARD: dict[Gradient, float] = {"none": 0, "inputs": 1, "lora": 1, "weights": 2}
-"""Linear operations of a backward over those of a forward; attention always has twice."""
+"""Linear operations of a backward over those of a forward."""
+ATTENTION_BACKWARD = 2.5
+"""The same of attention, of which fused kernels compute the scores again: five products for two."""
+NUM_LATENTS = 8
+"""Latents in float32 that live during an update: noise, samples, predictions, noised ones."""
 HEAD_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 2, "lora": 2, "weights": 4}
 """Tensors that the discriminator's head keeps, in units of tokens * d."""
 
@@ -33,33 +38,45 @@ def num_frames(sample: Sample) -> int:
     return (sample.frames - 1) * TIME_COMPRESSION + 1
 
 
-def operations(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
+def operations(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:
     """Return the operations of a forward pass and its backward over the whole sample.
 
-    A multiplication and an addition are two. Embeddings, modulation and LoRA (under 3 % at rank
-    128) are left out.
+    A multiplication and an addition are two. Embeddings and modulation are left out.
     """
-    again = _recomputes(step, recompute=recompute)
+    mode = recompute_of(step, recompute)
+    again, attends_again = mode != "none", mode == "full"
     has_backward = step.gradient != "none"
 
     def of_block(block: BlockCosts) -> float:
         linear = block.linear * (1 + again + BACKWARD[step.gradient])
-        return linear + block.attention * (1 + again + 2 * has_backward)
+        attention = block.attention * (1 + attends_again + ATTENTION_BACKWARD * has_backward)
+        if not carries_lora(step):
+            return linear + attention
+        trained = step.gradient == "lora"
+        return linear + attention + block.lora * (1 + again + has_backward + trained)
 
     blocks = sample.shapes.blocks(sample, step.blocks, step.gradient)
     return sum(block.count * of_block(block) for block in blocks) * step.samples * step.repeats
 
 
-def saved_bytes(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
+def carries_lora(step: ForwardPass) -> bool:
+    """Tell whether the blocks of a pass have the LoRA of distribution matching, at any strength."""
+    return step.role == "critic" and step.blocks != "discriminator"
+
+
+def saved_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:
     """Return the bytes that a rank keeps from a forward pass to its backward."""
     if step.gradient == "none":
         return 0
-    shapes = sample.shapes
+    shapes, mode = sample.shapes, recompute_of(step, recompute)
     blocks = shapes.blocks(sample, step.blocks, step.gradient)
-    if _recomputes(step, recompute=recompute):
-        kept = sample.units(sum(block.count for block in blocks))
-    else:
+    if mode == "none":
         kept = sum(block.count * block.saved_bytes for block in blocks)
+    else:
+        attends = mode == "selective"
+        kept = sum(
+            block.count * (sample.units(1) + attends * block.attention_bytes) for block in blocks
+        )
     if step.blocks == "discriminator":
         ends = sample.units(HEAD_SAVED[step.gradient])
     else:
@@ -67,16 +84,23 @@ def saved_bytes(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
     return step.samples * (kept + ends)
 
 
-def workspace_bytes(sample: Sample, step: ForwardPass, *, recompute: bool) -> float:
-    """Return the bytes that the worst block needs for a while, recomputed tensors included."""
+def forward_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:
+    """Return the bytes that the forward of the worst block needs for a while."""
+    if step.gradient != "none" and recompute_of(step, recompute) == "none":
+        return 0.0  # what it saves is more, and is counted with the backward
+    return step.samples * sample.units(sample.shapes.forward_workspace)
+
+
+def backward_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:
+    """Return the bytes that the backward of the worst block needs for a while, recomputed tensors
+    included."""
     shapes, block = sample.shapes, 0.0
-    if step.gradient == "none":
-        return step.samples * sample.units(shapes.forward_workspace)
-    if _recomputes(step, recompute=recompute):
-        kinds = shapes.blocks(sample, "all", step.gradient)
-        block = max(kind.saved_bytes for kind in kinds)
-    return step.samples * (block + sample.units(shapes.backward_workspace))
+    if recompute_of(step, recompute) != "none":
+        kinds = shapes.blocks(sample, step.blocks, step.gradient)
+        block = max(kind.saved_bytes for kind in kinds if kind.count)
+    return step.samples * (block + sample.units(shapes.backward_workspace[step.gradient]))
 
 
-def _recomputes(step: ForwardPass, *, recompute: bool) -> bool:
-    return recompute and step.gradient != "none"
+def recompute_of(step: ForwardPass, recompute: Recompute) -> Recompute:
+    """Return what a pass recomputes: nothing without a backward."""
+    return "none" if step.gradient == "none" else recompute

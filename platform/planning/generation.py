@@ -8,7 +8,7 @@ from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import PairsConfig
-from magicdistill.platform.planning.flops import operations, workspace_bytes
+from magicdistill.platform.planning.flops import forward_bytes, operations
 from magicdistill.platform.planning.memory import (
     Parameters,
     Row,
@@ -22,7 +22,7 @@ def pair_operations(pairs: PairsConfig | None, sample: Sample) -> float:
     """Return the operations of one pair; 0 where none are made."""
     if pairs is None or pairs.stored is not None:
         return 0
-    return operations(sample, _pair_steps(pairs), recompute=False)
+    return operations(replace(sample, sequence_parallel=1), _pair_steps(pairs), recompute="none")
 
 
 def pair_rows(
@@ -35,7 +35,7 @@ def pair_rows(
     size = number_bytes(recipe.engine)
     numel = sum(part.total for part in parts if part.role == "generator")
     alone = replace(sample, sequence_parallel=1)
-    space = num_samples * workspace_bytes(alone, _pair_steps(pairs), recompute=False)
+    space = num_samples * forward_bytes(alone, _pair_steps(pairs), recompute="none")
     return (
         Row("pairs", "generator", "parameters", size * numel),
         Row("pairs", "steps", "inside a block", space),
@@ -50,7 +50,7 @@ def evaluation_rows(recipe: Recipe, parts: Sequence[Parameters], sample: Sample)
     numel = sum(part.total for part in parts if (part.role, part.part) == ("generator", "network"))
     alone = replace(sample, sequence_parallel=1, activation_bytes=2)
     steps = ForwardPass("evaluation", "sampling")
-    space = evaluation.batch_size * workspace_bytes(alone, steps, recompute=False)
+    space = evaluation.batch_size * forward_bytes(alone, steps, recompute="none")
     sampling = Row("evaluation", "sampling", "inside a block", space)
     (decoding,) = decoding_rows(evaluation, recipe.model.shapes, sample, evaluation.batch_size)
     worst = max(sampling, decoding, key=lambda row: row.bytes)
@@ -79,7 +79,7 @@ def evaluation_operations(recipe: Recipe, sample: Sample) -> float:
         for sampler in samplers
     )
     alone = replace(sample, sequence_parallel=1)
-    return evaluation.num_clips * sum(operations(alone, step, recompute=False) for step in passes)
+    return evaluation.num_clips * sum(operations(alone, step, recompute="none") for step in passes)
 
 
 def _pair_steps(pairs: PairsConfig) -> ForwardPass:
@@ -94,4 +94,4 @@ def video_operations(recipe: Recipe, sample: Sample) -> float:
     embeds = recipe.model.shapes.transformer.guidance_embeds
     forwards = forwards_per_step(sampler.guidance, embeds=embeds)
     steps = ForwardPass("generator", "sampling", samples=forwards, repeats=sampler.num_steps)
-    return operations(sample, steps, recompute=False)
+    return operations(replace(sample, sequence_parallel=1), steps, recompute="none")

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from magicdistill.models.methods.base import MethodConfig
-from magicdistill.models.methods.forward_passes import Update
+from magicdistill.models.methods.forward_passes import ForwardPass, Update
 from magicdistill.models.networks.autoencoder.vae import build_autoencoder
 from magicdistill.models.networks.backbones.base import Sample
+from magicdistill.models.networks.config import Recompute
 from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.presets import ModelConfig, NetworkPreset
 from magicdistill.platform.config.sections import (
@@ -23,7 +24,12 @@ from magicdistill.platform.config.sections import (
     EngineConfig,
     EvaluationConfig,
 )
-from magicdistill.platform.planning.flops import saved_bytes, workspace_bytes
+from magicdistill.platform.planning.flops import (
+    NUM_LATENTS,
+    backward_bytes,
+    forward_bytes,
+    saved_bytes,
+)
 
 LIVE_NUMEL = 1_050_000_000
 """Number of gathered parameters that a ZeRO-3 engine keeps: DeepSpeed's limit and a prefetch."""
@@ -174,24 +180,46 @@ def checkpoint_bytes(parts: Sequence[Parameters], *, has_ema: bool) -> float:
     return 12.0 * sum(part.trained for part in parts) + 4.0 * average
 
 
-def activation_rows(
-    update: Update, sample: Sample, num_samples: int, *, recompute: bool
+def saved_rows(
+    update: Update, sample: Sample, num_samples: int, *, recompute: Recompute
 ) -> tuple[Row, ...]:
-    """Return the memory that an update adds to what is held.
-
-    These are the saved activations of all its forward passes, and the workspace of the forward
-    pass that needs most.
-    """
-    saved = [
+    """Return what an update keeps of all its forward passes for their backwards."""
+    return tuple(
         Row(step.role, step.what, "saved activations", num_samples * count)
         for step in update.forwards
         if (count := saved_bytes(sample, step, recompute=recompute))
-    ]
-    worst = max(
-        update.forwards, key=lambda step: workspace_bytes(sample, step, recompute=recompute)
     )
-    space = num_samples * workspace_bytes(sample, worst, recompute=recompute)
-    return (*saved, Row(worst.role, worst.what, "inside a block", space))
+
+
+def activation_rows(
+    update: Update, sample: Sample, num_samples: int, *, recompute: Recompute
+) -> tuple[Row, ...]:
+    """Return the memory that an update adds to what is held at the moment when it adds most.
+
+    Forward passes run in order, and their backwards in the reverse, where each lets go of what its
+    pass has saved. At any moment one block of one pass computes.
+    """
+    saved: tuple[Row, ...] = (latents_row(update, sample, num_samples),)
+    moments = list[tuple[Row, ...]]()
+    for step in update.forwards:
+        forward = forward_bytes(sample, step, recompute=recompute)
+        moments.append((*saved, _inside(step, num_samples * forward)))
+        if (count := saved_bytes(sample, step, recompute=recompute)) == 0:
+            continue
+        saved = (*saved, Row(step.role, step.what, "saved activations", num_samples * count))
+        backward = backward_bytes(sample, step, recompute=recompute)
+        moments.append((*saved, _inside(step, num_samples * backward)))
+    return max(moments, key=total)
+
+
+def latents_row(update: Update, sample: Sample, num_samples: int) -> Row:
+    """Return the latents of an update, of which every rank of a sequence group has all."""
+    count = num_samples * NUM_LATENTS * 4 * sample.latent_numel
+    return Row(update.forwards[0].role, "latents", "float32", count)
+
+
+def _inside(step: ForwardPass, count: float) -> Row:
+    return Row(step.role, step.what, "inside a block", count)
 
 
 def update_row(parts: Sequence[Parameters], engine: EngineConfig, num_workers: int) -> Row:

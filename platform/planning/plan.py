@@ -193,7 +193,7 @@ def plan(recipe: Recipe, *, mfu: float = PAPER_MFU) -> Plan:
     """
     if not 0 < mfu <= 1:
         raise RecipeError(f"mfu {mfu}: it is a share of the peak, above 0 and up to 1")
-    updates = _updates(recipe)
+    updates = cycle_updates(recipe)
     if not updates:
         raise RecipeError(f"method.name {recipe.method.name} trains no transformer to plan for")
     parts = count_parameters(recipe.method, recipe.model)  # type: ignore[arg-type]  frozen: they hash
@@ -205,7 +205,7 @@ def plan(recipe: Recipe, *, mfu: float = PAPER_MFU) -> Plan:
 
 def demand_fit(recipe: Recipe) -> None:
     """Raise RecipeError, which says what to change, for a recipe that does not fit on its GPUs."""
-    if recipe.cluster.gpus_per_worker and _updates(recipe):
+    if recipe.cluster.gpus_per_worker and cycle_updates(recipe):
         made = plan(recipe)
         if made.fits is False:
             raise RecipeError(f"{recipe.name} {describe_fit(made)}")
@@ -230,7 +230,8 @@ def describe_fit(made: Plan) -> str:
     return f"does not fit: {of}\n{advice}"
 
 
-def _updates(recipe: Recipe) -> Sequence[Update]:
+def cycle_updates(recipe: Recipe) -> Sequence[Update]:
+    """Return what a cycle of the recipe's method runs."""
     embeds = recipe.model.shapes.transformer.guidance_embeds
     return recipe.method.cycle_updates(embeds=embeds)
 
@@ -337,7 +338,7 @@ def _remedies(
             for change in candidates
             if (made := _try(recipe, change, parts, updates, mfu)) and made.fits
         )
-        lines = [_flags(change) + f"  ({_size(made)})" for change, made in islice(found, limit)]
+        lines = [flags_of(change) + f"  ({_size(made)})" for change, made in islice(found, limit)]
         if lines:
             yield from lines
             return
@@ -348,7 +349,8 @@ def _changes(recipe: Recipe) -> Iterator[Change]:
     cluster, schedule = recipe.cluster, recipe.schedule
     twice_split = {"cluster.sequence_parallel": 2 * cluster.sequence_parallel}
     twice_accumulated = {"schedule.num_micro_batches": 2 * schedule.num_micro_batches}
-    yield {"kernels.recompute_blocks": True}
+    yield {"kernels.recompute_blocks": "selective"}
+    yield {"kernels.recompute_blocks": "full"}
     if recipe.evaluation is not None:
         yield {"evaluation.batch_size": 1}
     yield {"engine.kind": "deepspeed", "engine.zero_stage": 3}
@@ -384,8 +386,9 @@ def changed(recipe: Recipe, change: Change) -> Recipe:
     for name, value in change.items():
         section, field = name.split(".")
         nested.setdefault(section, {})[field] = value
-    return validate(Recipe, merge(Recipe, recipe.model_dump(), nested), _flags(change))
+    return validate(Recipe, merge(Recipe, recipe.model_dump(), nested), flags_of(change))
 
 
-def _flags(change: Change) -> str:
+def flags_of(change: Change) -> str:
+    """Return the command line's flags that set these fields."""
     return " ".join(f"--{name} {str(value).lower()}" for name, value in change.items())

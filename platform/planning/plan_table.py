@@ -5,10 +5,18 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+from magicdistill.models.networks.config import Recompute
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig
 from magicdistill.platform.planning.budget import budget, copy_seconds, write_seconds
 from magicdistill.platform.planning.memory import Row, total
 from magicdistill.platform.planning.plan import GIB, RESERVE_BYTES, Plan, describe_fit
+
+RECOMPUTED: dict[Recompute, str] = {
+    "none": "kept",
+    "selective": "recomputed but for attention",
+    "full": "recomputed",
+}
+"""What happens to the activations of the blocks, for people."""
 
 
 def format_plan(made: Plan, price: float | None = None) -> str:
@@ -74,7 +82,7 @@ def _setting(made: Plan) -> Iterator[str]:
     engine, cluster = recipe.engine, recipe.cluster
     sharding = f"ZeRO-{engine.zero_stage}" if isinstance(engine, DeepSpeedEngineConfig) else "torch"
     device = f"{cluster.gpu} GPUs" if made.gpu else "CPU workers"
-    blocks = "recomputed" if recipe.kernels.recompute_blocks else "kept"
+    blocks = RECOMPUTED[recipe.kernels.recompute_blocks]
     buckets = " and ".join(map(str, recipe.data.buckets))
     yield (
         f"{recipe.name}: {recipe.method.name} on {buckets}, "

@@ -195,7 +195,7 @@ def test_plans_count_the_operations_that_torch_counts(recipe: Recipe) -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(x, torch.ones(1), null).sum().backward()
     step = ForwardPass("generator", "", "weights")
-    predicted = operations(Sample(shapes, 5, 16, 16), step, recompute=False)
+    predicted = operations(Sample(shapes, 5, 16, 16), step, recompute="none")
     assert predicted == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
@@ -257,7 +257,7 @@ def test_recomputed_blocks_give_the_same_gradients(recipe: Recipe) -> None:
     x = torch.randn(1, 16, 3, 4, 4)
     null = Conditions.null(x[:, :, :1], num_tokens=4, text_dim=64, pooled_dim=0)
     found = []
-    for recompute in (False, True):
+    for recompute in ("none", "full"):
         set_kernels(model, KernelsConfig(recompute_blocks=recompute))
         loss = model(x, torch.ones(1), null).square().sum()
         found.append(torch.autograd.grad(loss, list(model.parameters())))

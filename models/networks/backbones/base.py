@@ -34,11 +34,16 @@ class BackboneConfig(Config):
     """Name of diffusers' image-to-video pipeline, as which a network is exported."""
     patch: ClassVar[tuple[int, int, int]] = (1, 2, 2)
     """Latent frames, rows and columns of a token."""
-    forward_workspace: ClassVar[int] = 17
-    """Tensors of tokens * d that a block needs for a while, in addition to those it keeps.
-    Measured on a CPU in bf16 for the single-stream block of HunyuanVideo, and rounded up."""
-    backward_workspace: ClassVar[int] = 13
-    """The same in the backward."""
+    forward_workspace: ClassVar[float] = 18
+    """Tensors of tokens * d that the forward of a block needs for a while, where it keeps none.
+    Rehearsed in bf16 for the single-stream block of HunyuanVideo, where it rotates queries."""
+    backward_workspace: ClassVar[Mapping[Gradient, float]] = {
+        "none": 0,
+        "inputs": 13,
+        "lora": 7,
+        "weights": 6.5,
+    }
+    """The same of the backward, in addition to what the block keeps."""
 
     kind: str
     """Name of the family, which decides the other fields."""
@@ -141,14 +146,31 @@ class Sample:
         return count * self.own_tokens * self.model_dim * self.activation_bytes
 
     def block(
-        self, count: int, saved_bytes: int | float, *, weights_per_token: int = 12
+        self,
+        count: int,
+        saved_bytes: int | float,
+        *,
+        weights_per_token: int = 12,
+        num_heads: int = 0,
+        lora_width: int = 0,
     ) -> BlockCosts:
         """Return the costs of `count` blocks with attention over all tokens, video and text.
 
         `weights_per_token` is the number of weights that a token is multiplied with, in units of
-        d^2: 4 around attention and 8 in an MLP four times as wide. A multiplication and an
+        d^2: 4 around attention and 8 in an MLP four times as wide. Each of `num_heads` returns a
+        float32 for every token, beside its output. `lora_width` is the sum of the
+        widths, in and out, of the linears that get a LoRA, in units of d. A multiplication and an
         addition are two operations.
         """
         tokens, d = self.video_tokens + self.shapes.num_text_tokens, self.model_dim
-        linear, attention = 2 * weights_per_token * tokens * d**2, 4 * tokens**2 * d
-        return BlockCosts(count, linear, attention, saved_bytes)
+        held = self.own_tokens * self.sequence_parallel
+        return BlockCosts(
+            count,
+            linear=2 * weights_per_token * held * d**2,
+            attention=4 * tokens**2 * d,
+            saved_bytes=saved_bytes,
+            attention_bytes=tokens
+            * (d * self.activation_bytes + 4 * num_heads)
+            / self.sequence_parallel,
+            lora=2 * lora_width * self.lora_rank * held * d,
+        )

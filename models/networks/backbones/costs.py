@@ -16,8 +16,13 @@ class BlockCosts(NamedTuple):
     count: int
     """Number of such blocks that a forward goes through."""
     linear: float
-    """Operations of the linears in a forward over the whole sample."""
+    """Operations of the linears in a forward over the whole sample. Each rank that shares it counts
+    the text, which all of them hold."""
     attention: float
     """Operations of attention in a forward over the whole sample."""
     saved_bytes: float
     """Bytes that one rank keeps for the backward, where nothing is recomputed."""
+    attention_bytes: float = 0
+    """Bytes that attention returns on one rank, which selective recomputation keeps."""
+    lora: float = 0
+    """Operations of the LoRA's branches in a forward over the whole sample."""

@@ -36,6 +36,8 @@ REFINER_SAVED = 18
 """The same of a block of the text refiner, in units of text tokens * d."""
 DOUBLE_LORA, SINGLE_LORA = 6, 5
 """Number of linears with a LoRA that a token goes through in a block of each kind."""
+DOUBLE_LORA_WIDTH, SINGLE_LORA_WIDTH = 18, 17
+"""Sum of the widths of these linears, in and out, in units of d."""
 
 
 class HunyuanVideoConfig(BackboneConfig):
@@ -87,8 +89,18 @@ class HunyuanVideoConfig(BackboneConfig):
             "discriminator": (0, 1),
         }[part]
         return (
-            sample.block(double, self._saved(sample, gradient, DOUBLE_SAVED, DOUBLE_LORA)),
-            sample.block(single, self._saved(sample, gradient, SINGLE_SAVED, SINGLE_LORA)),
+            sample.block(
+                double,
+                self._saved(sample, gradient, DOUBLE_SAVED, DOUBLE_LORA),
+                num_heads=self.num_attention_heads,
+                lora_width=DOUBLE_LORA_WIDTH,
+            ),
+            sample.block(
+                single,
+                self._saved(sample, gradient, SINGLE_SAVED, SINGLE_LORA),
+                num_heads=self.num_attention_heads,
+                lora_width=SINGLE_LORA_WIDTH,
+            ),
         )
 
     def _saved(

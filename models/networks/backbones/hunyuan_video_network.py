@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoTokenReplaceTransformerBlock,
 )
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, per_sample
@@ -30,7 +30,7 @@ from magicdistill.models.networks.backbones.hunyuan_video_files import (
     in_diffusers_names,
     widened,
 )
-from magicdistill.models.networks.backbones.joint_attention import JointAttention
+from magicdistill.models.networks.backbones.joint_attention import JointAttention, TextMask
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import AttentionKernel, demand_share
 from magicdistill.models.networks.lora import run_block
@@ -49,8 +49,8 @@ class BlockInputs(NamedTuple):
     video: Float[Tensor, "b n d"]
     text: Float[Tensor, "b m d"]
     embedding: Float[Tensor, "b d"]
-    mask: Bool[Tensor, "b 1 1 k"] | None
-    """Valid tokens, video before text; None where all are."""
+    mask: TextMask | None
+    """Valid text tokens; None where all are."""
     rotary: tuple[Tensor, Tensor]
     first_frame_embedding: Tensor | None
     num_first_frame: int
@@ -145,7 +145,8 @@ class HunyuanVideo(Backbone):
 
         There v leads straight to the prior.
         """
-        v = self.predict(self.inputs(x_sigma, sigma, conditions, guidance)).float()
+        inputs = self.inputs(x_sigma, sigma, conditions, guidance)
+        v = self.predict(inputs, text_lengths(conditions)).float()
         if not self._replaces_first_frame:
             return v
         to_prior = x_sigma[:, :, :1] - _first_frame(conditions)
@@ -159,7 +160,8 @@ class HunyuanVideo(Backbone):
         guidance: Float[Tensor, " b"] | None = None,
     ) -> BlockInputs:
         """Run the double-stream blocks; return the input of the first single-stream block."""
-        return self.double_stream(self.inputs(x_sigma, sigma, conditions, guidance))
+        inputs = self.inputs(x_sigma, sigma, conditions, guidance)
+        return self.double_stream(inputs, text_lengths(conditions))
 
     def inputs(
         self,
@@ -196,10 +198,15 @@ class HunyuanVideo(Backbone):
             "guidance": None if guidance is None else NUM_TRAIN_TIMESTEPS * guidance,
         }
 
-    def predict(self, inputs: Mapping[str, Any]) -> Float[Tensor, "b c f h w"]:
-        """Run the whole transformer on the arguments of diffusers' forward, which it equals."""
+    def predict(
+        self, inputs: Mapping[str, Any], lengths: tuple[int, ...]
+    ) -> Float[Tensor, "b c f h w"]:
+        """Run the whole transformer on the arguments of diffusers' forward, which it equals.
+
+        `lengths` are the numbers of valid text tokens.
+        """
         transformer = self.transformer
-        video, text, *modulation = self.double_stream(inputs)
+        video, text, *modulation = self.double_stream(inputs, lengths)
         for block in transformer.single_transformer_blocks:
             video, text = run_block(transformer, block, video, text, *modulation)
         patches = transformer.proj_out(transformer.norm_out(video, modulation[0]))
@@ -215,21 +222,19 @@ class HunyuanVideo(Backbone):
             x=side,
         )
 
-    def double_stream(self, inputs: Mapping[str, Any]) -> BlockInputs:
-        """Run the double-stream blocks on the arguments of diffusers' forward."""
+    def double_stream(self, inputs: Mapping[str, Any], lengths: tuple[int, ...]) -> BlockInputs:
+        """Run the double-stream blocks on the arguments of diffusers' forward; see `predict`."""
         transformer = self.transformer
         latents, timestep = inputs["hidden_states"], inputs["timestep"]
-        text, text_mask, is_even = without_padding(
-            inputs["encoder_hidden_states"], inputs["encoder_attention_mask"]
-        )
+        longest = max(lengths)
+        text = inputs["encoder_hidden_states"][:, :longest]
+        text_mask = inputs["encoder_attention_mask"][:, :longest]
         embedding, first_frame_embedding = transformer.time_text_embed(
             timestep, inputs["pooled_projections"], inputs["guidance"]
         )
         video = transformer.x_embedder(latents)
         text = transformer.context_embedder(text, timestep, text_mask)
-        mask = None
-        if not is_even:
-            mask = torch.cat([text_mask.new_ones(video.shape[:2]), text_mask], dim=1)[:, None, None]
+        mask = None if min(lengths) == longest else TextMask(text_mask, lengths)
         _, height, width = self._grid(latents)
         modulation = (
             embedding,
@@ -306,16 +311,11 @@ def concat_image_prior(
     return torch.cat([x_sigma, prior, mask], dim=1)
 
 
-def without_padding(
-    text: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"]
-) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b k"], bool]:
-    """Cut the text tokens to the longest prompt; tell whether all prompts are that long.
-
-    Valid tokens come first. Reading the lengths waits for the device once.
-    """
-    lengths = mask.sum(dim=1).tolist()
-    longest = max(lengths)
-    return text[:, :longest], mask[:, :longest], min(lengths) == longest
+def text_lengths(conditions: Conditions) -> tuple[int, ...]:
+    """Return the numbers of valid text tokens, the image tokens before them included."""
+    tokens = conditions.image_tokens
+    num_image = 0 if tokens is None else tokens.shape[1]
+    return tuple(num_image + length for length in conditions.text_lengths)
 
 
 def _first_frame(conditions: Conditions) -> Tensor:

@@ -1,5 +1,6 @@
 """Attention over video and text together, by a recipe's kernel, over split sequences."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,15 @@ Heads = Float[Tensor, "b n h e"]
 TextHeads = Float[Tensor, "b m h e"]
 
 
+@dataclass(frozen=True)
+class TextMask:
+    """Which text tokens are valid in a batch of prompts of different lengths: the first ones."""
+
+    valid: Bool[Tensor, "b m"]
+    lengths: tuple[int, ...]
+    """Their numbers, on the host: a kernel that needs them does not wait for the GPU."""
+
+
 class JointAttention:
     """Attention over video and text tokens together, as diffusers' dual-stream blocks call it."""
 
@@ -28,12 +38,12 @@ class JointAttention:
         attn: Any,
         hidden_states: Float[Tensor, "b n d"],
         encoder_hidden_states: Float[Tensor, "b m d"],
-        attention_mask: Bool[Tensor, "b 1 1 k"] | None = None,
+        attention_mask: TextMask | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
         """Return the output of `attn`, a diffusers Attention, for this rank's video and the text.
 
-        The last m columns of the mask say which text tokens are valid; video tokens all are.
+        The mask says which text tokens are valid; video tokens all are.
         """
         sequence, num_text = self.sequence, encoder_hidden_states.shape[1]
         projected = project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
@@ -41,9 +51,6 @@ class JointAttention:
             torch.cat([sequence.to_heads(video), sequence.own_heads(text)], dim=1)
             for video, text in projected
         )
-        if attention_mask is not None:
-            text_mask = attention_mask[..., -num_text:]
-            attention_mask = pad(text_mask, (q.shape[1] - num_text, 0), value=True)
         out = attend(q, k, v, attention_mask, self.kernel)
         video, text = out[:, :-num_text], out[:, -num_text:]
         video = sequence.to_tokens(video).flatten(2)
@@ -84,20 +91,22 @@ def project(
 
 
 def attend(
-    q: Heads, k: Heads, v: Heads, mask: Bool[Tensor, "b 1 1 n"] | None, kernel: AttentionKernel
+    q: Heads, k: Heads, v: Heads, text: TextMask | None, kernel: AttentionKernel
 ) -> Heads:
-    """Attend over all valid tokens; the outputs of masked tokens are meaningless.
+    """Attend over all valid tokens, the text's last; the outputs of masked tokens are meaningless.
 
     `sdpa` leaves the choice to torch and takes a mask. Flash kernels take no mask: if there is one,
     they attend sample by sample over its valid tokens, which come first.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    num_video = q.shape[2] - (0 if text is None else text.valid.shape[1])
     if kernel == "sdpa":
+        mask = None if text is None else pad(text.valid[:, None, None], (num_video, 0), value=True)
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    elif mask is None:
+    elif text is None:
         out = _flash(q, k, v)
     else:
-        ends = mask.sum(dim=-1).flatten().tolist()
+        ends = (num_video + length for length in text.lengths)
         samples = (
             _flash(*(x[i : i + 1, :, :end] for x in (q, k, v))) for i, end in enumerate(ends)
         )

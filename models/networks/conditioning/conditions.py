@@ -18,6 +18,9 @@ class Conditions:
     text (b n d) and its mask (b n), valid tokens first; pooled text (b p); the image prior: the
     first-frame latent (b c 1 h w), normalised like the latents, or None for text-to-video; and
     the image tokens (b m d) of the text encoder's vision branch, all valid, or None.
+
+    The numbers of valid text tokens stay on the host, so that a forward never waits for a GPU to
+    tell them. They are read from the mask once, where they are not given.
     """
 
     text: Float[Tensor, "b n d"]
@@ -25,6 +28,11 @@ class Conditions:
     pooled: Float[Tensor, "b p"]
     image_prior: Float[Tensor, "b c 1 h w"] | None = None
     image_tokens: Float[Tensor, "b m d"] | None = None
+    text_lengths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.text_lengths) != len(self.text_mask):
+            object.__setattr__(self, "text_lengths", tuple(self.text_mask.sum(dim=1).tolist()))
 
     @classmethod
     def null(
@@ -48,6 +56,7 @@ class Conditions:
             text_mask=mask,
             pooled=image_prior.new_zeros(batch, pooled_dim),
             image_prior=image_prior,
+            text_lengths=(1,) * batch,
         )
 
     def __len__(self) -> int:
@@ -55,11 +64,12 @@ class Conditions:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Conditions":
         """Apply a function to every tensor."""
-        present = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: function(v) for k, v in present.items() if v is not None})
+        return replace(self, **{name: function(t) for name, t in self._tensors().items()})
 
     def __getitem__(self, index: slice | Tensor) -> "Conditions":
-        return self.map(lambda tensor: tensor[index])
+        kept = {name: tensor[index] for name, tensor in self._tensors().items()}
+        lengths = self.text_lengths[index] if isinstance(index, slice) else ()
+        return replace(self, text_lengths=lengths, **kept)
 
     def to(self, device: torch.device | str) -> "Conditions":
         """Move every tensor to a device."""
@@ -72,10 +82,13 @@ class Conditions:
         Raises:
             ValueError: if some parts have an image prior or image tokens and others have none.
         """
-        present = [[getattr(part, f.name) is not None for f in fields(part)] for part in parts]
-        if any(row != present[0] for row in present):
+        tensors = [part._tensors() for part in parts]
+        if any(part.keys() != tensors[0].keys() for part in tensors):
             raise ValueError("either all conditions have an image prior and image tokens, or none")
-        names = [f.name for f in fields(Conditions) if getattr(parts[0], f.name) is not None]
-        return replace(
-            parts[0], **{name: torch.cat([getattr(p, name) for p in parts]) for name in names}
-        )
+        joined = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
+        lengths = tuple(length for part in parts for length in part.text_lengths)
+        return replace(parts[0], text_lengths=lengths, **joined)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}

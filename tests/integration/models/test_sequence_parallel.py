@@ -103,7 +103,7 @@ def generator_through_the_critic(prepare: Prepare) -> list[Tensor]:
     judge = critic()
     torch.manual_seed(3)
     generator = VelocityModel(build_transformer(SHAPES))
-    checkpoint_blocks(generator.transformer)
+    checkpoint_blocks(generator.transformer, keeps_attention=True)
     prepare(nn.ModuleList([judge, generator]))
     x, conditions = inputs(3, 3)
     x_hat = x - generator(x, torch.ones(2), conditions)

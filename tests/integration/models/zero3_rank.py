@@ -87,12 +87,12 @@ def wrong_keys(folder: Path) -> dict[str, Any]:
 
 
 def scores(folder: Path, out: Path) -> dict[str, Any]:
-    """Train and run the critic in bfloat16 with recomputed blocks, and save the generator."""
+    """Train and run the critic in bfloat16, blocks recomputed but for attention, and save the generator."""
     config = DeepSpeedEngineConfig(zero_stage=3, precision="bf16")
     zero3, optimizer = placement(config), OptimizerConfig(lr=1e-2)
     base = load_transformer(folder, placement=zero3)
     generator = DeepSpeedEngine(config, VelocityModel(copy_transformer(base, zero3)), optimizer, 1)
-    checkpoint_blocks(base)
+    checkpoint_blocks(base, keeps_attention=True)
     torch.manual_seed(0)
     critic = Critic(base, LoraConfig(rank=2), adversarial=True, placement=zero3)
     engine = DeepSpeedEngine(config, critic, optimizer, 1)

@@ -14,7 +14,7 @@ REFUSED_COMMANDS = {
         "--recipe portrait-tiny-teacher": "is for jobs/finetune.py",
         "--recipe vfhq": "is a protocol, for jobs/evaluate.py --protocol vfhq",
         "--recipe none.yaml": "no recipe 'none.yaml'",
-        "--recipe magic141-4step-8xh100 --kernels.recompute_blocks false": "recompute_blocks true",
+        "--recipe magic141-4step-8xh100 --kernels.recompute_blocks none": "recompute_blocks full",
         "--resume none": "no run 'none'",
         "--resume latest --recipe portrait-tiny": "leave --recipe out",
         "--nope": "unknown flag --nope",

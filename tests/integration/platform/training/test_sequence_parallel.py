@@ -59,7 +59,7 @@ def train(rank: int, world_size: int, sequence_parallel: int) -> tuple[list, lis
     method = DistributionMatching(METHOD, generator, critic)
     group = join_sequence_group(sequence_parallel)
     for module in method.modules.values():
-        set_kernels(module, KernelsConfig(recompute_blocks=True), group)
+        set_kernels(module, KernelsConfig(recompute_blocks="full"), group)
     positions = deal(SCHEDULE, sequence_parallel, rank=rank, world_size=world_size)
 
     def batches(step: int, micro: int) -> Batch:

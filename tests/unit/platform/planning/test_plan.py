@@ -6,13 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.backbones.base import Sample
-from magicdistill.models.networks.config import KernelsConfig, LoraConfig
+from magicdistill.models.networks.config import KernelsConfig, LoraConfig, Recompute
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
@@ -31,6 +30,7 @@ from magicdistill.platform.planning.flops import operations, saved_bytes
 from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.planning.plan import Change, changed, plan
 from magicdistill.platform.planning.plan_table import format_plan, to_json
+from magicdistill.platform.planning.rehearsal import FLOPS
 from tests.tiny import tiny_inputs, tiny_shapes
 
 SHAPES = tiny_shapes(num_attention_heads=8, num_layers=3, num_single_layers=5, num_text_tokens=4)
@@ -44,13 +44,13 @@ def sample(precision: Precision = "fp32") -> Sample:
     return Sample(SHAPES, 3, 12, 12, activation_bytes=size, lora_rank=RANK)
 
 
-def generator(precision: Precision, *, recompute: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
+def generator(precision: Precision, *, recompute: Recompute) -> tuple[nn.Module, Callable[[], Tensor]]:
     network = VelocityModel(build_transformer(SHAPES)).to(DTYPES[precision])
     set_kernels(network, KernelsConfig(recompute_blocks=recompute))
     return network, lambda: network(*tiny_inputs())
 
 
-def critic(precision: Precision, *, recompute: bool) -> Critic:
+def critic(precision: Precision, *, recompute: Recompute) -> Critic:
     network = Critic(build_transformer(SHAPES), LoraConfig(rank=RANK), adversarial=True)
     network = network.to(DTYPES[precision])
     set_kernels(network, KernelsConfig(recompute_blocks=recompute))
@@ -76,9 +76,9 @@ def measured(module: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "full"])
 def test_the_generators_saved_activations_are_predicted(
-    precision: Precision, recompute: bool
+    precision: Precision, recompute: Recompute
 ) -> None:
     module, forward = generator(precision, recompute=recompute)
     predicted = saved_bytes(
@@ -88,8 +88,8 @@ def test_the_generators_saved_activations_are_predicted(
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("recompute", [False, True])
-def test_the_critics_saved_activations_are_predicted(precision: Precision, recompute: bool) -> None:
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_the_critics_saved_activations_are_predicted(precision: Precision, recompute: Recompute) -> None:
     module = critic(precision, recompute=recompute)
     steps = {
         "velocity": ForwardPass("critic", "", "lora"),
@@ -102,9 +102,9 @@ def test_the_critics_saved_activations_are_predicted(precision: Precision, recom
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "full"])
 def test_a_gradient_through_the_frozen_critic_is_predicted(
-    precision: Precision, recompute: bool
+    precision: Precision, recompute: Recompute
 ) -> None:
     module = critic(precision, recompute=recompute).requires_grad_(False)
     x, sigma, conditions = tiny_inputs()
@@ -123,10 +123,10 @@ def test_a_gradient_through_the_frozen_critic_is_predicted(
     assert predicted == pytest.approx(kept, rel=0.1)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_operations_are_those_that_torch_counts(recompute: bool) -> None:
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_operations_are_those_that_torch_counts(recompute: Recompute) -> None:
     _, forward = generator("fp32", recompute=recompute)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         forward().sum().backward()
     predicted = operations(sample(), ForwardPass("generator", "", "weights"), recompute=recompute)
     assert predicted == pytest.approx(counter.get_total_flops(), rel=0.1)
@@ -134,7 +134,7 @@ def test_operations_are_those_that_torch_counts(recompute: bool) -> None:
 
 @pytest.mark.parametrize("precision", DTYPES)
 def test_what_the_torch_engine_keeps_is_predicted(precision: Precision) -> None:
-    module = critic(precision, recompute=False)
+    module = critic(precision, recompute="none")
     engine = TorchEngine(
         TorchEngineConfig(precision=precision), module, OptimizerConfig(lr=1e-3), 1
     )

@@ -5,16 +5,18 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.backbones.hunyuan_video_network import (
     HunyuanVideo,
     concat_image_prior,
-    without_padding,
 )
-from magicdistill.models.networks.backbones.joint_attention import JointAttention, attend
+from magicdistill.models.networks.backbones.joint_attention import JointAttention, TextMask, attend
+from magicdistill.models.networks.backbones.kept_attention import ATTENTION
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
+from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.transformer import build_transformer
 from tests.tiny import tiny_shapes
 
@@ -60,36 +62,75 @@ def test_dropping_padding_equals_masking_it(kernel, lengths):
     expected = masked(network, inputs)
     if kernel:
         set_kernels(network, KernelsConfig(attention=kernel))
-    found = output_and_gradients(network, lambda: HunyuanVideo(network).predict(inputs))
+    found = output_and_gradients(network, lambda: HunyuanVideo(network).predict(inputs, lengths))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("lengths", "is_masked"), [((2, 2), False), ((4,), False), ((1, 3), True)])
 def test_only_prompts_of_different_lengths_need_a_mask(lengths, is_masked):
     network = transformer()
-    features = HunyuanVideo(network).double_stream(inputs_of(network, lengths))
+    features = HunyuanVideo(network).double_stream(inputs_of(network, lengths), lengths)
     assert features.text.shape[1] == max(lengths)
     assert (features.mask is not None) == is_masked
-
-
-def test_padding_is_cut_to_the_longest_prompt():
-    text = torch.randn(2, 5, 6)
-    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]).bool()
-    cut, cut_mask, is_even = without_padding(text, mask)
-    assert torch.equal(cut, text[:, :3])
-    assert torch.equal(cut_mask, mask[:, :3])
-    assert not is_even
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_what_stands_in_the_padding_does_not_matter(kernel):
     q, k, v = torch.randn(3, 2, 6, 4, 8).unbind()
-    mask = (torch.arange(6) < torch.tensor([[4], [6]]))[:, None, None]
+    mask = TextMask(torch.arange(4) < torch.tensor([[2], [4]]), (2, 4))
     out = attend(q, k, v, mask, kernel)
     k[0, 4:], v[0, 4:] = 1e3, 1e3
     changed = attend(q, k, v, mask, kernel)
     torch.testing.assert_close(changed[0, :4], out[0, :4])
     torch.testing.assert_close(changed[1], out[1])
+
+
+class AttentionCounter(TorchDispatchMode):
+    """Counts how often fused attention runs forwards."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func._overloadpacket in ATTENTION
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (1, 4, 2)])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_recomputed_blocks_give_the_same_gradients_to_the_bit(kernel, lengths):
+    found, counts = {}, {}
+    for recompute in ("none", "selective", "full"):
+        network = transformer()
+        inputs = inputs_of(network, lengths)
+        set_kernels(network, KernelsConfig(attention=kernel, recompute_blocks=recompute))
+        with AttentionCounter() as counter:
+            found[recompute] = output_and_gradients(
+                network, lambda: HunyuanVideo(network).predict(inputs, lengths)
+            )
+        counts[recompute] = counter.count
+    for recompute in ("selective", "full"):
+        for ours, kept in zip(found[recompute], found["none"], strict=True):
+            assert torch.equal(ours, kept), recompute
+    assert counts["selective"] == counts["none"] < counts["full"]
+
+
+def test_a_block_that_keeps_its_attention_is_recomputed_at_the_strength_of_its_forward(
+    critic, batch
+):
+    trained = [p for p in critic.score.parameters() if p.requires_grad]
+    found = []
+    for recompute in ("none", "selective"):
+        set_kernels(critic, KernelsConfig(recompute_blocks=recompute))
+        with lora_strength(critic, 0.5):
+            v = critic.score(batch.x0, torch.tensor([0.4, 0.7]), batch.conditions)
+        found.append(torch.autograd.grad(v.square().sum(), trained))
+    assert all(torch.equal(kept, again) for kept, again in zip(*found, strict=True))
+    assert any(gradient.abs().sum() > 0 for gradient in found[0])
+
+
+def test_compiled_blocks_cannot_keep_attention():
+    with pytest.raises(ValueError, match="recompute_blocks selective"):
+        KernelsConfig(compile_blocks=True, recompute_blocks="selective")
 
 
 def test_the_discriminator_uses_the_kernels_too(critic):
