@@ -37,7 +37,7 @@ from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from magicdistill.platform.config.sections import GpuName
 from magicdistill.platform.planning.flops import operations
-from magicdistill.platform.planning.plan import GIB, GPUS
+from magicdistill.platform.planning.gpu_rates import GIB, GPUS
 
 BLOCKS = {"double": HunyuanVideoTransformerBlock, "single": HunyuanVideoSingleTransformerBlock}
 KERNELS: tuple[AttentionKernel, ...] = get_args(AttentionKernel)

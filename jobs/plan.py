@@ -18,10 +18,10 @@ class Flags(JobFlags):
     json_output: Annotated[Switch, tyro.conf.arg(name="json")] = False
     """Print the plan as JSON, for machines."""
     mfu: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
-    """Share of the GPUs' peak that computation reaches; by default 0.4, which the papers' 10
-    minutes for 28 steps on one H100 come to."""
+    """Share of the GPUs' peak that everything reaches, instead of rates of each kernel."""
     rates: Annotated[LocalFile | None, tyro.conf.arg(metavar="FILE")] = None
-    """Take that share from a result of benchmarks/gpu.py instead."""
+    """Rates of kernels that `make gpu` measured; by default those in benchmarks/results/gpu.json
+    where they are of the recipe's GPUs, else published and estimated ones."""
     price_per_gpu_hour: Annotated[NonNegativeFloat | None, tyro.conf.arg(metavar="PRICE")] = None
     """Price of one GPU for an hour, in any currency: also print what the run costs."""
     check: Switch = False
@@ -46,15 +46,12 @@ def main() -> None:
 
         sys.exit(2 * (not report_checks(args.recipe)))
 
-    from magicdistill.platform.planning.gpu_rates import measured_mfu
-    from magicdistill.platform.planning.plan import PAPER_MFU, plan
+    from magicdistill.platform.planning.gpu_rates import find_rates
+    from magicdistill.platform.planning.plan import plan
     from magicdistill.platform.planning.plan_table import format_plan, to_json
 
     try:
-        mfu = PAPER_MFU if flags.mfu is None else flags.mfu
-        if flags.rates is not None:
-            mfu = measured_mfu(flags.rates, args.recipe)
-        made = plan(args.recipe, mfu=mfu)
+        made = plan(args.recipe, mfu=flags.mfu, rates=find_rates(flags.rates, args.recipe))
     except RecipeError as error:
         refuse("plan", error)
     with logs.ending_with_its_reader():

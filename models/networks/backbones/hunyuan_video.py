@@ -5,7 +5,7 @@ under attention that keeps no matrix of scores; the tests compare them with what
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig, Sample
 from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient, Part
@@ -75,6 +75,10 @@ class HunyuanVideoConfig(BackboneConfig):
             sample.block(double, self._saved(sample, gradient, DOUBLE_SAVED, DOUBLE_LORA)),
             sample.block(single, self._saved(sample, gradient, SINGLE_SAVED, SINGLE_LORA)),
         )
+
+    def shallow(self) -> Self:
+        """Return the shapes with one double-stream and one single-stream block."""
+        return self.model_copy(update={"num_layers": 1, "num_single_layers": 1})
 
     def _saved(
         self, sample: Sample, gradient: Gradient, counts: Mapping[Gradient, int], branches: int

@@ -12,6 +12,11 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from magicdistill.models.networks.config import AttentionKernel
 from magicdistill.models.networks.sequence_parallel import SequenceGroup
 
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "flash3": SDPBackend.FLASH_ATTENTION,  # of torch's one flash kernel, which has been replaced
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
 Heads = Float[Tensor, "b n h e"]
 TextHeads = Float[Tensor, "b m h e"]
 
@@ -88,23 +93,24 @@ def attend(
 ) -> Heads:
     """Attend over all valid tokens; the outputs of masked tokens are meaningless.
 
-    `sdpa` leaves the choice to torch and takes a mask. Flash kernels take no mask: if there is one,
-    they attend sample by sample over its valid tokens, which come first.
+    `sdpa` leaves the choice to torch and takes a mask. The other kernels get no mask: if there is
+    one, they attend sample by sample over its valid tokens, which come first.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if kernel == "sdpa":
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
     elif mask is None:
-        out = _flash(q, k, v)
+        out = _fused(q, k, v, kernel)
     else:
         ends = mask.sum(dim=-1).flatten().tolist()
         samples = (
-            _flash(*(x[i : i + 1, :, :end] for x in (q, k, v))) for i, end in enumerate(ends)
+            _fused(*(x[i : i + 1, :, :end] for x in (q, k, v)), kernel)
+            for i, end in enumerate(ends)
         )
         out = torch.cat([pad(x, (0, 0, 0, q.shape[2] - x.shape[2])) for x in samples])
     return out.transpose(1, 2)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+def _fused(q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel) -> Tensor:
+    with sdpa_kernel(BACKENDS[kernel]):
         return scaled_dot_product_attention(q, k, v)
