@@ -178,9 +178,9 @@ class Plan:
             self.used_rates,
             network_of(recipe.cluster.gpu, num_workers),
             _sharding(recipe),
+            recipe.kernels,
             num_samples=self.num_samples,
             num_micro_batches=recipe.schedule.num_micro_batches,
-            recompute=recipe.kernels.recompute_blocks,
         )
 
     @property

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from magicdistill.models.methods.forward_passes import ForwardPass, Update
 from magicdistill.models.networks.backbones.base import Sample
+from magicdistill.models.networks.config import KernelsConfig
 from magicdistill.platform.planning.gpu_rates import Network, Rates
 from magicdistill.platform.planning.traces import Parameter, Step, Trace, Work, trace_of
 
@@ -107,10 +108,10 @@ def time_line(
     rates: Rates,
     network: Network,
     sharding: Sharding,
+    kernels: KernelsConfig,
     *,
     num_samples: int = 1,
     num_micro_batches: int = 1,
-    recompute: bool = True,
 ) -> TimeLine:
     """Return the time line of a cycle of these updates, on a rank that is like all others.
 
@@ -120,7 +121,7 @@ def time_line(
     for update in updates:
         run = _Run(Lanes(update.name, update.times), rates, network, sharding, sample)
         passes = [
-            Pass(step.role, trace_of(sample, step, recompute=recompute), step.samples * num_samples)
+            Pass(step.role, trace_of(sample, step, kernels), step.samples * num_samples)
             for step in repeated(update.forwards)
         ]
         for _ in range(num_micro_batches):
@@ -163,7 +164,7 @@ def compute_seconds(work: Work, rates: Rates) -> dict[Kind, float]:
 
 def forward_seconds(sample: Sample, rates: Rates) -> float:
     """Return the seconds of a forward without a gradient on one GPU that holds the network."""
-    steps = trace_of(sample, ForwardPass("", ""), recompute=False).forward
+    steps = trace_of(sample, ForwardPass("", ""), KernelsConfig()).forward
     return sum(sum(compute_seconds(step.work, rates).values()) for step in steps)
 
 

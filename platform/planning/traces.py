@@ -9,7 +9,7 @@ the same, so a recorded block stands for all of its kind.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.backbones.base import BackboneConfig, Sample
-from magicdistill.models.networks.backbones.registry import family_of, lora_targets
+from magicdistill.models.networks.backbones.registry import lora_targets
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig
 from magicdistill.models.networks.discriminator import Discriminator
@@ -65,7 +65,8 @@ class Work:
 
 @dataclass
 class Step:
-    """A module is called: it needs parameters, and work follows until the next module is called."""
+    """A module is called: it needs its own parameters, if it has any, and work follows until the next
+    module is called."""
 
     parameters: tuple[Parameter, ...]
     block: int | None
@@ -88,21 +89,27 @@ class Trace:
         return self.forward + self.backward
 
 
-def trace_of(sample: Sample, step: ForwardPass, *, recompute: bool) -> Trace:
-    """Return the trace of a pass for one sample, with all blocks of the network."""
+def trace_of(sample: Sample, step: ForwardPass, kernels: KernelsConfig) -> Trace:
+    """Return the trace of a pass for one sample, with all blocks of the network.
+
+    It is the same for every kernel of attention, and for compiled blocks.
+    """
     has_lora = step.role == "critic" and sample.lora_rank > 0
     alone = replace(sample, lora_rank=sample.lora_rank * has_lora)
-    return _trace(alone, ForwardPass("", "", step.gradient, blocks=step.blocks), recompute)
+    computed = kernels.model_copy(update={"attention": "sdpa", "compile_blocks": False})
+    if step.gradient == "none":
+        computed = KernelsConfig()
+    return _trace(alone, ForwardPass("", "", step.gradient, blocks=step.blocks), computed)
 
 
 @cache
-def _trace(sample: Sample, step: ForwardPass, recompute: bool) -> Trace:
+def _trace(sample: Sample, step: ForwardPass, kernels: KernelsConfig) -> Trace:
     shapes = sample.shapes
     counts = [block.count for block in shapes.blocks(sample, "all", "none")]
     if step.blocks == "discriminator":
         counts = [1]
     shallow = replace(sample, shapes=shapes.shallow())
-    recorder = _record(shallow, step, recompute=recompute)
+    recorder = _record(shallow, step, kernels)
     if shallow.shapes == shapes:
         counts = [1] * sum(counts)
     return Trace(
@@ -125,61 +132,41 @@ def _repeated(steps: Sequence[Step], counts: Sequence[int], *, falling: bool) ->
                 yield replace(step, parameters=tuple(names))
 
 
-def _record(sample: Sample, step: ForwardPass, *, recompute: bool) -> "Recorder":
+def _record(sample: Sample, step: ForwardPass, kernels: KernelsConfig) -> "Recorder":
     """Run a pass of a shallow network on the meta device."""
     recorder = Recorder(sample.shapes)
     sequence = WHOLE_SEQUENCE
     if sample.sequence_parallel > 1:
         sequence = CountedExchanges(sample.sequence_parallel, recorder)
     dtype = torch.bfloat16 if sample.activation_bytes == 2 else torch.float32
-    kernels = KernelsConfig(recompute_blocks=recompute and step.gradient != "none")
-    with torch.device("meta"):
+    with torch.device("meta"), recorder.answering_reads():
         network = VelocityModel(build_transformer(sample.shapes))
-        transformer: Any = network.transformer
-        discriminator = Discriminator(transformer) if step.blocks == "discriminator" else None
+        judge = Discriminator(network.transformer) if step.blocks == "discriminator" else None
         if sample.lora_rank:
-            targets = lora_targets(family_of(transformer), ())
-            add_lora(transformer, sample.lora_rank, targets)
-        elif step.gradient != "weights":
-            network.requires_grad_(False)
-        if step.gradient in ("none", "inputs"):
-            network.requires_grad_(False)
-        module: nn.Module = network if discriminator is None else discriminator
-        if discriminator is not None:
-            discriminator.requires_grad_(step.gradient == "weights")
-        inputs = _inputs(sample, dtype)
+            targets = lora_targets(type(sample.shapes), ())
+            add_lora(network.transformer, sample.lora_rank, targets)
+        x, *others = _inputs(sample)
+        module: nn.Module = network.to(dtype)
         set_kernels(network, kernels, sequence)
-    network.to(dtype)
-    if discriminator is not None:
-        set_kernels(discriminator.to(dtype), kernels, sequence)
-        with torch.no_grad(), recorder.answering_reads():
-            features = network.backbone.features(*inputs, None)
-        blocks: Sequence[nn.Module] = [discriminator.block]
-        grads = step.gradient == "inputs"
-        features = tuple(_with_gradient(part) if grads else part for part in features)
-
-        def call() -> Any:
-            return discriminator(features)
-
-    else:
-        blocks = network.backbone.blocks
-        x, sigma, conditions = inputs
-        x = x.requires_grad_(step.gradient == "inputs")
-        run = network.backbone.features if step.blocks == "features" else network.backbone.velocity
-
-        def call() -> Any:
-            return run(x, sigma, conditions, None)
-
+        call = partial(network.backbone.velocity, x, *others, None)
+        blocks: Sequence[nn.Module] = network.backbone.blocks
+        if step.blocks == "features":
+            call = partial(network.backbone.features, x, *others, None)
+        if judge is not None:
+            module, blocks = judge.to(dtype), [judge.block]
+            set_kernels(judge, kernels, sequence)
+            with torch.no_grad():
+                features = network.backbone.features(x, *others, None)
+            x = features[0]
+            call = partial(judge, features)
+    if step.gradient in ("none", "inputs"):
+        module.requires_grad_(False)
+    x.requires_grad_(step.gradient == "inputs")
     recorder.run(module, blocks, call, gradient=step.gradient != "none")
     return recorder
 
 
-def _with_gradient(value: Any) -> Any:
-    is_real = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 3
-    return value.detach().requires_grad_() if is_real else value
-
-
-def _inputs(sample: Sample, dtype: torch.dtype) -> tuple[Tensor, Tensor, Conditions]:
+def _inputs(sample: Sample) -> tuple[Tensor, Tensor, Conditions]:
     """Return noisy latents, their sigma, and conditions with the longest text."""
     shapes = sample.shapes
     latents = torch.empty(1, shapes.latent_channels, sample.frames, sample.height, sample.width)
@@ -224,7 +211,6 @@ class Recorder:
         handles = [
             handle
             for name, part in module.named_modules()
-            if list(part.parameters(recurse=False))
             for handle in self._watch(name, part, owners.get(id(part)))
         ]
         self._steps = self.forward
@@ -263,11 +249,9 @@ class Recorder:
             self._steps.append(Step(own, block))
 
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
-            tensors = output if isinstance(output, tuple) else (output,)
-            for tensor in tensors:
+            for tensor in output if isinstance(output, tuple) else (output,):
                 if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-                    tensor.grad_fn.register_prehook(before)
-                    return
+                    _before_backward(tensor.grad_fn, before)
 
         yield module.register_forward_pre_hook(before)
         yield module.register_forward_hook(after)
@@ -278,6 +262,20 @@ class Recorder:
     def _complete(self, parameter: Tensor) -> None:
         self._steps[-1].reduced.append(parameter.numel())
         parameter.grad = None
+
+
+def _before_backward(node: Any, call: Callable[[], None]) -> None:
+    """Call before a node's backward; what was given last, by an outer module, is called first."""
+    calls = node.metadata.setdefault("before_backward", [])
+    calls.append(call)
+    if len(calls) > 1:
+        return
+
+    def call_all(gradients: Any) -> None:
+        for each in reversed(calls):
+            each()
+
+    node.register_prehook(call_all)
 
 
 class _CountedOperations(TorchDispatchMode):

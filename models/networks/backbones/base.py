@@ -6,7 +6,7 @@ What it says of a network itself is in `backbone`.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from magicdistill.models.config import Config
 from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient, Part
@@ -73,7 +73,7 @@ class BackboneConfig(Config):
         The entries for `all` tell every kind, also one that the network has none of.
         """
 
-    def shallow(self) -> Self:
+    def shallow(self) -> "BackboneConfig":
         """Return the shapes of the same network with one block of each kind, which stands for all
         of its kind where a plan runs the network; a family that does not say so is run whole.
         """

@@ -5,7 +5,7 @@ under attention that keeps no matrix of scores; the tests compare them with what
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig, Sample
 from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient, Part
@@ -76,7 +76,7 @@ class HunyuanVideoConfig(BackboneConfig):
             sample.block(single, self._saved(sample, gradient, SINGLE_SAVED, SINGLE_LORA)),
         )
 
-    def shallow(self) -> Self:
+    def shallow(self) -> "HunyuanVideoConfig":
         """Return the shapes with one double-stream and one single-stream block."""
         return self.model_copy(update={"num_layers": 1, "num_single_layers": 1})
 
