@@ -1,7 +1,8 @@
 """Plan what a recipe needs: memory by role and part, time, data, and whether it fits."""
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import NonNegativeFloat
@@ -10,6 +11,9 @@ from magicdistill.models.paths import LocalFile
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.launch.cli import JobFlags, Switch, parse_job, refuse
 from magicdistill.platform.runs import logs
+
+if TYPE_CHECKING:
+    from magicdistill.platform.planning.plan import Plan
 
 
 class Flags(JobFlags):
@@ -22,6 +26,8 @@ class Flags(JobFlags):
     rates: Annotated[LocalFile | None, tyro.conf.arg(metavar="FILE")] = None
     """Rates of kernels that `make gpu` measured; by default those in benchmarks/results/gpu.json
     where they are of the recipe's GPUs, else published and estimated ones."""
+    time_line: Annotated[LocalFile | None, tyro.conf.arg(metavar="PNG")] = None
+    """Also draw a cycle as a time line, with its seconds on 8 to 80 GPUs."""
     price_per_gpu_hour: Annotated[NonNegativeFloat | None, tyro.conf.arg(metavar="PRICE")] = None
     """Price of one GPU for an hour, in any currency: also print what the run costs."""
     check: Switch = False
@@ -52,12 +58,26 @@ def main() -> None:
 
     try:
         made = plan(args.recipe, mfu=flags.mfu, rates=find_rates(flags.rates, args.recipe))
+        if flags.time_line is not None:
+            draw(made, flags.time_line)
     except RecipeError as error:
         refuse("plan", error)
     with logs.ending_with_its_reader():
         show = to_json if flags.json_output else format_plan
         print(show(made, flags.price_per_gpu_hour))
     sys.exit(made.fits is False)
+
+
+def draw(made: "Plan", file: Path) -> None:
+    """Draw the time line of a plan; raises RecipeError for one on CPUs."""
+    from magicdistill.platform.planning.time_line_picture import draw_time_line
+
+    if made.gpu is None:
+        raise RecipeError(
+            f"--time_line {file}: {made.recipe.name} runs on CPUs; give a recipe for GPUs, or "
+            "--cluster.gpus_per_worker 1"
+        )
+    draw_time_line(made, file)
 
 
 if __name__ == "__main__":

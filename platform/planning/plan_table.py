@@ -156,7 +156,9 @@ def _evaluation(made: Plan) -> Iterator[str]:
     evaluation, gpu = made.recipe.evaluation, made.gpu
     if evaluation is None or gpu is None:
         return
-    seconds = made.evaluation_operations / (gpu.operations_per_s * made.inference_mfu * made.num_evaluators)
+    seconds = made.evaluation_operations / (
+        gpu.operations_per_s * made.inference_mfu * made.num_evaluators
+    )
     yield (
         f"table at the end: {evaluation.num_clips} held-out clips of each way, after the training "
         f"on {made.num_evaluators} of its workers' GPUs: {seconds / 3600:.2g} h at {made.inference_mfu:.0%} "

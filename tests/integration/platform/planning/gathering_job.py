@@ -60,7 +60,10 @@ def notes_of(limits: dict[str, int]) -> Notes:
     coordinator = engine.optimizer.parameter_offload.get_param_coordinator()
     names = {parameter.ds_id: name for name, parameter in network.named_parameters()}
     notes: Notes = {"needed": [], "gathered": []}
-    fetch, gather = coordinator.fetch_sub_module, "_PartitionedParameterCoordinator__all_gather_params"
+    fetch, gather = (
+        coordinator.fetch_sub_module,
+        "_PartitionedParameterCoordinator__all_gather_params",
+    )
     send: Callable[..., None] = getattr(coordinator, gather)
 
     def noted_fetch(module: nn.Module, forward: bool) -> None:
