@@ -1,10 +1,10 @@
 """Everything that only a GPU can show, on one GPU in at most eight minutes: `make gpu`.
 
 Kernels of attention and whether they agree, blocks of the 13B preset at 67,320 video tokens, a
-compiled block, the largest preset that fits, three cycles of both engines with memory against plan,
-the losses of portrait-tiny against a processor's, pairs, decoding, offload, and a run under Ray. Each
-part has a time of its own; what fails becomes a row, and the rest goes on. `jobs/plan.py` plans with
-the result.
+compiled block, the largest preset that fits, three cycles of both engines with memory against
+plan, the losses of portrait-tiny against a processor's, pairs, decoding, offload, and a run under
+Ray. Each part has a time of its own; what fails becomes a row, and the rest goes on.
+`jobs/plan.py` plans with the result.
 """
 
 import argparse

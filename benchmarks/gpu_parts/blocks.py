@@ -12,10 +12,10 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoSingleTransformerBlock,
     HunyuanVideoTransformerBlock,
 )
-from gpu_parts.results import Bench, Row, median_round, timed
 from torch import Tensor, nn
 from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
 
+from gpu_parts.results import Bench, Row, median_round, timed
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import demand_kernel, fastest_kernel, set_kernels
 from magicdistill.models.networks.backbones.joint_attention import JointAttention, attend

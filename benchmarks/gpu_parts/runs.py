@@ -5,16 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from gpu_parts.blocks import cleaned_up, inputs_of, random_network
-from gpu_parts.results import Bench, Row, timed
 from torch import nn
 
+from gpu_parts.blocks import cleaned_up, inputs_of, random_network
+from gpu_parts.results import Bench, Row, timed
 from magicdistill.data_pipeline.config import NullText
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import (
@@ -166,8 +167,10 @@ def measure_pairs(bench: Bench) -> Iterator[Row]:
     note = f"{len(made.video) / seconds:.3g} pairs/s"
     yield Row("pairs", forward_s=seconds, note=note, problem=None if finite else "not finite")
     generator = ClipGenerator(recipe.model.model_dump_json())
-    clips, seconds, _ = generator.make(Variant("real", None), cache, range(2), seed=0)
-    yield Row("held-out clips, decoded", note=f"{tuple(clips.shape)} by {generator.device}")
+    assert recipe.method.trained_sampler is not None
+    teacher = Variant("teacher", recipe.model.teacher, recipe.method.trained_sampler)
+    clips, *_ = generator.make(teacher, cache, range(2), seed=0)
+    yield Row("held-out clips", note=f"{tuple(clips.shape)} by {generator.device}")
 
 
 def pairs_recipe(bench: Bench) -> Recipe:
@@ -200,7 +203,7 @@ def measure_vae(bench: Bench) -> Iterator[Row]:
 
 def measure_offload(bench: Bench) -> Iterator[Row]:
     """Yield a forward whose layers stay in host memory, and whether its output is the same."""
-    host = Bench(**(vars(bench) | {"device": torch.device("cpu")}))
+    host = replace(bench, device=torch.device("cpu"))
     network = random_network(host, "portrait-tiny").eval().requires_grad_(False)
     inputs = inputs_of(bench, "portrait-tiny")
     moved = copy.deepcopy(network).to(bench.device)

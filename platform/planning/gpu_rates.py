@@ -1,12 +1,12 @@
 """How fast GPUs and their networks compute and exchange: published, estimated or measured.
 
-Attention, forward and backward, in bf16 at a head width of 128 and 16k tokens without a mask, on an
-H100: figures 5 and 6 of FlashAttention-3 (arXiv 2407.08608), which compares FlashAttention-2, which
-is torch's own flash kernel, cuDNN and FlashAttention-3. On an A100: 73 % and 63 % of the peak, the
-largest shares that FlashAttention-2 (arXiv 2307.08691) reports. All other rates are estimated: those
-of an H200 are an H100's, whose chip it has; those of a B200 follow what FlashAttention-4's authors
-report of cuDNN there; products of matrices reach 65 % of the peak and other operations 80 % of the
-memory's bandwidth. `make gpu` measures all of them.
+Attention, forward and backward, in 16-bit numbers at a head width of 128 and 16k tokens without a
+mask, on an H100: figures 5 and 6 of FlashAttention-3 (arXiv 2407.08608), which compares
+FlashAttention-2 (torch's own flash kernel), cuDNN and FlashAttention-3. On an A100: 73 % and 63 %
+of the peak, the largest shares that FlashAttention-2 (arXiv 2307.08691) reports. All other rates
+are estimated: those of an H200 are an H100's, whose chip it has; those of a B200 are guesses;
+products of matrices reach 65 % of the peak, other operations 80 % of the memory's bandwidth, and
+collectives 80 % of that of links and network cards. `make gpu` measures all but the last.
 """
 
 import json

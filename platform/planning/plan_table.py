@@ -117,9 +117,10 @@ def _demand(made: Plan) -> Iterator[str]:
     )
     if (line := made.time_line) is not None:
         parts = ", ".join(f"{kind} {line.of(kind):.2g}" for kind in IN_TURN)
+        yield f"       {parts}; computation and exchanges in turn"
         yield (
-            f"       {parts}; {line.gathered_bytes / 1e9:.4g} GB of weights gathered, {line.hidden:.0%} "
-            "of all gathers and reductions beside the computation"
+            f"       {line.gathered_bytes / 1e9:.4g} GB of weights gathered; {line.hidden:.0%} of "
+            "all gathers and reductions is hidden beside them"
         )
         yield f"       by {made.used_rates.source}"
     yield f"data: {rate:.3g} samples/s, {rate * made.sample_bytes / 1e6:.3g} MB/s from the cache"
@@ -161,8 +162,9 @@ def _evaluation(made: Plan) -> Iterator[str]:
     )
     yield (
         f"table at the end: {evaluation.num_clips} held-out clips of each way, after the training "
-        f"on {made.num_evaluators} of its workers' GPUs: {seconds / 3600:.2g} h at {made.inference_mfu:.0%} "
-        f"MFU, {made.evaluation_bytes / GIB:.1f} GiB on each with the reserve"
+        f"on {made.num_evaluators} of its workers' GPUs: {seconds / 3600:.2g} h at "
+        f"{made.inference_mfu:.0%} MFU, {made.evaluation_bytes / GIB:.1f} GiB on each with the "
+        "reserve"
     )
 
 

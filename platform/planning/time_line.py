@@ -1,9 +1,9 @@
 """A cycle of training on one rank as a time line: what it computes, exchanges and waits for.
 
 The steps are those of `traces`, the seconds follow from the rates of kernels and network. Under
-ZeRO-3 parameters are gathered as DeepSpeed 0.19 gathers them once it knows the order of the modules:
-a module's own first, then those of the next modules, up to `prefetch_bucket_size` numbers at each
-call and `max_live_parameters` in all, and they stay where they are used again within
+ZeRO-3 parameters are gathered as DeepSpeed 0.19 gathers them once it knows the order of the
+modules: a module's own first, then those of the next modules, up to `prefetch_bucket_size` numbers
+at each call and `max_live_parameters` in all, and they stay where they are used again within
 `max_reuse_distance`. Gradients are reduced in buckets beside the backward. Both go over one network
 in the order in which they are begun; the all-to-all of a sequence group holds up what is computed.
 
@@ -261,7 +261,8 @@ class _Run:
 
 
 class Prefetcher:
-    """Which parameters DeepSpeed's ZeRO-3 gathers at each step of a known trace, and which it keeps.
+    """Which parameters DeepSpeed's ZeRO-3 gathers at each step of a known trace, and which it keeps
+    whole.
 
     Call `fetch` before each step and `release` after it. Below stage 3 nothing is gathered.
     """

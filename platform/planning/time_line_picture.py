@@ -25,8 +25,8 @@ WINDOW_S = 0.25
 def draw_time_line(made: Plan, file: Path) -> None:
     """Write the picture of a planned recipe as PNG.
 
-    Above is a stretch of the generator's backward, lane by lane; below are the seconds of a cycle on
-    8 to 80 GPUs, each group of ranks with the samples that it has now.
+    Above is a stretch of the generator's backward, lane by lane; below are the seconds of a cycle
+    on 8 to 80 GPUs, each group of ranks with the samples that it has now.
     """
     line = made.scaled(made.recipe.cluster.num_workers)
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -73,12 +73,11 @@ def _draw_bars(axes: Axes, lines: dict[int, TimeLine]) -> None:
         seconds = [line.of(kind) for line in lines.values()]
         axes.barh(names, seconds, left=left, color=COLORS[kind], label=kind)
         left = [before + own for before, own in zip(left, seconds, strict=True)]
-    for kind in BESIDE:
-        axes.barh([], [], color=COLORS[kind], label=f"{kind} (beside)")
     for height, line in enumerate(lines.values()):
         beside = sum(line.of(kind) for kind in BESIDE)
-        text = f" {line.seconds:.1f} s; {beside:.1f} s of gathers and reductions, {line.hidden:.1%} hidden"
-        axes.text(left[height], height, text, va="center", fontsize=8)
+        text = f" {line.seconds:.2f} s; gathers and reductions {beside:.1f} s"
+        hidden = f"{text}, {line.hidden:.1%} of it hidden"
+        axes.text(left[height], height, hidden, va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="seconds of a cycle", xlim=(0, 1.5 * max(left)))
-    axes.legend(fontsize=8, loc="lower right")
+    axes.figure.legend(fontsize=8, loc="outside lower center", ncols=len(IN_TURN))

@@ -65,8 +65,8 @@ class Work:
 
 @dataclass
 class Step:
-    """A module is called: it needs its own parameters, if it has any, and work follows until the next
-    module is called."""
+    """A module is called: it needs its own parameters, if it has any, and work follows until the
+    next module is called."""
 
     parameters: tuple[Parameter, ...]
     block: int | None
@@ -99,7 +99,8 @@ def trace_of(sample: Sample, step: ForwardPass, kernels: KernelsConfig) -> Trace
     computed = kernels.model_copy(update={"attention": "sdpa", "compile_blocks": False})
     if step.gradient == "none":
         computed = KernelsConfig()
-    return _trace(alone, ForwardPass("", "", step.gradient, blocks=step.blocks), computed)
+    run = ForwardPass("", "", step.gradient, blocks=step.blocks)
+    return _trace(alone, run, computed)  # type: ignore[arg-type]  frozen: they hash
 
 
 @cache
@@ -145,18 +146,18 @@ def _record(sample: Sample, step: ForwardPass, kernels: KernelsConfig) -> "Recor
         if sample.lora_rank:
             targets = lora_targets(type(sample.shapes), ())
             add_lora(network.transformer, sample.lora_rank, targets)
-        x, *others = _inputs(sample)
+        x, sigma, conditions = _inputs(sample)
         module: nn.Module = network.to(dtype)
         set_kernels(network, kernels, sequence)
-        call = partial(network.backbone.velocity, x, *others, None)
+        call = partial(network.backbone.velocity, x, sigma, conditions, None)
         blocks: Sequence[nn.Module] = network.backbone.blocks
         if step.blocks == "features":
-            call = partial(network.backbone.features, x, *others, None)
+            call = partial(network.backbone.features, x, sigma, conditions, None)
         if judge is not None:
             module, blocks = judge.to(dtype), [judge.block]
             set_kernels(judge, kernels, sequence)
             with torch.no_grad():
-                features = network.backbone.features(x, *others, None)
+                features = network.backbone.features(x, sigma, conditions, None)
             x = features[0]
             call = partial(judge, features)
     if step.gradient in ("none", "inputs"):

@@ -100,17 +100,17 @@ def attend(
     if kernel == "sdpa":
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
     elif mask is None:
-        out = _fused(q, k, v, kernel)
+        out = _fused(kernel, q, k, v)
     else:
         ends = mask.sum(dim=-1).flatten().tolist()
         samples = (
-            _fused(*(x[i : i + 1, :, :end] for x in (q, k, v)), kernel)
+            _fused(kernel, *(x[i : i + 1, :, :end] for x in (q, k, v)))
             for i, end in enumerate(ends)
         )
         out = torch.cat([pad(x, (0, 0, 0, q.shape[2] - x.shape[2])) for x in samples])
     return out.transpose(1, 2)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel) -> Tensor:
+def _fused(kernel: AttentionKernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     with sdpa_kernel(BACKENDS[kernel]):
         return scaled_dot_product_attention(q, k, v)

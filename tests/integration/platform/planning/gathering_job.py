@@ -20,7 +20,7 @@ from tests.tiny import tiny_inputs, tiny_shapes
 
 SHAPES = tiny_shapes(num_attention_heads=4, num_layers=2, num_single_layers=3, num_text_tokens=4)
 KERNELS = KernelsConfig(recompute_blocks=True)
-LIMITS = {
+LIMITS: dict[str, dict[str, int]] = {
     name: dict(
         zip(
             ("prefetch_bucket_size", "max_live_parameters", "max_reuse_distance"),
@@ -58,7 +58,8 @@ def notes_of(limits: dict[str, int]) -> Notes:
     settings["zero_optimization"] |= limits
     engine = import_deepspeed().initialize(model=network, optimizer=optimizer, config=settings)[0]
     coordinator = engine.optimizer.parameter_offload.get_param_coordinator()
-    names = {parameter.ds_id: name for name, parameter in network.named_parameters()}
+    parameters: dict[str, Any] = dict(network.named_parameters())
+    names = {parameter.ds_id: name for name, parameter in parameters.items()}
     notes: Notes = {"needed": [], "gathered": []}
     fetch, gather = (
         coordinator.fetch_sub_module,
@@ -67,7 +68,8 @@ def notes_of(limits: dict[str, int]) -> Notes:
     send: Callable[..., None] = getattr(coordinator, gather)
 
     def noted_fetch(module: nn.Module, forward: bool) -> None:
-        notes["needed"].append([names[p.ds_id] for p in module.parameters(recurse=False)])
+        own: list[Any] = list(module.parameters(recurse=False))
+        notes["needed"].append([names[p.ds_id] for p in own])
         fetch(module, forward)
 
     def noted_gather(parameters: set[Any], forward: bool) -> None:

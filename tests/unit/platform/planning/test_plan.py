@@ -255,14 +255,14 @@ def test_the_rate_falls_to_the_final_one() -> None:
 
 
 def test_a_second_of_video_takes_a_gpu_its_steps_of_the_network() -> None:
-    made = plan(load_recipe(PORTRAIT))
+    made = plan(load_recipe(PORTRAIT), mfu=0.4)
     seconds = made.seconds_per_video_second
     assert made.gpu is not None and seconds is not None
     tokens, width, blocks = 33 * 34 * 60 + 256, 3072, 60
     forward = blocks * (24 * tokens * width**2 + 4 * tokens**2 * width)
     assert seconds == pytest.approx(4 * forward / (0.4 * made.gpu.operations_per_s) / (129 / 24))
     assert f"sampling: {seconds:.3g} s of one h100" in format_plan(made)
-    one = plan(load_recipe("magic141-1step-16xh100"))
+    one = plan(load_recipe("magic141-1step-16xh100"), mfu=0.4)
     assert one.seconds_per_video_second == pytest.approx(seconds / 4)
     assert plan(load_recipe("portrait-tiny")).seconds_per_video_second is None
 
@@ -271,7 +271,7 @@ def test_a_second_of_video_takes_a_gpu_its_steps_of_the_network() -> None:
     ("name", "actors"), [("magic141-4step-8xh100", 8), ("magic141-4step-40xh100", 16)]
 )
 def test_the_table_at_the_end_is_planned_on_the_gpus_of_the_workers(name: str, actors: int) -> None:
-    made = plan(load_recipe(name))
+    made = plan(load_recipe(name), mfu=0.4)
     assert made.num_evaluators == actors
     assert made.evaluation_bytes < made.gpu_limit
     assert f"after the training on {actors} of its workers' GPUs" in format_plan(made)
@@ -295,7 +295,7 @@ def test_the_encoder_is_counted_in_whole_windows():
 
 
 def test_a_budget_adds_up_what_the_stages_hold_and_store():
-    made = plan(load_recipe("magic141-1step-16xh100"))
+    made = plan(load_recipe("magic141-1step-16xh100"), mfu=0.4)
     costs = budget(made)
     assert costs is not None and made.seconds_per_cycle is not None
     assert costs.num_gpus == 16 + 3, "the actors that make pairs are paid for too"
@@ -310,7 +310,7 @@ def test_a_budget_adds_up_what_the_stages_hold_and_store():
 
 
 def test_a_price_makes_a_cost_of_the_gpu_hours():
-    made = plan(load_recipe(PORTRAIT))
+    made = plan(load_recipe(PORTRAIT), mfu=0.4)
     costs = budget(made)
     assert costs is not None
     assert f": {costs.gpu_hours * 2.5:.0f} at 2.5 per GPU-hour" in format_plan(made, 2.5)
