@@ -88,7 +88,7 @@ def test_auto_is_planned_as_the_fastest_kernel_that_comes_with_torch(
 
 
 def test_a_kernel_that_a_gpu_lacks_is_refused() -> None:
-    with pytest.raises(RecipeError, match="kernels.attention flash3: there is none for a100"):
+    with pytest.raises(RecipeError, match=r"kernels\.attention flash3: there is none for a100"):
         planned_kernel("flash3", "a100")
 
 

@@ -197,11 +197,21 @@ def test_a_plan_is_a_table_and_json() -> None:
 def test_a_plan_says_how_many_actors_make_the_pairs() -> None:
     recipe = load_recipe("magic141-1step-16xh100")
     assert recipe.pairs is not None
-    wanted = plan(recipe).num_pair_actors
+    wanted = plan(recipe, mfu=0.4).num_pair_actors
     assert recipe.pairs.num_actors == wanted
-    assert f"give pairs.num_actors {wanted}" in format_plan(
-        plan(changed(recipe, {"pairs.num_actors": wanted - 1}))
-    )
+    fewer = changed(recipe, {"pairs.num_actors": wanted - 1})
+    assert f"give pairs.num_actors {wanted}" in format_plan(plan(fewer, mfu=0.4))
+
+
+def test_a_plan_says_where_a_cycles_seconds_go() -> None:
+    made = plan(load_recipe(PORTRAIT))
+    table, values = format_plan(made), json.loads(to_json(made))
+    assert "by published and estimated rates of cudnn on h100" in table
+    assert "of all gathers and reductions is hidden" in table
+    in_turn = ("attention", "linear", "other", "exchange", "waiting")
+    seconds = sum(values["seconds_by_kind"][kind] for kind in in_turn)
+    assert seconds == pytest.approx(values["seconds_per_cycle"])
+    assert 0.3 < made.mfu < made.inference_mfu < 0.6, "a backward is slower than a forward"
 
 
 def test_a_plan_judges_the_memory_of_an_actor_that_makes_pairs() -> None:
