@@ -18,7 +18,7 @@ EXTRAS := dev,real-clips
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup preflight demo test test-int8 check fmt docs dashboard clean
+.PHONY: help setup preflight demo test test-int8 check fmt docs dashboard gpu clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -98,6 +98,9 @@ dashboard: setup  ## MLflow on http://127.0.0.1:5000, for the runs in RUNS, also
 	runs=$$(cd $(RUNS) && pwd); \
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
 		--backend-store-uri "sqlite:///$$runs/mlflow.db" --artifacts-destination "$$runs/artifacts"
+
+gpu: setup  ## everything that only a GPU can show, on one GPU in 8 minutes; jobs/plan.py plans with the result
+	@PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean:  ## remove the tools' caches and build outputs; .venv, runs and data stay
 	rm -rf build dist .ruff_cache .pytest_cache .import_linter_cache

@@ -1,7 +1,8 @@
 """Plan what a recipe needs: memory by role and part, time, data, and whether it fits."""
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import NonNegativeFloat
@@ -11,6 +12,9 @@ from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.launch.cli import JobFlags, Switch, parse_job, refuse
 from magicdistill.platform.runs import logs
 
+if TYPE_CHECKING:
+    from magicdistill.platform.planning.plan import Plan
+
 
 class Flags(JobFlags):
     """Flags of this job."""
@@ -18,10 +22,12 @@ class Flags(JobFlags):
     json_output: Annotated[Switch, tyro.conf.arg(name="json")] = False
     """Print the plan as JSON, for machines."""
     mfu: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
-    """Share of the GPUs' peak that computation reaches; by default 0.4, which the papers' 10
-    minutes for 28 steps on one H100 come to."""
+    """Share of the GPUs' peak that everything reaches, instead of rates of each kernel."""
     rates: Annotated[LocalFile | None, tyro.conf.arg(metavar="FILE")] = None
-    """Take that share from a result of benchmarks/gpu.py instead."""
+    """Rates of kernels that `make gpu` measured; by default those in benchmarks/results/gpu.json
+    where they are of the recipe's GPUs, else published and estimated ones."""
+    time_line: Annotated[LocalFile | None, tyro.conf.arg(metavar="PNG")] = None
+    """Also draw a cycle as a time line, with its seconds on 8 to 80 GPUs."""
     price_per_gpu_hour: Annotated[NonNegativeFloat | None, tyro.conf.arg(metavar="PRICE")] = None
     """Price of one GPU for an hour, in any currency: also print what the run costs."""
     check: Switch = False
@@ -63,15 +69,14 @@ def main() -> None:
             except RecipeError as error:
                 refuse("plan", error)
 
-    from magicdistill.platform.planning.gpu_rates import measured_mfu
-    from magicdistill.platform.planning.plan import PAPER_MFU, plan
+    from magicdistill.platform.planning.gpu_rates import find_rates
+    from magicdistill.platform.planning.plan import plan
     from magicdistill.platform.planning.plan_table import format_plan, to_json
 
     try:
-        mfu = PAPER_MFU if flags.mfu is None else flags.mfu
-        if flags.rates is not None:
-            mfu = measured_mfu(flags.rates, args.recipe)
-        made = plan(args.recipe, mfu=mfu)
+        made = plan(args.recipe, mfu=flags.mfu, rates=find_rates(flags.rates, args.recipe))
+        if flags.time_line is not None:
+            draw(made, flags.time_line)
     except RecipeError as error:
         refuse("plan", error)
     with logs.ending_with_its_reader():
@@ -82,6 +87,18 @@ def main() -> None:
 
             print(*describe_proposals(made), sep="\n")
     sys.exit(made.fits is False)
+
+
+def draw(made: "Plan", file: Path) -> None:
+    """Draw the time line of a plan; raises RecipeError for one on CPUs."""
+    from magicdistill.platform.planning.time_line_picture import draw_time_line
+
+    if made.gpu is None:
+        raise RecipeError(
+            f"--time_line {file}: {made.recipe.name} runs on CPUs; give a recipe for GPUs, or "
+            "--cluster.gpus_per_worker 1"
+        )
+    draw_time_line(made, file)
 
 
 if __name__ == "__main__":

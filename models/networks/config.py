@@ -38,15 +38,17 @@ class LoraConfig(Config):
 
 Recompute = Literal["none", "selective", "full"]
 """What the backward computes again of a block: nothing, all but attention, or all."""
-AttentionKernel = Literal["sdpa", "flash", "flash3"]
+AttentionKernel = Literal["sdpa", "flash", "cudnn", "flash3"]
+KernelChoice = Literal["auto", "sdpa", "flash", "cudnn", "flash3"]
 
 
 class KernelsConfig(Config):
     """How the transformer's blocks are computed; what they compute stays the same."""
 
-    attention: AttentionKernel = "sdpa"
-    """Kernel of attention: `sdpa` lets torch choose; `flash` is torch's flash kernel or an error,
-    bf16 on GPUs; `flash3` is the same from FlashAttention 3, which Hopper GPUs run and which is
+    attention: KernelChoice = "sdpa"
+    """Kernel of attention: `auto` takes the fastest that the GPU and the installed packages have;
+    `sdpa` lets torch choose; `flash` is torch's flash kernel and `cudnn` that of cuDNN, both in
+    bf16 on GPUs, or an error; `flash3` is FlashAttention 3, which Hopper GPUs run and which is
     installed apart."""
     compile_blocks: bool = False
     """Compile the repeated blocks with torch.compile; the first cycles take minutes longer."""

@@ -61,7 +61,7 @@ def budget(made: Plan) -> Budget | None:
     if evaluation and evaluation.num_scored and evaluation.scored_by == "actor":
         beside += evaluation.actor_gpus
     num_windows = made.samples_per_cycle * schedule.num_cycles
-    per_hour = 3600 * gpu.operations_per_s * made.mfu
+    per_hour = 3600 * gpu.operations_per_s * made.inference_mfu
     per_worker = made.evaluation_operations / max(1, made.num_evaluators)
     encoding = num_windows * encoding_operations(recipe.model.shapes.vae, recipe.data.bucket)
     return Budget(

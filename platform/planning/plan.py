@@ -3,14 +3,15 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
-from magicdistill.models.methods.forward_passes import Update
+from magicdistill.models.methods.forward_passes import ForwardPass, Update
 from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.platform.config.overrides import RecipeError, merge, validate
 from magicdistill.platform.config.recipe import Recipe
-from magicdistill.platform.config.sections import GpuName
+from magicdistill.platform.config.sections import DeepSpeedEngineConfig
 from magicdistill.platform.planning.flops import num_frames, operations, sample_of
 from magicdistill.platform.planning.generation import (
     evaluation_operations,
@@ -19,7 +20,16 @@ from magicdistill.platform.planning.generation import (
     pair_rows,
     video_operations,
 )
+from magicdistill.platform.planning.gpu_rates import (
+    GIB,
+    GPUS,
+    Gpu,
+    Rates,
+    network_of,
+    published_rates,
+)
 from magicdistill.platform.planning.memory import (
+    BUCKET_NUMEL,
     Parameters,
     Row,
     activation_rows,
@@ -34,34 +44,19 @@ from magicdistill.platform.planning.memory import (
     vae_row,
 )
 from magicdistill.platform.planning.preflight import micro_batch
+from magicdistill.platform.planning.time_line import (
+    Sharding,
+    TimeLine,
+    forward_seconds,
+    time_line,
+)
 
-GIB = 2**30
-PAPER_MFU = 0.4
-"""The MFU of 28 guided steps at 67,320 tokens in 10 minutes on one H100 (002 section 1)."""
 RESERVE_BYTES = 5 * GIB
 """CUDA context, NCCL and fragmentation. Estimated, not measured."""
 
 
 Change = dict[str, Any]
 """Recipe fields by dotted name."""
-
-
-class Gpu(NamedTuple):
-    """One kind of accelerator in a common server."""
-
-    memory_bytes: float
-    operations_per_s: float
-    """Peak rate in bf16 without sparsity."""
-    host_bytes: float
-    """The server's memory divided by its GPUs."""
-
-
-GPUS: dict[GpuName, Gpu] = {
-    "a100": Gpu(79.2 * GIB, 312e12, 140 * GIB),
-    "h100": Gpu(79.6 * GIB, 989e12, 250 * GIB),
-    "h200": Gpu(140.4 * GIB, 989e12, 250 * GIB),
-    "b200": Gpu(178.3 * GIB, 2250e12, 250 * GIB),
-}
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,12 @@ class Plan:
     """Operations of sampling once with the generator; 0 where the method has no sampler."""
     checkpoint_bytes: float
     """Bytes of one checkpoint: trained weights in float32, AdamW's moments, the average."""
-    mfu: float
+    updates: tuple[Update, ...]
+    """What a cycle runs."""
+    rates: Rates | None = None
+    """How fast the GPUs compute; None takes published and estimated rates."""
+    given_mfu: float | None = None
+    """The share of the peak that was given instead of rates."""
     remedies: tuple[str, ...] = ()
 
     @property
@@ -158,49 +158,100 @@ class Plan:
         return self.gpu.memory_bytes * min(1, pairs.gpus_per_actor) if self.gpu and pairs else 0
 
     @property
+    def used_rates(self) -> Rates:
+        """How fast the GPUs compute."""
+        return self.rates or published_rates(self.recipe)
+
+    @cached_property
+    def time_line(self) -> TimeLine | None:
+        """A cycle on one rank; None on CPUs and where a share of the peak was given instead."""
+        if self.gpu is None or self.given_mfu is not None:
+            return None
+        return self.scaled(self.recipe.cluster.num_workers)
+
+    def scaled(self, num_workers: int) -> TimeLine:
+        """Return a cycle on one rank of so many GPUs, each with the samples that it has now."""
+        recipe = self.recipe
+        return time_line(
+            self.updates,
+            self.sample,
+            self.used_rates,
+            network_of(recipe.cluster.gpu, num_workers),
+            _sharding(recipe),
+            recipe.kernels,
+            num_samples=self.num_samples,
+            num_micro_batches=recipe.schedule.num_micro_batches,
+        )
+
+    @property
     def seconds_per_cycle(self) -> float | None:
-        """Seconds of computation alone, at the stated MFU; None on CPUs."""
-        gpu = self.gpu
-        return gpu and self.operations_per_cycle / (gpu.operations_per_s * self.mfu)
+        """Seconds of a cycle by the time line, or at the given share of the peak; None on CPUs."""
+        if self.gpu is None:
+            return None
+        if self.time_line is not None:
+            return self.time_line.seconds
+        return self.operations_per_cycle / (self.gpu.operations_per_s * self.mfu)
+
+    @property
+    def mfu(self) -> float:
+        """The share of the peak that the training reaches; 0 on CPUs."""
+        if self.given_mfu is not None or self.time_line is None or self.gpu is None:
+            return self.given_mfu or 0
+        done = self.operations_per_cycle / self.time_line.seconds
+        return done / self.gpu.operations_per_s
+
+    @cached_property
+    def inference_mfu(self) -> float:
+        """The share of the peak that a forward on one GPU reaches; 0 on CPUs."""
+        if self.given_mfu is not None or self.gpu is None:
+            return self.given_mfu or 0
+        alone = replace(self.sample, sequence_parallel=1, lora_rank=0, activation_bytes=2)
+        done = operations(alone, ForwardPass("", ""), recompute=False)
+        return done / forward_seconds(alone, self.used_rates) / self.gpu.operations_per_s
 
     @property
     def seconds_per_video_second(self) -> float | None:
         """Seconds that one GPU computes for each second of video that the generator makes.
 
-        Counts the network alone, at the stated MFU, in clips that share nothing. None on CPUs and
-        where the method has no sampler.
+        Counts the network alone, in clips that share nothing. None on CPUs and where the method
+        has no sampler.
         """
         gpu, window = self.gpu, self.recipe.data.bucket
         if gpu is None or not self.video_operations:
             return None
-        seconds = self.video_operations / (gpu.operations_per_s * self.mfu)
+        seconds = self.video_operations / (gpu.operations_per_s * self.inference_mfu)
         return seconds / (num_frames(self.sample) / window.fps)
 
     @property
     def num_pair_actors(self) -> int:
-        """Number of actors, each as fast as a worker, that make pairs as fast as they are used."""
-        return math.ceil(self.pair_operations / self.operations_per_cycle)
+        """Number of actors that make pairs as fast as they are used; those on CPUs as fast as a
+        worker."""
+        cycles = self.pair_operations / self.operations_per_cycle
+        if self.gpu is not None and self.pair_operations:
+            cycles *= self.mfu / self.inference_mfu
+        return math.ceil(cycles)
 
 
-def plan(recipe: Recipe, *, mfu: float = PAPER_MFU) -> Plan:
+def plan(recipe: Recipe, *, mfu: float | None = None, rates: Rates | None = None) -> Plan:
     """Plan a recipe; where it does not fit, name the settings that would make it fit.
 
-    `mfu` is the share of the GPUs' peak that computation reaches, above 0 and up to 1.
+    Time follows from `rates`, by default the published and estimated ones, or from `mfu` alone:
+    the share of the GPUs' peak that everything reaches, above 0 and up to 1.
 
     Raises:
         RecipeError: if `mfu` is out of range, the method trains no transformer, or the batch does
             not divide.
     """
-    if not 0 < mfu <= 1:
+    if mfu is not None and not 0 < mfu <= 1:
         raise RecipeError(f"mfu {mfu}: it is a share of the peak, above 0 and up to 1")
     updates = cycle_updates(recipe)
     if not updates:
         raise RecipeError(f"method.name {recipe.method.name} trains no transformer to plan for")
     parts = count_parameters(recipe.method, recipe.model)  # type: ignore[arg-type]  frozen: they hash
-    made = _plan(recipe, parts, updates, mfu)
+    made = replace(_plan(recipe, parts, updates), rates=rates, given_mfu=mfu)
     if made.fits is not False:
         return made
-    return replace(made, remedies=tuple(_remedies(recipe, parts, updates, mfu)))
+    return replace(made, remedies=tuple(_remedies(recipe, parts, updates)))
 
 
 def demand_fit(recipe: Recipe) -> None:
@@ -240,9 +291,14 @@ def _size(made: Plan) -> str:
     return f"{made.gpu_bytes / GIB:.1f} GiB"
 
 
-def _plan(
-    recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Update], mfu: float
-) -> Plan:
+def _sharding(recipe: Recipe) -> Sharding:
+    engine, size = recipe.engine, number_bytes(recipe.engine)
+    if not isinstance(engine, DeepSpeedEngineConfig):
+        return Sharding(0, size)
+    return Sharding(engine.zero_stage, size, reduce_bucket=BUCKET_NUMEL)
+
+
+def _plan(recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Update]) -> Plan:
     schedule, sample, num_samples = recipe.schedule, _sample(recipe), micro_batch(recipe)
     recompute = recipe.kernels.recompute_blocks
     per_sample = sum(
@@ -268,7 +324,7 @@ def _plan(
         evaluation_operations=evaluation_operations(recipe, sample),
         video_operations=video_operations(recipe, sample),
         checkpoint_bytes=checkpoint_bytes(parts, has_ema=schedule.ema_decay is not None),
-        mfu=mfu,
+        updates=tuple(updates),
     )
 
 
@@ -324,7 +380,7 @@ def _sample_bytes(sample: Sample) -> float:
 
 
 def _remedies(
-    recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Update], mfu: float
+    recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Update]
 ) -> Iterator[str]:
     """Yield each setting that alone makes the recipe fit; where none does, the fewest together."""
     changes = list(_changes(recipe))
@@ -336,7 +392,7 @@ def _remedies(
         found = (
             (change, made)
             for change in candidates
-            if (made := _try(recipe, change, parts, updates, mfu)) and made.fits
+            if (made := _try(recipe, change, parts, updates)) and made.fits
         )
         lines = [flags_of(change) + f"  ({_size(made)})" for change, made in islice(found, limit)]
         if lines:
@@ -371,11 +427,10 @@ def _try(
     change: Change,
     parts: Sequence[Parameters],
     updates: Sequence[Update],
-    mfu: float,
 ) -> Plan | None:
     """Plan the changed recipe; None where it is not a valid one."""
     try:
-        return _plan(changed(recipe, change), parts, updates, mfu)
+        return _plan(changed(recipe, change), parts, updates)
     except RecipeError:
         return None
 

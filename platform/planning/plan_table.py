@@ -8,8 +8,10 @@ from dataclasses import asdict
 from magicdistill.models.networks.config import Recompute
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig
 from magicdistill.platform.planning.budget import budget, copy_seconds, write_seconds
+from magicdistill.platform.planning.gpu_rates import GIB
 from magicdistill.platform.planning.memory import Row, total
-from magicdistill.platform.planning.plan import GIB, RESERVE_BYTES, Plan, describe_fit
+from magicdistill.platform.planning.plan import RESERVE_BYTES, Plan, describe_fit
+from magicdistill.platform.planning.time_line import BESIDE, IN_TURN
 
 RECOMPUTED: dict[Recompute, str] = {
     "none": "kept",
@@ -49,7 +51,7 @@ def format_plan(made: Plan, price: float | None = None) -> str:
 
 def to_json(made: Plan, price: float | None = None) -> str:
     """Return the plan as JSON: bytes, operations, seconds and GPU-hours; see `format_plan`."""
-    cluster, costs = made.recipe.cluster, budget(made)
+    cluster, costs, line = made.recipe.cluster, budget(made), made.time_line
     values = {
         "recipe": made.recipe.name,
         "gpu": cluster.gpu if made.gpu else None,
@@ -62,7 +64,9 @@ def to_json(made: Plan, price: float | None = None) -> str:
         "reserve_bytes": RESERVE_BYTES,
         "operations_per_cycle": made.operations_per_cycle * cluster.num_workers,
         "mfu": made.mfu,
+        "inference_mfu": made.inference_mfu,
         "seconds_per_cycle": made.seconds_per_cycle,
+        "seconds_by_kind": line and {kind: line.of(kind) for kind in (*IN_TURN, *BESIDE)},
         "samples_per_cycle": made.samples_per_cycle,
         "sample_bytes": made.sample_bytes,
         "pair_actors": made.num_pair_actors,
@@ -116,9 +120,17 @@ def _demand(made: Plan) -> Iterator[str]:
     rate = made.samples_per_cycle / seconds
     hours = seconds * made.recipe.schedule.num_cycles / 3600
     yield (
-        f"{seconds:.1f} s per cycle of computation at {made.mfu:.0%} MFU: "
+        f"{seconds:.1f} s per cycle at {made.mfu:.0%} MFU: "
         f"{hours:.1f} h for {made.recipe.schedule.num_cycles} cycles"
     )
+    if (line := made.time_line) is not None:
+        parts = ", ".join(f"{kind} {line.of(kind):.2g}" for kind in IN_TURN)
+        yield f"       {parts}; computation and exchanges in turn"
+        yield (
+            f"       {line.gathered_bytes / 1e9:.4g} GB of weights gathered; {line.hidden:.0%} of "
+            "all gathers and reductions is hidden beside them"
+        )
+        yield f"       by {made.used_rates.source}"
     yield f"data: {rate:.3g} samples/s, {rate * made.sample_bytes / 1e6:.3g} MB/s from the cache"
 
 
@@ -153,11 +165,14 @@ def _evaluation(made: Plan) -> Iterator[str]:
     evaluation, gpu = made.recipe.evaluation, made.gpu
     if evaluation is None or gpu is None:
         return
-    seconds = made.evaluation_operations / (gpu.operations_per_s * made.mfu * made.num_evaluators)
+    seconds = made.evaluation_operations / (
+        gpu.operations_per_s * made.inference_mfu * made.num_evaluators
+    )
     yield (
         f"table at the end: {evaluation.num_clips} held-out clips of each way, after the training "
-        f"on {made.num_evaluators} of its workers' GPUs: {seconds / 3600:.2g} h at {made.mfu:.0%} "
-        f"MFU, {made.evaluation_bytes / GIB:.1f} GiB on each with the reserve"
+        f"on {made.num_evaluators} of its workers' GPUs: {seconds / 3600:.2g} h at "
+        f"{made.inference_mfu:.0%} MFU, {made.evaluation_bytes / GIB:.1f} GiB on each with the "
+        "reserve"
     )
 
 
@@ -168,12 +183,12 @@ def _sampling(made: Plan) -> Iterator[str]:
     gpu, gpus = made.recipe.cluster.gpu, math.ceil(seconds)
     yield (
         f"sampling: {seconds:.3g} s of one {gpu} for a second of video, {sampler.num_steps} steps "
-        f"at {made.mfu:.0%} MFU, VAE left out; real time takes {gpus} GPU(s)"
+        f"at {made.inference_mfu:.0%} MFU, VAE left out; real time takes {gpus} GPU(s)"
     )
 
 
 def _budget(made: Plan, price: float | None) -> Iterator[str]:
-    costs, mfu = budget(made), f"at {made.mfu:.0%} MFU"
+    costs, mfu = budget(made), f"at {made.inference_mfu:.0%} MFU"
     if costs is None:
         return
     yield (

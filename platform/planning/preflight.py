@@ -166,11 +166,12 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
 def _cluster(recipe: Recipe) -> Iterator[str]:
     """Check what runs on this machine's processors: it has kernels, and places for all."""
     cluster, kernels, engine = recipe.cluster, recipe.kernels, recipe.engine
-    if kernels.attention != "sdpa" and not (cluster.uses_gpus and engine.precision == "bf16"):
+    anywhere = kernels.attention in ("auto", "sdpa")
+    if not anywhere and not (cluster.uses_gpus and engine.precision == "bf16"):
         where = "GPUs" if cluster.uses_gpus else "CPUs"
         yield (
             f"kernels.attention {kernels.attention}: it computes bf16 on GPUs, and this is "
-            f"{engine.precision} on {where}; give sdpa"
+            f"{engine.precision} on {where}; give auto or sdpa"
         )
     pairs = recipe.pairs
     makers = pairs.num_actors if pairs and pairs.stored is None else 0

@@ -30,6 +30,8 @@ class Backbone(ABC):
 
     network: ClassVar[type[ModelMixin]]
     """The network's class; it also has diffusers' mixins for a configuration and for adapters."""
+    kernels: ClassVar[tuple[AttentionKernel, ...]] = ("sdpa",)
+    """The kernels by which its blocks can attend."""
 
     def __init__(self, transformer: ModelMixin) -> None:
         """Take the network that is asked about."""
@@ -133,8 +135,11 @@ class Backbone(ABC):
         Raises:
             ValueError: the family has no such kernel.
         """
-        if kernel != "sdpa":
-            raise ValueError(f"kernels.attention {kernel}: {cls.network.__name__} has sdpa alone")
+        if kernel not in cls.kernels:
+            raise ValueError(
+                f"kernels.attention {kernel}: {cls.network.__name__} has {', '.join(cls.kernels)} "
+                "alone"
+            )
 
     def split_sequence(self, sequence: SequenceGroup) -> None:
         """Split the video tokens between the blocks over the ranks of a group.

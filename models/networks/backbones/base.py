@@ -78,6 +78,12 @@ class BackboneConfig(Config):
         The entries for `all` tell every kind, also one that the network has none of.
         """
 
+    def shallow(self) -> "BackboneConfig":
+        """Return the shapes of the same network with one block of each kind, which stands for all
+        of its kind where a plan runs the network; a family that does not say so is run whole.
+        """
+        return self
+
     def ends_bytes(self, sample: "Sample", part: Part, gradient: Gradient) -> float:
         """Return what one rank keeps for the backward outside the blocks: embeddings and output.
 

@@ -103,6 +103,10 @@ class HunyuanVideoConfig(BackboneConfig):
             ),
         )
 
+    def shallow(self) -> "HunyuanVideoConfig":
+        """Return the shapes with one double-stream and one single-stream block."""
+        return self.model_copy(update={"num_layers": 1, "num_single_layers": 1})
+
     def _saved(
         self, sample: Sample, gradient: Gradient, counts: Mapping[Gradient, int], branches: int
     ) -> int | float:

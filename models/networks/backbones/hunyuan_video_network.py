@@ -5,7 +5,7 @@ off the text, so that a mask is needed only if the prompts of a batch differ in 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
@@ -65,6 +65,7 @@ class HunyuanVideo(Backbone):
     """
 
     network = HunyuanVideoTransformer3DModel
+    kernels = get_args(AttentionKernel)
     transformer: HunyuanVideoTransformer3DModel
 
     @classmethod

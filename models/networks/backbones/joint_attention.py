@@ -13,6 +13,11 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from magicdistill.models.networks.config import AttentionKernel
 from magicdistill.models.networks.sequence_parallel import SequenceGroup
 
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "flash3": SDPBackend.FLASH_ATTENTION,  # of torch's one flash kernel, which has been replaced
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
 Heads = Float[Tensor, "b n h e"]
 TextHeads = Float[Tensor, "b m h e"]
 
@@ -95,8 +100,8 @@ def attend(
 ) -> Heads:
     """Attend over all valid tokens, the text's last; the outputs of masked tokens are meaningless.
 
-    `sdpa` leaves the choice to torch and takes a mask. Flash kernels take no mask: if there is one,
-    they attend sample by sample over its valid tokens, which come first.
+    `sdpa` leaves the choice to torch and takes a mask. The other kernels get no mask: if there is
+    one, they attend sample by sample over its valid tokens, which come first.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     num_video = q.shape[2] - (0 if text is None else text.valid.shape[1])
@@ -104,16 +109,17 @@ def attend(
         mask = None if text is None else pad(text.valid[:, None, None], (num_video, 0), value=True)
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
     elif text is None:
-        out = _flash(q, k, v)
+        out = _fused(kernel, q, k, v)
     else:
         ends = (num_video + length for length in text.lengths)
         samples = (
-            _flash(*(x[i : i + 1, :, :end] for x in (q, k, v))) for i, end in enumerate(ends)
+            _fused(kernel, *(x[i : i + 1, :, :end] for x in (q, k, v)))
+            for i, end in enumerate(ends)
         )
         out = torch.cat([pad(x, (0, 0, 0, q.shape[2] - x.shape[2])) for x in samples])
     return out.transpose(1, 2)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+def _fused(kernel: AttentionKernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(BACKENDS[kernel]):
         return scaled_dot_product_attention(q, k, v)

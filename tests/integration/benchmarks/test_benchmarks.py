@@ -2,21 +2,27 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gpu_parts.results import Bench, Row
 
 from benchmarks import gpu, step
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.platform.data.stream_source import open_batches
+from magicdistill.platform.planning.gpu_rates import MeasuredRates
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.worker import Worker
 
 ROOT = Path(__file__).parents[3]
+WITHOUT_COMPILER = [part for part in gpu.WITHOUT_RAY if part != "compile"]
 
 
 def test_the_bare_loop_computes_the_platforms_losses(tmp_path: Path) -> None:
@@ -72,31 +78,92 @@ def test_few_steps_are_as_much_faster_as_they_are_fewer(tmp_path: Path) -> None:
     assert "28 steps, guided / 4 steps" in made.stdout
 
 
-def test_gpu_measures_blocks_and_a_whole_preset_at_a_tiny_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gpu_runs_through_at_a_tiny_size_and_tells_what_fails(tmp_path: Path) -> None:
+    """In a process of its own: the very command, without its part under Ray."""
     out = tmp_path / "gpu.json"
-    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--repeats", "1", "--out", str(out)])
-    gpu.main()
+    command = [sys.executable, "benchmarks/gpu.py", "--tiny", "--repeats", "1", "--out", str(out)]
+    kernels = ["--kernels", "sdpa", "flash", "flash3", "--parts", *WITHOUT_COMPILER]
+    made = subprocess.run(
+        [*command, *kernels],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     rows = json.loads(out.read_text())["rows"]
-    found = {(row["what"], row["kernel"]): row for row in rows}
-    assert len(found) == 7 and "rates" not in json.loads(out.read_text())
-    for kernel in ("sdpa", "flash"):
-        for what in ("double block", "single block"):
-            assert found[what, kernel]["backward_s"] > 0 and not found[what, kernel]["problem"]
-    assert rows[-1]["what"] == "portrait-tiny" and rows[-1]["operations"] > 0
+    assert "rates" not in json.loads(out.read_text()), "a tiny size says nothing of a GPU"
+    assert {row["part"] for row in rows} == set(WITHOUT_COMPILER)
+    failed = [row for row in rows if row["problem"] is not None]
     if not torch.cuda.is_available():
-        assert "FlashAttention 3" in found["double block", "flash3"]["problem"]
-    assert "single block" in capsys.readouterr().out
+        assert {row["kernel"] for row in failed} == {"flash3"}, made.stdout
+        assert "flash_attn_interface" in failed[0]["problem"] and "FAILED" in made.stdout
+    found = {row["what"]: row for row in rows if row["kernel"] != "flash3"}
+    for name in ("double block", "single block, recomputed", "attention alone"):
+        assert found[name]["backward_s"] > 0 and found[name]["operations"] > 0
+    assert "planned" in found["ZeRO-3, portrait-tiny"]["note"]
+    assert found["portrait-tiny on both devices"]["note"].startswith("6 losses")
+
+
+def test_a_part_that_takes_too_long_or_fails_becomes_a_row(tmp_path: Path) -> None:
+    bench = gpu.make_bench(tmp_path, ("sdpa",), 1, tiny=True)
+
+    def sleepy(bench: Bench) -> Iterator[Row]:
+        yield Row("first")
+        time.sleep(5)
+
+    def broken(bench: Bench) -> Iterator[Row]:
+        yield Row("first")
+        raise OSError("no such device")
+
+    slow, failed = (
+        list(gpu.rows_of("part", gpu.Part(measure, 1), bench)) for measure in (sleepy, broken)
+    )
+    assert [row.problem for row in slow] == [None, "TimeoutError: not through after 1 s"]
+    assert [row.problem for row in failed] == [None, "OSError: no such device"]
+
+
+def test_all_parts_together_take_at_most_eight_minutes() -> None:
+    assert sum(part.limit_s for part in gpu.PARTS.values()) <= 480
+
+
+def test_measured_rates_are_those_that_plans_read() -> None:
+    attention = Row("attention alone", "flash", forward_s=2.0, backward_s=4.0, operations=7e12)
+    found = {
+        "kernels": [attention, Row("attention alone", "cudnn", problem="there is none")],
+        "rates": [
+            Row("product of matrices", forward_s=0.5, operations=3e14),
+            Row("sum of two tensors", forward_s=0.1, note="2.5 TB/s"),
+        ],
+    }
+    assert gpu.rates_of(found) == {
+        "attention": {"flash": (1e12, 1.25e12)},
+        "linear": 6e14,
+        "memory": 2.5e12,
+    }
+    assert MeasuredRates.model_validate({"gpu": "h100"} | gpu.rates_of(found)).linear == 6e14
+
+
+def test_every_file_that_names_cuda_says_which_part_runs_it() -> None:
+    folders = ("platform", "models", "data_pipeline", "jobs")
+    files = (file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    naming = {str(f.relative_to(ROOT)) for f in files if re.search(r"cuda\b", f.read_text())}
+    assert gpu.CUDA_PATHS.keys() == naming
+    said = gpu.CUDA_PATHS.values()
+    assert all(part in gpu.PARTS or part.startswith("not run: ") for part in said)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_gpu_refuses_a_machine_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_refuses_a_machine_without_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu"])
-    with pytest.raises(SystemExit, match="--tiny runs it anywhere"):
+    with pytest.raises(SystemExit) as stop:
         gpu.main()
+    assert stop.value.code == 2
+    assert "finds none; --tiny runs anywhere" in capsys.readouterr().err
 
 
-def test_a_whole_preset_takes_the_papers_tokens() -> None:
-    bench = gpu.full_bench(repeats=1)
+def test_a_whole_preset_takes_the_papers_tokens(tmp_path: Path) -> None:
+    bench = gpu.make_bench(tmp_path, ("sdpa",), 1, tiny=False)
     assert bench.sample("magic141-13b").video_tokens == 67_320

@@ -26,7 +26,7 @@ REFUSED_COMMANDS = {
         "--engine.kind fast": "--engine.kind fast: choose one of deepspeed, torch",
         "--engine.precision fp16": "choose one of bf16, fp32",
         "--engine.zero_stage 4": "choose one of 0, 1, 2, 3",
-        "--kernels.attention best": "choose one of flash, flash3, sdpa",
+        "--kernels.attention best": "choose one of auto, cudnn, flash, flash3, sdpa",
         "--cluster.gpu h300": "choose one of a100, b200, h100, h200",
         "--evaluation.scored_by me": "choose one of actor, workers",
         "--evaluation.real mine": "choose one of decoded, originals",

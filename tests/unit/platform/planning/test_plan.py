@@ -216,11 +216,21 @@ def test_a_plan_is_a_table_and_json() -> None:
 def test_a_plan_says_how_many_actors_make_the_pairs() -> None:
     recipe = load_recipe("magic141-1step-16xh100")
     assert recipe.pairs is not None
-    wanted = plan(recipe).num_pair_actors
+    wanted = plan(recipe, mfu=0.4).num_pair_actors
     assert recipe.pairs.num_actors == wanted
-    assert f"give pairs.num_actors {wanted}" in format_plan(
-        plan(changed(recipe, {"pairs.num_actors": wanted - 1}))
-    )
+    fewer = changed(recipe, {"pairs.num_actors": wanted - 1})
+    assert f"give pairs.num_actors {wanted}" in format_plan(plan(fewer, mfu=0.4))
+
+
+def test_a_plan_says_where_a_cycles_seconds_go() -> None:
+    made = plan(load_recipe(PORTRAIT))
+    table, values = format_plan(made), json.loads(to_json(made))
+    assert "by published and estimated rates of cudnn on h100" in table
+    assert "of all gathers and reductions is hidden" in table
+    in_turn = ("attention", "linear", "other", "exchange", "waiting")
+    seconds = sum(values["seconds_by_kind"][kind] for kind in in_turn)
+    assert seconds == pytest.approx(values["seconds_per_cycle"])
+    assert 0.3 < made.mfu < made.inference_mfu < 0.6, "a backward is slower than a forward"
 
 
 def test_a_plan_judges_the_memory_of_an_actor_that_makes_pairs() -> None:
@@ -274,14 +284,14 @@ def test_the_rate_falls_to_the_final_one() -> None:
 
 
 def test_a_second_of_video_takes_a_gpu_its_steps_of_the_network() -> None:
-    made = plan(load_recipe(PORTRAIT))
+    made = plan(load_recipe(PORTRAIT), mfu=0.4)
     seconds = made.seconds_per_video_second
     assert made.gpu is not None and seconds is not None
     tokens, width, blocks = 33 * 34 * 60 + 256, 3072, 60
     forward = blocks * (24 * tokens * width**2 + 4 * tokens**2 * width)
     assert seconds == pytest.approx(4 * forward / (0.4 * made.gpu.operations_per_s) / (129 / 24))
     assert f"sampling: {seconds:.3g} s of one h100" in format_plan(made)
-    one = plan(load_recipe("magic141-1step-16xh100"))
+    one = plan(load_recipe("magic141-1step-16xh100"), mfu=0.4)
     assert one.seconds_per_video_second == pytest.approx(seconds / 4)
     assert plan(load_recipe("portrait-tiny")).seconds_per_video_second is None
 
@@ -290,7 +300,7 @@ def test_a_second_of_video_takes_a_gpu_its_steps_of_the_network() -> None:
     ("name", "actors"), [("magic141-4step-8xh100", 8), ("magic141-4step-40xh100", 16)]
 )
 def test_the_table_at_the_end_is_planned_on_the_gpus_of_the_workers(name: str, actors: int) -> None:
-    made = plan(load_recipe(name))
+    made = plan(load_recipe(name), mfu=0.4)
     assert made.num_evaluators == actors
     assert made.evaluation_bytes < made.gpu_limit
     assert f"after the training on {actors} of its workers' GPUs" in format_plan(made)
@@ -314,7 +324,7 @@ def test_the_encoder_is_counted_in_whole_windows():
 
 
 def test_a_budget_adds_up_what_the_stages_hold_and_store():
-    made = plan(load_recipe("magic141-1step-16xh100"))
+    made = plan(load_recipe("magic141-1step-16xh100"), mfu=0.4)
     costs = budget(made)
     assert costs is not None and made.seconds_per_cycle is not None
     assert costs.num_gpus == 16 + 3, "the actors that make pairs are paid for too"
@@ -340,7 +350,7 @@ def test_a_plan_says_how_long_a_checkpoint_is_written_and_how_long_it_is_waited_
 
 
 def test_a_price_makes_a_cost_of_the_gpu_hours():
-    made = plan(load_recipe(PORTRAIT))
+    made = plan(load_recipe(PORTRAIT), mfu=0.4)
     costs = budget(made)
     assert costs is not None
     assert f": {costs.gpu_hours * 2.5:.0f} at 2.5 per GPU-hour" in format_plan(made, 2.5)
