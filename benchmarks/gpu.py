@@ -25,8 +25,8 @@ from timing import write_result
 
 from magicdistill.models.networks.config import AttentionKernel
 from magicdistill.platform.config.sections import GpuName
+from magicdistill.platform.planning.flops import ATTENTION_BACKWARD
 from magicdistill.platform.planning.gpu_rates import GIB, GPUS
-from magicdistill.platform.planning.traces import ATTENTION_BACKWARD
 
 KERNELS: tuple[AttentionKernel, ...] = get_args(AttentionKernel)
 PORTRAIT = (34, 88, 90)

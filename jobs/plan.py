@@ -34,7 +34,7 @@ class Flags(JobFlags):
     """Try what a run needs instead: weights, sources, disk, GPUs, tokens, tracking server. Prints
     a line for each and exits with 2 where something is wrong."""
     propose: Switch = False
-    """Also print the fastest layouts that fit: recomputation, sequence parallelism, micro-batches."""
+    """Also print the fastest layouts that fit: recomputation, sequence groups, micro-batches."""
     rehearse: Switch = False
     """Run one update of each role in full size instead, on tensors that have shapes and no numbers:
     gradients, operations and memory beside the plan's, in minutes on one CPU. Exits with 1 where

@@ -20,14 +20,18 @@ from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import demand_kernel, fastest_kernel, set_kernels
 from magicdistill.models.networks.backbones.joint_attention import JointAttention, attend
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
+from magicdistill.models.networks.config import AttentionKernel, KernelsConfig, Recompute
 from magicdistill.models.networks.lora import checkpointed
 from magicdistill.models.networks.presets import PRESETS
 from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
-from magicdistill.platform.planning.flops import operations
-from magicdistill.platform.planning.traces import ATTENTION_BACKWARD
+from magicdistill.platform.planning.flops import ATTENTION_BACKWARD, operations
 
+RECOMPUTED: dict[Recompute, str] = {
+    "none": "",
+    "selective": ", recomputed but for attention",
+    "full": ", recomputed",
+}
 BLOCKS = {"double": HunyuanVideoTransformerBlock, "single": HunyuanVideoSingleTransformerBlock}
 TOLERANCE = 0.05
 """Largest difference to attention in float32, of outputs and gradients of about unit size."""
@@ -57,8 +61,8 @@ def measure_blocks(bench: Bench) -> Iterator[Row]:
     """Yield both blocks under each kernel, their activations kept and recomputed."""
     for kernel in bench.kernels:
         for kind in BLOCKS:
-            for recompute in (False, True):
-                name = f"{kind} block{', recomputed' * recompute}"
+            for recompute, how in RECOMPUTED.items():
+                name = f"{kind} block{how}"
                 yield attempt(name, kernel, partial(block, bench, name, kind, kernel, recompute))
 
 
@@ -143,7 +147,7 @@ def block(
     name: str,
     kind: str,
     kernel: AttentionKernel,
-    recompute: bool = False,
+    recompute: Recompute = "none",
     *,
     compiled: bool = False,
 ) -> Row:
@@ -163,7 +167,10 @@ def block(
     video = bench.randn(1, sample.video_tokens, sample.model_dim).requires_grad_()
     text = bench.randn(1, shapes.num_text_tokens, sample.model_dim).requires_grad_()
     embedding = bench.randn(1, sample.model_dim)
-    run = partial(checkpointed, module) if recompute else module
+    keeps_attention = recompute == "selective"
+    run = module
+    if recompute != "none":
+        run = partial(checkpointed, module, keeps_attention=keeps_attention)
 
     def forward() -> Tensor:
         module.zero_grad(set_to_none=True)
@@ -184,7 +191,7 @@ def block(
 def whole(bench: Bench, preset: str, kernel: AttentionKernel) -> Row:
     """Measure a whole transformer once, its blocks recomputed."""
     network = random_network(bench, preset)
-    set_kernels(network, KernelsConfig(attention=kernel, recompute_blocks=True))
+    set_kernels(network, KernelsConfig(attention=kernel, recompute_blocks="full"))
     x_sigma, sigma, conditions = inputs_of(bench, preset)
     found = median_round(bench, lambda: network(x_sigma, sigma, conditions), repeats=0)
     return Row(
@@ -194,7 +201,7 @@ def whole(bench: Bench, preset: str, kernel: AttentionKernel) -> Row:
         found.backward_s,
         found.saved_bytes if bench.on_gpu else None,
         found.peak_bytes if bench.on_gpu else None,
-        operations(bench.sample(preset), ForwardPass("", "", "weights"), recompute=True),
+        operations(bench.sample(preset), ForwardPass("", "", "weights"), recompute="full"),
     )
 
 

@@ -91,7 +91,7 @@ def training_recipe(bench: Bench, engine: dict[str, Any]) -> Recipe:
     values["model"] = {"preset": "portrait-tiny"}
     values["schedule"] |= {"batch_size": 1, "num_cycles": NUM_CYCLES, "sample_every": None}
     values["cluster"] |= {"num_workers": 1, "gpus_per_worker": int(bench.on_gpu)}
-    values["kernels"] = {"attention": "auto", "recompute_blocks": True}
+    values["kernels"] = {"attention": "auto", "recompute_blocks": "full"}
     if not bench.is_tiny:
         shapes = PRESETS["magic141-13b"]
         assert isinstance(shapes.transformer, HunyuanVideoConfig)

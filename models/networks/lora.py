@@ -104,7 +104,7 @@ def checkpointed(block: nn.Module, *inputs: Any, keeps_attention: bool = False) 
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-def run_block(transformer: nn.Module, block: nn.Module, *inputs: Any) -> Any:
+def run_block(transformer: Any, block: nn.Module, *inputs: Any) -> Any:
     """Run a block; recompute it in the backward if the transformer has gradient checkpointing."""
     if torch.is_grad_enabled() and transformer.gradient_checkpointing:
         return transformer._gradient_checkpointing_func(block, *inputs)

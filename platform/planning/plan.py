@@ -206,7 +206,7 @@ class Plan:
         if self.given_mfu is not None or self.gpu is None:
             return self.given_mfu or 0
         alone = replace(self.sample, sequence_parallel=1, lora_rank=0, activation_bytes=2)
-        done = operations(alone, ForwardPass("", ""), recompute=False)
+        done = operations(alone, ForwardPass("", ""), recompute="none")
         return done / forward_seconds(alone, self.used_rates) / self.gpu.operations_per_s
 
     @property

@@ -37,7 +37,7 @@ def describe_proposals(made: Plan) -> Iterator[str]:
     """Yield a line for each layout, and which of them is the recipe's own."""
     layouts = propose(made)
     if not layouts:
-        yield "no layout of recomputation, sequence parallelism and micro-batches fits on these GPUs"
+        yield "no layout of recomputation, sequence groups and micro-batches fits on these GPUs"
         return
     yield "the fastest layouts that fit:"
     for layout in layouts:

@@ -131,9 +131,7 @@ def batch_of(recipe: Recipe, made: Plan) -> Batch:
     """Return a micro-batch of the largest bucket with the longest prompts."""
     shapes, sample, count = recipe.model.shapes.transformer, made.sample, made.num_samples
     with torch.device("meta"):
-        x0 = torch.empty(
-            count, shapes.latent_channels, sample.frames, sample.height, sample.width
-        )
+        x0 = torch.empty(count, shapes.latent_channels, sample.frames, sample.height, sample.width)
         tokens, dims = shapes.num_text_tokens, (shapes.text_embed_dim, shapes.pooled_projection_dim)
         given = Conditions(
             text=torch.empty(count, tokens, dims[0]),
@@ -163,16 +161,16 @@ def _flash_attention() -> Iterator[None]:
         **scaling: Any,
     ) -> Tensor:
         kernel = aten._scaled_dot_product_flash_attention_for_cpu
-        return kernel(q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scaling.get("scale"))[0]
+        return kernel(
+            q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scaling.get("scale")
+        )[0]
 
     with _scoped_library("aten", "IMPL") as library:
         library.impl("scaled_dot_product_attention", flash, "AutogradMeta")
         yield
 
 
-def rehearse_role(
-    method: Method, role: str, batch: Batch, made: Plan
-) -> RoleRehearsal:
+def rehearse_role(method: Method, role: str, batch: Batch, made: Plan) -> RoleRehearsal:
     """Run one update of a role up to its gradients."""
     trained = {
         name: parameter
@@ -246,7 +244,9 @@ def _planned_operations(made: Plan, role: str) -> float:
 def _where(error: BaseException, modules: Mapping[str, nn.Module]) -> str:
     """Say what went wrong and in which module, with the shapes of its own parameters."""
     names = {
-        module: f"{role}.{name}" for role, root in modules.items() for name, module in root.named_modules()
+        module: f"{role}.{name}"
+        for role, root in modules.items()
+        for name, module in root.named_modules()
     }
     place, trace = "outside the networks", error.__traceback__
     while trace is not None:
@@ -256,7 +256,7 @@ def _where(error: BaseException, modules: Mapping[str, nn.Module]) -> str:
             shapes = ", ".join(f"{name} {tuple(p.shape)}" for name, p in own)
             place = f"{names[module]} ({shapes})" if shapes else names[module]
         trace = trace.tb_next
-    return f"{place}: {type(error).__name__}: {str(error)}"
+    return f"{place}: {type(error).__name__}: {error!s}"
 
 
 class _Meter(TorchDispatchMode):
@@ -270,9 +270,7 @@ class _Meter(TorchDispatchMode):
         self._held = {p.untyped_storage()._cdata for p in parameters}
         self._known = set[int]()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if (formula := FLOPS.get(func._overloadpacket)) is not None:

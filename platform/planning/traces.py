@@ -31,10 +31,8 @@ from magicdistill.models.networks.discriminator import Discriminator
 from magicdistill.models.networks.lora import add_lora
 from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE, SequenceGroup
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
+from magicdistill.platform.planning.flops import ATTENTION_BACKWARD
 
-ATTENTION_BACKWARD = 2.5
-"""Operations of a backward of attention over those of its forward: five products of matrices for
-two. Papers on kernels count so too."""
 INTENSITY = 100
 """Operations per byte below which a product of matrices is bound by memory: one row through a
 modulation's weights."""
@@ -135,7 +133,7 @@ def _repeated(steps: Sequence[Step], counts: Sequence[int], *, falling: bool) ->
 
 def _record(sample: Sample, step: ForwardPass, kernels: KernelsConfig) -> "Recorder":
     """Run a pass of a shallow network on the meta device."""
-    recorder = Recorder(sample.shapes)
+    recorder = Recorder(sample.shapes, attends_again=kernels.recompute_blocks == "full")
     sequence = WHOLE_SEQUENCE
     if sample.sequence_parallel > 1:
         sequence = CountedExchanges(sample.sequence_parallel, recorder)
@@ -183,8 +181,8 @@ def _inputs(sample: Sample) -> tuple[Tensor, Tensor, Conditions]:
 class Recorder:
     """Notes the steps of a network that runs on the meta device."""
 
-    def __init__(self, shapes: BackboneConfig) -> None:
-        self.shapes = shapes
+    def __init__(self, shapes: BackboneConfig, *, attends_again: bool) -> None:
+        self.shapes, self.attends_again = shapes, attends_again
         self.forward: list[Step] = []
         self.backward: list[Step] = []
         self._steps = self.forward
@@ -193,6 +191,11 @@ class Recorder:
     def work(self) -> Work:
         """The work of the module that was called last."""
         return self._steps[-1].work
+
+    def attend(self, operations: float) -> None:
+        """Count attention, in the backward only where it is recomputed."""
+        if self._steps is not self.backward or self.attends_again:
+            self.work.attention += operations
 
     def answering_reads(self) -> "_CountedOperations":
         """Count nothing, and answer where the network reads the length of a prompt."""
@@ -343,7 +346,7 @@ class _Attention(torch.autograd.Function):
         operations = 4 * q.numel() * k.shape[-2]
         ctx.save_for_backward(q, k, v)
         ctx.recorder, ctx.operations = recorder, operations
-        recorder.work.attention += operations
+        recorder.attend(operations)
         return torch.empty_like(q)
 
     @staticmethod

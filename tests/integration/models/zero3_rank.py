@@ -87,7 +87,7 @@ def wrong_keys(folder: Path) -> dict[str, Any]:
 
 
 def scores(folder: Path, out: Path) -> dict[str, Any]:
-    """Train and run the critic in bfloat16, blocks recomputed but for attention, and save the generator."""
+    """Train and run the critic in bfloat16, attention kept, and save the generator."""
     config = DeepSpeedEngineConfig(zero_stage=3, precision="bf16")
     zero3, optimizer = placement(config), OptimizerConfig(lr=1e-2)
     base = load_transformer(folder, placement=zero3)

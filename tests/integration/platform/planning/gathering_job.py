@@ -19,7 +19,7 @@ from magicdistill.platform.engines.zero3 import placement
 from tests.tiny import tiny_inputs, tiny_shapes
 
 SHAPES = tiny_shapes(num_attention_heads=4, num_layers=2, num_single_layers=3, num_text_tokens=4)
-KERNELS = KernelsConfig(recompute_blocks=True)
+KERNELS = KernelsConfig(recompute_blocks="full")
 LIMITS: dict[str, dict[str, int]] = {
     name: dict(
         zip(

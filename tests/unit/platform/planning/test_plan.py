@@ -44,7 +44,9 @@ def sample(precision: Precision = "fp32") -> Sample:
     return Sample(SHAPES, 3, 12, 12, activation_bytes=size, lora_rank=RANK)
 
 
-def generator(precision: Precision, *, recompute: Recompute) -> tuple[nn.Module, Callable[[], Tensor]]:
+def generator(
+    precision: Precision, *, recompute: Recompute
+) -> tuple[nn.Module, Callable[[], Tensor]]:
     network = VelocityModel(build_transformer(SHAPES)).to(DTYPES[precision])
     set_kernels(network, KernelsConfig(recompute_blocks=recompute))
     return network, lambda: network(*tiny_inputs())
@@ -89,7 +91,9 @@ def test_the_generators_saved_activations_are_predicted(
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("recompute", ["none", "full"])
-def test_the_critics_saved_activations_are_predicted(precision: Precision, recompute: Recompute) -> None:
+def test_the_critics_saved_activations_are_predicted(
+    precision: Precision, recompute: Recompute
+) -> None:
     module = critic(precision, recompute=recompute)
     steps = {
         "velocity": ForwardPass("critic", "", "lora"),
