@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from magicdistill.data_pipeline.io.arrow import pc, pq
+from magicdistill.data_pipeline.io.arrow import of_texts, pc, pq
 from magicdistill.data_pipeline.io.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -76,11 +76,8 @@ class Listing:
 
 def _hashes(names: pa.Array) -> Any:
     """Return 64 bits of each name, 0 of null."""
-    import duckdb  # half a second, which no `--help` should take
-
-    keys = pa.table({"name": names})  # noqa: F841, which the query reads by its name
-    with duckdb.connect(config={"threads": 1}) as connection:
-        return connection.sql("select coalesce(hash(name), 0) as h from keys").fetchnumpy()["h"]
+    hashed = of_texts("coalesce(hash(text), 0)", names)
+    return hashed.to_numpy(zero_copy_only=False)
 
 
 def kept_listing(store: Any, location: str, folder: Path | None, max_age_h: float) -> Listing:

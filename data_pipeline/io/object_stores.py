@@ -223,9 +223,8 @@ class Folder:
         """Return the states of files, as `state` does; null for a name that is null."""
         if self.remote:
             return self._listing.states(names)
-        found = names.dictionary_encode()
-        states = [self.state(name) for name in found.dictionary.to_pylist()]
-        return pa.array(states, pa.string()).take(found.indices)
+        states = [None if name is None else self.state(name) for name in names.to_pylist()]
+        return pa.array(states, pa.string())
 
     def names(self) -> Iterator[str]:
         """Yield the paths of all files below the folder, sorted, without hidden ones (`.name`).

@@ -12,6 +12,8 @@ from magicdistill.data_pipeline.rows import CLIP_COLUMNS, STORED, ClipRow, Video
 
 MAPS = {"scores": "DOUBLE", "scorers": "VARCHAR", "blobs": "BLOB"}
 """Maps of a clip that become columns, with the type of their values."""
+IMPORTED = "imported."
+"""Begins the names of the columns of imported scores, which a listing has for each of its keys."""
 SLICE = "slice"
 """Column of a hash of the video's id, by which files are sorted: rows of one slice are together, so
 that a query over some slices skips the other row groups of all files."""

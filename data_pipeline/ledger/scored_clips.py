@@ -10,7 +10,6 @@ from magicdistill.data_pipeline.ledger.columns import MAPS, NUM_SLICES, PLAIN, S
 from magicdistill.data_pipeline.ledger.ledger import LedgerRows
 from magicdistill.data_pipeline.scorers.base import ABSENT, Scorer
 
-_LISTED_FACTS = "ordinal, video_id, fingerprint, mixture, time_scale, imported_scores"
 ROWS_AT_ONCE = 1_000_000
 """About as many rows of ledger and listing are brought together at once, which bounds memory."""
 LISTED = ("uri", "path", "license", "mixture", "entry", "time_scale", "caption", "imported_scores")
@@ -49,6 +48,7 @@ def videos_without_clips(rows: LedgerRows, listing: str, measures: str, part: st
 def scored_clips(
     rows: LedgerRows,
     listing: str,
+    imported: Sequence[str],
     measures: str,
     scorers: Sequence[Scorer],
     part: str,
@@ -61,12 +61,13 @@ def scored_clips(
     A clip's span, size, failure and so on are those of one of its rows: of contradicting ones a
     failure counts, and else the largest, so that it does not matter which is read first. Of each
     scorer the results of the wanted version count, from whichever row. Columns are `ordinal`, those
-    of `CLIP_COLUMNS` that need no look at the listing's texts, and `scores.…`, `scorers.…` and
-    `blobs.…`; the scores of an absent scorer are null.
+    of `CLIP_COLUMNS` that need no look at the listing's texts, and `imported.…`, `scores.…`,
+    `scorers.…` and `blobs.…`; the scores of an absent scorer are null.
 
     Args:
         rows: the ledger's rows.
         listing: the videos that the sources list now, a table or a query in parentheses.
+        imported: its columns of imported scores.
         measures: version of the settings under which the clips must have been found.
         scorers: scorers whose results are wanted; results of their other versions are ignored.
         part: the condition on slices.
@@ -86,9 +87,9 @@ def scored_clips(
         for scorer in scorers
         if not versions[scorer.kind].startswith(ABSENT)
     ]
-    same = {"video_id": "l", "fingerprint": "l", SLICE: "l", "ordinal": "v"}
-    same |= dict.fromkeys(("mixture", "time_scale", "imported_scores"), "v")
-    videos = f"(SELECT {_LISTED_FACTS} FROM {listing} WHERE {part})"
+    facts = ["ordinal", "mixture", "time_scale", *map(name, imported)]
+    same = {"video_id": "l", "fingerprint": "l", SLICE: "l"} | dict.fromkeys(facts, "v")
+    videos = f"(SELECT video_id, fingerprint, {', '.join(facts)} FROM {listing} WHERE {part})"
     joined = (
         f"(FROM ({rows.sql}) WHERE {part} AND {only}) AS l "
         f"JOIN {videos} AS v USING (video_id, fingerprint)"

@@ -228,9 +228,8 @@ class CurationState:
             options["only"] = f"clip_id IN (SELECT clip_id FROM {some})"
         measures, listed = self.config.measures, self.listing.sql
         repeated = self._repeated(rows, part)
-        return scored_clips(
-            rows, listed, measures.version, measures.scorers, part, repeated, **options
-        )
+        settings = self.listing.imported, measures.version, measures.scorers
+        return scored_clips(rows, listed, *settings, part, repeated, **options)
 
     def _repeated(self, rows: LedgerRows, part: str) -> str:
         """Return the table of the clips of some slices that have several rows, or nothing."""

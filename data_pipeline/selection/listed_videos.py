@@ -1,13 +1,15 @@
 """The videos that sources list, as tables on the disk."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from magicdistill.data_pipeline.io.query import Database, text
-from magicdistill.data_pipeline.ledger.columns import SLICE, slice_of
+from magicdistill.data_pipeline.io.arrow import of_texts, pc
+from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database, text
+from magicdistill.data_pipeline.io.storage import write_parquet
+from magicdistill.data_pipeline.ledger.columns import IMPORTED, SLICE, slice_of
 from magicdistill.data_pipeline.ledger.takedowns import REASON, Takedowns
 from magicdistill.data_pipeline.rows import VIDEO_SCHEMA
 
@@ -15,16 +17,19 @@ FILE_ROWS = 500_000
 """Videos in one file."""
 DECIDING = (
     *("ordinal", "video_id", "source_id", "uri", "fingerprint", "mixture", "time_scale"),
-    *("imported_scores", "fault"),
+    "fault",
 )
-"""Columns of the listing that decisions ask for."""
+"""Columns of the listing that decisions ask for, beside the imported scores."""
+REPEATED = ("source_id", "uri", "path", "license", "mixture", "fault", "imported_scores.key")
+"""Columns in which videos that follow each other in the listing have few different values."""
 
 
 class ListedVideos:
     """All videos of a config's sources, also those that cannot be used, as Parquet files.
 
     Some files have all columns of `Video` and `ordinal`, which counts the videos: those of a file
-    follow each other in the listing. Others have what decisions ask for, and are sorted by slice.
+    follow each other in the listing. Others have what decisions ask for, with a column for each
+    imported score, and are sorted by slice.
     """
 
     def __init__(
@@ -51,7 +56,9 @@ class ListedVideos:
             self._write(VIDEO_SCHEMA.empty_table())
         files = [file.with_name(f"sorted-{file.name}") for file in self._files]
         self.sql = database.files(files)
-        """The table of all videos with the columns of DECIDING."""
+        self.imported = [c for c in database.columns(self.sql) if c.startswith(IMPORTED)]
+        """The columns of imported scores, `imported.<name>`."""
+        """The table of all videos with the columns of DECIDING, `imported.…` and `slice`."""
 
     @property
     def ranges(self) -> Iterator[tuple[str, str]]:
@@ -79,23 +86,32 @@ class ListedVideos:
 
     def _write(self, rows: pa.Table) -> None:
         ordinals = np.arange(self.num_videos, self.num_videos + len(rows))
+        rows = self._marked(rows.append_column("ordinal", pa.array(ordinals, pa.int64())))
+        file = self._folder / f"{len(self._files):05d}.parquet"
+        _write(rows, file, REPEATED, "ordinal")
+        slices = of_texts(slice_of("text"), rows["video_id"].combine_chunks())
+        columns = rows.select(DECIDING).append_column(SLICE, slices)
+        for key, values in _wide(rows["imported_scores"].combine_chunks()).items():
+            columns = columns.append_column(f"{IMPORTED}{key}", values)
+        by_slice = np.argsort(slices.to_numpy(), kind="stable")
+        _write(columns.take(by_slice), file.with_name(f"sorted-{file.name}"), REPEATED[4:], SLICE)
+        self._files.append(file)
+        self.num_videos += len(rows)
+
+    def _marked(self, rows: pa.Table) -> pa.Table:
+        """Return videos, of those that were taken down only their names and the reason."""
+        if not pc.any(pc.is_in(rows["source_id"], self._taken_down["source_id"])).as_py():
+            return rows
         reason = f"concat({text(f'{REASON}: on ')}, day)"
         marked = (
             f"SELECT v.* REPLACE (CASE WHEN day IS NULL THEN fault ELSE {reason} END AS fault, "
             f"CASE WHEN day IS NULL THEN fingerprint ELSE concat('fault ', {reason}) END "
             "AS fingerprint, CASE WHEN day IS NULL THEN caption ELSE '' END AS caption, "
             "CASE WHEN day IS NULL THEN imported_scores ELSE MAP {} END AS imported_scores) "
-            "FROM listed AS v LEFT JOIN gone USING (source_id)"
+            "FROM listed AS v LEFT JOIN gone USING (source_id) ORDER BY ordinal"
         )
-        file = self._folder / f"{len(self._files):05d}.parquet"
-        listed = rows.append_column("ordinal", pa.array(ordinals, pa.int64()))
-        with self._db.named(listed=listed, gone=self._taken_down):
-            self._db.write(marked, file)
-        deciding = f"SELECT {', '.join(DECIDING)}, {slice_of('video_id')} AS {SLICE}"
-        query = f"{deciding} FROM {self._db.files([file])} ORDER BY {SLICE}"
-        self._db.write(query, file.with_name(f"sorted-{file.name}"))
-        self._files.append(file)
-        self.num_videos += len(rows)
+        with self._db.named(listed=rows, gone=self._taken_down):
+            return self._db.table(marked).select(rows.column_names).cast(rows.schema)
 
 
 def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -109,3 +125,40 @@ def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             held = [rows.slice(FILE_ROWS)]
     if sum(map(len, held)):
         yield pa.concat_tables(held)
+
+
+def _wide(maps: pa.MapArray) -> dict[str, pa.Array]:
+    """Return a column for each key of maps of numbers, null where a map has none."""
+    offsets = maps.offsets.to_numpy()
+    keys, items = (
+        side.slice(offsets[0], offsets[-1] - offsets[0]) for side in (maps.keys, maps.items)
+    )
+    rows = np.repeat(np.arange(len(maps)), np.diff(offsets))
+    keys, items = keys.dictionary_encode(), items.to_numpy(zero_copy_only=False)
+    columns: dict[str, pa.Array] = {}
+    for number, key in enumerate(keys.dictionary.to_pylist()):
+        own = keys.indices.to_numpy() == number
+        values, is_absent = np.zeros(len(maps)), np.ones(len(maps), bool)
+        values[rows[own]], is_absent[rows[own]] = items[own], False
+        columns[key] = pa.array(values, mask=is_absent)
+    return columns
+
+
+def _write(rows: pa.Table, path: Path, repeated: Sequence[str], ordered_by: str) -> None:
+    """Write a table, which takes DuckDB three times as long where columns hold maps or lists.
+
+    Args:
+        rows: the table.
+        path: the file.
+        repeated: columns whose different values are written once for each row group.
+        ordered_by: the column by which a reader may skip row groups.
+    """
+    write_parquet(
+        rows,
+        path,
+        row_group_size=ROWS_PER_GROUP,
+        use_dictionary=[*repeated],
+        write_statistics=[ordered_by],
+        compression="zstd",
+        compression_level=1,
+    )

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from magicdistill.data_pipeline.io.arrow import pc
-from magicdistill.data_pipeline.rows import Video, digest, videos_from_table
+from magicdistill.data_pipeline.io.arrow import of_texts, pc
+from magicdistill.data_pipeline.rows import Video, videos_from_table
 from magicdistill.data_pipeline.sources.base import SourceConfig
+from magicdistill.data_pipeline.sources.columns import digests
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,8 @@ def iter_tables(sources: Sequence[SourceConfig], clips_directory: Path) -> Itera
             if not new.all():
                 found["listed before"] += len(new) - int(new.sum())
                 table = table.filter(pa.array(new))
-            reasons = pc.value_counts(pc.list_element(pc.split_pattern(table["fault"], ":"), 0))
-            for reason in reasons.to_pylist():
-                found[reason["values"] or "to read"] += reason["counts"]
+            for fault in pc.value_counts(table["fault"]).to_pylist():
+                found[fault["values"].partition(":")[0] or "to read"] += fault["counts"]
             if table.num_rows:
                 yield table
         logger.info("source %s: %s", source.kind, dict(found))
@@ -84,9 +84,7 @@ class _Seen:
 
 def _numbers(ids: pa.Array) -> npt.NDArray[np.uint64]:
     """Return the first 16 of the hexadecimal digits of each id, as numbers."""
-    try:
-        digits = bytes.fromhex("".join(ids.to_pylist()))
-        table = np.frombuffer(digits, np.uint8).reshape(len(ids), 10)
-    except ValueError:  # a plugin's ids, which are any texts
-        return _numbers(pa.array([digest(text) for text in ids.to_pylist()], pa.string()))
-    return np.ascontiguousarray(table[:, :8]).view(np.uint64)[:, 0]
+    if not pc.all(pc.match_substring_regex(ids, "^[0-9a-f]{20}$")).as_py():
+        ids = digests(ids)  # a plugin's ids are any texts
+    numbers = of_texts("('0x' || left(text, 16))::UBIGINT", ids)
+    return numbers.to_numpy()
