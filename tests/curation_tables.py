@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Bucket, Policy
+from magicdistill.data_pipeline.io.kept_tables import KeptTables
 from magicdistill.data_pipeline.io.query import Database, name, text
 from magicdistill.data_pipeline.ledger.columns import IMPORTED, widened
 from magicdistill.data_pipeline.ledger.decisions import candidates, decided, write_refusals
@@ -26,13 +27,16 @@ from magicdistill.data_pipeline.rows import (
 )
 from magicdistill.data_pipeline.scorers.base import Scorer
 from magicdistill.data_pipeline.selection.judged_clips import ClipTable, JudgedClips
-from magicdistill.data_pipeline.selection.listed_videos import ListedVideos
+from magicdistill.data_pipeline.selection.listed_videos import ListedVideos, write_listing
 
 NOTHING = Takedowns({}, {})
 
 
 def listed(db: Database, videos: Sequence[Video]) -> ListedVideos:
-    return ListedVideos(db, "videos", [videos_to_table(videos)], NOTHING)
+    tables = KeptTables(db.folder / "listing")
+    folder = tables.begin("videos")
+    write_listing(db, folder.path, [videos_to_table(videos)], NOTHING)
+    return ListedVideos(db, folder)
 
 
 def scored(

@@ -59,6 +59,14 @@ class Listing:
             places = pc.coalesce(places, self._shared.take(twins))
         return self._states.take(places).cast(pa.string())
 
+    def fingerprint(self) -> str:
+        """Return a text that changes with any name or state."""
+        found = hashlib.blake2b(digest_size=16)
+        for column in (self._names, self._states):
+            for buffer in column.buffers():
+                found.update(buffer or b"")
+        return found.hexdigest()
+
     @cached_property
     def _by_hash(self) -> tuple[Any, Any]:
         """Hashes of all names in order, and the place of each: looking one up takes no table."""

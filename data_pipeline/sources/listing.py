@@ -3,6 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
+from inspect import getfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from magicdistill.data_pipeline.io.arrow import of_texts, pc
-from magicdistill.data_pipeline.rows import Video, videos_from_table
+from magicdistill.data_pipeline.io.object_stores import file_state, is_remote
+from magicdistill.data_pipeline.rows import Video, digest, videos_from_table
 from magicdistill.data_pipeline.sources.base import SourceConfig
 from magicdistill.data_pipeline.sources.columns import digests
 
@@ -51,6 +54,34 @@ def iter_tables(sources: Sequence[SourceConfig], clips_directory: Path) -> Itera
             if table.num_rows:
                 yield table
         logger.info("source %s: %s", source.kind, dict(found))
+
+
+def listing_key(sources: Sequence[SourceConfig], clips_directory: Path) -> str | None:
+    """Return a text that changes where `iter_tables` may list anything else.
+
+    Null where that is unknown: a source does not say what it reads, or wants its store to be asked
+    in every run.
+
+    Raises:
+        FileNotFoundError: if a folder does not exist.
+    """
+    parts: list[object] = [code_version()]
+    for source in sources:
+        inputs = source.inputs()
+        if inputs is None or (not source.listing_max_age_h and any(map(is_remote, inputs.folders))):
+            return None
+        folders = (source.folder(folder, clips_directory) for folder in inputs.folders)
+        parts += [source.model_dump_json(), Path(getfile(type(source))).read_bytes()]
+        parts += map(file_state, inputs.files)
+        parts += (folder.fingerprint() for folder in folders)
+    return digest(*parts)
+
+
+@cache
+def code_version() -> str:
+    """Return a digest of the code that makes tables: what other code has made is not used."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return digest(*(file.read_text() for file in files))
 
 
 class _Seen:

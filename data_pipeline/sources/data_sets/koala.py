@@ -9,7 +9,7 @@ from pydantic import Field
 
 from magicdistill.data_pipeline.io.arrow import pc
 from magicdistill.data_pipeline.io.manifests import Rows, read_rows
-from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Inputs, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.columns import entries_of, mask, scores, spans, text
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, numbers, parse_span
 from magicdistill.data_pipeline.sources.stores import Store, Terms
@@ -39,6 +39,10 @@ class Koala(SourceConfig):
     mixture: Mixture = "general"
     """Kind of the clips, which decides their limits."""
     SCORES: ClassVar = ("koala",)
+
+    def inputs(self) -> Inputs:
+        """Return the manifests and the store."""
+        return Inputs(self.manifests, [self.store.path])
 
     def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield the videos of the store that the manifests name."""
