@@ -100,22 +100,37 @@ def kept_listing(store: Any, location: str, folder: Path | None, max_age_h: floa
     """
     if folder is None or max_age_h == 0:
         return Listing(list_prefix(store, location))
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    name = hashlib.sha256(f"{endpoint} {location}".encode()).hexdigest()[:20]
-    path = folder / f"{name}.parquet"
-    if kept := _read(path, location, max_age_h):
+    if kept := _read(_place(location, folder), location, max_age_h):
         return kept
     begun = time.time()
     table = list_prefix(store, location)
-    stamped = table.replace_schema_metadata({LISTED_AT: str(begun)})
     try:
-        write_whole(
-            path,
-            lambda temporary: pq.write_table(stamped, temporary, write_page_checksum=True),
-        )
+        keep_listing(table, location, folder, begun)
     except OSError as error:
         logger.warning("the listing of %s is not kept: %s", location, error)
     return Listing(table)
+
+
+def keep_listing(table: pa.Table, location: str, folder: Path, begun: float) -> None:
+    """Write a table of `SCHEMA` where `kept_listing` finds it.
+
+    Args:
+        table: the listing, sorted by name.
+        location: what is listed, as in `kept_listing`.
+        folder: where listings are kept.
+        begun: when the listing was begun, in seconds since 1970.
+    """
+    stamped = table.replace_schema_metadata({LISTED_AT: str(begun)})
+    write_whole(
+        _place(location, folder),
+        lambda temporary: pq.write_table(stamped, temporary, write_page_checksum=True),
+    )
+
+
+def _place(location: str, folder: Path) -> Path:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    name = hashlib.sha256(f"{endpoint} {location}".encode()).hexdigest()[:20]
+    return folder / f"{name}.parquet"
 
 
 def _read(path: Path, location: str, max_age_h: float) -> Listing | None:
