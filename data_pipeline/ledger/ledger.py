@@ -169,7 +169,8 @@ class Ledger:
         path = self._decisions / f"{name}.parquet"
         if not made_as or _made_as(path) != made_as.encode():
             schema = DECISION_SCHEMA.with_metadata({MADE_AS: made_as})
-            write_batches(batches, schema, path)
+            repeated = ["source_id", "status", "reasons.list.element"]
+            write_batches(batches, schema, path, use_dictionary=repeated)
         return path
 
     def fingerprint(self) -> str:

@@ -90,8 +90,8 @@ class CurationState:
         self._listing_digest = folder.facts["digest"]
         self._judged: JudgedClips | None = None
         self._judged_by: str | None = None
-        self._repeated_of: tuple[LedgerRows, str] | None = None
-        self._repeated_in = ""
+        self._repeated_in: dict[tuple[str, str], str] = {}
+        """Tables of `repeated_clips`, by the query of rows and the condition on slices."""
 
     @property
     def clips(self) -> JudgedClips:
@@ -161,27 +161,36 @@ class CurationState:
 
         With `hopeful`, those are left out that their present scores already reject.
         """
-        config = self.config
         versions = versions_of(scorers)
 
         def ask(rows: LedgerRows) -> list[Path]:
             target = self._folder("lacking")
             for number, part in enumerate(self._parts(rows)):
-                clips = f"({self._clips(rows, part)})"
-                columns = self._db.columns(clips)
-                wanted = f"failure = '' AND {lacking(columns, versions)}"
-                if hopeful:
-                    clips = f"({judged(clips, columns, config.policy, config.buckets, {})})"
-                    wanted += " AND status = 'accepted'"
-                ids = self.new_file("ids")
-                self._db.write(f"SELECT clip_id FROM {clips} WHERE {wanted}", ids)
-                some = self._db.files([ids])
-                whole = self._clips(rows, part, some, blobs=list(self._versions))
-                self._db.write(f"{whole} {IN_ORDER}", target / f"{number:03d}.parquet")
+                clips = self._clips_lacking(rows, part, versions, hopeful)
+                self._db.write(f"{clips} {IN_ORDER}", target / f"{number:03d}.parquet")
             return sorted(target.iterdir())
 
         tables = [self._db.files([file]) for file in self._ledger.read(ask)]
         return ClipTable(self._db, tables, self.listing)
+
+    def _clips_lacking(
+        self, rows: LedgerRows, part: str, versions: Mapping[str, str], hopeful: bool
+    ) -> str:
+        """Return the query of the clips of some slices that lack scores, with their blobs."""
+        config, blobs = self.config, list(self._versions)
+        # Most rows have all scores; the clips that they are of need not be brought together.
+        unseen = f"failure = '' AND {lacking(rows.columns, versions)}"
+        some = self._written(f"SELECT clip_id FROM ({rows.sql}) WHERE {part} AND {unseen}")
+        if not some:
+            return self._clips(rows, part, only="false", blobs=blobs)
+        clips = f"({self._clips(rows, part, some)})"
+        columns = self._db.columns(clips)
+        wanted = f"failure = '' AND {lacking(columns, versions)}"
+        if hopeful:
+            clips = f"({judged(clips, columns, config.policy, config.buckets, {})})"
+            wanted += " AND status = 'accepted'"
+        ids = self._written(f"SELECT clip_id FROM {clips} WHERE {wanted}")
+        return self._clips(rows, part, ids, blobs=blobs, **{} if ids else {"only": "false"})
 
     def judge(self, temporary: Ledger, held_out: Sequence["CurationState"] = ()) -> None:
         """Decide on all clips that the ledger has, and on this run's temporary failures.
@@ -287,19 +296,22 @@ class CurationState:
         if some:
             options["only"] = f"clip_id IN (SELECT clip_id FROM {some})"
         measures, listed = self.config.measures, self.listing.sql
-        repeated = self._repeated(rows, part)
+        repeated = self._repeated(rows, part) if options.get("only") != "false" else ""
         settings = self.listing.imported, measures.version, measures.scorers
         return scored_clips(rows, listed, *settings, part, repeated, **options)
 
     def _repeated(self, rows: LedgerRows, part: str) -> str:
         """Return the table of the clips of some slices that have several rows, or nothing."""
-        if self._repeated_of != (rows, part):
-            file = self.new_file("repeated")
-            self._db.write(repeated_clips(rows, part), file)
-            found = self._db.files([file])
-            self._repeated_of = rows, part
-            self._repeated_in = found if self._db.value(f"SELECT count(*) FROM {found}") else ""
-        return self._repeated_in
+        if (rows.sql, part) not in self._repeated_in:
+            self._repeated_in[rows.sql, part] = self._written(repeated_clips(rows, part))
+        return self._repeated_in[rows.sql, part]
+
+    def _written(self, query: str) -> str:
+        """Return the table of a query's result, or nothing where it is empty."""
+        file = self.new_file("found")
+        self._db.write(query, file)
+        found = self._db.files([file])
+        return found if self._db.value(f"SELECT count(*) FROM {found}") else ""
 
     def _judge_alone(self, rows: LedgerRows, folder: Path) -> dict[str, str]:
         """Write the clips that are judged by themselves, and what copies of them are found by.

@@ -16,6 +16,8 @@ from magicdistill.data_pipeline.selection.listed_videos import ListedVideos
 IN_ORDER = "ORDER BY ordinal, start, clip_id"
 """The order of the listing, and inside a video that of its frames."""
 BATCH_ROWS = 10_000
+STORED_ROWS = 100_000
+"""Decisions that are stored together, as a row group."""
 
 
 class ClipTable:
@@ -127,7 +129,7 @@ class JudgedClips(ClipTable):
         columns = "clip_id, source_id, status, reasons"
         for table in self._tables:
             yield from self.database.batches(
-                f"SELECT {columns} FROM {table} {IN_ORDER}", BATCH_ROWS
+                f"SELECT {columns} FROM {table} {IN_ORDER}", STORED_ROWS
             )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from magicdistill.data_pipeline.io.arrow import of_texts, pc
+from magicdistill.data_pipeline.io.arrow import pc
 from magicdistill.data_pipeline.io.object_stores import file_state, is_remote
 from magicdistill.data_pipeline.rows import Video, digest, videos_from_table
 from magicdistill.data_pipeline.sources.base import SourceConfig
@@ -84,6 +84,11 @@ def code_version() -> str:
     return digest(*(file.read_text() for file in files))
 
 
+_DIGITS = np.full(256, 0xFF, np.uint8)
+"""The value of each hexadecimal digit by its character code, 255 of other characters."""
+_DIGITS[[*b"0123456789abcdef"]] = range(16)
+
+
 class _Seen:
     """The ids that were listed, as 64 of the 80 bits of each: 36 million rows take 0.3 GB.
 
@@ -115,7 +120,12 @@ class _Seen:
 
 def _numbers(ids: pa.Array) -> npt.NDArray[np.uint64]:
     """Return the first 16 of the hexadecimal digits of each id, as numbers."""
-    if not pc.all(pc.match_substring_regex(ids, "^[0-9a-f]{20}$")).as_py():
-        ids = digests(ids)  # a plugin's ids are any texts
-    numbers = of_texts("('0x' || left(text, 16))::UBIGINT", ids)
-    return numbers.to_numpy()
+    if not len(ids):
+        return np.zeros(0, np.uint64)
+    _, offsets, content = ids.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[ids.offset :][: len(ids) + 1]
+    digits = _DIGITS[np.frombuffer(content, np.uint8)[bounds[0] : bounds[-1]]]
+    if (np.diff(bounds) != 20).any() or digits.max() == 0xFF:  # a plugin's ids, which are any texts
+        return _numbers(digests(ids))
+    pairs = digits.reshape(-1, 10, 2)[:, :8]
+    return (pairs[..., 0] << 4 | pairs[..., 1]).view(np.uint64)[:, 0]
