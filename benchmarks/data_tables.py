@@ -174,8 +174,9 @@ def decide_rows(place: Path) -> Row:
 
 def decide_by_another_policy(place: Path) -> Row:
     """Do the same by limits that no run before had."""
-    limits = {"all": {"exposure.luma": Limit(min=40)}}
-    return _stages(place, Policy(max_clips_per_source=6, limits=limits))
+    brighter = Limit(min=40)
+    policy = Policy(max_clips_per_source=6, limits={"all": {"exposure.luma": brighter}})
+    return _stages(place, policy)
 
 
 def add_night(place: Path) -> Row:

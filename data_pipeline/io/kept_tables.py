@@ -88,7 +88,7 @@ class KeptTables:
         self._remove_old()
 
     def _remove_old(self) -> None:
-        for place in self._place.parent.iterdir():
+        for place in filter(Path.is_dir, self._place.parent.iterdir()):
             most = MAX_KEPT if place == self._place else None
             used = {path: _used_s(path) for path in place.iterdir() if path.is_dir()}
             whole = [path for path in used if (path / FACTS).exists()]

@@ -15,6 +15,8 @@ from magicdistill.data_pipeline.ledger.columns import IMPORTED, SLICE, slice_of
 from magicdistill.data_pipeline.ledger.takedowns import REASON, Takedowns
 from magicdistill.data_pipeline.rows import VIDEO_SCHEMA
 
+SUFFIX = ".table"
+"""End of the files' names: where copies of objects are removed to make room, `.parquet` goes."""
 FILE_ROWS = 500_000
 """Videos in one file."""
 DECIDING = (
@@ -37,8 +39,8 @@ class ListedVideos:
     def __init__(self, database: Database, folder: KeptFolder) -> None:
         """Take the folder that `write_listing` has filled."""
         self._db, self._held = database, folder
-        self._files = sorted(folder.path.glob("[0-9]*.parquet"))
-        self.sql = database.files(sorted(folder.path.glob("sorted-*.parquet")))
+        self._files = sorted(folder.path.glob(f"[0-9]*{SUFFIX}"))
+        self.sql = database.files(sorted(folder.path.glob(f"sorted-*{SUFFIX}")))
         self.num_videos: int = database.value(f"SELECT count(*) FROM {self.sql}")
         self.imported = [c for c in database.columns(self.sql) if c.startswith(IMPORTED)]
         """The columns of imported scores, `imported.<name>`."""
@@ -89,7 +91,7 @@ def write_listing(
         ordinals = np.arange(num_videos, num_videos + len(rows))
         rows = rows.append_column("ordinal", pa.array(ordinals, pa.int64()))
         rows = _marked(database, rows, takedowns)
-        file = folder / f"{number:05d}.parquet"
+        file = folder / f"{number:05d}{SUFFIX}"
         _write(rows, file, REPEATED, "ordinal")
         slices = of_texts(slice_of("text"), rows["video_id"].combine_chunks())
         columns = rows.select(DECIDING).append_column(SLICE, slices)
