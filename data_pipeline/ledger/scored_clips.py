@@ -79,10 +79,9 @@ def scored_clips(
     has = set(rows.columns)
     versions = {scorer.kind: scorer.version for scorer in scorers}
     found = _found_with_the_clip(has, versions)
-    fields = ", ".join(f"{name(column)}: {name(column)}" for column in (*FINDINGS, *found))
     counts = f"measures = {text(measures)} AND NOT {_is_stale(has, versions)}"
-    chosen = _Gathered("chosen", f"{{lost: failure <> '', failure: failure, {fields}}}", counts)
-    results = [
+    gathered = [_chosen(("failure", *FINDINGS, *found), counts)]
+    gathered += [
         _result(scorer, versions[scorer.kind], has, scorer.kind in blobs)
         for scorer in scorers
         if not versions[scorer.kind].startswith(ABSENT)
@@ -94,24 +93,23 @@ def scored_clips(
         f"(FROM ({rows.sql}) WHERE {part} AND {only}) AS l "
         f"JOIN {videos} AS v USING (video_id, fingerprint)"
     )
-    gathered = (chosen, *results)
+    fixed = [f"{text(measures)} AS measures"]
+    fixed += [column for scorer in scorers for column in _absent(scorer, versions[scorer.kind])]
     values = [f"{table}.{column}" for column, table in same.items()]
-    values += [f"CASE WHEN {g.condition} THEN {g.value} END AS {name(g.name)}" for g in gathered]
-    clips = f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE {counts}"
-    if repeated:
-        values = [f"any_value({table}.{column})" for column, table in same.items()]
-        values += [f"max({g.value}) FILTER (WHERE {g.condition})" for g in gathered]
-        clips = (
-            f"{clips} AND clip_id NOT IN (FROM {repeated}) UNION ALL "
-            f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE clip_id IN (FROM {repeated}) "
-            f"GROUP BY clip_id HAVING bool_or({counts})"
-        )
-    columns = [f"chosen.{name(c)} AS {name(c)}" for c in ("failure", *FINDINGS, *found)]
-    columns += [column for result in results for column in result.columns]
-    columns += [column for scorer in scorers for column in _absent(scorer, versions[scorer.kind])]
+    values += [column for g in gathered for column in g.of_one_row]
+    clips = f"SELECT clip_id, {', '.join((*values, *fixed))} FROM {joined} WHERE {counts}"
+    if not repeated:
+        return clips
+    values = [f"any_value({table}.{column}) AS {column}" for column, table in same.items()]
+    values += [f"max({g.value}) FILTER (WHERE {g.condition}) AS {name(g.name)}" for g in gathered]
+    several = (
+        f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE clip_id IN (FROM {repeated}) "
+        f"GROUP BY clip_id HAVING bool_or({counts})"
+    )
+    columns = ("clip_id", *same, *(column for g in gathered for column in g.of_several), *fixed)
     return (
-        f"SELECT clip_id, {', '.join(same)}, {text(measures)} AS measures, "
-        f"{', '.join(columns)} FROM ({clips})"
+        f"{clips} AND clip_id NOT IN (FROM {repeated}) UNION ALL "
+        f"SELECT {', '.join(columns)} FROM ({several})"
     )
 
 
@@ -122,8 +120,18 @@ class _Gathered:
     name: str
     value: str
     condition: str
-    columns: Sequence[str] = ()
+    of_several: Sequence[str]
     """What becomes of it."""
+    of_one_row: Sequence[str]
+    """The same where the clip has a single row, without a detour by the value, which costs time."""
+
+
+def _chosen(columns: Sequence[str], counts: str) -> _Gathered:
+    """Return what is taken of the row whose findings count."""
+    fields = ", ".join(f"{name(column)}: {name(column)}" for column in columns)
+    value = f"{{lost: failure <> '', {fields}}}"
+    taken = [f"chosen.{name(column)} AS {name(column)}" for column in columns]
+    return _Gathered("chosen", value, counts, taken, [*map(name, columns)])
 
 
 def _result(scorer: Scorer, version: str, has: Collection[str], with_blob: bool) -> _Gathered:
@@ -134,9 +142,14 @@ def _result(scorer: Scorer, version: str, has: Collection[str], with_blob: bool)
         held.append(f"blobs.{kind}")
     fields = ", ".join(f"{name(column)}: {_or_null(column, has)}" for column in held)
     seen = f"failure = '' AND {_or_null(f'scorers.{kind}', has)} = {text(version)}"
-    taken = f"CASE WHEN {name(alias)}.seen THEN {text(version)} END AS {name(f'scorers.{kind}')}"
-    columns = (taken, *(f"{name(alias)}.{name(column)} AS {name(column)}" for column in held))
-    return _Gathered(alias, f"{{seen: true, {fields}}}", seen, columns)
+    scorer_column = name(f"scorers.{kind}")
+    taken = f"CASE WHEN {name(alias)}.seen THEN {text(version)} END AS {scorer_column}"
+    of_several = (taken, *(f"{name(alias)}.{name(column)} AS {name(column)}" for column in held))
+    of_one_row = [f"CASE WHEN {seen} THEN {text(version)} END AS {scorer_column}"]
+    of_one_row += [
+        f"CASE WHEN {seen} THEN {_or_null(column, has)} END AS {name(column)}" for column in held
+    ]
+    return _Gathered(alias, f"{{seen: true, {fields}}}", seen, of_several, of_one_row)
 
 
 def _absent(scorer: Scorer, version: str) -> Iterator[str]:
