@@ -10,8 +10,9 @@ from magicdistill.data_pipeline.ledger.columns import MAPS, NUM_SLICES, PLAIN, S
 from magicdistill.data_pipeline.ledger.ledger import LedgerRows
 from magicdistill.data_pipeline.scorers.base import ABSENT, Scorer
 
-ROWS_AT_ONCE = 1_000_000
-"""About as many rows of ledger and listing are brought together at once, which bounds memory."""
+ROWS_AT_ONCE = 4_000_000
+"""About as many rows of ledger and listing are brought together at once, which bounds memory. With
+fewer, row groups of ROWS_PER_GROUP, which lie in slices of a file, would be read several times."""
 LISTED = ("uri", "path", "license", "mixture", "entry", "time_scale", "caption", "imported_scores")
 """Columns of a clip that the present listing fills in. The recorded source id stays: takedowns find
 all that a film left by it."""
