@@ -7,7 +7,7 @@ import pyarrow as pa
 from magicdistill.data_pipeline.config import Bucket, Policy
 from magicdistill.data_pipeline.io.kept_tables import KeptTables
 from magicdistill.data_pipeline.io.query import Database, name, text
-from magicdistill.data_pipeline.ledger.columns import IMPORTED, widened
+from magicdistill.data_pipeline.ledger.columns import imported_column, widened
 from magicdistill.data_pipeline.ledger.decisions import candidates, decided, write_refusals
 from magicdistill.data_pipeline.ledger.duplicates import COMPARED
 from magicdistill.data_pipeline.ledger.ledger import Ledger, LedgerRows
@@ -102,7 +102,7 @@ def _wide(db: Database, title: str, clips: Sequence[ClipRow]) -> str:
         wide = widened(db, "given")
         keys = db.rows("SELECT DISTINCT unnest(map_keys(imported_scores)) AS key FROM given")
         imported = "".join(
-            f", g.imported_scores[{text(key)}] AS {name(f'{IMPORTED}{key}')}" for (key,) in keys
+            f", g.imported_scores[{text(key)}] AS {name(imported_column(key))}" for (key,) in keys
         )
         db.write(
             f"SELECT w.*, g.ordinal{imported} FROM ({wide}) AS w JOIN given AS g USING (clip_id)",

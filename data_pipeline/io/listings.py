@@ -62,9 +62,11 @@ class Listing:
     def fingerprint(self) -> str:
         """Return a text that changes with any name or state."""
         found = hashlib.blake2b(digest_size=16)
-        for column in (self._names, self._states):
-            for buffer in column.buffers():
-                found.update(buffer or b"")
+        for column in (self._names, self._states) if len(self._names) else ():
+            _, offsets, content = column.buffers()
+            ends = np.frombuffer(offsets, np.int64)[column.offset :][: len(column) + 1]
+            found.update(np.diff(ends))
+            found.update(memoryview(content)[ends[0] : ends[-1]])
         return found.hexdigest()
 
     @cached_property

@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import pyarrow as pa
 
@@ -276,14 +277,21 @@ class Folder:
 
 
 def _states_below(folder: str, above: set[str]) -> Iterator[str]:
-    """Yield a line for everything below a folder, links followed unless they lead into a circle."""
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            yield f"{entry.path} {local_state(entry.path)}\n"
-            if entry.is_dir():
-                own = os.path.realpath(entry.path)
-                if own not in above:
-                    yield from _states_below(entry.path, above | {own})
+    """Yield a line for everything below a folder, links followed unless they lead into a circle.
+
+    Of a folder that cannot be read nothing is known, so that it yields another line each time.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        yield f"{folder} {uuid4()}\n"
+        return
+    for entry in entries:
+        yield f"{entry.path} {local_state(entry.path)}\n"
+        if entry.is_dir():
+            own = os.path.realpath(entry.path)
+            if own not in above:
+                yield from _states_below(entry.path, above | {own})
 
 
 def file_state(location: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from magicdistill.data_pipeline.config import LIMITS, Bucket, Limit, Policy
 from magicdistill.data_pipeline.io.query import name, text
-from magicdistill.data_pipeline.ledger.columns import IMPORTED
+from magicdistill.data_pipeline.ledger.columns import imported_column
 from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.scorers.base import ABSENT
 
@@ -81,7 +81,7 @@ def lacking(columns: Collection[str], versions: Mapping[str, str]) -> str:
 
 def value_of(score: str, columns: Collection[str]) -> str:
     """Return a score of a clip as SQL, our own or else the imported one of that name."""
-    imported = _or_null(f"{IMPORTED}{score}", columns)
+    imported = _or_null(imported_column(score), columns)
     own, scorer = f"scores.{score}", f"scorers.{score.partition('.')[0]}"
     if own not in columns:
         return imported

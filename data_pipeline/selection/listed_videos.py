@@ -11,7 +11,7 @@ from magicdistill.data_pipeline.io.arrow import of_texts, pc
 from magicdistill.data_pipeline.io.kept_tables import KeptFolder
 from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database, text
 from magicdistill.data_pipeline.io.storage import write_parquet
-from magicdistill.data_pipeline.ledger.columns import IMPORTED, SLICE, slice_of
+from magicdistill.data_pipeline.ledger.columns import IMPORTED, SLICE, imported_column, slice_of
 from magicdistill.data_pipeline.ledger.takedowns import REASON, Takedowns
 from magicdistill.data_pipeline.rows import VIDEO_SCHEMA
 
@@ -41,10 +41,10 @@ class ListedVideos:
         self._db, self._held = database, folder
         self._files = sorted(folder.path.glob(f"[0-9]*{SUFFIX}"))
         self.sql = database.files(sorted(folder.path.glob(f"sorted-*{SUFFIX}")))
+        """The table of all videos with the columns of DECIDING, `imported.…` and `slice`."""
         self.num_videos: int = database.value(f"SELECT count(*) FROM {self.sql}")
         self.imported = [c for c in database.columns(self.sql) if c.startswith(IMPORTED)]
-        """The columns of imported scores, `imported.<name>`."""
-        """The table of all videos with the columns of DECIDING, `imported.…` and `slice`."""
+        """The columns of imported scores, as `imported_column` names them."""
 
     @property
     def ranges(self) -> Iterator[tuple[str, str]]:
@@ -96,7 +96,7 @@ def write_listing(
         slices = of_texts(slice_of("text"), rows["video_id"].combine_chunks())
         columns = rows.select(DECIDING).append_column(SLICE, slices)
         for key, values in _wide(rows["imported_scores"].combine_chunks()).items():
-            columns = columns.append_column(f"{IMPORTED}{key}", values)
+            columns = columns.append_column(imported_column(key), values)
         by_slice = np.argsort(slices.to_numpy(), kind="stable")
         file = file.with_name(f"sorted-{file.name}")
         _write(columns.take(by_slice), file, ("mixture", "fault"), SLICE)

@@ -168,7 +168,8 @@ def test_scores_of_the_listing_go_along_whatever_file_a_video_is_in(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("magicdistill.data_pipeline.selection.listed_videos.FILE_ROWS", 4)
-    scores = [{}, {"a.x": 1.5}, {"a.y": 2.0, "a.x": 3.0}, {"b.\"z'": 0.0}, {}, {"a.x": 7.0}] * 5
+    odd = {"b.\"z'": 0.0, "A.x": 9.0, "a.^x": 9.0}
+    scores = [{}, {"a.x": 1.5}, {"a.y": 2.0, "a.x": 3.0, "a.X": 1.0}, odd, {}, {"a.x": 7.0}] * 5
     videos = [replace(video(number), imported_scores=found) for number, found in enumerate(scores)]
     below = CONFIG.policy.model_copy(update={"limits": {"all": {"a.x": Limit(max=2.0)}}})
     state = state_of(ledger, videos, CONFIG.model_copy(update={"policy": below}))
