@@ -3,8 +3,8 @@ r"""What the data pipeline costs, as ratios in one run; every pair works on the 
 `python benchmarks/data.py` renders clips, then measures: curation through Ray Data against a bare
 loop over the same callables, random reads of the latent cache against FastVideo's shape of
 Parquet, a manifest of a million rows, memory as the number of clips grows tenfold, copies among up
-to a million clips, and decisions on as many (36 million take 15 GB of disk: `--only decisions
---rows 36000000`).
+to a million clips, and listing of and decisions on as many (36 million take 30 GB below `TMPDIR`:
+`--only decisions --rows 36000000`).
 `--data_juicer DIR`, the environment that Data-Juicer is installed in, adds its Ray executor; with
 a later PyAV than the one it pins, it drops every clip:
     python -m venv DIR
@@ -14,7 +14,7 @@ a later PyAV than the one it pins, it drops every clip:
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ray
@@ -45,7 +45,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        measures: dict[str, Callable[[], list[Row]]] = {
+        measures: dict[str, Callable[[], Iterable[Row]]] = {
             "ray": lambda: [against_a_bare_loop(folder, args.clips)],
             "juicer": lambda: against_data_juicer(folder, args.clips, args.data_juicer),
             "reads": lambda: [against_one_row_group(folder)],
@@ -57,8 +57,8 @@ def main() -> None:
             ),
         }
         for key in args.only or measures:
-            rows += (found := measures[key]())
-            for row in found:
+            for row in measures[key]():
+                rows.append(row)
                 print(spell(row), flush=True)
     write_result(args.out, {"rows": rows, "ray": ray.__version__})
     print(f"written to {args.out}")

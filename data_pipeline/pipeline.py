@@ -14,6 +14,7 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.io.kept_tables import TABLES
 from magicdistill.data_pipeline.io.query import Database, text
 from magicdistill.data_pipeline.io.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.io.user_files import demand_output_folder
@@ -39,7 +40,7 @@ from magicdistill.data_pipeline.selection.publishing import (
     publish_selection,
     write_missing_prompts,
 )
-from magicdistill.data_pipeline.sources.listing import iter_tables
+from magicdistill.data_pipeline.sources.listing import iter_tables, listing_key
 from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,
     Embed,
@@ -155,10 +156,15 @@ class Curator:
         self._temporary = Ledger(self._db.folder / "temporary", self._db)
         self._num_commits = 0
         takedowns = Takedowns.load(self._root / "ledger")
-        clips = local_folder(self._root) / "clips"
+        here = local_folder(self._root)
+        clips = here / "clips"
         self._states = [
-            CurationState(c, self._db, self._ledger, iter_tables(c.sources, clips), takedowns)
-            for c in configs
+            CurationState(
+                *(config, self._db, self._ledger, iter_tables(config.sources, clips), takedowns),
+                kept=here / TABLES,
+                key=listing_key(config.sources, clips),
+            )
+            for config in configs
         ]
 
     def ingest(self) -> None:
@@ -229,7 +235,8 @@ class Curator:
             for reason, count in selection.absent.items():
                 logger.warning("%s: %d clips are judged without that score", reason, count)
             name = digest(selection.config.model_dump_json())
-            self._ledger.write_decisions(name, selection.judged.stored())
+            judged = selection.judged
+            self._ledger.write_decisions(name, judged.stored(), judged.made_as)
         self._merge_parts()
         return selections
 

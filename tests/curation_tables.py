@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Bucket, Policy
-from magicdistill.data_pipeline.io.query import Database
-from magicdistill.data_pipeline.ledger.columns import widened
+from magicdistill.data_pipeline.io.kept_tables import KeptTables
+from magicdistill.data_pipeline.io.query import Database, name, text
+from magicdistill.data_pipeline.ledger.columns import imported_column, widened
 from magicdistill.data_pipeline.ledger.decisions import candidates, decided, write_refusals
 from magicdistill.data_pipeline.ledger.duplicates import COMPARED
 from magicdistill.data_pipeline.ledger.ledger import Ledger, LedgerRows
@@ -26,13 +27,16 @@ from magicdistill.data_pipeline.rows import (
 )
 from magicdistill.data_pipeline.scorers.base import Scorer
 from magicdistill.data_pipeline.selection.judged_clips import ClipTable, JudgedClips
-from magicdistill.data_pipeline.selection.listed_videos import ListedVideos
+from magicdistill.data_pipeline.selection.listed_videos import ListedVideos, write_listing
 
 NOTHING = Takedowns({}, {})
 
 
 def listed(db: Database, videos: Sequence[Video]) -> ListedVideos:
-    return ListedVideos(db, "videos", [videos_to_table(videos)], NOTHING)
+    tables = KeptTables(db.folder / "listing")
+    folder = tables.begin("videos")
+    write_listing(db, folder.path, [videos_to_table(videos)], NOTHING)
+    return ListedVideos(db, folder)
 
 
 def scored(
@@ -46,7 +50,9 @@ def scored(
     def ask(rows: LedgerRows) -> None:
         for number, part in enumerate(slice_ranges(rows.num_rows)):
             repeated = f"({repeated_clips(rows, part)})"
-            query = scored_clips(rows, listing.sql, measures, scorers, part, repeated, blobs)
+            query = scored_clips(
+                rows, listing.sql, listing.imported, measures, scorers, part, repeated, blobs
+            )
             db.write(query, db.folder / "scored" / f"{number}.parquet")
 
     ledger.read(ask)
@@ -94,8 +100,12 @@ def _wide(db: Database, title: str, clips: Sequence[ClipRow]) -> str:
     numbers = pa.array(range(len(clips)), pa.int64())
     with db.named(given=clips_to_table(clips).append_column("ordinal", numbers)):
         wide = widened(db, "given")
+        keys = db.rows("SELECT DISTINCT unnest(map_keys(imported_scores)) AS key FROM given")
+        imported = "".join(
+            f", g.imported_scores[{text(key)}] AS {name(imported_column(key))}" for (key,) in keys
+        )
         db.write(
-            f"SELECT w.*, g.ordinal FROM ({wide}) AS w JOIN given AS g USING (clip_id)",
+            f"SELECT w.*, g.ordinal{imported} FROM ({wide}) AS w JOIN given AS g USING (clip_id)",
             db.folder / title,
         )
     return db.files([db.folder / title])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from magicdistill.data_pipeline.io.arrow import pc, pq
+from magicdistill.data_pipeline.io.arrow import of_texts, pc, pq
 from magicdistill.data_pipeline.io.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,16 @@ class Listing:
             places = pc.coalesce(places, self._shared.take(twins))
         return self._states.take(places).cast(pa.string())
 
+    def fingerprint(self) -> str:
+        """Return a text that changes with any name or state."""
+        found = hashlib.blake2b(digest_size=16)
+        for column in (self._names, self._states) if len(self._names) else ():
+            _, offsets, content = column.buffers()
+            ends = np.frombuffer(offsets, np.int64)[column.offset :][: len(column) + 1]
+            found.update(np.diff(ends))
+            found.update(memoryview(content)[ends[0] : ends[-1]])
+        return found.hexdigest()
+
     @cached_property
     def _by_hash(self) -> tuple[Any, Any]:
         """Hashes of all names in order, and the place of each: looking one up takes no table."""
@@ -76,11 +86,8 @@ class Listing:
 
 def _hashes(names: pa.Array) -> Any:
     """Return 64 bits of each name, 0 of null."""
-    import duckdb  # half a second, which no `--help` should take
-
-    keys = pa.table({"name": names})  # noqa: F841, which the query reads by its name
-    with duckdb.connect(config={"threads": 1}) as connection:
-        return connection.sql("select coalesce(hash(name), 0) as h from keys").fetchnumpy()["h"]
+    hashed = of_texts("coalesce(hash(text), 0)", names)
+    return hashed.to_numpy(zero_copy_only=False)
 
 
 def kept_listing(store: Any, location: str, folder: Path | None, max_age_h: float) -> Listing:
@@ -95,22 +102,37 @@ def kept_listing(store: Any, location: str, folder: Path | None, max_age_h: floa
     """
     if folder is None or max_age_h == 0:
         return Listing(list_prefix(store, location))
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    name = hashlib.sha256(f"{endpoint} {location}".encode()).hexdigest()[:20]
-    path = folder / f"{name}.parquet"
-    if kept := _read(path, location, max_age_h):
+    if kept := _read(_place(location, folder), location, max_age_h):
         return kept
     begun = time.time()
     table = list_prefix(store, location)
-    stamped = table.replace_schema_metadata({LISTED_AT: str(begun)})
     try:
-        write_whole(
-            path,
-            lambda temporary: pq.write_table(stamped, temporary, write_page_checksum=True),
-        )
+        keep_listing(table, location, folder, begun)
     except OSError as error:
         logger.warning("the listing of %s is not kept: %s", location, error)
     return Listing(table)
+
+
+def keep_listing(table: pa.Table, location: str, folder: Path, begun: float) -> None:
+    """Write a table of `SCHEMA` where `kept_listing` finds it.
+
+    Args:
+        table: the listing, sorted by name.
+        location: what is listed, as in `kept_listing`.
+        folder: where listings are kept.
+        begun: when the listing was begun, in seconds since 1970.
+    """
+    stamped = table.replace_schema_metadata({LISTED_AT: str(begun)})
+    write_whole(
+        _place(location, folder),
+        lambda temporary: pq.write_table(stamped, temporary, write_page_checksum=True),
+    )
+
+
+def _place(location: str, folder: Path) -> Path:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    name = hashlib.sha256(f"{endpoint} {location}".encode()).hexdigest()[:20]
+    return folder / f"{name}.parquet"
 
 
 def _read(path: Path, location: str, max_age_h: float) -> Listing | None:

@@ -30,7 +30,7 @@ from magicdistill.data_pipeline.io.object_stores import (
 
 logger = logging.getLogger(__name__)
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 16 << 20
 """How much of a text is parsed at once."""
 MAX_ROW_BYTES = 8 << 20
 """Largest row of a CSV file; a quote that is not closed within it is taken for a stray one."""

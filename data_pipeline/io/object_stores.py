@@ -1,5 +1,6 @@
 """Where files are: local folders and object stores behind one small interface."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import pyarrow as pa
 
@@ -223,9 +225,8 @@ class Folder:
         """Return the states of files, as `state` does; null for a name that is null."""
         if self.remote:
             return self._listing.states(names)
-        found = names.dictionary_encode()
-        states = [self.state(name) for name in found.dictionary.to_pylist()]
-        return pa.array(states, pa.string()).take(found.indices)
+        states = [None if name is None else self.state(name) for name in names.to_pylist()]
+        return pa.array(states, pa.string())
 
     def names(self) -> Iterator[str]:
         """Yield the paths of all files below the folder, sorted, without hidden ones (`.name`).
@@ -241,6 +242,18 @@ class Folder:
             if not os.path.isdir(path):
                 name = os.fsencode(path.relative_to(self._path).as_posix())
                 yield name.decode(errors="replace")
+
+    def fingerprint(self) -> str:
+        """Return a text that changes where any file is added, removed or replaced.
+
+        A local folder is walked for it, with one look at each file.
+        """
+        if self.remote:
+            return self._listing.fingerprint()
+        found = hashlib.blake2b(digest_size=16)
+        for line in _states_below(str(self._path), {os.path.realpath(self._path)}):
+            found.update(line.encode(errors="surrogateescape"))
+        return found.hexdigest()
 
     def prepare(self) -> None:
         """List a prefix of an object store now; several can be listed side by side."""
@@ -261,6 +274,35 @@ class Folder:
         """States of all files by name, for those who ask one by one."""
         names = [*self._listing.names()]
         return dict(zip(names, self._listing.states(pa.array(names)).to_pylist(), strict=True))
+
+
+def _states_below(folder: str, above: set[str]) -> Iterator[str]:
+    """Yield a line for everything below a folder, links followed unless they lead into a circle.
+
+    Of a folder that cannot be read nothing is known, so that it yields another line each time.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        yield f"{folder} {uuid4()}\n"
+        return
+    for entry in entries:
+        yield f"{entry.path} {local_state(entry.path)}\n"
+        if entry.is_dir():
+            own = os.path.realpath(entry.path)
+            if own not in above:
+                yield from _states_below(entry.path, above | {own})
+
+
+def file_state(location: str) -> str | None:
+    """Return a text that changes when a file is replaced; None without one."""
+    if not is_remote(location):
+        return local_state(local_path(location))
+    try:
+        facts = filesystem().info(location, refresh=True)
+    except FileNotFoundError:
+        return None
+    return f"{facts['size']}-{facts.get('ETag')}"
 
 
 def local_state(path: Path | str) -> str | None:

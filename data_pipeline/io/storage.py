@@ -56,11 +56,14 @@ def write_parquet(table: pa.Table, path: AnyPath, **options: Any) -> None:
     write_whole(path, lambda temporary: pq.write_table(table, temporary, **options))
 
 
-def write_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: AnyPath) -> None:
+def write_batches(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: AnyPath, **options: Any
+) -> None:
     """Write batches, as they come, as one table with checksums, whole or not at all."""
+    options["write_page_checksum"] = True
 
     def write(temporary: Path) -> None:
-        with pq.ParquetWriter(temporary, schema, write_page_checksum=True) as file:
+        with pq.ParquetWriter(temporary, schema, **options) as file:
             for batch in batches:
                 file.write_batch(batch.cast(schema))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from magicdistill.data_pipeline.config import Bucket, Limit, Policy
 from magicdistill.data_pipeline.io.query import Database, text
+from magicdistill.data_pipeline.ledger.columns import IMPORTED, imported_score
 from magicdistill.data_pipeline.ledger.policy import beyond, frames_score, value_of
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -42,8 +43,7 @@ class Calibration:
         """Take a table of `policy.judged` with its columns, and what judged it."""
         self._db, self._policy, self._buckets = database, policy, buckets
         self._clips = f"(FROM {clips} WHERE failure = '')"
-        keys = "SELECT DISTINCT unnest(map_keys(imported_scores)) AS key"
-        imported = [key for (key,) in database.rows(f"{keys} FROM {self._clips} ORDER BY key")]
+        imported = sorted(imported_score(c) for c in columns if c.startswith(IMPORTED))
         own = [c.partition(".")[2] for c in columns if c.startswith("scores.")]
         self._values = _structural_values(buckets) | {
             score: value_of(score, columns) for score in (*imported, *own)

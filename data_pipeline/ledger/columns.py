@@ -4,6 +4,7 @@ Scoring commits rows of `CLIP_SCHEMA`, with maps of scores. Where parts are merg
 are asked, a map becomes columns such as `scores.blur.effect`, `scorers.blur` and `blobs.phash`.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import MISSING, fields
 
@@ -12,12 +13,25 @@ from magicdistill.data_pipeline.rows import CLIP_COLUMNS, STORED, ClipRow, Video
 
 MAPS = {"scores": "DOUBLE", "scorers": "VARCHAR", "blobs": "BLOB"}
 """Maps of a clip that become columns, with the type of their values."""
+IMPORTED = "imported."
+"""Begins the names of the columns of imported scores, which a listing has for each of its keys."""
 SLICE = "slice"
 """Column of a hash of the video's id, by which files are sorted: rows of one slice are together, so
 that a query over some slices skips the other row groups of all files."""
 NUM_SLICES = 256
 PLAIN = tuple(column for column in CLIP_COLUMNS if column not in MAPS)
 """Columns of the ledger's rows that are no such maps."""
+
+
+def imported_column(score: str) -> str:
+    """Return the column of an imported score. DuckDB takes `A` for `a` in names of columns, and a
+    data set may have both, so that capitals are written as `^a`."""
+    return IMPORTED + re.sub(r"[A-Z^]", lambda found: f"^{found[0].lower()}", score)
+
+
+def imported_score(column: str) -> str:
+    """Return the score of a column that `imported_column` named."""
+    return re.sub(r"\^(.)", lambda found: found[1].upper(), column.removeprefix(IMPORTED))
 
 
 def slice_of(video_id: str) -> str:

@@ -18,6 +18,7 @@ from magicdistill.data_pipeline.io.storage import (
     list_files,
     list_sizes,
     local_copy,
+    open_parquet,
     read_files,
     remove,
     write_batches,
@@ -50,6 +51,8 @@ MERGED = ".wide.parquet"
 """End of the name of a part with a column for each score, as merging makes it."""
 NEW_PART_ROWS = 100_000
 """Rows of a part that is committed from a query."""
+MADE_AS = b"made_as"
+"""Key in the metadata of a file of decisions of the name that tells them from others."""
 PARTS_AT_ONCE = 64
 """Parts that are read into memory together to be asked."""
 
@@ -156,11 +159,24 @@ class Ledger:
                 continue
             write_text(path, json.dumps(scorer.describe(), indent=1))
 
-    def write_decisions(self, name: str, batches: Iterator[pa.RecordBatch]) -> AnyPath:
-        """Write the decisions of one config as `<name>.parquet` and return that file."""
+    def write_decisions(
+        self, name: str, batches: Iterator[pa.RecordBatch], made_as: str = ""
+    ) -> AnyPath:
+        """Write the decisions of one config as `<name>.parquet` and return that file.
+
+        It is left as it is if it holds the decisions that were made as `made_as`.
+        """
         path = self._decisions / f"{name}.parquet"
-        write_batches(batches, DECISION_SCHEMA, path)
+        if not made_as or _made_as(path) != made_as.encode():
+            schema = DECISION_SCHEMA.with_metadata({MADE_AS: made_as})
+            repeated = ["source_id", "status", "reasons.list.element"]
+            write_batches(batches, schema, path, use_dictionary=repeated)
         return path
+
+    def fingerprint(self) -> str:
+        """Return a text that changes where rows are added or removed."""
+        sizes = list_sizes(self._scores, "*.parquet")
+        return digest(*((path.name, size) for path, size in sizes.items()))
 
     def parts(self) -> list[AnyPath]:
         """Return the committed files of scores and failures."""
@@ -228,6 +244,14 @@ class Ledger:
 
     def _write_wide(self, rows: pa.Table, part: str) -> None:
         write_parquet(rows, self._scores / f"{part}{MERGED}", row_group_size=ROWS_PER_GROUP)
+
+
+def _made_as(path: AnyPath) -> bytes | None:
+    try:
+        with open_parquet(path) as file:
+            return (file.schema_arrow.metadata or {}).get(MADE_AS)
+    except (OSError, pa.ArrowException):
+        return None  # it is not there, or damaged
 
 
 def _is_merged(part: AnyPath) -> bool:

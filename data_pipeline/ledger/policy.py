@@ -9,6 +9,7 @@ from typing import Literal
 
 from magicdistill.data_pipeline.config import LIMITS, Bucket, Limit, Policy
 from magicdistill.data_pipeline.io.query import name, text
+from magicdistill.data_pipeline.ledger.columns import imported_column
 from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.scorers.base import ABSENT
 
@@ -48,13 +49,7 @@ def judged(
         buckets: the shapes; each clip has to fill the one of the nearest aspect.
         versions: versions of the scorers that must have seen a clip, by kind.
     """
-    limited = {score for mixture in LIMITS for score in policy.limits_of(mixture)}
-    imported = sorted(score for score in limited if f"scores.{score}" not in columns)
-    # A score is looked up in the map once, as no query would share that among its conditions.
-    looked_up = (f"imported_scores[{text(s)}] AS {name(f'imported.{s}')}" for s in imported)
-    clips = f"(SELECT {', '.join(('*', *looked_up))} FROM {clips})"
     given = ", ".join((*map(name, columns), "bucket", "num_frames"))
-    columns = {*columns, *(f"imported.{score}" for score in imported)}
     faults = {mixture: _faults(mixture, columns, policy, buckets) for mixture in LIMITS}
     reasons = " ".join(
         f"WHEN mixture = {text(mixture)} THEN {_reasons(found)}"
@@ -86,15 +81,17 @@ def lacking(columns: Collection[str], versions: Mapping[str, str]) -> str:
 
 def value_of(score: str, columns: Collection[str]) -> str:
     """Return a score of a clip as SQL, our own or else the imported one of that name."""
-    imported = name(f"imported.{score}")
-    if f"imported.{score}" not in columns:
-        imported = f"imported_scores[{text(score)}]"
+    imported = _or_null(imported_column(score), columns)
     own, scorer = f"scores.{score}", f"scorers.{score.partition('.')[0]}"
     if own not in columns:
         return imported
     if scorer not in columns:
         return f"coalesce({name(own)}, {imported})"
     return f"coalesce({name(own)}, CASE WHEN {name(scorer)} IS NULL THEN {imported} END)"
+
+
+def _or_null(column: str, columns: Collection[str]) -> str:
+    return name(column) if column in columns else "NULL::DOUBLE"
 
 
 def beyond(value: str, limit: Limit) -> str:

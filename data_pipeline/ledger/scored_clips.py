@@ -10,9 +10,9 @@ from magicdistill.data_pipeline.ledger.columns import MAPS, NUM_SLICES, PLAIN, S
 from magicdistill.data_pipeline.ledger.ledger import LedgerRows
 from magicdistill.data_pipeline.scorers.base import ABSENT, Scorer
 
-_LISTED_FACTS = "ordinal, video_id, fingerprint, mixture, time_scale, imported_scores"
-ROWS_AT_ONCE = 1_000_000
-"""About as many rows of ledger and listing are brought together at once, which bounds memory."""
+ROWS_AT_ONCE = 4_000_000
+"""About as many rows of ledger and listing are brought together at once, which bounds memory. With
+fewer, row groups of ROWS_PER_GROUP, which lie in slices of a file, would be read several times."""
 LISTED = ("uri", "path", "license", "mixture", "entry", "time_scale", "caption", "imported_scores")
 """Columns of a clip that the present listing fills in. The recorded source id stays: takedowns find
 all that a film left by it."""
@@ -49,6 +49,7 @@ def videos_without_clips(rows: LedgerRows, listing: str, measures: str, part: st
 def scored_clips(
     rows: LedgerRows,
     listing: str,
+    imported: Sequence[str],
     measures: str,
     scorers: Sequence[Scorer],
     part: str,
@@ -61,12 +62,13 @@ def scored_clips(
     A clip's span, size, failure and so on are those of one of its rows: of contradicting ones a
     failure counts, and else the largest, so that it does not matter which is read first. Of each
     scorer the results of the wanted version count, from whichever row. Columns are `ordinal`, those
-    of `CLIP_COLUMNS` that need no look at the listing's texts, and `scores.…`, `scorers.…` and
-    `blobs.…`; the scores of an absent scorer are null.
+    of `CLIP_COLUMNS` that need no look at the listing's texts, and `imported.…`, `scores.…`,
+    `scorers.…` and `blobs.…`; the scores of an absent scorer are null.
 
     Args:
         rows: the ledger's rows.
         listing: the videos that the sources list now, a table or a query in parentheses.
+        imported: its columns of imported scores.
         measures: version of the settings under which the clips must have been found.
         scorers: scorers whose results are wanted; results of their other versions are ignored.
         part: the condition on slices.
@@ -78,39 +80,37 @@ def scored_clips(
     has = set(rows.columns)
     versions = {scorer.kind: scorer.version for scorer in scorers}
     found = _found_with_the_clip(has, versions)
-    fields = ", ".join(f"{name(column)}: {name(column)}" for column in (*FINDINGS, *found))
     counts = f"measures = {text(measures)} AND NOT {_is_stale(has, versions)}"
-    chosen = _Gathered("chosen", f"{{lost: failure <> '', failure: failure, {fields}}}", counts)
-    results = [
+    gathered = [_chosen(("failure", *FINDINGS, *found), counts)]
+    gathered += [
         _result(scorer, versions[scorer.kind], has, scorer.kind in blobs)
         for scorer in scorers
         if not versions[scorer.kind].startswith(ABSENT)
     ]
-    same = {"video_id": "l", "fingerprint": "l", SLICE: "l", "ordinal": "v"}
-    same |= dict.fromkeys(("mixture", "time_scale", "imported_scores"), "v")
-    videos = f"(SELECT {_LISTED_FACTS} FROM {listing} WHERE {part})"
+    facts = ["ordinal", "mixture", "time_scale", *map(name, imported)]
+    same = {"video_id": "l", "fingerprint": "l", SLICE: "l"} | dict.fromkeys(facts, "v")
+    videos = f"(SELECT video_id, fingerprint, {', '.join(facts)} FROM {listing} WHERE {part})"
     joined = (
         f"(FROM ({rows.sql}) WHERE {part} AND {only}) AS l "
         f"JOIN {videos} AS v USING (video_id, fingerprint)"
     )
-    gathered = (chosen, *results)
+    fixed = [f"{text(measures)} AS measures"]
+    fixed += [column for scorer in scorers for column in _absent(scorer, versions[scorer.kind])]
     values = [f"{table}.{column}" for column, table in same.items()]
-    values += [f"CASE WHEN {g.condition} THEN {g.value} END AS {name(g.name)}" for g in gathered]
-    clips = f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE {counts}"
-    if repeated:
-        values = [f"any_value({table}.{column})" for column, table in same.items()]
-        values += [f"max({g.value}) FILTER (WHERE {g.condition})" for g in gathered]
-        clips = (
-            f"{clips} AND clip_id NOT IN (FROM {repeated}) UNION ALL "
-            f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE clip_id IN (FROM {repeated}) "
-            f"GROUP BY clip_id HAVING bool_or({counts})"
-        )
-    columns = [f"chosen.{name(c)} AS {name(c)}" for c in ("failure", *FINDINGS, *found)]
-    columns += [column for result in results for column in result.columns]
-    columns += [column for scorer in scorers for column in _absent(scorer, versions[scorer.kind])]
+    values += [column for g in gathered for column in g.of_one_row]
+    clips = f"SELECT clip_id, {', '.join((*values, *fixed))} FROM {joined} WHERE {counts}"
+    if not repeated:
+        return clips
+    values = [f"any_value({table}.{column}) AS {column}" for column, table in same.items()]
+    values += [f"max({g.value}) FILTER (WHERE {g.condition}) AS {name(g.name)}" for g in gathered]
+    several = (
+        f"SELECT clip_id, {', '.join(values)} FROM {joined} WHERE clip_id IN (FROM {repeated}) "
+        f"GROUP BY clip_id HAVING bool_or({counts})"
+    )
+    columns = ("clip_id", *same, *(column for g in gathered for column in g.of_several), *fixed)
     return (
-        f"SELECT clip_id, {', '.join(same)}, {text(measures)} AS measures, "
-        f"{', '.join(columns)} FROM ({clips})"
+        f"{clips} AND clip_id NOT IN (FROM {repeated}) UNION ALL "
+        f"SELECT {', '.join(columns)} FROM ({several})"
     )
 
 
@@ -121,8 +121,18 @@ class _Gathered:
     name: str
     value: str
     condition: str
-    columns: Sequence[str] = ()
+    of_several: Sequence[str]
     """What becomes of it."""
+    of_one_row: Sequence[str]
+    """The same where the clip has a single row, without a detour by the value, which costs time."""
+
+
+def _chosen(columns: Sequence[str], counts: str) -> _Gathered:
+    """Return what is taken of the row whose findings count."""
+    fields = ", ".join(f"{name(column)}: {name(column)}" for column in columns)
+    value = f"{{lost: failure <> '', {fields}}}"
+    taken = [f"chosen.{name(column)} AS {name(column)}" for column in columns]
+    return _Gathered("chosen", value, counts, taken, [*map(name, columns)])
 
 
 def _result(scorer: Scorer, version: str, has: Collection[str], with_blob: bool) -> _Gathered:
@@ -133,9 +143,14 @@ def _result(scorer: Scorer, version: str, has: Collection[str], with_blob: bool)
         held.append(f"blobs.{kind}")
     fields = ", ".join(f"{name(column)}: {_or_null(column, has)}" for column in held)
     seen = f"failure = '' AND {_or_null(f'scorers.{kind}', has)} = {text(version)}"
-    taken = f"CASE WHEN {name(alias)}.seen THEN {text(version)} END AS {name(f'scorers.{kind}')}"
-    columns = (taken, *(f"{name(alias)}.{name(column)} AS {name(column)}" for column in held))
-    return _Gathered(alias, f"{{seen: true, {fields}}}", seen, columns)
+    scorer_column = name(f"scorers.{kind}")
+    taken = f"CASE WHEN {name(alias)}.seen THEN {text(version)} END AS {scorer_column}"
+    of_several = (taken, *(f"{name(alias)}.{name(column)} AS {name(column)}" for column in held))
+    of_one_row = [f"CASE WHEN {seen} THEN {text(version)} END AS {scorer_column}"]
+    of_one_row += [
+        f"CASE WHEN {seen} THEN {_or_null(column, has)} END AS {name(column)}" for column in held
+    ]
+    return _Gathered(alias, f"{{seen: true, {fields}}}", seen, of_several, of_one_row)
 
 
 def _absent(scorer: Scorer, version: str) -> Iterator[str]:

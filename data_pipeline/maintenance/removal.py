@@ -1,5 +1,6 @@
 """Take a film down: remove it from ledger, clips and latents, and keep it from coming back."""
 
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.io.kept_tables import TABLES
 from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, text
 from magicdistill.data_pipeline.io.storage import (
     AnyPath,
@@ -223,7 +225,9 @@ def _remove_folder(version: AnyPath) -> None:
 
 
 def _sweep(root: AnyPath) -> None:
-    """Remove files that interrupted writers and takedowns left, and this machine's copies."""
+    """Remove files that interrupted writers and takedowns left, and this machine's copies and
+    tables, in which the film is listed."""
+    shutil.rmtree(local_folder(root) / TABLES, ignore_errors=True)
     cache = root / "latents"
     for folder in (cache / "shards", cache / "texts"):
         committed = {path.name for path in list_files(folder, f"*{SHARD_INDEX}")}

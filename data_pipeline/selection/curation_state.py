@@ -1,15 +1,16 @@
 """A config on its way through the stages of curation: its videos, their clips and the decisions."""
 
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.io.kept_tables import KeptFolder, KeptTables
 from magicdistill.data_pipeline.io.query import Database, name, text
 from magicdistill.data_pipeline.ledger.columns import SLICE, slice_of
 from magicdistill.data_pipeline.ledger.decisions import candidates, decided, write_refusals
@@ -32,7 +33,8 @@ from magicdistill.data_pipeline.selection.judged_clips import (
     ClipTable,
     JudgedClips,
 )
-from magicdistill.data_pipeline.selection.listed_videos import ListedVideos
+from magicdistill.data_pipeline.selection.listed_videos import ListedVideos, write_listing
+from magicdistill.data_pipeline.sources.listing import code_version
 from magicdistill.data_pipeline.stages.run_scorers import versions_of
 
 _numbers = count()
@@ -48,8 +50,10 @@ class CurationState:
         ledger: Ledger,
         videos: Iterable[pa.Table],
         takedowns: Takedowns,
+        kept: Path | None = None,
+        key: str | None = None,
     ) -> None:
-        """List the videos.
+        """List the videos, unless a run before has kept the same listing.
 
         Args:
             config: the config.
@@ -57,6 +61,9 @@ class CurationState:
             ledger: the ledger, which asks with the same database.
             videos: the videos that the config's sources list, as `iter_tables` gives them.
             takedowns: films and contents that must not be used.
+            kept: folder of tables that later runs use again; by default nothing is kept.
+            key: changes where the videos may have changed, as `listing_key` does; null keeps no
+                listing.
         """
         self.config = config
         self._title = f"config-{next(_numbers)}"
@@ -70,10 +77,21 @@ class CurationState:
                 "taken_down": pa.array(map(takedowns.of_content, takedowns.contents), pa.string()),
             }
         )
-        self.listing = ListedVideos(database, f"{self._title}/videos", videos, takedowns)
+        self._kept = kept or database.folder / self._title / "tables"
+        sources = (source.model_dump_json() for source in config.sources)
+        self._sources = digest(*sources)
+        self._takedowns = digest(takedowns.contents, takedowns.looks)
+        folder = self._made(
+            "listing",
+            key and digest(key, takedowns.sources),
+            lambda path: {"digest": write_listing(database, path, videos, takedowns)},
+        )
+        self.listing = ListedVideos(database, folder)
+        self._listing_digest = folder.facts["digest"]
         self._judged: JudgedClips | None = None
-        self._repeated_of: tuple[LedgerRows, str] | None = None
-        self._repeated_in = ""
+        self._judged_by: str | None = None
+        self._repeated_in: dict[tuple[str, str], str] = {}
+        """Tables of `repeated_clips`, by the query of rows and the condition on slices."""
 
     @property
     def clips(self) -> JudgedClips:
@@ -143,27 +161,36 @@ class CurationState:
 
         With `hopeful`, those are left out that their present scores already reject.
         """
-        config = self.config
         versions = versions_of(scorers)
 
         def ask(rows: LedgerRows) -> list[Path]:
             target = self._folder("lacking")
             for number, part in enumerate(self._parts(rows)):
-                clips = f"({self._clips(rows, part)})"
-                columns = self._db.columns(clips)
-                wanted = f"failure = '' AND {lacking(columns, versions)}"
-                if hopeful:
-                    clips = f"({judged(clips, columns, config.policy, config.buckets, {})})"
-                    wanted += " AND status = 'accepted'"
-                ids = self.new_file("ids")
-                self._db.write(f"SELECT clip_id FROM {clips} WHERE {wanted}", ids)
-                some = self._db.files([ids])
-                whole = self._clips(rows, part, some, blobs=list(self._versions))
-                self._db.write(f"{whole} {IN_ORDER}", target / f"{number:03d}.parquet")
+                clips = self._clips_lacking(rows, part, versions, hopeful)
+                self._db.write(f"{clips} {IN_ORDER}", target / f"{number:03d}.parquet")
             return sorted(target.iterdir())
 
         tables = [self._db.files([file]) for file in self._ledger.read(ask)]
         return ClipTable(self._db, tables, self.listing)
+
+    def _clips_lacking(
+        self, rows: LedgerRows, part: str, versions: Mapping[str, str], hopeful: bool
+    ) -> str:
+        """Return the query of the clips of some slices that lack scores, with their blobs."""
+        config, blobs = self.config, list(self._versions)
+        # Most rows have all scores; the clips that they are of need not be brought together.
+        unseen = f"failure = '' AND {lacking(rows.columns, versions)}"
+        some = self._written(f"SELECT clip_id FROM ({rows.sql}) WHERE {part} AND {unseen}")
+        if not some:
+            return self._clips(rows, part, only="false", blobs=blobs)
+        clips = f"({self._clips(rows, part, some)})"
+        columns = self._db.columns(clips)
+        wanted = f"failure = '' AND {lacking(columns, versions)}"
+        if hopeful:
+            clips = f"({judged(clips, columns, config.policy, config.buckets, {})})"
+            wanted += " AND status = 'accepted'"
+        ids = self._written(f"SELECT clip_id FROM {clips} WHERE {wanted}")
+        return self._clips(rows, part, ids, blobs=blobs, **{} if ids else {"only": "false"})
 
     def judge(self, temporary: Ledger, held_out: Sequence["CurationState"] = ()) -> None:
         """Decide on all clips that the ledger has, and on this run's temporary failures.
@@ -176,33 +203,70 @@ class CurationState:
             temporary: the rows of this run's temporary failures.
             held_out: states whose accepted clips must have no copy here.
         """
-        folder, db = self._folder("judged"), self._db
-        if self._judged is not None and not self._is_selected:
-            shutil.rmtree(self._judged_in)  # nobody asks it any more
+        self._judged_by = self._judging_key(temporary, held_out)
+        folder = self._made(
+            "judged",
+            self._judged_by,
+            lambda path: {"parts": self._write_judged(path, temporary, held_out)},
+        )
+        parts = folder.facts["parts"]
+        self._candidates, self._refused = self._candidates_in(folder.path, parts)
+        tables = [
+            self._decisions_in(folder.path / f"{number}-alone", part)
+            for number, part in parts.items()
+        ]
+        self._judged = JudgedClips(self._db, tables, self.listing, folder)
+
+    def _judging_key(self, temporary: Ledger, held_out: Sequence["CurationState"]) -> str | None:
+        """Return a text that changes where decisions may; null where they hold for this run."""
+        others = [other._judged_by for other in held_out]
+        if temporary.parts() or None in others:
+            return None
+        config = self.config.model_dump_json(), sorted(self._versions.items())
+        facts = self._listing_digest, self._takedowns, self._ledger.fingerprint()
+        return digest(code_version(), duckdb.__version__, *config, *facts, *others)
+
+    def _write_judged(
+        self, folder: Path, temporary: Ledger, held_out: Sequence["CurationState"]
+    ) -> dict[str, str]:
+        """Write decisions; return the condition on slices of each part by its name."""
         parts = self._ledger.read(lambda rows: self._judge_alone(rows, folder), temporary)
-        self._candidates = db.files([folder / f"{number}-candidates" for number in parts])
+        clips, _ = self._candidates_in(folder, parts)
         first = [self._comparable(other) for other in held_out]
-        policy, sources = self.config.policy, (s.model_dump_json() for s in self.config.sources)
         # What was compared is known for the clips of one list of sources.
-        kept = self._ledger.directory / "compared" / digest(*sources)
-        gone, refused = self._taken_down, folder / "refused"
-        write_refusals(db, self._candidates, first, gone, policy, refused, kept)
-        self._refused = db.files([folder / "refused"])
-        for number, part in parts.items():
-            accepted = f"(FROM {db.files([folder / f'{number}-alone'])} WHERE status = 'accepted')"
-            refused = f"(FROM {self._refused} WHERE {part})"
-            query = f"{decided(accepted, refused)} {IN_ORDER}"
-            db.write(query, folder / f"{number}-decided")
-        pairs = [(folder / f"{number}-alone", folder / f"{number}-decided") for number in parts]
-        self._judged = JudgedClips(db, [self._decisions_in(*pair) for pair in pairs], self.listing)
-        self._judged_in, self._is_selected = folder, False
+        compared = self._ledger.directory / "compared" / self._sources
+        gone, policy = self._taken_down, self.config.policy
+        write_refusals(self._db, clips, first, gone, policy, folder / "refused", compared)
+        return parts
+
+    def _candidates_in(self, folder: Path, parts: Iterable[str]) -> tuple[str, str]:
+        """Return the tables of the accepted clips, and of those that others refuse."""
+        candidates = [folder / f"{number}-candidates" for number in parts]
+        return self._db.files(candidates), self._db.files([folder / "refused"])
+
+    def _made(
+        self, purpose: str, key: str | None, make: Callable[[Path], Mapping[str, Any]]
+    ) -> KeptFolder:
+        """Return the folder that was kept by a key, or a new one that `make` fills.
+
+        Args:
+            purpose: what is in it.
+            key: changes with what it would hold; null where it is of use in this run alone.
+            make: writes the files and returns what is to be known of them.
+        """
+        own = self._db.folder / self._title / "tables"
+        tables = KeptTables((self._kept if key else own) / f"{purpose}-{self._sources}")
+        folder = tables.find(key) if key else None
+        if folder is None:
+            folder = tables.begin(key or "once")
+            tables.keep(folder, make(folder.path))
+        return folder
 
     def select(self) -> Selection:
         """Return the decisions together with the counts of videos that have none."""
         num_videos = self.listing.num_videos
         num_unscored = num_videos - self.clips.count_videos()
         faults = self.listing.faults()
-        self._is_selected = True
         return Selection(self.config, self.clips, num_videos, num_unscored, faults)
 
     def num_incomparable(self, held_out: Sequence["CurationState"]) -> dict[str, int]:
@@ -217,39 +281,46 @@ class CurationState:
     def _num_kept(self) -> int:
         return self.clips.count("status = 'accepted'")
 
-    def _decisions_in(self, alone: Path, decided: Path) -> str:
+    def _decisions_in(self, alone: Path, part: str) -> str:
         """Return the table of clips that others decide on, too, and of those rejected alone."""
-        rejected = f"FROM {self._db.files([alone])} WHERE status <> 'accepted'"
-        return f"({rejected} UNION ALL FROM {self._db.files([decided])})"
+        clips = self._db.files([alone])
+        accepted, refused = (
+            f"(FROM {clips} WHERE status = 'accepted')",
+            f"(FROM {self._refused} WHERE {part})",
+        )
+        rejected = f"FROM {clips} WHERE status <> 'accepted'"
+        return f"({rejected} UNION ALL {decided(accepted, refused)})"
 
     def _clips(self, rows: LedgerRows, part: str, some: str = "", **options: Any) -> str:
         """Return the query of the scored clips of some slices, or of only those in a table."""
         if some:
             options["only"] = f"clip_id IN (SELECT clip_id FROM {some})"
         measures, listed = self.config.measures, self.listing.sql
-        repeated = self._repeated(rows, part)
-        return scored_clips(
-            rows, listed, measures.version, measures.scorers, part, repeated, **options
-        )
+        repeated = self._repeated(rows, part) if options.get("only") != "false" else ""
+        settings = self.listing.imported, measures.version, measures.scorers
+        return scored_clips(rows, listed, *settings, part, repeated, **options)
 
     def _repeated(self, rows: LedgerRows, part: str) -> str:
         """Return the table of the clips of some slices that have several rows, or nothing."""
-        if self._repeated_of != (rows, part):
-            file = self.new_file("repeated")
-            self._db.write(repeated_clips(rows, part), file)
-            found = self._db.files([file])
-            self._repeated_of = rows, part
-            self._repeated_in = found if self._db.value(f"SELECT count(*) FROM {found}") else ""
-        return self._repeated_in
+        if (rows.sql, part) not in self._repeated_in:
+            self._repeated_in[rows.sql, part] = self._written(repeated_clips(rows, part))
+        return self._repeated_in[rows.sql, part]
 
-    def _judge_alone(self, rows: LedgerRows, folder: Path) -> dict[int, str]:
+    def _written(self, query: str) -> str:
+        """Return the table of a query's result, or nothing where it is empty."""
+        file = self.new_file("found")
+        self._db.write(query, file)
+        found = self._db.files([file])
+        return found if self._db.value(f"SELECT count(*) FROM {found}") else ""
+
+    def _judge_alone(self, rows: LedgerRows, folder: Path) -> dict[str, str]:
         """Write the clips that are judged by themselves, and what copies of them are found by.
 
         Returns:
             The condition on slices of each file, by its number.
         """
         config, db = self.config, self._db
-        parts = dict(enumerate(self._parts(rows)))
+        parts = {str(number): part for number, part in enumerate(self._parts(rows))}
         for number, part in parts.items():
             with db.named(contents=self._contents):
                 clips = (

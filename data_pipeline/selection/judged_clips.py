@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from magicdistill.data_pipeline.io.kept_tables import KeptFolder
 from magicdistill.data_pipeline.io.query import Database, name, text
 from magicdistill.data_pipeline.ledger.columns import recorded
 from magicdistill.data_pipeline.ledger.policy import Decision
@@ -15,6 +16,8 @@ from magicdistill.data_pipeline.selection.listed_videos import ListedVideos
 IN_ORDER = "ORDER BY ordinal, start, clip_id"
 """The order of the listing, and inside a video that of its frames."""
 BATCH_ROWS = 10_000
+STORED_ROWS = 100_000
+"""Decisions that are stored together, as a row group."""
 
 
 class ClipTable:
@@ -82,6 +85,23 @@ class ClipTable:
 class JudgedClips(ClipTable):
     """Clips with the columns of `policy.judged`."""
 
+    def __init__(
+        self,
+        database: Database,
+        tables: Sequence[str],
+        listing: ListedVideos,
+        folder: KeptFolder | None = None,
+    ) -> None:
+        """Take the tables, and the folder that they are in if it is one that may be kept."""
+        super().__init__(database, tables, listing)
+        self._held = folder
+
+    @property
+    def made_as(self) -> str:
+        """A name that no other decisions have, and these keep in the next run if that uses them;
+        empty if there is none."""
+        return self._held.path.name if self._held else ""
+
     def decisions(self, condition: str = "true", most: int | None = None) -> Iterator[Decision]:
         """Yield decisions in the order of the listing, one object each: for small numbers.
 
@@ -109,7 +129,7 @@ class JudgedClips(ClipTable):
         columns = "clip_id, source_id, status, reasons"
         for table in self._tables:
             yield from self.database.batches(
-                f"SELECT {columns} FROM {table} {IN_ORDER}", BATCH_ROWS
+                f"SELECT {columns} FROM {table} {IN_ORDER}", STORED_ROWS
             )
 
 

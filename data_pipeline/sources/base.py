@@ -1,6 +1,6 @@
 """What every source answers for itself."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,14 @@ class UniformClips:
     seconds: float
     fix: str
     """What a recipe can change where its bucket asks for longer clips."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files and folders that a source reads, and nothing else, when it lists its videos."""
+
+    files: Sequence[str] = ()
+    folders: Sequence[str] = ()
 
 
 class SourceConfig(Config):
@@ -75,6 +83,13 @@ class SourceConfig(Config):
         videos = self.videos(clips_directory)
         while some := list(islice(videos, TABLE_ROWS)):
             yield videos_to_table(some)
+
+    def inputs(self) -> Inputs | None:
+        """Return what the listing is made of, so that it is kept where nothing of it has changed.
+
+        Null, the default, is anything; the source is then listed anew in every run.
+        """
+        return None
 
     def folder(self, location: str, clips_directory: Path) -> Folder:
         """Return a folder or prefix whose listing is kept beside the rendered clips.

@@ -4,14 +4,15 @@ What these functions do not recognise is not wrong yet. They mark its row as odd
 makes the entry of that row alone, by the functions of `entries`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from string import Formatter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from magicdistill.data_pipeline.io.arrow import pc
+from magicdistill.data_pipeline.io.arrow import of_texts, pc
 from magicdistill.data_pipeline.io.manifests import Rows
 from magicdistill.data_pipeline.sources.entries import (
     ENTRY_SCHEMA,
@@ -24,6 +25,8 @@ from magicdistill.data_pipeline.sources.entries import (
 Mask = npt.NDArray[np.bool_]
 RowReader = Callable[[dict[str, Any], int, str], Entry]
 _TIME = r"['\"]?(?:(?P<h{0}>\d{{1,6}}):)?(?P<m{0}>\d{{1,6}}):(?P<s{0}>\d{{1,2}}(?:\.\d+)?)['\"]?"
+_PLAIN = b"['0:00:00.000', '0:00:00.000']"
+"""How Koala-36M writes nearly all spans; a zero stands for any digit."""
 _SPAN = rf"^[\[(]\s*{_TIME.format(0)}\s*,\s*{_TIME.format(1)}\s*[\])]$"
 
 
@@ -83,11 +86,40 @@ def text(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 def spans(column: pa.Array) -> tuple[pa.Array, pa.Array, Mask]:
     """Return starts and ends in seconds of spans as lists of two times, and which are odd."""
-    found = pc.extract_regex(column, _SPAN)
-    start, stop = (_seconds(found, side) for side in "01")
+    start, stop = _plain_spans(column)
+    others = np.isnan(start)
+    if others.any():
+        found = pc.extract_regex(column.filter(pa.array(others)), _SPAN)
+        start[others], stop[others] = (_seconds(found, side) for side in "01")
     with np.errstate(invalid="ignore"):
         fine = np.isfinite(start) & np.isfinite(stop) & (start < stop)
     return pa.array(start), pa.array(stop), ~fine
+
+
+def _plain_spans(column: pa.Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return starts and ends of the spans that are written as `_PLAIN` is, NaN of others.
+
+    The digits of all of them are read at once, in a tenth of the time of a regular expression.
+    """
+    start, stop = np.full((2, len(column)), np.nan)
+    rows = np.flatnonzero(pc.equal(pc.binary_length(column), len(_PLAIN)))
+    if not len(rows):
+        return start, stop
+    _, offsets, content = column.buffers()
+    begins = np.frombuffer(offsets, np.int32)[column.offset + rows]
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.frombuffer(content, np.uint8), len(_PLAIN)
+    )
+    plain = np.frombuffer(_PLAIN, np.uint8)
+    is_digit = plain == ord("0")
+    characters = windows[begins]
+    digits = characters[:, is_digit] - np.uint8(ord("0"))
+    fits = (digits < 10).all(1) & (characters[:, ~is_digit] == plain[~is_digit]).all(1)
+    rows, both = rows[fits], digits[fits].reshape(-1, 2, 8).astype(np.float64)
+    hours, minutes = both[..., 0], both[..., 1:3] @ [10, 1]
+    seconds = both[..., 3:] @ [10_000, 1000, 100, 10, 1] / 1000
+    start[rows], stop[rows] = (hours * 3600 + minutes * 60 + seconds).T
+    return start, stop
 
 
 def _seconds(found: pa.Array, side: str) -> npt.NDArray[np.float64]:
@@ -170,9 +202,17 @@ def tuples_of(lists: pa.Array) -> Any:
     return pa.array([str(tuple(values)) for values in lists.to_pylist()])
 
 
-def format_names(pattern: str, names: Sequence[str], videos: Sequence[str]) -> pa.Array:
+def digests(texts: pa.Array) -> pa.Array:
+    """Return what `rows.digest` does for each text."""
+    return of_texts("left(sha256(text), 20)", texts)
+
+
+def format_names(pattern: str, names: pa.Array, videos: pa.Array) -> pa.Array:
     """Return the file of each clip by a store's pattern."""
-    return pa.array(
-        [pattern.format(name=name, video=video) for name, video in zip(names, videos, strict=True)],
-        pa.string(),
-    )
+    columns = {"name": names, "video": videos, None: ""}
+    parts = [*Formatter().parse(pattern)]
+    if all(column in columns and not (form or how) for _, column, form, how in parts):
+        pieces = [piece for text, column, *_ in parts for piece in (text, columns[column])]
+        return joined(*pieces)
+    both = zip(names.to_pylist(), videos.to_pylist(), strict=True)
+    return pa.array([pattern.format(name=name, video=video) for name, video in both], pa.string())

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from magicdistill.data_pipeline.io.arrow import pc
 from magicdistill.data_pipeline.rows import digest
-from magicdistill.data_pipeline.sources.base import TABLE_ROWS, Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import TABLE_ROWS, Inputs, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.columns import joined
 from magicdistill.data_pipeline.sources.stores import (
     MISSING,
@@ -52,6 +52,10 @@ class Folder(SourceConfig):
     def named_place(self) -> tuple[str, str]:
         """Return the label and the location."""
         return self.label, self.location
+
+    def inputs(self) -> Inputs:
+        """Return the folder."""
+        return Inputs(folders=[self.path])
 
     def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield one video per file, in the order of their names."""

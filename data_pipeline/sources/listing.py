@@ -3,6 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
+from inspect import getfile
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from magicdistill.data_pipeline.io.arrow import pc
+from magicdistill.data_pipeline.io.object_stores import file_state, is_remote
 from magicdistill.data_pipeline.rows import Video, digest, videos_from_table
 from magicdistill.data_pipeline.sources.base import SourceConfig
+from magicdistill.data_pipeline.sources.columns import digests
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +49,44 @@ def iter_tables(sources: Sequence[SourceConfig], clips_directory: Path) -> Itera
             if not new.all():
                 found["listed before"] += len(new) - int(new.sum())
                 table = table.filter(pa.array(new))
-            reasons = pc.value_counts(pc.list_element(pc.split_pattern(table["fault"], ":"), 0))
-            for reason in reasons.to_pylist():
-                found[reason["values"] or "to read"] += reason["counts"]
+            for fault in pc.value_counts(table["fault"]).to_pylist():
+                found[fault["values"].partition(":")[0] or "to read"] += fault["counts"]
             if table.num_rows:
                 yield table
         logger.info("source %s: %s", source.kind, dict(found))
+
+
+def listing_key(sources: Sequence[SourceConfig], clips_directory: Path) -> str | None:
+    """Return a text that changes where `iter_tables` may list anything else.
+
+    Null where that is unknown: a source does not say what it reads, or wants its store to be asked
+    in every run.
+
+    Raises:
+        FileNotFoundError: if a folder does not exist.
+    """
+    parts: list[object] = [code_version()]
+    for source in sources:
+        inputs = source.inputs()
+        if inputs is None or (not source.listing_max_age_h and any(map(is_remote, inputs.folders))):
+            return None
+        folders = (source.folder(folder, clips_directory) for folder in inputs.folders)
+        parts += [source.model_dump_json(), Path(getfile(type(source))).read_bytes()]
+        parts += map(file_state, inputs.files)
+        parts += (folder.fingerprint() for folder in folders)
+    return digest(*parts)
+
+
+@cache
+def code_version() -> str:
+    """Return a digest of the code that makes tables: what other code has made is not used."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return digest(*(file.read_text() for file in files))
+
+
+_DIGITS = np.full(256, 0xFF, np.uint8)
+"""The value of each hexadecimal digit by its character code, 255 of other characters."""
+_DIGITS[[*b"0123456789abcdef"]] = range(16)
 
 
 class _Seen:
@@ -84,9 +120,12 @@ class _Seen:
 
 def _numbers(ids: pa.Array) -> npt.NDArray[np.uint64]:
     """Return the first 16 of the hexadecimal digits of each id, as numbers."""
-    try:
-        digits = bytes.fromhex("".join(ids.to_pylist()))
-        table = np.frombuffer(digits, np.uint8).reshape(len(ids), 10)
-    except ValueError:  # a plugin's ids, which are any texts
-        return _numbers(pa.array([digest(text) for text in ids.to_pylist()], pa.string()))
-    return np.ascontiguousarray(table[:, :8]).view(np.uint64)[:, 0]
+    if not len(ids):
+        return np.zeros(0, np.uint64)
+    _, offsets, content = ids.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[ids.offset :][: len(ids) + 1]
+    digits = _DIGITS[np.frombuffer(content, np.uint8)[bounds[0] : bounds[-1]]]
+    if (np.diff(bounds) != 20).any() or digits.max() == 0xFF:  # a plugin's ids, which are any texts
+        return _numbers(digests(ids))
+    pairs = digits.reshape(-1, 10, 2)[:, :8]
+    return (pairs[..., 0] << 4 | pairs[..., 1]).view(np.uint64)[:, 0]

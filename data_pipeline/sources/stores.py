@@ -16,6 +16,7 @@ from magicdistill.data_pipeline.io.arrow import pc
 from magicdistill.data_pipeline.io.listings import MAX_REQUESTS
 from magicdistill.data_pipeline.rows import VIDEO_SCHEMA, Video, digest
 from magicdistill.data_pipeline.sources.columns import (
+    digests,
     format_names,
     joined,
     mask,
@@ -70,7 +71,7 @@ class Store(Config):
     ) -> Iterator[pa.Table]:
         """Yield the videos of tables of entries, `folder` being the store's."""
         for table in entries:
-            names, videos = (table[column].to_pylist() for column in ("name", "video"))
+            names, videos = (table[column].combine_chunks() for column in ("name", "video"))
             yield listed_table(table, folder, format_names(self.file_pattern, names, videos), terms)
 
     @model_validator(mode="after")
@@ -144,26 +145,26 @@ def listed_table(
         by="\x1f",
     )
     identity = pc.if_else(pc.equal(fault, ""), identity, joined(identity, fault, by="\x1f"))
-    inside = _are_inside(names)
-    for wrong, reason in (
-        (pc.match_substring(names, UNREADABLE), _NOT_UTF8),
-        (pc.invert(inside), _OUTSIDE),
-    ):
-        wrong = mask(pc.and_(wrong, pc.equal(fault, "")))
-        if wrong.any():
-            reasons = [reason.format(name) for name in names.filter(wrong).to_pylist()]
-            fault = pc.replace_with_mask(fault, wrong, pa.array(reasons))
+    files = names.dictionary_encode()  # many clips are of one film
+    inside = _are_inside(files.dictionary)
+    garbled = pc.match_substring(files.dictionary, UNREADABLE)
+    for wrong, reason in ((garbled, _NOT_UTF8), (pc.invert(inside), _OUTSIDE)):
+        if not pc.any(wrong).as_py():
+            continue
+        wrong = mask(pc.and_(wrong.take(files.indices), pc.equal(fault, "")))
+        reasons = [reason.format(name) for name in names.filter(wrong).to_pylist()]
+        fault = pc.replace_with_mask(fault, wrong, pa.array(reasons, pa.string()))
     sought = pc.equal(fault, "")
-    state = folder.states(pc.if_else(sought, names, None))
+    state = _of_files(files, sought, folder.states)
     fault = pc.if_else(pc.and_(sought, state.is_null()), MISSING_FILE, fault)
-    uri = pc.if_else(inside, folder.uris(names), "")
+    uri = pc.if_else(inside, folder.uris(files.dictionary), "").take(files.indices)
     uri, state = _with_pace(uri, state, names, column["fps"])
     return video_table(
         count,
-        video_id=pa.array(map(digest, identity.to_pylist()), pa.string()),
+        video_id=digests(identity),
         source_id=joined(terms.dataset, "/", column["video"]),
         uri=uri,
-        path=pc.if_else(inside, folder.paths(names), ""),
+        path=pc.if_else(inside, folder.paths(files.dictionary), "").take(files.indices),
         fingerprint=pc.coalesce(state, joined("fault ", fault)),
         license=terms.license,
         mixture=terms.mixture,
@@ -178,6 +179,16 @@ def listed_table(
         imported_scores=column["imported_scores"],
         fault=fault,
     )
+
+
+def _of_files(
+    files: pa.DictionaryArray, some: pa.Array, ask: Callable[[pa.Array], pa.Array]
+) -> pa.Array:
+    """Return what `ask` answers about the files of some rows, each asked once; else null."""
+    wanted = np.zeros(len(files.dictionary), bool)
+    wanted[files.indices.filter(some).to_numpy()] = True
+    answers = ask(pc.if_else(pa.array(wanted), files.dictionary, None))
+    return pc.if_else(some, answers.take(files.indices), None)
 
 
 def video_table(count: int, **fields: Any) -> pa.Table:

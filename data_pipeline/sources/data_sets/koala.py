@@ -9,7 +9,7 @@ from pydantic import Field
 
 from magicdistill.data_pipeline.io.arrow import pc
 from magicdistill.data_pipeline.io.manifests import Rows, read_rows
-from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Inputs, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.columns import entries_of, mask, scores, spans, text
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, numbers, parse_span
 from magicdistill.data_pipeline.sources.stores import Store, Terms
@@ -40,6 +40,10 @@ class Koala(SourceConfig):
     """Kind of the clips, which decides their limits."""
     SCORES: ClassVar = ("koala",)
 
+    def inputs(self) -> Inputs:
+        """Return the manifests and the store."""
+        return Inputs(self.manifests, [self.store.path])
+
     def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield the videos of the store that the manifests name."""
         folder = self.folder(self.store.path, clips_directory)
@@ -51,18 +55,19 @@ class Koala(SourceConfig):
 
 def _entries(rows: Rows) -> pa.Table:
     names, spans_as_text = text(rows.columns["videoID"]), text(rows.columns["timestamp"])
-    videos = pc.extract_regex(names, r"(?s)^(?P<video>.+)_[0-9]+$")
+    named = pc.match_substring_regex(names, r"(?s)^.+_[0-9]+$")
+    videos = pc.list_element(pc.split_pattern(names, "_", max_splits=1, reverse=True), 0)
     maps, odd = scores("koala", {short: rows.columns[column] for short, column in SCORES.items()})
     t0_s, t1_s, odd_spans = spans(spans_as_text)
     columns = {
         "name": names,
-        "video": pc.fill_null(videos.field("video"), ""),
+        "video": videos,
         "t0_s": t0_s,
         "t1_s": t1_s,
         "caption": text(rows.columns["caption"]),
         "imported_scores": maps,
     }
-    return entries_of(rows, columns, odd | odd_spans | mask(videos.is_null()), _entry)
+    return entries_of(rows, columns, odd | odd_spans | ~mask(named), _entry)
 
 
 def _entry(row: dict[str, Any], line: int, fault: str) -> Entry:

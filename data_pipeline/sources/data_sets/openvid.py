@@ -15,7 +15,7 @@ from pydantic import Field
 
 from magicdistill.data_pipeline.io.arrow import pc
 from magicdistill.data_pipeline.io.manifests import Rows, read_rows
-from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Inputs, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.columns import entries_of, mask, scores, text
 from magicdistill.data_pipeline.sources.entries import Entry, Fault, numbers
 from magicdistill.data_pipeline.sources.stores import Store, Terms
@@ -45,6 +45,10 @@ class OpenVid(SourceConfig):
     mixture: Mixture = "general"
     """Kind of the clips, which decides their limits."""
     SCORES: ClassVar = ("openvid",)
+
+    def inputs(self) -> Inputs:
+        """Return the manifests and the store."""
+        return Inputs(self.manifests, [self.store.path])
 
     def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield the clips of the store that the manifests name."""

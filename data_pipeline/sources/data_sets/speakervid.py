@@ -23,7 +23,7 @@ from magicdistill.data_pipeline.io.object_stores import (
     read_json,
     read_json_lines,
 )
-from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Inputs, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
     UNIT_FRAME,
     Entry,
@@ -55,6 +55,10 @@ class SpeakerVid(SourceConfig):
     mixture: Mixture = "portrait"
     """Kind of the clips, which decides their limits."""
     SCORES: ClassVar = ("speakervid",)
+
+    def inputs(self) -> Inputs:
+        """Return the manifests and the store."""
+        return Inputs(self.manifests, [self.store.path])
 
     def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield the videos of the store that the annotations name."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from magicdistill.data_pipeline.io.object_stores import read_json, read_json_lines
-from magicdistill.data_pipeline.sources.base import Mixture, SourceConfig
+from magicdistill.data_pipeline.sources.base import Inputs, Mixture, SourceConfig
 from magicdistill.data_pipeline.sources.entries import (
     Entry,
     Fault,
@@ -34,6 +34,10 @@ class TalkVid(SourceConfig):
     mixture: Mixture = "portrait"
     """Kind of the clips, which decides their limits."""
     SCORES: ClassVar = ("talkvid",)
+
+    def inputs(self) -> Inputs:
+        """Return the manifests and the store."""
+        return Inputs(self.manifests, [self.store.path])
 
     def tables(self, clips_directory: Path) -> Iterator[pa.Table]:
         """Yield the videos of the store that the manifests name."""

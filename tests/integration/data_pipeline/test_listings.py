@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from magicdistill.data_pipeline.io import listings, object_stores
+from magicdistill.data_pipeline.sources.data_sets.koala import Koala
 from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.json_lines import JsonLines
-from magicdistill.data_pipeline.sources.listing import iter_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos, listing_key
 
 if TYPE_CHECKING:
     from tests.s3_server import Server
@@ -73,6 +74,26 @@ def test_prefixes_of_one_manifest_are_listed_side_by_side(s3: "Server", tmp_path
     faults = [(video.uri, video.fault) for video in iter_videos([source], tmp_path)]
     assert faults == [(uri, "" if uri in uris[1:] else "missing file") for uri in uris]
     assert s3.num_lists == 12 and s3.most_lists_at_once > 1
+
+
+def test_a_listing_of_a_bucket_is_kept_by_its_files_and_its_manifest(
+    s3: "Server", tmp_path: Path
+) -> None:
+    store = object_stores.filesystem()
+
+    def put(name: str, content: str) -> None:
+        store.pipe(f"s3://bucket/keyed/{name}", content.encode())
+
+    put("koala.csv", "videoID,timestamp")
+    put("films/a.mp4", "1")
+    place = {"path": "s3://bucket/keyed/films", "holds": "videos"}
+    source = Koala(manifests=("s3://bucket/keyed/koala.csv",), store=place, listing_max_age_h=1e-9)
+    keys = [listing_key([source], tmp_path) for _ in range(2)]
+    assert keys[0] == keys[1] is not None
+    for change in (("films/b.mp4", "1"), ("films/a.mp4", "2"), ("koala.csv", "videoID,caption")):
+        put(*change)
+        keys.append(listing_key([source], tmp_path))
+    assert len(set(keys)) == 4
 
 
 def names_in(clips: Path, **options: float) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from magicdistill.data_pipeline.config import NullText
+from magicdistill.data_pipeline.io.kept_tables import TABLES
 from magicdistill.data_pipeline.io.storage import AnyPath, list_files, local_folder, place, remove
 from magicdistill.data_pipeline.latents.cache import (
     LatentCache,
@@ -83,6 +84,8 @@ def root(tmp_path: Path) -> Path:
     ]
     batch = pa.RecordBatch.from_pylist(decisions, schema=DECISION_SCHEMA)
     ledger.write_decisions("all", iter([batch]))
+    (tmp_path / TABLES / "listing").mkdir(parents=True)
+    (tmp_path / TABLES / "listing" / "rows").write_text(FILM)
     rows = [make_row(clip, seed) for seed, clip in enumerate(clips)]
     write_shard(cache, rows[:2])
     write_shard(cache, rows[2:3])

@@ -1,13 +1,14 @@
 """What is missing, hopeless, held out or taken down, asked of a ledger in parts of any size."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from magicdistill.data_pipeline.config import DataConfig, Measures, Policy
+from magicdistill.data_pipeline.config import DataConfig, Limit, Measures, Policy
 from magicdistill.data_pipeline.io.query import Database
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns
@@ -62,9 +63,15 @@ def clip(number: int, start: int = 0, **changes: object) -> ClipRow:
 
 
 def state_of(
-    ledger: Ledger, videos: Iterable[Video], config: DataConfig = CONFIG, gone: Takedowns = NOTHING
+    ledger: Ledger,
+    videos: Iterable[Video],
+    config: DataConfig = CONFIG,
+    gone: Takedowns = NOTHING,
+    kept: Path | None = None,
+    key: str | None = None,
 ) -> CurationState:
-    return CurationState(config, ledger.database, ledger, [videos_to_table([*videos])], gone)
+    tables = (videos_to_table([*some]) for some in [videos])
+    return CurationState(config, ledger.database, ledger, tables, gone, kept, key)
 
 
 def judged(state: CurationState, *held_out: CurationState) -> list[tuple[str, str, tuple]]:
@@ -155,3 +162,86 @@ def test_what_was_taken_down_fails_by_name_and_by_content(ledger: Ledger):
     assert state.listing.faults() == {"set": {"takedown": 1}}
     same = "takedown: same content as film"
     assert judged(state) == [("c6-0", "failed", (same,)), ("c6-100", "failed", (same,))]
+
+
+def test_scores_of_the_listing_go_along_whatever_file_a_video_is_in(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("magicdistill.data_pipeline.selection.listed_videos.FILE_ROWS", 4)
+    odd = {"b.\"z'": 0.0, "A.x": 9.0, "a.^x": 9.0}
+    scores = [{}, {"a.x": 1.5}, {"a.y": 2.0, "a.x": 3.0, "a.X": 1.0}, odd, {}, {"a.x": 7.0}] * 5
+    videos = [replace(video(number), imported_scores=found) for number, found in enumerate(scores)]
+    below = CONFIG.policy.model_copy(update={"limits": {"all": {"a.x": Limit(max=2.0)}}})
+    state = state_of(ledger, videos, CONFIG.model_copy(update={"policy": below}))
+    against = {clip_id: reasons for clip_id, _, reasons in judged(state)}
+    assert against["c2-0"] == ("a.x: 3 > 2",) and against["c5-0"] == ("a.x: 7 > 2",)
+    found = {d.clip.video.video_id: d.clip.video.imported_scores for d in state.clips.decisions()}
+    assert found == {v.video_id: v.imported_scores for v in videos if v.video_id in found}
+    assert {"v1", "v2", "v3"} <= found.keys()
+
+
+def never_asked() -> Iterator[Video]:
+    raise AssertionError("the videos are listed again")
+    yield
+
+
+def test_a_night_with_nothing_new_neither_lists_nor_decides_again(ledger: Ledger, tmp_path: Path):
+    kept, videos = tmp_path / "tables", [video(number) for number in range(NUM_VIDEOS)]
+    first = state_of(ledger, videos, kept=kept, key="as before")
+    decided = judged(first)
+    selected, made_as = first.select(), first.clips.made_as
+    night = Ledger(tmp_path / "ledger", Database())
+    again = state_of(night, never_asked(), kept=kept, key="as before")
+    assert judged(again) == decided and again.clips.made_as == made_as
+    counts = again.select()
+    assert (counts.num_videos, counts.num_unscored) == (NUM_VIDEOS, selected.num_unscored)
+    assert again.missing([]) == len(UNSCORED)
+    missing = [v for table in again.missing_videos() for v in videos_from_table(table)]
+    assert missing == [videos[number] for number in UNSCORED]
+
+
+def score_another(ledger: Ledger) -> None:
+    ledger.append([clip(7)])
+
+
+def fail_for_now(ledger: Ledger) -> None:
+    database = ledger.database
+    Ledger(database.folder / "temporary", database).append(
+        [failed(video(7), MEASURES.version, "unreachable: no answer")]
+    )
+
+
+def test_what_may_change_a_decision_makes_it_anew(ledger: Ledger, tmp_path: Path):
+    kept, videos = tmp_path / "tables", [video(number) for number in range(20)]
+    looser = CONFIG.policy.model_copy(update={"max_clips_per_source": 3})
+    held_out = state_of(ledger, [video(1)], kept=kept)
+    judged(held_out)
+    changes: dict[str, Any] = {
+        "a video": {"videos": videos[:-1]},
+        "the policy": {"config": CONFIG.model_copy(update={"policy": looser})},
+        "a takedown": {"gone": Takedowns({}, {"content 6": "film"})},
+        "held-out clips": {"held_out": [held_out]},
+        "a row of the ledger": {"act": score_another},
+        "a failure that may pass": {"act": fail_for_now},
+    }
+    seen = {made_as(ledger, kept, videos)}
+    assert {made_as(ledger, kept, videos)} == seen
+    for what, change in changes.items():
+        options = {"videos": videos} | change
+        if act := options.pop("act", None):
+            act(ledger)
+        name = made_as(ledger, kept, **options)
+        assert name not in seen, what
+        seen.add(name)
+
+
+def made_as(
+    ledger: Ledger,
+    kept: Path,
+    videos: Sequence[Video],
+    held_out: Sequence[CurationState] = (),
+    **options: Any,
+) -> str:
+    state = state_of(ledger, videos, kept=kept, **options)
+    judged(state, *held_out)
+    return state.clips.made_as

@@ -42,7 +42,7 @@ def recipe_at_stage_3(case: str) -> Recipe:
     """Return a recipe that trains all roles in every cycle, and recomputes as the 13B ones do."""
     values = recipe_of(case).model_dump()
     values["engine"] = {"kind": "deepspeed", "zero_stage": 3}
-    values["kernels"]["recompute_blocks"] = True
+    values["kernels"]["recompute_blocks"] = "full"
     values["schedule"]["num_micro_batches"] = 1
     if "warmup_cycles" in values["method"]:
         values["method"] |= {"warmup_cycles": 0, "num_fake_updates": 1}

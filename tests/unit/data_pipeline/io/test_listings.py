@@ -23,6 +23,17 @@ def test_names_are_looked_up_in_any_order_and_number() -> None:
     assert empty.states(asked).to_pylist() == [None] * 6
 
 
+def test_a_listing_has_another_fingerprint_if_anything_of_it_differs() -> None:
+    def fingerprint(names: list[str], states: list[str], first: int = 0) -> str:
+        table = pa.table({"name": names, "state": states}, schema=listings.SCHEMA)
+        return listings.Listing(table.slice(first)).fingerprint()
+
+    usual = fingerprint(["ab", "c"], ["1", "2"])
+    assert fingerprint(["x", "ab", "c"], ["0", "1", "2"], first=1) == usual
+    others = [(["a", "bc"], ["1", "2"]), (["ab", "c"], ["1", "3"]), (["ab"], ["1"]), ([], [])]
+    assert len({usual, *(fingerprint(*other) for other in others)}) == 5
+
+
 def test_names_with_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = listings._hashes
     monkeypatch.setattr(listings, "_hashes", lambda names: hashes(names) % 3)

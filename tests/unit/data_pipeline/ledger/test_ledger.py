@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Bucket, Measures, Policy
 from magicdistill.data_pipeline.io.storage import write_parquet
-from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.ledger.ledger import DECISION_SCHEMA, Ledger
 from magicdistill.data_pipeline.rows import (
     CLIP_SCHEMA,
     STORED,
@@ -88,3 +88,19 @@ def test_decisions_are_stored_with_their_reasons(tmp_path: Path):
     assert pq.read_table(path).to_pylist() == [
         {"clip_id": "c0", "source_id": "s", "status": "failed", "reasons": ["empty file"]}
     ]
+
+
+def test_decisions_are_written_once_for_each_time_that_they_are_made(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    batches = [pa.RecordBatch.from_pylist([], schema=DECISION_SCHEMA)]
+    path = ledger.write_decisions("now", iter(batches), "first")
+    written = path.stat().st_mtime_ns
+    ledger.write_decisions("now", iter(batches), "first")
+    assert path.stat().st_mtime_ns == written
+    for made_as in ("second", ""):
+        ledger.write_decisions("now", iter(batches), made_as)
+        assert path.stat().st_mtime_ns > written
+        written = path.stat().st_mtime_ns
+    path.write_bytes(b"damaged")
+    ledger.write_decisions("now", iter(batches), "")
+    assert path.read_bytes().startswith(b"PAR1")

@@ -7,12 +7,14 @@ from pydantic import ValidationError
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.rows import videos_from_table, videos_to_table
 from magicdistill.data_pipeline.sources import package_clips
+from magicdistill.data_pipeline.sources.data_sets.koala import Koala
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.json_lines import JsonLines
-from magicdistill.data_pipeline.sources.listing import iter_videos
+from magicdistill.data_pipeline.sources.listing import iter_videos, listing_key
 from magicdistill.data_pipeline.sources.package_clips import PackageClips
 from magicdistill.data_pipeline.sources.portrait_clips import PortraitWorld
+from magicdistill.data_pipeline.sources.stores import Store
 
 
 def test_a_world_is_listed_without_rendering_and_rendered_on_demand(tmp_path: Path):
@@ -115,3 +117,39 @@ def test_a_source_is_chosen_by_its_kind_and_unknown_keys_are_refused():
     assert config.sources == (PortraitWorld(num_clips=3),)
     with pytest.raises(ValidationError, match="num_clip"):
         DataConfig.model_validate({"sources": [{"kind": "portrait-world", "num_clip": 3}]})
+
+
+def test_what_may_be_listed_otherwise_has_another_key(tmp_path: Path):
+    store, manifest = tmp_path / "store", tmp_path / "koala.csv"
+    (store / "deep").mkdir(parents=True)
+    (store / "deep" / "circle").symlink_to(store)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (store / "linked").symlink_to(elsewhere)
+    (store / "a.mp4").write_text("x")
+    manifest.write_text("videoID,timestamp")
+    source = Koala(manifests=(str(manifest),), store=Store(path=str(store)))
+    changes = {
+        "a new film": lambda: (store / "deep" / "b.mp4").write_text("x"),
+        "a film behind a link": lambda: (elsewhere / "c.mp4").write_text("x"),
+        "another film of that name": lambda: (store / "a.mp4").write_text("longer"),
+        "a film that is gone": lambda: (store / "a.mp4").unlink(),
+        "the manifest": lambda: manifest.write_text("videoID,timestamp,caption"),
+    }
+    seen = {listing_key([source], tmp_path), listing_key([source, source], tmp_path)}
+    assert len(seen) == 2 and listing_key([source], tmp_path) in seen
+    for what, change in changes.items():
+        change()
+        key = listing_key([source], tmp_path)
+        assert key not in seen, what
+        seen.add(key)
+    other = source.model_copy(update={"license": "another"})
+    assert listing_key([other], tmp_path) not in seen
+
+
+def test_a_listing_without_known_inputs_or_of_a_store_that_is_always_asked_has_no_key(
+    tmp_path: Path,
+):
+    bucket = Koala(manifests=("x.csv",), store=Store(path="s3://b/p"), listing_max_age_h=0)
+    for source in (PortraitWorld(num_clips=2), bucket):
+        assert listing_key([source], tmp_path) is None

@@ -20,6 +20,7 @@ from magicdistill.data_pipeline.io.manifests import read_rows
 from magicdistill.data_pipeline.io.object_stores import Folder
 from magicdistill.data_pipeline.rows import VIDEO_SCHEMA, Video, videos_from_table
 from magicdistill.data_pipeline.sources.base import SourceConfig
+from magicdistill.data_pipeline.sources.columns import format_names
 from magicdistill.data_pipeline.sources.data_sets import koala, openvid
 from magicdistill.data_pipeline.sources.data_sets.koala import Koala
 from magicdistill.data_pipeline.sources.data_sets.openvid import OpenVid
@@ -107,6 +108,12 @@ ODD = [
     {"timestamp": "['75:00', '76:00']"},
     {"timestamp": "['00:10', '00:05']"},
     {"timestamp": "nonsense"},
+    {"timestamp": "('0:00:28.028', '0:00:45.045')"},
+    {"timestamp": "['0:00:2a.028', '0:00:45.045']"},
+    {"timestamp": "['9:59:59.999', '0:00:45.045']"},
+    {"timestamp": "['0:99:99.999', '9:00:00.001']"},
+    {"timestamp": "['0:00:28.028' '0:00:45.045,']"},
+    {"timestamp": "['0:00:\u0662.028', '0:00:45.045']"},
     {"clarity_score": "nan"},
     {"clarity_score": "", "motion_score": "NaN", "aesthetic_score": " none "},
     {"clarity_score": "inf"},
@@ -194,6 +201,17 @@ def test_koala_as_parquet_and_json_lines_is_koala(tmp_path: Path) -> None:
         assert videos(Koala(manifests=(str(tmp_path / name),), store=store), tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["{name}.mp4", "{video}/{name}.webm", "{{}}{video}", "x{name!r}", "{name:>5}"],
+)
+def test_the_pattern_of_a_store_means_what_python_means_by_it(pattern: str) -> None:
+    names, videos = ["a_1", "", "\u00e9 {x}"], ["a", "b", ""]
+    both = zip(names, videos, strict=True)
+    expected = [pattern.format(name=name, video=video) for name, video in both]
+    assert format_names(pattern, pa.array(names), pa.array(videos)).to_pylist() == expected
+
+
 NAMES = [
     "a.mp4", "-b #1%.mp4", "sub/\u00e9.mp4", "../x.mp4", "/x.mp4", "a/../b", "", "\ufffd.mp4",
     "nul\0.mp4", "pictures", "a..b.mp4", "gone.mp4",
@@ -232,7 +250,10 @@ def test_a_table_of_entries_is_listed_like_its_entries(tmp_path: Path) -> None:
         assert videos_from_table(table) == expected
 
 
-def test_videos_are_listed_once_over_all_tables_and_sources(tmp_path: Path) -> None:
+def test_videos_are_listed_once_over_all_tables_and_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magicdistill.data_pipeline.io.manifests.BLOCK_BYTES", 1 << 20)
     rows = [KOALA | {"videoID": f"v_{i}", "caption": "x" * 2000} for i in range(5000)]
     manifests = (write(tmp_path / "1.csv", rows), write(tmp_path / "2.csv", [*rows[::2], KOALA]))
     source = Koala(manifests=manifests, store=Store(path=str(tmp_path)))

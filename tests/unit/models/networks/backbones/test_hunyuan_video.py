@@ -106,7 +106,7 @@ def test_recomputed_blocks_give_the_same_gradients_to_the_bit(kernel, lengths):
         set_kernels(network, KernelsConfig(attention=kernel, recompute_blocks=recompute))
         with AttentionCounter() as counter:
             found[recompute] = output_and_gradients(
-                network, lambda: HunyuanVideo(network).predict(inputs, lengths)
+                network, partial(HunyuanVideo(network).predict, inputs, lengths)
             )
         counts[recompute] = counter.count
     for recompute in ("selective", "full"):
