@@ -61,7 +61,8 @@ class Letterbox(RateScorer):
     def look(self, frame: Frame, last: Frame | None) -> tuple[Border, ...]:
         """Return what the four sides of a frame show, in the order of SIDES."""
         gray = frame.gray(self.short_side).astype(np.int16)
-        sides = (gray, gray[::-1], gray.T, gray.T[::-1])
+        turned = np.ascontiguousarray(gray.T)
+        sides = (gray, gray[::-1], turned, turned[::-1])
         return tuple(_border(side, self.tolerance) for side in sides)
 
     def summary(self, looks: Sequence[tuple[Border, ...]], step_s: float) -> Values:
@@ -129,19 +130,24 @@ class Letterbox(RateScorer):
 def _border(lines: Array, tolerance: int) -> Border:
     """Return what the lines (n, width) of luma show, from the border inwards."""
     colour = float(np.median(lines[:SOFT]))
-    away = np.abs(lines - colour)
-    near = away <= tolerance
-    ends = near[: -2 * SOFT] & (away[2 * SOFT :] > 2 * tolerance)
+    twice_away = np.abs(2 * lines - np.int16(2 * colour))  # a median may lie between two levels
+    near = twice_away <= 2 * tolerance
+    ends = near[: -2 * SOFT] & (twice_away[2 * SOFT :] > 4 * tolerance)
     jumps = np.abs(np.diff(lines, axis=0))
     smooth = np.maximum(jumps[:-3], jumps[1:-2])
     step = np.abs(lines[4:] - lines[2:-2])
     return Border(
         colour,
-        near.mean(axis=1).astype(np.float16),
-        _padded(ends.mean(axis=1), SOFT, len(lines)),
-        _padded((step > 4 + 2 * smooth).mean(axis=1), 3, len(lines)),
+        _shares(near).astype(np.float16),
+        _padded(_shares(ends), SOFT, len(lines)),
+        _padded(_shares(step > 4 + 2 * smooth), 3, len(lines)),
         np.abs(np.diff(lines, axis=1)).mean(axis=1).astype(np.float16),
     )
+
+
+def _shares(flags: Array) -> Array:
+    """Return the share of each line that is true."""
+    return np.count_nonzero(flags, axis=1) / flags.shape[1]
 
 
 def _padded(values: Array, before: int, length: int) -> Array:

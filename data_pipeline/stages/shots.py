@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.rows import Array
+from magicdistill.data_pipeline.scorers.base import Frame
 from magicdistill.data_pipeline.stages.transitions import (
     Transition,
     changes,
@@ -58,9 +59,9 @@ class ShotMeter:
         self._structures: list[float] = []
         self._small: list[Array] = []
 
-    def update(self, frame: Array) -> None:
-        """Take the next frame, uint8 RGB (h, w, 3)."""
-        features = _features(frame)
+    def update(self, frame: Frame) -> None:
+        """Take the next frame."""
+        features = _features(frame.rgb)
         if self._last is not None:
             colour = cv2.compareHist(self._last.histogram, features.histogram, cv2.HISTCMP_CORREL)
             structure = _similarity(self._last, features)
@@ -96,8 +97,8 @@ class ShotMeters:
     def __init__(self, meters: Sequence[ShotMeter | TransNetMeter]) -> None:
         self._meters = meters
 
-    def update(self, frame: Array) -> None:
-        """Take the next frame, uint8 RGB (h, w, 3)."""
+    def update(self, frame: Frame) -> None:
+        """Take the next frame."""
         for meter in self._meters:
             meter.update(frame)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from magicdistill.data_pipeline.media.video import decode
+from magicdistill.data_pipeline.scorers.base import Frame
 from magicdistill.data_pipeline.sources.package_clips import find_clips
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.motion import MotionMeter
@@ -23,7 +24,7 @@ from tests.unit.data_pipeline.pictures import picture, view
 def find_cuts(frames: np.ndarray, meters: ShotMeters | None = None) -> list[Transition]:
     meters = meters or shot_meters("koala")
     for frame in frames:
-        meters.update(frame)
+        meters.update(Frame(frame))
     return meters.cuts()
 
 
@@ -176,14 +177,14 @@ def _shifted(shifts: list[int]) -> list[np.ndarray]:
 def test_motion_is_the_displacement_in_pixels_at_the_fixed_short_side():
     meter = MotionMeter(fps=24.0, short_side=64, sampling_fps=24.0)
     for frame in _shifted([0, 2, 4, 6, 8, 10]):  # 2 px at side 128 are 1 px at 64
-        meter.update(frame)
+        meter.update(Frame(frame))
     assert meter.mean_px(0, 6) == pytest.approx(1.0, rel=0.15)
 
 
 def motion_of(frames: np.ndarray, fps: float = 24.0, short_side: int = 120) -> float:
     meter = MotionMeter(fps, short_side, sampling_fps=2.0)
     for frame in frames:
-        meter.update(frame)
+        meter.update(Frame(frame))
     motion = meter.mean_px(0, len(frames))
     assert motion is not None
     return motion
@@ -242,7 +243,7 @@ def test_noise_on_a_still_picture_is_little_motion():
 def test_motion_is_measured_inside_the_span_only():
     meter = MotionMeter(fps=24.0, short_side=128, sampling_fps=12.0)
     for frame in _shifted([0] * 10 + [6] * 10):
-        meter.update(frame)
+        meter.update(Frame(frame))
     assert meter.mean_px(0, 10) == pytest.approx(0, abs=0.05)
     assert meter.mean_px(10, 20) == pytest.approx(0, abs=0.05)
     whole = meter.mean_px(0, 20)
