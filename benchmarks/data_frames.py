@@ -159,6 +159,7 @@ def stored_checksums(path: Path, pixels: Path, report: Report) -> Iterator[str]:
     """Yield the checksum that `DecodedFrame` takes for each frame in a file of raw pixels."""
     with open_video(str(path)) as (_, stream):
         stored = stream.codec_context.format
+    assert stored
     row = row_bytes(stored, report.width)
     with pixels.open("rb") as file:
         while len(frame := file.read(report.num_bytes)) == report.num_bytes:

@@ -13,6 +13,9 @@ DEEPEST = 0.45
 """Largest bar as a share of height or width."""
 MIN_SHARE = 0.005
 """Smallest bar as a share of height or width; thinner edges are faults of the capture."""
+BACKDROP = 0.8
+"""Share of the lines behind a bar that has the bar's colour where both are one ground, as on title
+cards."""
 SOFT = 2
 """Lines on either side of a seam that scaling and compression blend."""
 
@@ -37,7 +40,8 @@ class Letterbox(RateScorer):
 
     A bar of one colour, black or other, is flat at the border and before its seam, is so in every
     sample with the same luma, may have text between, and ends for a good part of the line at the
-    same depth. A dark backdrop ends at a different depth beside a head, and is no bar. Bars on both
+    same depth. A dark backdrop ends at a different depth beside a head, and is no bar; neither is
+    the ground of a title card, which shows behind the letters, too. Bars on both
     sides that are a blurred copy of the picture are as wide as each other, have little detail
     beside the picture between them, and end in a straight seam.
     """
@@ -54,7 +58,7 @@ class Letterbox(RateScorer):
     """Mean share of a line along which a blurred bar has to end at once."""
     max_detail: float = 0.4
     """Largest ratio of the detail in a blurred bar to that of the picture."""
-    CODE: ClassVar = 2
+    CODE: ClassVar = 3
     MODEL: ClassVar = "flatness, detail and straight seams of the borders"
     SCORES: ClassVar = ("share", *SIDES)
 
@@ -99,7 +103,8 @@ class Letterbox(RateScorer):
             return 0.0
         end = next(depth for depth in range(ends[-1] - SOFT, len(flat)) if not whole[depth])
         share = end / len(flat)
-        return share if share >= MIN_SHARE else 0.0
+        is_backdrop = flat[end : len(flat) - end].mean() > BACKDROP
+        return 0.0 if is_backdrop or share < MIN_SHARE else share
 
     def _blurred_bars(
         self, first: Sequence[Border], second: Sequence[Border]

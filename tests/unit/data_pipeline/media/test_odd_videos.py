@@ -238,7 +238,9 @@ def test_white_is_white_and_black_is_black_at_any_depth_and_shape_of_pixels(
         codec,
         pix_fmt=pix_fmt,
         prepare=tagged(sample_aspect_ratio=aspect),
-        picture=lambda _: np.repeat(np.uint8([[[0] * 3] * 64 + [[255] * 3] * 64]), 64, axis=0),
+        picture=lambda _: (
+            np.array([0, 255], np.uint8).repeat(64)[None, :, None].repeat(64, 0).repeat(3, 2)
+        ),
     )
     (shown,) = decode(path)
     assert shown[:, :60].max() <= 1 and shown[:, -60:].min() >= 254
