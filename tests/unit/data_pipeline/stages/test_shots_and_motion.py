@@ -93,10 +93,10 @@ def punched_in(zoom: float) -> np.ndarray:
     )
 
 
-def shaken() -> np.ndarray:
-    whole = picture(1, 200, 400)
-    offsets = np.random.default_rng(0).normal(0, 1, (80, 2))
-    return np.stack([view(whole, 180, 320, x=40 + dx, y=10 + dy) for dx, dy in offsets])
+def shaken(px: float, seed: int = 0) -> np.ndarray:
+    whole = picture(seed + 1, 240, 440)
+    offsets = np.random.default_rng(seed).normal(0, px, (80, 2))
+    return np.stack([view(whole, 180, 320, x=60 + dx, y=30 + dy) for dx, dy in offsets])
 
 
 def whipped() -> np.ndarray:
@@ -117,7 +117,12 @@ TRUTHS: dict[str, tuple[np.ndarray, tuple[int, int] | None]] = {
     "a weak flash": (flash((60, 60)), None),
     "a flash that decays": (flash((200, 140, 70)), None),
     "a pan": (scene(1, 80), None),
-    "a shaken camera": (shaken(), None),
+    "a slightly shaken camera": (shaken(1), None),
+    **{f"a shaken camera, {n}": (shaken(2, n), None) for n in (1, 2, 3)},
+    "a cut under a shaken camera": (
+        np.concatenate([shaken(3, 1)[:40], shaken(3, 2)[:40]]),
+        (40, 40),
+    ),
     "a fast pan": (whipped(), None),
 }
 
