@@ -8,8 +8,8 @@ to a million clips, and listing of and decisions on as many (36 million take 30 
 `--data_juicer DIR`, the environment that Data-Juicer is installed in, adds its Ray executor; with
 a later PyAV than the one it pins, it drops every clip:
     python -m venv DIR
-    DIR/bin/pip install py-data-juicer==1.6.1 'ray[data]==2.60.0' av==13.1.0 \
-        opencv-contrib-python-headless aiohttp
+    DIR/bin/pip install py-data-juicer==1.6.1 'ray[default,data]==2.60.0' av==13.1.0 \
+        opencv-python-headless torch==2.13.0
 """
 
 import argparse

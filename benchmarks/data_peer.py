@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from data_shared import NUM_PROCESSES, Row, bench_config, cpu_counted, make_clips, run_part
 
-from magicdistill.data_pipeline.config import Bucket
+from magicdistill.data_pipeline.config import Bucket, Policy
 from magicdistill.data_pipeline.latents.windows import fit
 from magicdistill.data_pipeline.media.video import decode, write_frames
 from magicdistill.data_pipeline.rows import Array
@@ -25,6 +25,8 @@ STILL_EVERY = 8
 MIN_MOTION_PX = 0.02
 """That of portrait-tiny."""
 CLIPS_PER_FILM = 10
+PARTS = ("decoding", "flow", "hash", "rest")
+"""Where the time of a clip goes in one process."""
 MORE = 3
 """So many times as many films are filtered the second time."""
 
@@ -40,23 +42,28 @@ def against_data_juicer(folder: Path, count: int, environment: Path | None) -> l
         return []
     num_films = max(2, count // CLIPS_PER_FILM)
     tiny = compared(make_clips(folder / "clips", count), folder / "tiny", environment, 64, 8)
-    few, many = (
-        compared(make_films(folder / f"films-{n}", n), folder / f"large-{n}", environment, 240, 2)
-        for n in (num_films, MORE * num_films)
-    )
+    films = make_films(folder / "films", MORE * num_films)
+    some = folder / "some-films"
+    some.mkdir()
+    for film in sorted(films.iterdir())[:num_films]:
+        os.link(film, some / film.name)
+    few = compared(some, folder / "few", environment, 240, 2)
+    many = compared(films, folder / "many", environment, 240, 2)
+    alone = run_part(SCORING, "shares", folder / "few", own_config(some, 240, 2))
     name = "Data-Juicer's seconds / ours, cold start"
     return [
         {"name": f"filter {count} clips of 128 x 128: {name}"} | tiny,
         {"name": f"filter {num_films} clips of 5 s at 720p: {name}"} | few,
         {"name": f"filter {MORE * num_films} clips of 5 s at 720p: {name}"} | many,
-        further(few, many, (MORE - 1) * num_films),
-        run_part(SCORING, "shares", folder / f"large-{num_films}", _films_config(folder, num_films))
-        | {"name": "shares of the CPU time of scoring a clip of 5 s at 720p, in one process"},
+        further(few, many, (MORE - 1) * num_films, alone),
     ]
 
 
-def further(few: Row, many: Row, count: int) -> Row:
-    """Return the CPU seconds that each of `count` further films takes on both sides."""
+def further(few: Row, many: Row, count: int, alone: Row) -> Row:
+    """Return the CPU seconds that each of `count` further films takes on both sides.
+
+    `alone` says what a film takes in one process without Ray, and where its time goes.
+    """
     ours, theirs = ((many[key] - few[key]) / count for key in ("ours CPU s", "their CPU s"))
     film_s = FILM.num_frames / FILM.fps
     return {
@@ -66,12 +73,11 @@ def further(few: Row, many: Row, count: int) -> Row:
         "their CPU s": theirs,
         "our hours of video per core-day": 24 * film_s / ours,
         "their hours of video per core-day": 24 * film_s / theirs,
+        "our CPU s without Ray": alone["CPU s"],
+        **{f"share of {part}": alone[part] * alone["CPU s"] / ours for part in PARTS},
+        "share of Ray": 1 - alone["CPU s"] / ours,
         "wanted": ">= 3",
     }
-
-
-def _films_config(folder: Path, count: int) -> str:
-    return own_config(folder / f"films-{count}", 240, 2)
 
 
 def make_films(folder: Path, count: int) -> Path:
@@ -123,11 +129,14 @@ def compared(
 
 
 def own_config(clips: Path, short_side: int, sampling_fps: int) -> str:
-    """Return our settings as JSON: nobody looks for shots, as they do not."""
+    """Return our settings as JSON: as there, no shots are looked for and no motion is too fast."""
     config = bench_config(clips)
+    policy = Policy.model_validate(
+        config.policy.model_dump() | {"limits": {"all": {"motion.px": {"min": MIN_MOTION_PX}}}}
+    )
     taken = {"shots": "none", "motion_short_side": short_side, "motion_fps": sampling_fps}
     measures = config.measures.model_copy(update=taken)
-    return config.model_copy(update={"measures": measures}).model_dump_json()
+    return config.model_copy(update={"measures": measures, "policy": policy}).model_dump_json()
 
 
 def run_data_juicer(

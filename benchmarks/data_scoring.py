@@ -27,8 +27,12 @@ def score_and_decide(folder: Path) -> Row:
 
 
 def shares(folder: Path) -> Row:
-    """Score every clip in this process; return where its CPU time goes."""
-    from magicdistill.data_pipeline.media.video import decode, hash_content
+    """Score every clip in this process; return CPU seconds of a clip and where they go.
+
+    Flow includes the reduction of frames to its size. The rest is the index of frames, checksums,
+    and what else of a file is looked at.
+    """
+    from magicdistill.data_pipeline.media.video import frames_in, hash_content
     from magicdistill.data_pipeline.sources.listing import iter_videos
     from magicdistill.data_pipeline.stages.motion import MotionMeter
     from magicdistill.data_pipeline.stages.score import score_video
@@ -36,17 +40,20 @@ def shares(folder: Path) -> Row:
     config = DataConfig.model_validate_json((folder / "part.json").read_text())
     measures = config.measures
     total = decoding = flow = hashing = 0.0
-    for video in iter_videos(config.sources, folder):
+    videos = list(iter_videos(config.sources, folder))
+    for video in videos:
         path = Path(video.path)
         hash_s = timed(lambda p=path: hash_content(p))[1]  # first: it is kept for the next call
         (clip,), seconds = timed(lambda v=video, p=path: score_video(v, p, measures))
         total, hashing = total + hash_s + seconds, hashing + hash_s
-        decoding_s = timed(lambda p=path: each(id, decode(p)))[1]
+        decoding_s = timed(lambda p=path: each(id, frames_in(p)))[1]
         meter = MotionMeter(clip.fps, measures.motion_short_side, measures.motion_fps)
-        both_s = timed(lambda m=meter, p=path: each(m.update, decode(p)))[1]
+        shown = (frame.for_scorers(()) for frame in frames_in(path))
+        both_s = timed(lambda m=meter, f=shown: each(m.update, f))[1]
         decoding, flow = decoding + decoding_s, flow + both_s - decoding_s
     parts = {"decoding": decoding, "flow": flow, "hash": hashing}
-    return {"CPU s": total} | {name: part / total for name, part in parts.items()}
+    parts["rest"] = total - sum(parts.values())
+    return {"CPU s": total / len(videos)} | {name: part / total for name, part in parts.items()}
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

@@ -17,6 +17,9 @@ PROGRESSIVE = (0, 1)
 """FFmpeg's field orders of frames that were filmed at one instant: unknown, progressive."""
 NEARLY_SQUARE = 0.01
 """Deviation of a pixel's aspect from 1 that nobody sees: resampling for it would cost sharpness."""
+EXACT = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT
+"""How pixels are converted that swscale has no direct way for: without full chroma, white
+of 10 bits or of scaled frames would be 253."""
 WIDEST_PIXEL = 8
 """Largest ratio of a pixel's sides that is believed."""
 
@@ -82,7 +85,13 @@ class Screen:
 
     def __init__(self, display: Display) -> None:
         self._display = display
-        self._reformatter = VideoReformatter()  # to make one for each frame takes longer than it
+        # One for each size, as to set one up for another takes longer than a frame.
+        self._reformatters: dict[tuple[int, int, str], VideoReformatter] = {}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height as shown."""
+        return self._display.size
 
     def show(self, frame: av.VideoFrame) -> Array:
         """Return a decoded frame as uint8 RGB (h, w, 3).
@@ -91,19 +100,38 @@ class Screen:
         """
         display = self._display
         size = display.stored_width, display.stored_height
-        is_scaled = size != (frame.width, frame.height)
-        rgb = self._reformatter.reformat(
+        is_plain = size == (frame.width, frame.height) and frame.format.components[0].bits <= 8
+        rgb = self._reformatter(*size, "rgb24").reformat(
             frame,
             *size,
             format="rgb24",
             src_colorspace=Colorspace.ITU709 if _is_untagged_hd(frame) else None,
-            interpolation=Interpolation.BICUBIC if is_scaled else None,
+            interpolation=None if is_plain else EXACT,
             threads=1,
-        ).to_ndarray()
+        )
+        return self._upright(rgb.to_ndarray())
+
+    def luma(self, frame: av.VideoFrame, width: int, height: int) -> Array:
+        """Return the luma of a decoded frame, full range, uint8 (height, width), as shown.
+
+        It is the file's own, reduced without a detour by RGB, which costs five times as much.
+        """
+        size = (height, width) if self._display.transposed else (width, height)
+        gray = self._reformatter(*size, "gray").reformat(
+            frame, *size, format="gray", interpolation=Interpolation.AREA, threads=1
+        )
+        return self._upright(gray.to_ndarray())
+
+    def _reformatter(self, width: int, height: int, pixels: str) -> VideoReformatter:
+        return self._reformatters.setdefault((width, height, pixels), VideoReformatter())
+
+    def _upright(self, image: Array) -> Array:
+        """Return an image (h, w, ...) as it is shown."""
+        display = self._display
         if display.transposed:
-            rgb = rgb.transpose(1, 0, 2)
-        rgb = rgb[:: -1 if display.flipped_y else 1, :: -1 if display.flipped_x else 1]
-        return np.ascontiguousarray(rgb)
+            image = image.swapaxes(0, 1)
+        image = image[:: -1 if display.flipped_y else 1, :: -1 if display.flipped_x else 1]
+        return np.ascontiguousarray(image)
 
 
 def _is_untagged_hd(frame: av.VideoFrame) -> bool:

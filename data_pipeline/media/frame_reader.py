@@ -16,8 +16,10 @@ from magicdistill.data_pipeline.media.frame_index import (
     explained,
     open_video,
 )
+from magicdistill.data_pipeline.media.frame_ranges import cropped
 from magicdistill.data_pipeline.media.sandbox import progress
 from magicdistill.data_pipeline.rows import Array
+from magicdistill.data_pipeline.scorers.base import Frame, shrunk, shrunk_size
 
 WORTH_A_SEEK = 8
 """Frames that are decoded in vain rather than looked for a key frame."""
@@ -33,6 +35,10 @@ class Picture:
     number: int = 0
     checksum: str = ""
 
+    def for_scorers(self, crop: tuple[int, ...]) -> Frame:
+        """Return the box of the frame that scorers see; an empty crop is all of it."""
+        return Frame(cropped(self.rgb, crop))
+
 
 class DecodedFrame:
     """A frame with its number; what is not asked for is not converted."""
@@ -47,6 +53,17 @@ class DecodedFrame:
         """The frame as shown, uint8 RGB (h, w, 3), converted anew for each call."""
         return self._screen.show(self._frame)
 
+    def luma(self, short_side: int, crop: tuple[int, ...] = ()) -> Array:
+        """Return 8-bit luma (h, w) with at most that short side, of the box `crop` if given."""
+        whole = self._screen.size
+        if not crop:
+            return self._screen.luma(self._frame, *shrunk_size(*whole, short_side))
+        return shrunk(cropped(self._screen.luma(self._frame, *whole), crop), short_side)
+
+    def for_scorers(self, crop: tuple[int, ...]) -> Frame:
+        """Return the box of the frame that scorers see; an empty crop is all of it."""
+        return _LazyFrame(self, crop)
+
     @property
     def checksum(self) -> str:
         """Four hexadecimal digits by which the frame is known again.
@@ -55,10 +72,31 @@ class DecodedFrame:
         different processors.
         """
         plane = self._frame.planes[0]
-        num_bytes = plane.width * min(8, self._frame.format.components[0].bits) // 8
+        num_bytes = row_bytes(self._frame.format, self._frame.width)
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         seen = rows[: plane.height : CHECKSUM_ROWS, :num_bytes].tobytes()
         return f"{zlib.crc32(seen) & 0xFFFF:04x}"
+
+
+def row_bytes(pixels: av.VideoFormat, width: int) -> int:
+    """Return the size of a row of the first plane: of brightness, or of whole packed pixels."""
+    if pixels.is_planar:
+        return width * -(-pixels.components[0].bits // 8)
+    return -(-width * pixels.padded_bits_per_pixel // 8)
+
+
+class _LazyFrame(Frame):
+    """The box of a decoded frame; what no scorer asks for is not converted."""
+
+    def __init__(self, decoded: DecodedFrame, crop: tuple[int, ...]) -> None:
+        self._decoded, self._crop, self._derived = decoded, crop, {}
+
+    @property
+    def rgb(self) -> Array:
+        return self._once("rgb", lambda: cropped(self._decoded.rgb, self._crop))
+
+    def _luma(self, short_side: int) -> Array:
+        return self._decoded.luma(short_side, self._crop)
 
 
 def read(path: str, index: FrameIndex, numbers: Iterable[int]) -> Iterator[DecodedFrame]:

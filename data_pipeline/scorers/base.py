@@ -19,21 +19,34 @@ Values = dict[str, float | None]
 
 
 class Frame:
-    """A decoded frame, uint8 RGB (h, w, 3), that remembers what scorers derive from it."""
+    """A frame that remembers what scorers derive from it."""
 
     def __init__(self, rgb: Array) -> None:
-        self.rgb = rgb
-        self._derived: dict[Hashable, Any] = {}
+        """Hold a frame that is in memory, uint8 RGB (h, w, 3)."""
+        self._derived: dict[Hashable, Any] = {"rgb": rgb}
+
+    @property
+    def rgb(self) -> Array:
+        """The frame, uint8 RGB (h, w, 3)."""
+        return self._derived["rgb"]
 
     def derive(self, key: Hashable, make: Callable[[Array], Any]) -> Any:
         """Return `make(rgb)`, made once for all scorers that use the same key."""
-        if key not in self._derived:
-            self._derived[key] = make(self.rgb)
-        return self._derived[key]
+        return self._once(key, lambda: make(self.rgb))
 
     def gray(self, short_side: int) -> Array:
         """Return 8-bit luma with at most that short side in pixels; small frames stay as is."""
-        return self.derive(("gray", short_side), lambda rgb: _gray(rgb, short_side))
+        return self._once(("gray", short_side), lambda: self._luma(short_side))
+
+    def _luma(self, short_side: int) -> Array:
+        import cv2
+
+        return cv2.cvtColor(shrunk(self.rgb, short_side), cv2.COLOR_RGB2GRAY)
+
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]
 
 
 class Scorer(Config):
@@ -170,12 +183,16 @@ def shrunk(image: Array, short_side: int) -> Array:
     """Return the image with at most that short side in pixels."""
     import cv2
 
-    height, width = image.shape[:2]
-    scale = short_side / min(height, width)
-    if scale >= 1:
+    size = shrunk_size(image.shape[1], image.shape[0], short_side)
+    if size == image.shape[1::-1]:
         return image
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def shrunk_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Return width and height of a picture that has at most that short side in pixels."""
+    scale = min(1.0, short_side / min(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def longest_run_s(flags: Sequence[bool], step_s: float) -> float:
@@ -185,12 +202,6 @@ def longest_run_s(flags: Sequence[bool], step_s: float) -> float:
         run = run + 1 if flag else 0
         longest = max(longest, run)
     return longest * step_s
-
-
-def _gray(rgb: Array, short_side: int) -> Array:
-    import cv2
-
-    return cv2.cvtColor(shrunk(rgb, short_side), cv2.COLOR_RGB2GRAY)
 
 
 def _path_fields(kind: type[Scorer]) -> set[str]:

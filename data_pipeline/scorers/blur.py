@@ -28,7 +28,7 @@ class Blur(RateScorer):
     def look(self, frame: Frame, last: Frame | None) -> float:
         """Return the blur of a frame, the worse of both directions."""
         gray = frame.gray(self.short_side).astype(np.float32)
-        return max(_blur_along(gray), _blur_along(gray.T))
+        return max(_blur_along(gray), _blur_along(np.ascontiguousarray(gray.T)))
 
     def summary(self, looks: Sequence[float], step_s: float) -> Values:
         """Return the mean over the samples."""
@@ -40,7 +40,7 @@ def _blur_along(gray: Array) -> float:
     import cv2
 
     smooth = cv2.blur(gray, (1, TAPS))
-    sharp_steps, smooth_steps = np.abs(np.diff(gray, axis=0)), np.abs(np.diff(smooth, axis=0))
+    sharp_steps, smooth_steps = (cv2.absdiff(i[1:], i[:-1]) for i in (gray, smooth))
     total = float(sharp_steps.sum())
-    lost = float(np.maximum(0, sharp_steps - smooth_steps).sum())
+    lost = float(np.maximum(0, cv2.subtract(sharp_steps, smooth_steps)).sum())
     return (total - lost) / total if total else 1.0

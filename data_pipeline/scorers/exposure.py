@@ -14,7 +14,7 @@ class Exposure(RateScorer):
     kind: Literal["exposure"] = "exposure"
     short_side: int = 240
     """Frames are reduced to this short side in pixels."""
-    MODEL: ClassVar = "BT.601 luma, full range"
+    MODEL: ClassVar = "luma of the file, full range"
     SCORES: ClassVar = ("luma", "clipped_share")
 
     def look(self, frame: Frame, last: Frame | None) -> tuple[float, float]:

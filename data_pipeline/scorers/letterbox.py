@@ -13,6 +13,9 @@ DEEPEST = 0.45
 """Largest bar as a share of height or width."""
 MIN_SHARE = 0.005
 """Smallest bar as a share of height or width; thinner edges are faults of the capture."""
+BACKDROP = 0.8
+"""Share of the lines behind a bar that has the bar's colour where both are one ground, as on title
+cards."""
 SOFT = 2
 """Lines on either side of a seam that scaling and compression blend."""
 
@@ -37,7 +40,8 @@ class Letterbox(RateScorer):
 
     A bar of one colour, black or other, is flat at the border and before its seam, is so in every
     sample with the same luma, may have text between, and ends for a good part of the line at the
-    same depth. A dark backdrop ends at a different depth beside a head, and is no bar. Bars on both
+    same depth. A dark backdrop ends at a different depth beside a head, and is no bar; neither is
+    the ground of a title card, which shows behind the letters, too. Bars on both
     sides that are a blurred copy of the picture are as wide as each other, have little detail
     beside the picture between them, and end in a straight seam.
     """
@@ -54,14 +58,15 @@ class Letterbox(RateScorer):
     """Mean share of a line along which a blurred bar has to end at once."""
     max_detail: float = 0.4
     """Largest ratio of the detail in a blurred bar to that of the picture."""
-    CODE: ClassVar = 2
+    CODE: ClassVar = 3
     MODEL: ClassVar = "flatness, detail and straight seams of the borders"
     SCORES: ClassVar = ("share", *SIDES)
 
     def look(self, frame: Frame, last: Frame | None) -> tuple[Border, ...]:
         """Return what the four sides of a frame show, in the order of SIDES."""
         gray = frame.gray(self.short_side).astype(np.int16)
-        sides = (gray, gray[::-1], gray.T, gray.T[::-1])
+        turned = np.ascontiguousarray(gray.T)
+        sides = (gray, gray[::-1], turned, turned[::-1])
         return tuple(_border(side, self.tolerance) for side in sides)
 
     def summary(self, looks: Sequence[tuple[Border, ...]], step_s: float) -> Values:
@@ -98,7 +103,8 @@ class Letterbox(RateScorer):
             return 0.0
         end = next(depth for depth in range(ends[-1] - SOFT, len(flat)) if not whole[depth])
         share = end / len(flat)
-        return share if share >= MIN_SHARE else 0.0
+        is_backdrop = flat[end : len(flat) - end].mean() > BACKDROP
+        return 0.0 if is_backdrop or share < MIN_SHARE else share
 
     def _blurred_bars(
         self, first: Sequence[Border], second: Sequence[Border]
@@ -129,19 +135,24 @@ class Letterbox(RateScorer):
 def _border(lines: Array, tolerance: int) -> Border:
     """Return what the lines (n, width) of luma show, from the border inwards."""
     colour = float(np.median(lines[:SOFT]))
-    away = np.abs(lines - colour)
-    near = away <= tolerance
-    ends = near[: -2 * SOFT] & (away[2 * SOFT :] > 2 * tolerance)
+    twice_away = np.abs(2 * lines - np.int16(2 * colour))  # a median may lie between two levels
+    near = twice_away <= 2 * tolerance
+    ends = near[: -2 * SOFT] & (twice_away[2 * SOFT :] > 4 * tolerance)
     jumps = np.abs(np.diff(lines, axis=0))
     smooth = np.maximum(jumps[:-3], jumps[1:-2])
     step = np.abs(lines[4:] - lines[2:-2])
     return Border(
         colour,
-        near.mean(axis=1).astype(np.float16),
-        _padded(ends.mean(axis=1), SOFT, len(lines)),
-        _padded((step > 4 + 2 * smooth).mean(axis=1), 3, len(lines)),
+        _shares(near).astype(np.float16),
+        _padded(_shares(ends), SOFT, len(lines)),
+        _padded(_shares(step > 4 + 2 * smooth), 3, len(lines)),
         np.abs(np.diff(lines, axis=1)).mean(axis=1).astype(np.float16),
     )
+
+
+def _shares(flags: Array) -> Array:
+    """Return the share of each line that is true."""
+    return np.count_nonzero(flags, axis=1) / flags.shape[1]
 
 
 def _padded(values: Array, before: int, length: int) -> Array:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.rows import Array
+from magicdistill.data_pipeline.scorers.base import Frame
 
 FAST_PX = 4.0
 """Displacement between two samples from which a pixel is followed through the frames between them:
@@ -41,20 +42,21 @@ class MotionMeter:
         self._index = -1
         self._lengths_px: list[float] = []
 
-    def update(self, frame: Array) -> None:
-        """Take the next frame, uint8 RGB (h, w, 3)."""
+    def update(self, frame: Frame) -> None:
+        """Take the next frame."""
         self._index += 1
         since = self._index % self._step
-        if since % self._stride == 0:
-            self._tracker.update(frame)
+        if since % self._stride:
+            return
+        gray = _resized(frame.gray(self._short_side), self._short_side)
+        self._tracker.update(gray)
         if since:
             return
-        gray = cv2.cvtColor(_resized(frame, self._short_side), cv2.COLOR_RGB2GRAY)
         if self._last is not None:
             slow = cv2.calcOpticalFlowFarneback(
                 self._last, gray, np.empty(0), 0.5, 3, 15, 3, 5, 1.2, 0
             )
-            lengths = self._tracker.corrected(np.linalg.norm(slow, axis=-1))
+            lengths = self._tracker.corrected(_lengths(slow))
             self._lengths_px.append(float(lengths.mean()) * self._per_unit)
         self._last = gray
         self._tracker.restart()
@@ -83,21 +85,19 @@ class _Tracker:
         self._path: Array | float = 0.0
 
     def update(self, frame: Array) -> None:
-        """Take the next frame, uint8 RGB (h, w, 3)."""
-        # From twice the size, as reading every pixel of each frame would cost more than the flow.
-        doubled = _resized(frame, 2 * self._short_side, cv2.INTER_LINEAR)
-        gray = cv2.cvtColor(_resized(doubled, self._short_side), cv2.COLOR_RGB2GRAY)
+        """Take the luma of the next frame, uint8 (h, w)."""
+        gray = _resized(frame, self._short_side)
         if self._last is not None:
             flow = self._flow.calc(self._last, gray, None)
             self._sum = self._sum + flow
-            self._path = self._path + np.linalg.norm(flow, axis=-1)
+            self._path = self._path + _lengths(flow)
         self._last = gray
 
     def corrected(self, slow: Array) -> Array:
         """Return displacements in pixels (h, w) with those of fast and steady places replaced."""
         scale = min(slow.shape) / self._short_side
         size = slow.shape[::-1]
-        fast = cv2.resize(np.linalg.norm(self._sum, axis=-1) * scale, size)
+        fast = cv2.resize(_lengths(np.asarray(self._sum)) * scale, size)
         path = cv2.resize(np.asarray(self._path) * scale, size)
         return np.where((fast > FAST_PX) & (fast > STEADY * path), fast, slow)
 
@@ -106,8 +106,16 @@ class _Tracker:
         self._sum = self._path = 0.0
 
 
-def _resized(frame: Array, short_side: int, smaller: int = cv2.INTER_AREA) -> Array:
-    height, width = frame.shape[:2]
+def _lengths(flow: Array) -> Array:
+    """Return the lengths (h, w) of vectors (h, w, 2)."""
+    return cv2.magnitude(*cv2.split(flow))
+
+
+def _resized(image: Array, short_side: int) -> Array:
+    """Return the image with that short side, smaller or larger."""
+    height, width = image.shape
     scale = short_side / min(height, width)
+    if scale == 1:
+        return image
     size = (round(width * scale), round(height * scale))
-    return cv2.resize(frame, size, interpolation=smaller if scale < 1 else cv2.INTER_LINEAR)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Decoder, Measures
-from magicdistill.data_pipeline.media.frame_ranges import cropped
 from magicdistill.data_pipeline.media.sandbox import Sandbox
-from magicdistill.data_pipeline.media.video import VideoError, read_frames
+from magicdistill.data_pipeline.media.video import VideoError, frames_at
 from magicdistill.data_pipeline.rows import ClipRow, clips_from_table, clips_to_table
 from magicdistill.data_pipeline.scorers.base import ABSENT, Frame, RateScorer, Scorer
 from magicdistill.data_pipeline.sources.fetching import Scratch
@@ -103,8 +102,8 @@ def score_clip(clip: ClipRow, path: Path, scorers: Sequence[Scorer]) -> ClipRow:
     indices = sorted(set().union(*wanted))
     looks: list[dict[int, Any]] = [{} for _ in scorers]
     last: list[Frame | None] = [None] * len(scorers)
-    for index, rgb in zip(indices, read_frames(path, indices), strict=True):
-        frame = Frame(cropped(rgb, clip.crop))
+    for index, decoded in zip(indices, frames_at(path, indices), strict=True):
+        frame = decoded.for_scorers(clip.crop)
         for number, scorer in enumerate(scorers):
             if index in wanted[number]:
                 looks[number][index] = scorer.look(frame, last[number])

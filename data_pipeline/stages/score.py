@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Decoder, Measures
 from magicdistill.data_pipeline.media.frame_index import FrameIndex
-from magicdistill.data_pipeline.media.frame_ranges import FrameRange, cropped, frame_range_of
+from magicdistill.data_pipeline.media.frame_ranges import FrameRange, frame_range_of
 from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.media.video import (
     PICTURE_SUFFIXES,
@@ -27,7 +27,7 @@ from magicdistill.data_pipeline.rows import (
     failed,
     videos_from_table,
 )
-from magicdistill.data_pipeline.scorers.base import Frame, RateScorer
+from magicdistill.data_pipeline.scorers.base import RateScorer
 from magicdistill.data_pipeline.scorers.registry import VIDEO_SCORES
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.stages.motion import MotionMeter
@@ -158,12 +158,11 @@ def _measure(path: Path, fps: float, frame_range: FrameRange, measures: Measures
     taken = _Decoded([], shots, motion, meters, "")
     try:
         for decoded in frames_in(path, frame_range.start, frame_range.stop):
-            frame = cropped(decoded.rgb, frame_range.crop)
+            frame = decoded.for_scorers(frame_range.crop)
             shots.update(frame)
             motion.update(frame)
-            shared = Frame(frame)
             for meter in meters:
-                meter.update(decoded.number, shared)
+                meter.update(decoded.number, frame)
             taken.checksums.append(decoded.checksum)
     except VideoError as error:
         return replace(taken, failure=str(error))

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from magicdistill.data_pipeline.rows import Array
+from magicdistill.data_pipeline.scorers.base import Frame
 from magicdistill.data_pipeline.stages.transitions import (
     Transition,
     changes,
@@ -23,6 +24,7 @@ WINDOW = 8  # earlier pairs by which an outlier is recognised
 SSIM_SIDE = 7
 JUMP_FRAMES = 6  # pairs on either side that a jump stands out from
 JUMP_SSIM, JUMP_CHANGE, MIN_JUMP = 0.8, 2.5, 4.0
+LASTING, LASTING_FRAMES = 0.7, (3, 6)  # share of a change that is left in means of so many frames
 
 
 class _Features(NamedTuple):
@@ -45,11 +47,13 @@ class ShotMeter:
     a cut lies where score < 0, or where its 3-frame mean is below 0.75 and below
     mu - 3 max(0.2, std) of the previous 8 means with the most extreme fifth left out.
 
-    A cut to another view of the same scene keeps its histogram, and dissolves change little from
-    frame to frame. Therefore a cut also lies where a pair stands out from its neighbours, with an
-    SSIM below JUMP_SSIM of theirs and a change above JUMP_CHANGE times theirs, and dissolves and
-    fades are looked for over many frames (`transitions.py`). Pairs inside a flash of light count
-    as an ordinary pair before it.
+    A shaken camera changes the picture much, but not for long: such a cut counts only where the
+    means of the frames before and after it differ by LASTING of the change. A cut to another view
+    of the same scene keeps its histogram, and dissolves change little from frame to frame.
+    Therefore a cut also lies where a pair stands out from its neighbours, with an SSIM below
+    JUMP_SSIM of theirs and a change above JUMP_CHANGE times theirs, and dissolves and fades are
+    looked for over many frames (`transitions.py`). Pairs inside a flash of light count as an
+    ordinary pair before it.
     """
 
     def __init__(self) -> None:
@@ -58,9 +62,9 @@ class ShotMeter:
         self._structures: list[float] = []
         self._small: list[Array] = []
 
-    def update(self, frame: Array) -> None:
-        """Take the next frame, uint8 RGB (h, w, 3)."""
-        features = _features(frame)
+    def update(self, frame: Frame) -> None:
+        """Take the next frame."""
+        features = _features(frame.rgb)
         if self._last is not None:
             colour = cv2.compareHist(self._last.histogram, features.histogram, cv2.HISTCMP_CORREL)
             structure = _similarity(self._last, features)
@@ -83,8 +87,7 @@ class ShotMeter:
         cuts = [
             Transition(pair + 1, pair + 1)
             for pair in range(len(scores))
-            if scores[pair] < 0
-            or _is_outlier(smooth, pair)
+            if ((scores[pair] < 0 or _is_outlier(smooth, pair)) and _lasts(small, change, pair))
             or (not lit[pair] and _is_jump(structures, change, pair))
         ]
         return merged([*cuts, *dissolves(small), *fades(small)])
@@ -96,8 +99,8 @@ class ShotMeters:
     def __init__(self, meters: Sequence[ShotMeter | TransNetMeter]) -> None:
         self._meters = meters
 
-    def update(self, frame: Array) -> None:
-        """Take the next frame, uint8 RGB (h, w, 3)."""
+    def update(self, frame: Frame) -> None:
+        """Take the next frame."""
         for meter in self._meters:
             meter.update(frame)
 
@@ -142,6 +145,17 @@ def _without(scores: Array, lit: Array) -> Array:
     for pair in np.flatnonzero(lit):
         usual[pair] = usual[pair - 1] if pair else np.inf
     return usual
+
+
+def _lasts(small: Array, change: Array, pair: int) -> bool:
+    """Tell whether the picture stays what it has become; that of a shaken camera comes back."""
+    largest = change[max(0, pair - 1) : pair + 2].max()
+    for reach in LASTING_FRAMES:
+        before = small[max(0, pair - reach) : max(1, pair)].mean(axis=0)
+        after = small[min(pair + 2, len(small) - 1) :][:reach].mean(axis=0)
+        if np.abs(after - before).mean() >= LASTING * largest:
+            return True
+    return False
 
 
 def _is_jump(structures: Array, change: Array, pair: int) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from magicdistill.data_pipeline.media.sandbox import progress
 from magicdistill.data_pipeline.rows import Array
+from magicdistill.data_pipeline.scorers.base import Frame
 from magicdistill.data_pipeline.stages.transitions import (
     Transition,
     fades,
@@ -43,9 +44,9 @@ class TransNetMeter:
         self._threshold = threshold
         self._frames: list[Array] = []
 
-    def update(self, frame: Array) -> None:
-        """Take the next frame, uint8 RGB (h, w, 3)."""
-        small = cv2.resize(frame, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    def update(self, frame: Frame) -> None:
+        """Take the next frame."""
+        small = cv2.resize(frame.rgb, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         self._frames.append(small)
 
     def cuts(self) -> list[Transition]:

@@ -6,18 +6,17 @@ Every frame shows its own number, so that the truth is read from the pixels.
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-from av.stream import Disposition
 
 from magicdistill.data_pipeline.config import Bucket, Limit, Measures, Policy
 from magicdistill.data_pipeline.latents.windows import decode_windows
-from magicdistill.data_pipeline.media.frame_ranges import frame_range_of
+from magicdistill.data_pipeline.media.frame_ranges import cropped, frame_range_of
 from magicdistill.data_pipeline.media.video import (
     VideoError,
     decode,
@@ -27,55 +26,21 @@ from magicdistill.data_pipeline.media.video import (
     write_frames,
 )
 from magicdistill.data_pipeline.rows import ClipRow, Video
+from magicdistill.data_pipeline.scorers.base import Frame
 from magicdistill.data_pipeline.stages.score import score_video
 from tests.curation_tables import decide
-from tests.odd_videos import encode, moving, number_of, numbered, numbers_of
-
-X264 = {"x264-params": "keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0"}
-OPEN_X264 = {"x264-params": X264["x264-params"] + ":open-gop=1"}
-OPEN_X265 = {"x265-params": OPEN_X264["x264-params"] + ":log-level=none"}
-REFRESHED = {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}
-MPEG4 = {"bf": "2", "g": "12", "b": "4000000"}
-VP9 = {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "realtime"}
-NOT_SHIFTED = {"avoid_negative_ts": "disabled"}
-IN_PIECES = {"movflags": "frag_keyframe+delay_moov"}
-
-
-def vfr(number: int) -> int:
-    """Return the time of a frame in 1/30 s: 40 frames at 30 a second, then the others at 5."""
-    return number if number < 40 else 40 + 6 * (number - 40)
-
-
-def odd(file: str, shown: range, codec: str = "libx264", **how: Any) -> Any:
-    return pytest.param(file, shown, partial(encode, codec=codec, **how))
-
-
-KINDS = {
-    "plain": odd("a.mp4", range(60), options=X264),
-    "cut by an edit list": odd(
-        "a.mp4", range(18, 60), options=X264, first_packet_s=0.39, shift=-18
-    ),
-    "first key frame discarded": odd("a.mp4", range(1, 60), options=X264, shift=-1),
-    "open GOP": odd("a.mp4", range(60), options=OPEN_X264),
-    "open GOP in Matroska": odd("a.mkv", range(60), options=OPEN_X264),
-    "open GOP of HEVC": odd("a.mp4", range(60), "libx265", options=OPEN_X265),
-    "open GOP of HEVC in Matroska": odd("a.mkv", range(60), "libx265", options=OPEN_X265),
-    "cut before leading pictures": odd(
-        "a.mkv", range(12, 60), "libx265", options=OPEN_X265, first_packet_s=0.39
-    ),
-    "refreshed bit by bit": odd("a.mp4", range(60), options=REFRESHED, picture=moving),
-    "MPEG-4 in AVI with B-frames": odd("a.avi", range(60), "mpeg4", options=MPEG4),
-    "H.264 in AVI, times of decoding": odd("a.avi", range(60), options=X264),
-    "negative times in fragments": odd(
-        "a.mp4", range(60), options=X264, shift=-10, muxer=IN_PIECES
-    ),
-    "negative times in Matroska": odd(
-        "a.mkv", range(60), options=X264, shift=-10, muxer=NOT_SHIFTED
-    ),
-    "VP9": odd("a.webm", range(60), "libvpx-vp9", options=VP9),
-    "variable rate": odd("a.mp4", range(60), options=X264, pts=vfr),
-    "variable rate in Matroska": odd("a.mkv", range(60), options=X264, pts=vfr),
-}
+from tests.odd_videos import (
+    KINDS,
+    X264,
+    encode,
+    number_of,
+    numbered,
+    numbers_of,
+    tagged,
+    three_streams,
+    turned,
+    vfr,
+)
 
 
 @pytest.mark.parametrize(("file", "shown", "make"), KINDS.values(), ids=KINDS)
@@ -147,22 +112,34 @@ def test_seconds_are_those_that_are_shown_where_the_rate_varies(tmp_path: Path):
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 @pytest.mark.parametrize("is_mirrored", [False, True])
 def test_frames_stand_upright(degrees: int, is_mirrored: bool, tmp_path: Path):
-    def stored(number: int) -> np.ndarray:
-        shown = numbered(number)[:, :: -1 if is_mirrored else 1]  # mirrored after it is turned
-        return np.ascontiguousarray(np.rot90(shown, -degrees // 90))
-
-    size = (128, 64) if degrees % 180 == 0 else (64, 128)
-    path = encode(
-        tmp_path / "a.mp4",
-        5,
-        size=size,
-        picture=stored,
-        prepare=lambda stream: stream.set_display_rotation(degrees, hflip=is_mirrored),
-    )
+    path = turned(tmp_path / "a.mp4", degrees, is_mirrored)
     assert numbers_of(decode(path)) == [0, 1, 2, 3, 4]
     clip = score(path, crop=(0.5, 0.0, 1.0, 1.0), crop_frame=(1.0, 1.0))
     assert (probe(path).width, probe(path).height) == (128, 64)
     assert (clip.width, clip.height, clip.crop) == (64, 64, (64, 0, 128, 64))
+
+
+@pytest.mark.parametrize("crop", [(), (9, 6, 101, 60)])
+@pytest.mark.parametrize("short_side", [24, 54, 200])
+@pytest.mark.parametrize("name", ["turned", "wide pixels", "10 bits, 4:2:2", "RGB", "full range"])
+def test_luma_for_scorers_is_that_of_the_frame_as_shown(
+    name: str, short_side: int, crop: tuple[int, ...], tmp_path: Path
+):
+    make: dict[str, Callable[[], Path]] = {
+        "turned": lambda: turned(tmp_path / "a.mp4", 270, True),
+        "wide pixels": lambda: encode(
+            tmp_path / "a.mp4", 5, size=(96, 64), prepare=tagged(sample_aspect_ratio=Fraction(4, 3))
+        ),
+        "full range": lambda: encode(tmp_path / "a.mp4", 5, pix_fmt="yuvj420p"),
+    }
+    path = make[name]() if name in make else KINDS[name][2](tmp_path / KINDS[name][0])
+    for frame in islice(frames_in(path), 5):
+        seen, shown = frame.for_scorers(crop), Frame(cropped(frame.rgb, crop))
+        assert np.array_equal(seen.rgb, shown.rgb)
+        luma, expected = seen.gray(short_side).astype(int), shown.gray(short_side)
+        assert luma.shape == expected.shape
+        assert np.abs(luma - expected).mean() < 1.5
+    assert number_of(seen.gray(200)) == 4 or crop
 
 
 @pytest.mark.parametrize(
@@ -187,37 +164,10 @@ def test_pixels_that_are_absurdly_wide_are_refused(tmp_path: Path):
 
 
 def test_of_several_streams_all_readers_take_the_one_that_a_player_takes(tmp_path: Path):
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w") as output:
-        sizes = {"mjpeg": (512, 256), "libx264": (64, 32), "libx264rgb": (128, 64)}
-        streams = []
-        for codec, (width, height) in sizes.items():
-            stream = output.add_stream(codec.removesuffix("rgb"), rate=30)
-            assert isinstance(stream, av.VideoStream)
-            stream.width, stream.height = width, height
-            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-            stream.disposition = Disposition.default
-            streams.append(stream)
-        streams[0].disposition = Disposition.attached_pic
-        for number in range(12):
-            for stream in streams[number > 0 :]:
-                shown = numbered(
-                    number + 32 * (stream is not streams[2]), stream.width, stream.height
-                )
-                output.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
-        for stream in streams:
-            output.mux(stream.encode())
+    path = three_streams(tmp_path / "a.mp4")
     assert (probe(path).width, probe(path).height) == (128, 64)
     assert numbers_of(decode(path)) == list(range(12))
     assert numbers_of(read_frames(path, [3, 9])) == [3, 9]
-
-
-def tagged(**tags: Any) -> Callable[[Any], None]:
-    def prepare(stream: Any) -> None:
-        for name, value in tags.items():
-            setattr(stream.codec_context, name, value)
-
-    return prepare
 
 
 @pytest.mark.parametrize(
@@ -267,6 +217,33 @@ def test_colours_without_a_tag_are_those_of_their_definition(
         output.mux(stream.encode())
     (shown,) = decode(tmp_path / "a.mp4")
     assert np.abs(shown.astype(int) - colour).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "aspect"),
+    [
+        ("ffv1", "yuv420p", 1),
+        ("ffv1", "yuv420p", Fraction(4, 3)),
+        ("ffv1", "yuv420p10le", 1),
+        ("prores_ks", "yuv422p10le", 1),
+        ("ffv1", "yuv444p12le", 1),
+    ],
+)
+def test_white_is_white_and_black_is_black_at_any_depth_and_shape_of_pixels(
+    codec: str, pix_fmt: str, aspect: Fraction, tmp_path: Path
+):
+    path = encode(
+        tmp_path / "a.mkv",
+        1,
+        codec,
+        pix_fmt=pix_fmt,
+        prepare=tagged(sample_aspect_ratio=aspect),
+        picture=lambda _: (
+            np.array([0, 255], np.uint8).repeat(64)[None, :, None].repeat(64, 0).repeat(3, 2)
+        ),
+    )
+    (shown,) = decode(path)
+    assert shown[:, :60].max() <= 1 and shown[:, -60:].min() >= 254
 
 
 def test_a_title_in_another_encoding_is_no_damage(tmp_path: Path):

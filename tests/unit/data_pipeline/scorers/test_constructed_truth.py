@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from magicdistill.data_pipeline.media.video import decode
+from magicdistill.data_pipeline.media.video import frames_in
 from magicdistill.data_pipeline.scorers.base import Frame, Scorer, Values
 from magicdistill.data_pipeline.scorers.colour import Colour
 from magicdistill.data_pipeline.scorers.frozen import Frozen
@@ -20,11 +20,11 @@ from tests.unit.data_pipeline.pictures import picture, view
 WIDTH, HEIGHT = 320, 240
 
 
-def scores_of(scorer: Scorer, frames: Sequence[np.ndarray] | np.ndarray) -> Values:
+def scores_of(scorer: Scorer, frames: Sequence[np.ndarray | Frame]) -> Values:
     """Return the scores of frames that are all looked at, an eighth of a second apart."""
     looks, last = [], None
-    for rgb in frames:
-        frame = Frame(rgb)
+    for shown in frames:
+        frame = shown if isinstance(shown, Frame) else Frame(shown)
         looks.append(scorer.look(frame, last))
         last = frame
     return scorer.summary(looks, 0.125)
@@ -35,7 +35,8 @@ def noisy(frames: Sequence[np.ndarray], sigma: float) -> list[np.ndarray]:
     return [np.clip(f + rng.normal(0, sigma, f.shape), 0, 255).astype(np.uint8) for f in frames]
 
 
-def encoded(frames: Sequence[np.ndarray], crf: int, path: Path) -> list[np.ndarray]:
+def encoded(frames: Sequence[np.ndarray], crf: int, path: Path) -> Sequence[Frame]:
+    """Return frames as scoring sees them in a file."""
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=24, options={"crf": str(crf)})
@@ -43,7 +44,7 @@ def encoded(frames: Sequence[np.ndarray], crf: int, path: Path) -> list[np.ndarr
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    return list(decode(path))
+    return [frame.for_scorers(()) for frame in frames_in(path)]
 
 
 def still(num_frames: int = 25) -> list[np.ndarray]:
@@ -145,6 +146,13 @@ def fading_backdrop() -> list[np.ndarray]:
     return [frame.astype(np.uint8)] * 3
 
 
+def title_card(colour: tuple[int, int, int]) -> list[np.ndarray]:
+    frame = np.full((360, 640, 3), colour, np.uint8)
+    for line, text in enumerate(("THE STORY", "of a river", "part one")):
+        cv2.putText(frame, text, (60, 120 + 80 * line), 0, 2.2, (255, 255, 255), 5)
+    return [frame] * 3
+
+
 NONE = (0.0, 0.0, 0.0, 0.0)
 BARS: dict[str, tuple[list[np.ndarray], tuple[float, float, float, float]]] = {
     **{f"level {n}": (framed(n, 60, 60), (0.125, 0.125, 0, 0)) for n in (0, 16, 235, 255)},
@@ -160,6 +168,8 @@ BARS: dict[str, tuple[list[np.ndarray], tuple[float, float, float, float]]] = {
     "a head before a dark wall": (head_before_a_wall(12), NONE),
     "a head before a white wall": (head_before_a_wall(250), NONE),
     "a backdrop that fades": (fading_backdrop(), NONE),
+    "a blue title card": (title_card((20, 40, 160)), NONE),
+    "a black title card": (title_card((0, 0, 0)), NONE),
     "black": ([np.zeros((360, 640, 3), np.uint8)] * 3, NONE),
 }
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from magicdistill.data_pipeline.media.video import decode
+from magicdistill.data_pipeline.scorers.base import Frame
 from magicdistill.data_pipeline.sources.package_clips import find_clips
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.motion import MotionMeter
@@ -23,7 +24,7 @@ from tests.unit.data_pipeline.pictures import picture, view
 def find_cuts(frames: np.ndarray, meters: ShotMeters | None = None) -> list[Transition]:
     meters = meters or shot_meters("koala")
     for frame in frames:
-        meters.update(frame)
+        meters.update(Frame(frame))
     return meters.cuts()
 
 
@@ -92,10 +93,10 @@ def punched_in(zoom: float) -> np.ndarray:
     )
 
 
-def shaken() -> np.ndarray:
-    whole = picture(1, 200, 400)
-    offsets = np.random.default_rng(0).normal(0, 1, (80, 2))
-    return np.stack([view(whole, 180, 320, x=40 + dx, y=10 + dy) for dx, dy in offsets])
+def shaken(px: float, seed: int = 0) -> np.ndarray:
+    whole = picture(seed + 1, 240, 440)
+    offsets = np.random.default_rng(seed).normal(0, px, (80, 2))
+    return np.stack([view(whole, 180, 320, x=60 + dx, y=30 + dy) for dx, dy in offsets])
 
 
 def whipped() -> np.ndarray:
@@ -116,7 +117,12 @@ TRUTHS: dict[str, tuple[np.ndarray, tuple[int, int] | None]] = {
     "a weak flash": (flash((60, 60)), None),
     "a flash that decays": (flash((200, 140, 70)), None),
     "a pan": (scene(1, 80), None),
-    "a shaken camera": (shaken(), None),
+    "a slightly shaken camera": (shaken(1), None),
+    **{f"a shaken camera, {n}": (shaken(2, n), None) for n in (1, 2, 3)},
+    "a cut under a shaken camera": (
+        np.concatenate([shaken(3, 1)[:40], shaken(3, 2)[:40]]),
+        (40, 40),
+    ),
     "a fast pan": (whipped(), None),
 }
 
@@ -176,14 +182,14 @@ def _shifted(shifts: list[int]) -> list[np.ndarray]:
 def test_motion_is_the_displacement_in_pixels_at_the_fixed_short_side():
     meter = MotionMeter(fps=24.0, short_side=64, sampling_fps=24.0)
     for frame in _shifted([0, 2, 4, 6, 8, 10]):  # 2 px at side 128 are 1 px at 64
-        meter.update(frame)
+        meter.update(Frame(frame))
     assert meter.mean_px(0, 6) == pytest.approx(1.0, rel=0.15)
 
 
 def motion_of(frames: np.ndarray, fps: float = 24.0, short_side: int = 120) -> float:
     meter = MotionMeter(fps, short_side, sampling_fps=2.0)
     for frame in frames:
-        meter.update(frame)
+        meter.update(Frame(frame))
     motion = meter.mean_px(0, len(frames))
     assert motion is not None
     return motion
@@ -242,7 +248,7 @@ def test_noise_on_a_still_picture_is_little_motion():
 def test_motion_is_measured_inside_the_span_only():
     meter = MotionMeter(fps=24.0, short_side=128, sampling_fps=12.0)
     for frame in _shifted([0] * 10 + [6] * 10):
-        meter.update(frame)
+        meter.update(Frame(frame))
     assert meter.mean_px(0, 10) == pytest.approx(0, abs=0.05)
     assert meter.mean_px(10, 20) == pytest.approx(0, abs=0.05)
     whole = meter.mean_px(0, 20)
