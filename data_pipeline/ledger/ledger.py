@@ -174,9 +174,12 @@ class Ledger:
         return path
 
     def fingerprint(self) -> str:
-        """Return a text that changes where rows are added or removed."""
-        sizes = list_sizes(self._scores, "*.parquet")
-        return digest(*((path.name, size) for path, size in sizes.items()))
+        """Return a text that changes where rows are added or removed, or a part is replaced."""
+        found: list[object] = []
+        for path, size in list_sizes(self._scores, "*.parquet").items():
+            # An object has no time here; its name tells it from others.
+            found.append((path.name, size, isinstance(path, Path) and path.stat().st_mtime_ns))
+        return digest(*found)
 
     def parts(self) -> list[AnyPath]:
         """Return the committed files of scores and failures."""
