@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magicdistill.data_pipeline.config import Policy
+from magicdistill.data_pipeline.io.object_stores import local_state
 from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database
 from magicdistill.data_pipeline.io.storage import (
     AnyPath,
@@ -177,8 +178,8 @@ class Ledger:
         """Return a text that changes where rows are added or removed, or a part is replaced."""
         found: list[object] = []
         for path, size in list_sizes(self._scores, "*.parquet").items():
-            # An object has no time here; its name tells it from others.
-            found.append((path.name, size, isinstance(path, Path) and path.stat().st_mtime_ns))
+            state = local_state(path) if isinstance(path, Path) else size
+            found.append((path.name, state))
         return digest(*found)
 
     def parts(self) -> list[AnyPath]:
