@@ -3,7 +3,7 @@ r"""What the data pipeline costs, as ratios in one run; every pair works on the 
 `python benchmarks/data.py` renders clips, then measures: curation through Ray Data against a bare
 loop over the same callables, random reads of the latent cache against FastVideo's shape of
 Parquet, a manifest of a million rows, memory as the number of clips grows tenfold, copies among up
-to a million clips, and listing of and decisions on as many (36 million take 30 GB below `TMPDIR`:
+to a million clips, and listing of and decisions on as many (36 million take 45 GB below `TMPDIR`:
 `--only decisions --rows 36000000`).
 `--data_juicer DIR`, the environment that Data-Juicer is installed in, adds its Ray executor; with
 a later PyAV than the one it pins, it drops every clip:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magicdistill.data_pipeline.config import Policy
+from magicdistill.data_pipeline.io.object_stores import local_state
 from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database
 from magicdistill.data_pipeline.io.storage import (
     AnyPath,
@@ -174,9 +175,12 @@ class Ledger:
         return path
 
     def fingerprint(self) -> str:
-        """Return a text that changes where rows are added or removed."""
-        sizes = list_sizes(self._scores, "*.parquet")
-        return digest(*((path.name, size) for path, size in sizes.items()))
+        """Return a text that changes where rows are added or removed, or a part is replaced."""
+        found: list[object] = []
+        for path, size in list_sizes(self._scores, "*.parquet").items():
+            state = local_state(path) if isinstance(path, Path) else size
+            found.append((path.name, state))
+        return digest(*found)
 
     def parts(self) -> list[AnyPath]:
         """Return the committed files of scores and failures."""

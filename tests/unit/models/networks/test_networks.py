@@ -207,7 +207,9 @@ def test_a_recomputed_discriminator_has_the_same_gradients(critic, batch):
     for recompute in (False, True):
         set_kernels(critic, KernelsConfig(recompute_blocks=recompute))
         calls = []
-        handle = critic.discriminator.block.register_forward_hook(lambda *_, c=calls: c.append(1))
+        handle = critic.discriminator.block.register_forward_pre_hook(
+            lambda *_, c=calls: c.append(1)
+        )
         critic.zero_grad()
         critic(batch.x0, sigma, batch.conditions, output="logits").square().mean().backward()
         handle.remove()
