@@ -9,23 +9,10 @@ from typing import Any, ClassVar, Literal
 
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig, Sample
 from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient, Part
+from magicdistill.models.networks.backbones.hunyuan_video_layouts import SKYREELS, image_layout
 from magicdistill.models.networks.config import demand_share
 
-TEXT_TO_VIDEO, SKYREELS, CONCAT = "text_to_video", "skyreels", "latent_concat"
 SKYREELS_PIPELINE = "HunyuanSkyreelsImageToVideoPipeline"
-LAYOUTS = {
-    TEXT_TO_VIDEO: (1, 0),
-    "token_replace": (1, 0),
-    SKYREELS: (2, 0),
-    "latent_concat": (2, 1),
-}
-"""Published layouts of the input and their channels a C + b, for C channels of the latents.
-
-HunyuanVideo is text-to-video; HunyuanVideo-I2V replaces the first latent frame (16 channels, the
-public code's default) or gets the image's latents and their mask beside the noise (33 channels);
-SkyReels-V1 gets the latents without a mask (32 channels). Known: diffusers' pipelines of these
-names and its conversion of the published files.
-"""
 DOUBLE_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 10, "lora": 16, "weights": 20}
 """Tensors that a double-stream block keeps, in units of tokens * d, except queries and keys."""
 SINGLE_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 9, "lora": 18, "weights": 20}
@@ -141,48 +128,9 @@ class HunyuanVideoConfig(BackboneConfig):
     @classmethod
     def image_layout(cls, config: Mapping[str, Any]) -> str | None:
         """Return the layout's name; None for text-to-video."""
-        name = input_layout(config["in_channels"], config["out_channels"], _said(config))
-        return None if name == TEXT_TO_VIDEO else name
+        return image_layout(config)
 
     @classmethod
     def pipeline_of(cls, config: Mapping[str, Any]) -> str | None:
         """SkyReels-V1 has a pipeline of its own."""
-        return SKYREELS_PIPELINE if cls.image_layout(config) == SKYREELS else cls.pipeline
-
-
-def input_layout(in_channels: int, latent_channels: int, said: str | None) -> str:
-    """Return the layout of a network's input, from its channels and from what was said of it.
-
-    `said` is a name of `LAYOUTS`; it is needed where the channels leave two layouts.
-
-    Raises:
-        ValueError: no layout has so many channels, or another one than was said, or two have.
-    """
-    counts = {name: a * latent_channels + b for name, (a, b) in LAYOUTS.items()}
-    fitting = [name for name, count in counts.items() if count == in_channels]
-    if not fitting:
-        known = ", ".join(f"{count} ({name})" for name, count in counts.items())
-        raise ValueError(f"{in_channels} input channels are of no layout of HunyuanVideo: {known}")
-    if said is None and len(fitting) > 1:
-        raise ValueError(
-            f"{in_channels} input channels are those of {' and of '.join(fitting)}, and the file "
-            f"does not tell which: say model.teacher_layout {' or '.join(fitting)}"
-        )
-    if said is not None and said not in fitting:
-        raise ValueError(
-            f"{in_channels} input channels are those of {' or '.join(fitting)}, not of {said}: "
-            f"say model.teacher_layout {fitting[0]}"
-        )
-    return said or fitting[0]
-
-
-def condition_type(layout: str) -> str | None:
-    """Return a layout's `image_condition_type` in diffusers."""
-    return layout if layout in ("latent_concat", "token_replace") else None
-
-
-def _said(config: Mapping[str, Any]) -> str | None:
-    """Return the layout that a diffusers configuration states, if it does."""
-    if (kind := config.get("image_condition_type")) is not None:
-        return kind
-    return TEXT_TO_VIDEO if config["in_channels"] == config["out_channels"] else None
+        return SKYREELS_PIPELINE if image_layout(config) == SKYREELS else cls.pipeline

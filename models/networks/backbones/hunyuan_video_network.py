@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, per_sample
 from magicdistill.models.networks.backbones.backbone import Arguments, Backbone, TensorsByName
-from magicdistill.models.networks.backbones.hunyuan_video import (
-    HunyuanVideoConfig,
-    condition_type,
-    input_layout,
-)
 from magicdistill.models.networks.backbones.hunyuan_video_files import (
     PATCH_EMBEDDING,
     in_diffusers_names,
     widened,
+)
+from magicdistill.models.networks.backbones.hunyuan_video_layouts import (
+    condition_type,
+    image_layout,
+    input_layout,
 )
 from magicdistill.models.networks.backbones.joint_attention import JointAttention, TextMask
 from magicdistill.models.networks.conditioning.conditions import Conditions
@@ -93,7 +93,7 @@ class HunyuanVideo(Backbone):
         cls, arguments: Arguments, parts: Iterable[TensorsByName]
     ) -> tuple[Arguments, Iterable[TensorsByName]]:
         """Add the channels of the image prior, with zero weights, where there are none."""
-        if HunyuanVideoConfig.image_layout(arguments) is not None:
+        if image_layout(arguments) is not None:
             return arguments, parts
         num_extra = arguments["out_channels"] + 1
         in_channels = arguments["in_channels"] + num_extra
