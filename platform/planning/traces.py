@@ -35,6 +35,8 @@ from magicdistill.models.networks.transformer import VelocityModel, build_transf
 ATTENTION_BACKWARD = 2.5
 """Operations of a backward of attention over those of its forward: five products of matrices for
 two. Papers on kernels count so too."""
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+"""The operator that stands for every kernel of attention."""
 INTENSITY = 100
 """Operations per byte below which a product of matrices is bound by memory: one row through a
 modulation's weights."""
@@ -295,6 +297,9 @@ class _CountedOperations(TorchDispatchMode):
             length = self.recorder.shapes.num_text_tokens
             return torch.full(args[0].shape, length, dtype=args[0].dtype, device="cpu")
         out = function(*args, **kwargs)
+        if function is ATTENTION:
+            self.recorder.work.attention += _forward_operations(*args[:2])
+            return out
         if function.is_view or function is torch.ops.aten._unsafe_view.default:
             return out
         moved = sum(tensor.nbytes for tensor in _tensors((args, out)))
@@ -321,7 +326,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 class _CountedAttention(TorchFunctionMode):
-    """Stands in for attention, which has no kernel on the meta device, and counts it."""
+    """Lets attention be one operator, which it is not on the meta device of its own accord."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -340,17 +345,20 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, recorder: Recorder) -> Tensor:
-        operations = 4 * q.numel() * k.shape[-2]
         ctx.save_for_backward(q, k, v)
-        ctx.recorder, ctx.operations = recorder, operations
-        recorder.work.attention += operations
-        return torch.empty_like(q)
+        ctx.recorder = recorder
+        return ATTENTION(q, k, v)[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        ctx.recorder.work.attention_backward += ATTENTION_BACKWARD * ctx.operations
-        return *(torch.empty_like(tensor) for tensor in ctx.saved_tensors), None
+        q, k, v = ctx.saved_tensors
+        ctx.recorder.work.attention_backward += ATTENTION_BACKWARD * _forward_operations(q, k)
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
+
+
+def _forward_operations(q: Tensor, k: Tensor) -> int:
+    return 4 * q.numel() * k.shape[-2]
 
 
 class CountedExchanges(SequenceGroup):

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_parts.results import Bench, Row
 
 from benchmarks import gpu, step
+from benchmarks.gpu_parts.results import Bench, Row
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.platform.data.stream_source import open_batches
 from magicdistill.platform.planning.gpu_rates import MeasuredRates
