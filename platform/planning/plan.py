@@ -295,7 +295,12 @@ def _sharding(recipe: Recipe) -> Sharding:
     engine, size = recipe.engine, number_bytes(recipe.engine)
     if not isinstance(engine, DeepSpeedEngineConfig):
         return Sharding(0, size)
-    return Sharding(engine.zero_stage, size, reduce_bucket=BUCKET_NUMEL)
+    return Sharding(
+        engine.zero_stage,
+        size,
+        reduce_bucket=BUCKET_NUMEL,
+        persistence_threshold=engine.whole_numel,
+    )
 
 
 def _plan(recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Update]) -> Plan:

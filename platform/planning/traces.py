@@ -33,6 +33,8 @@ from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE, Seque
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from magicdistill.platform.planning.flops import ATTENTION_BACKWARD
 
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+"""The operator that stands for every kernel of attention."""
 INTENSITY = 100
 """Operations per byte below which a product of matrices is bound by memory: one row through a
 modulation's weights."""
@@ -133,7 +135,7 @@ def _repeated(steps: Sequence[Step], counts: Sequence[int], *, falling: bool) ->
 
 def _record(sample: Sample, step: ForwardPass, kernels: KernelsConfig) -> "Recorder":
     """Run a pass of a shallow network on the meta device."""
-    recorder = Recorder(sample.shapes, attends_again=kernels.recompute_blocks == "full")
+    recorder = Recorder(sample.shapes)
     sequence = WHOLE_SEQUENCE
     if sample.sequence_parallel > 1:
         sequence = CountedExchanges(sample.sequence_parallel, recorder)
@@ -181,8 +183,8 @@ def _inputs(sample: Sample) -> tuple[Tensor, Tensor, Conditions]:
 class Recorder:
     """Notes the steps of a network that runs on the meta device."""
 
-    def __init__(self, shapes: BackboneConfig, *, attends_again: bool) -> None:
-        self.shapes, self.attends_again = shapes, attends_again
+    def __init__(self, shapes: BackboneConfig) -> None:
+        self.shapes = shapes
         self.forward: list[Step] = []
         self.backward: list[Step] = []
         self._steps = self.forward
@@ -191,11 +193,6 @@ class Recorder:
     def work(self) -> Work:
         """The work of the module that was called last."""
         return self._steps[-1].work
-
-    def attend(self, operations: float) -> None:
-        """Count attention, in the backward only where it is recomputed."""
-        if self._steps is not self.backward or self.attends_again:
-            self.work.attention += operations
 
     def answering_reads(self) -> "_CountedOperations":
         """Count nothing, and answer where the network reads the length of a prompt."""
@@ -298,6 +295,9 @@ class _CountedOperations(TorchDispatchMode):
             length = self.recorder.shapes.num_text_tokens
             return torch.full(args[0].shape, length, dtype=args[0].dtype, device="cpu")
         out = function(*args, **kwargs)
+        if function is ATTENTION:
+            self.recorder.work.attention += _forward_operations(*args[:2])
+            return out
         if function.is_view or function is torch.ops.aten._unsafe_view.default:
             return out
         moved = sum(tensor.nbytes for tensor in _tensors((args, out)))
@@ -324,7 +324,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 class _CountedAttention(TorchFunctionMode):
-    """Stands in for attention, which has no kernel on the meta device, and counts it."""
+    """Lets attention be one operator, which it is not on the meta device of its own accord."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -343,17 +343,20 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, recorder: Recorder) -> Tensor:
-        operations = 4 * q.numel() * k.shape[-2]
         ctx.save_for_backward(q, k, v)
-        ctx.recorder, ctx.operations = recorder, operations
-        recorder.attend(operations)
-        return torch.empty_like(q)
+        ctx.recorder = recorder
+        return ATTENTION(q, k, v)[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        ctx.recorder.work.attention_backward += ATTENTION_BACKWARD * ctx.operations
-        return *(torch.empty_like(tensor) for tensor in ctx.saved_tensors), None
+        q, k, v = ctx.saved_tensors
+        ctx.recorder.work.attention_backward += ATTENTION_BACKWARD * _forward_operations(q, k)
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
+
+
+def _forward_operations(q: Tensor, k: Tensor) -> int:
+    return 4 * q.numel() * k.shape[-2]
 
 
 class CountedExchanges(SequenceGroup):

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_parts.results import Bench, Row
 
 from benchmarks import gpu, step
+from benchmarks.gpu_parts.results import Bench, Row
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.platform.data.stream_source import open_batches
 from magicdistill.platform.planning.gpu_rates import MeasuredRates
@@ -101,7 +101,7 @@ def test_gpu_runs_through_at_a_tiny_size_and_tells_what_fails(tmp_path: Path) ->
     found = {row["what"]: row for row in rows if row["kernel"] != "flash3"}
     for name in ("double block", "single block, recomputed", "attention alone"):
         assert found[name]["backward_s"] > 0 and found[name]["operations"] > 0
-    assert "planned" in found["ZeRO-3, portrait-tiny"]["note"]
+    assert "planned" in found["ZeRO-3, nano"]["note"]
     assert found["portrait-tiny on both devices"]["note"].startswith("6 losses")
 
 
