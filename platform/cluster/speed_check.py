@@ -232,4 +232,4 @@ def _unit(unit: float) -> str:
 
 def _slow_share(config: ClusterConfig) -> float:
     """Return the share of the median that is slow; processors are shared with other programs."""
-    return config.preflight.slow_share or (0.7 if config.uses_gpus else 0.05)
+    return config.preflight.slow_share or (0.7 if config.uses_gpus else 0.01)

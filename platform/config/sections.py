@@ -77,7 +77,7 @@ class PreflightConfig(Config):
     """What a run does about slow workers: `refuse` ends it and names them, `warn` names them, `off`
     measures nothing. A GPU that computes wrongly ends a run with either of the first two."""
     slow_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the median of all workers under which one is slow; null is 0.7 on GPUs, and 0.05 on
+    """Share of the median of all workers under which one is slow; null is 0.7 on GPUs, and 0.01 on
     processors, which other programs use too. An A100, H100, H200 or B200 is also slow below half
     of its data sheet."""
     matmul_size: PositiveInt | None = None

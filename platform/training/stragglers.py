@@ -8,7 +8,7 @@ from statistics import median
 import torch
 from torch._C import _distributed_c10d
 
-from magicdistill.models.profiling import StepTimer, span
+from magicdistill.models.profiling import StepTimer
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.config.sections import ScheduleConfig
 from magicdistill.platform.training.callbacks import Callback
@@ -41,8 +41,7 @@ class Stragglers(Callback):
             self._sums[name] = self._sums.get(name, 0.0) + seconds
         self._num_cycles += 1
         if self.schedule.has_line(cycle):
-            with span("other ranks"):
-                metrics.update(spread(ranks.of_all(self._take())))
+            metrics.update(spread(ranks.of_all(self._take())))
 
     def _take(self) -> dict[str, float]:
         """Return this rank's mean seconds of a cycle by part, and its peak memory in bytes."""
