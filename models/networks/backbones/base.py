@@ -40,8 +40,8 @@ class BackboneConfig(Config):
     backward_workspace: ClassVar[Mapping[Gradient, float]] = {
         "none": 0,
         "inputs": 13,
-        "lora": 7,
-        "weights": 6.5,
+        "lora": 10,
+        "weights": 4,
     }
     """The same of the backward, in addition to what the block keeps."""
 

@@ -75,6 +75,16 @@ def test_only_prompts_of_different_lengths_need_a_mask(lengths, is_masked):
     assert (features.mask is not None) == is_masked
 
 
+def test_the_lengths_of_prompts_stay_on_the_host():
+    mask = torch.arange(5) < torch.tensor([[2], [4], [1]])
+    conditions = Conditions(torch.randn(3, 5, 6), mask, torch.randn(3, 6))
+    assert conditions.text_lengths == (2, 4, 1)
+    assert conditions[1:].text_lengths == (4, 1)
+    assert conditions[torch.tensor([2, 0])].text_lengths == (1, 2)
+    assert Conditions.cat([conditions, conditions[:1]]).text_lengths == (2, 4, 1, 2)
+    assert conditions.to("meta").text_lengths == (2, 4, 1), "which has no values to read"
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_what_stands_in_the_padding_does_not_matter(kernel):
     q, k, v = torch.randn(3, 2, 6, 4, 8).unbind()
