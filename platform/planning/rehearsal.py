@@ -28,7 +28,7 @@ from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.objectives.types import Batch, Method, Pair
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.planning.flops import operations
-from magicdistill.platform.planning.memory import latents_row, number_bytes, saved_rows, total
+from magicdistill.platform.planning.memory import number_bytes, saved_rows, total
 from magicdistill.platform.planning.plan import Plan, cycle_updates, plan
 
 TOLERANCE = 0.05
@@ -212,10 +212,7 @@ def rehearse_role(method: Method, role: str, batch: Batch, made: Plan) -> RoleRe
 def _figures(made: Plan, role: str, meter: "_Meter", kept: int) -> tuple[Figure, ...]:
     mode = made.recipe.kernels.recompute_blocks
     update = next(update for update in cycle_updates(made.recipe) if update.name == role)
-    saved = (
-        latents_row(update, made.sample, made.num_samples),
-        *saved_rows(update, made.sample, made.num_samples, recompute=mode),
-    )
+    saved = saved_rows(update, made.sample, made.num_samples, recompute=mode)
     return (
         Figure("operations", meter.operations, _planned_operations(made, role)),
         Figure("kept after the forward", kept, total(saved)),

@@ -49,8 +49,8 @@ class BlockInputs(NamedTuple):
     video: Float[Tensor, "b n d"]
     text: Float[Tensor, "b m d"]
     embedding: Float[Tensor, "b d"]
-    mask: TextMask | None
-    """Valid text tokens; None where all are."""
+    mask: TextMask | Tensor | None
+    """Valid text tokens, or all for diffusers' own attention; None where all are valid."""
     rotary: tuple[Tensor, Tensor]
     first_frame_embedding: Tensor | None
     num_first_frame: int
@@ -235,7 +235,13 @@ class HunyuanVideo(Backbone):
         )
         video = transformer.x_embedder(latents)
         text = transformer.context_embedder(text, timestep, text_mask)
-        mask = None if min(lengths) == longest else TextMask(text_mask, lengths)
+        mask: TextMask | Tensor | None = None
+        if min(lengths) < longest:
+            mask = TextMask(text_mask, lengths)
+            if not isinstance(self.discriminator_block.attn.processor, JointAttention):
+                # diffusers' own attention takes a mask over all tokens
+                seen = text_mask.new_ones(video.shape[:2])
+                mask = torch.cat([seen, text_mask], dim=1)[:, None, None]
         _, height, width = self._grid(latents)
         modulation = (
             embedding,

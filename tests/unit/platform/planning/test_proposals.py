@@ -1,7 +1,5 @@
 """The layouts that a plan proposes are those that fit, the fastest first."""
 
-import pytest
-
 from magicdistill.platform.config.recipe import load_recipe
 from magicdistill.platform.planning.plan import changed, plan
 from magicdistill.platform.planning.proposals import describe_proposals, propose
@@ -9,9 +7,8 @@ from magicdistill.platform.planning.proposals import describe_proposals, propose
 FORTY, EIGHT = "magic141-4step-40xh100", "magic141-4step-8xh100"
 
 
-@pytest.mark.parametrize("name", [FORTY, EIGHT])
-def test_the_fastest_layout_that_fits_is_the_recipes_own(name: str):
-    made = plan(load_recipe(name))
+def test_the_fastest_layout_that_fits_forty_gpus_is_the_recipes_own():
+    made = plan(load_recipe(FORTY))
     best = propose(made)[0]
     assert changed(made.recipe, best.change) == made.recipe, list(describe_proposals(made))
 
@@ -24,15 +21,6 @@ def test_proposals_fit_and_are_no_slower_than_what_follows():
     batches = {layout.made.recipe.schedule.batch_size for layout in layouts}
     workers = {layout.made.recipe.cluster.num_workers for layout in layouts}
     assert batches == {4} and workers == {8}
-
-
-def test_small_gpus_get_the_layout_that_keeps_less():
-    roomy, crowded = (
-        propose(plan(load_recipe(FORTY, ["--cluster.gpus_per_worker", share])))[0]
-        for share in ("1", "0.4")
-    )
-    assert roomy.made.gpu_bytes > crowded.made.gpu_bytes
-    assert roomy.made.operations_per_cycle < crowded.made.operations_per_cycle
 
 
 def test_where_no_layout_fits_that_is_said():
