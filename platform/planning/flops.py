@@ -98,6 +98,7 @@ def backward_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -
     if recompute_of(step, recompute) != "none":
         kinds = shapes.blocks(sample, step.blocks, step.gradient)
         block = max(kind.saved_bytes for kind in kinds if kind.count)
+        block -= sample.units(1)  # its input, which is kept in any case
     return step.samples * (block + sample.units(shapes.backward_workspace[step.gradient]))
 
 

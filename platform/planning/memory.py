@@ -5,7 +5,7 @@ follows from the ZeRO stage; activations come from `flops`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -216,6 +216,16 @@ def latents_row(update: Update, sample: Sample, num_samples: int) -> Row:
     """Return the latents of an update, of which every rank of a sequence group has all."""
     count = num_samples * NUM_LATENTS * 4 * sample.latent_numel
     return Row(update.forwards[0].role, "latents", "float32", count)
+
+
+def kept_latents_row(update: Update, sample: Sample, num_samples: int) -> Row:
+    """Return the latents that live from the forward to the backward: half of an update's.
+
+    They are all of them where the discriminator judges two batches. Counted in rehearsals.
+    """
+    judged = [step.samples for step in update.forwards if step.blocks == "discriminator"]
+    row = latents_row(update, sample, num_samples)
+    return replace(row, bytes=row.bytes * max(judged, default=1) / 2)
 
 
 def _inside(step: ForwardPass, count: float) -> Row:

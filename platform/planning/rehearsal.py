@@ -28,7 +28,12 @@ from magicdistill.models.networks.sequence_parallel import join_sequence_group
 from magicdistill.models.objectives.types import Batch, Method, Pair
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.planning.flops import operations
-from magicdistill.platform.planning.memory import number_bytes, saved_rows, total
+from magicdistill.platform.planning.memory import (
+    kept_latents_row,
+    number_bytes,
+    saved_rows,
+    total,
+)
 from magicdistill.platform.planning.plan import Plan, cycle_updates, plan
 
 TOLERANCE = 0.05
@@ -213,9 +218,10 @@ def _figures(made: Plan, role: str, meter: "_Meter", kept: int) -> tuple[Figure,
     mode = made.recipe.kernels.recompute_blocks
     update = next(update for update in cycle_updates(made.recipe) if update.name == role)
     saved = saved_rows(update, made.sample, made.num_samples, recompute=mode)
+    latents = kept_latents_row(update, made.sample, made.num_samples)
     return (
         Figure("operations", meter.operations, _planned_operations(made, role)),
-        Figure("kept after the forward", kept, total(saved)),
+        Figure("kept after the forward", kept, total((*saved, latents))),
         Figure("peak", meter.peak_bytes, total(made.peaks[role])),
     )
 

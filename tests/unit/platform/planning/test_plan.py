@@ -247,14 +247,18 @@ def test_a_plan_judges_the_memory_of_an_actor_that_makes_pairs() -> None:
     crowded = plan(changed(recipe, parts))
     assert alone.fits and not crowded.fits and crowded.pair_bytes > crowded.pair_limit
     parts = {"cluster.gpus_per_worker": 0.55, "pairs.gpus_per_actor": 0.45}
-    assert plan(changed(recipe, parts)).fits
+    small = {"kernels.recompute_blocks": "full"}
+    assert plan(changed(recipe, parts | small)).fits and not plan(changed(recipe, parts)).fits
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"cluster.sequence_parallel": 5}, "24 attention heads do not divide"),
-        ({"schedule.batch_size": 6}, "batch_size 6 does not divide over 4 groups"),
+        (
+            {"schedule.batch_size": 6},
+            "batch_size 6 does not divide over 2 groups x 2 micro-batches",
+        ),
         ({"cluster.num_workers": 7}, "does not divide into groups"),
     ],
 )

@@ -26,5 +26,5 @@ def test_proposals_fit_and_are_no_slower_than_what_follows():
 def test_where_no_layout_fits_that_is_said():
     made = plan(load_recipe(FORTY, ["--cluster.gpus_per_worker", "0.1"]))
     assert list(describe_proposals(made)) == [
-        "no layout of recomputation, sequence parallelism and micro-batches fits on these GPUs"
+        "no layout of recomputation, sequence groups and micro-batches fits on these GPUs"
     ]
