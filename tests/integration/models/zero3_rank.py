@@ -114,7 +114,7 @@ def scores(folder: Path, out: Path) -> dict[str, Any]:
         whole = VelocityModel(load_transformer(folder)).to(torch.bfloat16)(x, sigma, conditions)
     generator.backward(generator(x, sigma, conditions).square().mean(), last=True)
     generator.step()
-    generator.save(out / "generator")
+    generator.snapshot().write(out / "generator")
     save_transformer(
         generator.module.transformer, out / "model", torch.float32, placement=zero3,
         max_file_bytes=2**15,

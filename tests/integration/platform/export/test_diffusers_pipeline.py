@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    HunyuanSkyreelsImageToVideoPipeline,
     HunyuanVideoImageToVideoPipeline,
 )
 from einops import rearrange
@@ -194,13 +192,7 @@ def test_skyreels_is_written_as_its_own_pipeline(tmp_path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "HunyuanSkyreelsImageToVideoPipeline"
     assert "image_processor" not in index
-    pipeline = HunyuanSkyreelsImageToVideoPipeline(
-        transformer=load_transformer(tmp_path / "transformer"),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "scheduler"),
-        vae=None,
-        **dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")),
-    )
-    assert pipeline.transformer.config["in_channels"] == 8
+    assert load_transformer(tmp_path / "transformer").config["in_channels"] == 8
 
 
 def test_files_are_safe_and_the_pipeline_names_its_parts(folder):

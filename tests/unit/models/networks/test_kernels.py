@@ -1,6 +1,6 @@
 """The choice of attention kernels where there is no GPU."""
 
-from typing import get_args
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_a_missing_kernel_is_named_with_what_it_needs(kernel: AttentionKernel) -
 def test_auto_is_torchs_own_choice_without_a_gpu() -> None:
     network = VelocityModel(build_transformer(tiny_shapes()))
     set_kernels(network, KernelsConfig(attention="auto"))
-    processors = [block.attn.processor for block in network.backbone.blocks]
+    processors = [cast(Any, block).attn.processor for block in network.backbone.blocks]
     assert all(isinstance(p, JointAttention) and p.kernel == "sdpa" for p in processors)
     assert fastest_kernel(KERNELS) == "sdpa"
     demand_kernel("flash")  # torch has one for processors too

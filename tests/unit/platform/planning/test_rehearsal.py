@@ -1,6 +1,7 @@
 """Recipes of 13B run their updates in full width on tensors without storage, as planned."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_a_parameter_without_a_gradient_is_named():
 
 def test_a_layer_of_a_wrong_shape_is_named_with_its_shapes():
     def spoil(method: Method) -> None:
-        transformer = method.modules["generator"].transformer
+        transformer: Any = method.modules["generator"].transformer
         transformer.proj_out = nn.Linear(7, 64, device="meta")
 
     (problem,) = tiny(spoil).problems
@@ -93,7 +94,7 @@ def test_a_layer_of_a_wrong_shape_is_named_with_its_shapes():
 
 def test_a_value_that_is_read_in_the_step_is_a_problem():
     def spoil(method: Method) -> None:
-        transformer = method.modules["generator"].transformer
+        transformer: Any = method.modules["generator"].transformer
         transformer.proj_out.register_forward_hook(lambda _, __, out: out * out.sum().item())
 
     (problem,) = tiny(spoil).problems
