@@ -115,12 +115,13 @@ def serve_s3() -> Iterator[Server]:
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    with patch.dict(os.environ, variables):
-        s3fs.S3FileSystem.clear_instance_cache()  # its instances keep the last server's address
-        try:
+    s3fs.S3FileSystem.clear_instance_cache()  # its instances keep the last server's address
+    try:
+        with patch.dict(os.environ, variables):
             boto3.client("s3").create_bucket(Bucket="bucket")
             yield application
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -34,6 +34,7 @@ FREE_TO_CHANGE = (
     "pairs.buffer",
     "engine.kind",
     "engine.offload_optimizer",
+    "engine.whole_numel",
     "engine.offload_parameters",
     "engine.zero_stage",
     "cluster.address",

@@ -25,6 +25,12 @@ BUCKET, RUN = "checkpoints", "a-run"
 STATE = "net/rank-00000.safetensors"
 
 
+@pytest.fixture(autouse=True)
+def no_connection_of_the_test_before() -> None:
+    """s3fs keeps its instances, and these the address of a server that may be gone."""
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture
 def bucket(s3) -> Iterator[Any]:
     service: Any = boto3.resource("s3")
@@ -139,7 +145,7 @@ def never_started(monkeypatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
-    s3fs.S3FileSystem.clear_instance_cache()  # its instances keep the last server's address
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_run_begins_and_goes_on_beside_a_mirror_that_was_never_there(never_started, tmp_path):
