@@ -16,6 +16,8 @@ MIN_SHARE = 0.005
 BACKDROP = 0.8
 """Share of the lines behind a bar that has the bar's colour where both are one ground, as on title
 cards."""
+BLACK, WHITE = 32, 224
+"""Luma up to which, or from which on, a bar may be at one side alone."""
 SOFT = 2
 """Lines on either side of a seam that scaling and compression blend."""
 
@@ -41,7 +43,8 @@ class Letterbox(RateScorer):
     A bar of one colour, black or other, is flat at the border and before its seam, is so in every
     sample with the same luma, may have text between, and ends for a good part of the line at the
     same depth. A dark backdrop ends at a different depth beside a head, and is no bar; neither is
-    the ground of a title card, which shows behind the letters, too. Bars on both
+    the ground of a title card, which shows behind the letters, too. A stripe of another colour than
+    black or white at one side alone is part of the picture, such as a curtain. Bars on both
     sides that are a blurred copy of the picture are as wide as each other, have little detail
     beside the picture between them, and end in a straight seam.
     """
@@ -73,7 +76,13 @@ class Letterbox(RateScorer):
         """Return the bars' shares of height and width, and of the area together."""
         sides = [[look[side] for look in looks] for side in range(len(SIDES))]
         bars = [self._flat_bar(borders) for borders in sides]
+        colours = [float(np.median([border.colour for border in borders])) for borders in sides]
         for one, other in ((0, 1), (2, 3)):
+            are_pair = bars[one] and bars[other]
+            if not are_pair or abs(colours[one] - colours[other]) > self.tolerance:
+                for side in (one, other):
+                    if BLACK < colours[side] < WHITE:
+                        bars[side] = 0.0
             if not bars[one] and not bars[other]:
                 bars[one], bars[other] = self._blurred_bars(sides[one], sides[other])
         top, bottom, left, right = bars

@@ -146,6 +146,14 @@ def fading_backdrop() -> list[np.ndarray]:
     return [frame.astype(np.uint8)] * 3
 
 
+def before_curtains() -> list[np.ndarray]:
+    """A sliding picture between stripes of two colours and widths."""
+    frames = framed(0, left=60, right=100)
+    for frame in frames:
+        frame[:, :60], frame[:, -100:] = 120, 170
+    return frames
+
+
 def title_card(colour: tuple[int, int, int]) -> list[np.ndarray]:
     frame = np.full((360, 640, 3), colour, np.uint8)
     for line, text in enumerate(("THE STORY", "of a river", "part one")):
@@ -167,6 +175,8 @@ BARS: dict[str, tuple[list[np.ndarray], tuple[float, float, float, float]]] = {
     "no bars": (framed(0), NONE),
     "a head before a dark wall": (head_before_a_wall(12), NONE),
     "a head before a white wall": (head_before_a_wall(250), NONE),
+    "stripes of two colours": (before_curtains(), NONE),
+    "a stripe at one side": (framed(120, left=60), NONE),
     "a backdrop that fades": (fading_backdrop(), NONE),
     "a blue title card": (title_card((20, 40, 160)), NONE),
     "a black title card": (title_card((0, 0, 0)), NONE),
