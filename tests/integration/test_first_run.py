@@ -78,7 +78,7 @@ def test_the_figures_of_the_page_are_the_planners() -> None:
     costs, page = budget(made), " ".join((ROOT / PAGE).read_text().split())
     assert costs is not None and made.seconds_per_cycle is not None
     for figure in (
-        f"{made.seconds_per_cycle:.0f} s a cycle at 40 %",
+        f"{made.seconds_per_cycle:.0f} s a cycle at {100 * made.mfu:.0f} %",
         f"{made.seconds_per_cycle * 600 / 3600:.1f} hours for 600 cycles",
         f"{costs.gpu_hours:.0f} GPU-hours of computation",
         f"up to {costs.num_windows:,} windows ({costs.cache_bytes / 1e9:.0f} GB)",
