@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -282,34 +281,6 @@ def test_what_goes_wrong_beside_the_training_is_raised_once_by_whoever_waits(sav
         checkpoints.save(5, {"net": make_engine()}, None)
     assert not checkpoints.has_failed()
     assert checkpoints.names() == ["cycle-0000002", "cycle-0000003"]
-
-
-SAVE_UNTIL_KILLED = """
-from pathlib import Path
-from sys import argv
-from magicdistill.platform.checkpoints.checkpoints import Checkpoints
-from tests.engines import SlowDiskEngine, make_engine
-checkpoints = Checkpoints(Path(argv[1]), keep=1)
-checkpoints.save(4, {"net": make_engine(SlowDiskEngine)}, None, beside=True)
-checkpoints.wait()
-"""
-
-
-def test_a_kill_while_one_is_written_leaves_the_previous_ones_whole(saved) -> None:
-    checkpoints, weights = saved
-    command = [sys.executable, "-c", SAVE_UNTIL_KILLED, str(checkpoints.folder)]
-    written = checkpoints.folder / "cycle-0000004" / "net" / "state.json"
-    with subprocess.Popen(command) as process:
-        while not written.exists():
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.kill()
-    assert (checkpoints.folder / "cycle-0000004" / STATE).stat().st_size
-    assert checkpoints.names() == ["cycle-0000002", "cycle-0000003"]
-    cycle, weight = restore(checkpoints)
-    assert cycle == 3 and torch.equal(weight, weights[3])
-    checkpoints.save(4, {"net": make_engine()}, None)
-    assert checkpoints.names() == ["cycle-0000003", "cycle-0000004"]
 
 
 def test_the_marker_holds_the_sizes_and_checksums_of_what_is_on_the_disk(saved) -> None:
