@@ -47,6 +47,10 @@ class Server:
         self._chance = random.Random(0)
         self._s3 = DomainDispatcherApplication(create_backend_app)
 
+    def fail_at_random(self, share: float) -> None:
+        """Fail so many of the requests from now on, the same ones whatever came before."""
+        self.fault_share, self._chance = share, random.Random(0)
+
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
         address = f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}"

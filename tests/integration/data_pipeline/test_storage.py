@@ -64,7 +64,7 @@ def publish_all(root: AnyPath) -> AnyPath:
 
 
 def test_a_bucket_that_throttles_and_hangs_up_loses_nothing(s3: "Server", root: AnyPath):
-    s3.fault_share = 0.15
+    s3.fail_at_random(0.15)
     rows = [make_row(f"k{index}") for index in range(3)]
     for row in rows:
         write_shard(root, [row])
