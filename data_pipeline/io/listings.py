@@ -65,7 +65,7 @@ class Listing:
         for column in (self._names, self._states) if len(self._names) else ():
             _, offsets, content = column.buffers()
             ends = np.frombuffer(offsets, np.int64)[column.offset :][: len(column) + 1]
-            found.update(np.diff(ends))
+            found.update(np.diff(ends).tobytes())
             found.update(memoryview(content)[ends[0] : ends[-1]])
         return found.hexdigest()
 

@@ -238,7 +238,8 @@ class HunyuanVideo(Backbone):
         mask: TextMask | Tensor | None = None
         if min(lengths) < longest:
             mask = TextMask(text_mask, lengths)
-            if not isinstance(self.discriminator_block.attn.processor, JointAttention):
+            attention: Any = self.discriminator_block.attn
+            if not isinstance(attention.processor, JointAttention):
                 # diffusers' own attention takes a mask over all tokens
                 seen = text_mask.new_ones(video.shape[:2])
                 mask = torch.cat([seen, text_mask], dim=1)[:, None, None]
