@@ -145,7 +145,8 @@ def test_ctrl_c_says_interrupted_once_and_twice_it_ends_at_once_with_all_that_it
         assert job.stdout.readline() == "ending\n"
         if times > 1:
             job.send_signal(signal.SIGINT)
-        rest, _ = job.communicate(timeout=20)
+        rest = job.stdout.read()  # communicate would lose what readline has read ahead
+        job.wait(timeout=20)
     assert rest.rstrip().endswith("interrupted")
     assert ("--resume" in rest) == (times == 1)
     assert "Traceback" not in rest
