@@ -78,6 +78,7 @@ def test_few_steps_are_as_much_faster_as_they_are_fewer(tmp_path: Path) -> None:
     assert "28 steps, guided / 4 steps" in made.stdout
 
 
+@pytest.mark.long
 def test_gpu_runs_through_at_a_tiny_size_and_tells_what_fails(tmp_path: Path) -> None:
     """In a process of its own: the very command, without its part under Ray."""
     out = tmp_path / "gpu.json"

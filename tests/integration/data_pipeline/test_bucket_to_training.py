@@ -78,6 +78,7 @@ def run(walk: Path, command: str) -> str:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_the_walk_leads_from_an_empty_bucket_to_a_first_cycle(walk: Path, s3: "Server") -> None:
     curated = run(walk, f"python jobs/curate.py --recipe koala-curate.yaml --runs {RUNS}")
     assert "rows of koala-36m that cannot be used: missing file 1" in curated
