@@ -15,9 +15,10 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 from torch import Tensor, nn
 from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
 
-from gpu_parts.results import Bench, Row, median_round, timed
+from gpu_parts.results import Bench, Round, Row, median_round, timed
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import demand_kernel, fastest_kernel, set_kernels
+from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.models.networks.backbones.joint_attention import JointAttention, attend
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import AttentionKernel, KernelsConfig, Recompute
@@ -177,15 +178,7 @@ def block(
         return torch.cat(run(video, text, embedding, None, rotary), dim=1)
 
     found = median_round(bench, forward, repeats=bench.repeats)
-    return Row(
-        name,
-        kernel,
-        found.forward_s,
-        found.backward_s,
-        found.saved_bytes if bench.on_gpu else None,
-        found.peak_bytes if bench.on_gpu else None,
-        operations(sample, ForwardPass("", "", "weights"), recompute=recompute),
-    )
+    return trained_row(bench, name, kernel, found, sample, recompute)
 
 
 def whole(bench: Bench, preset: str, kernel: AttentionKernel) -> Row:
@@ -194,14 +187,26 @@ def whole(bench: Bench, preset: str, kernel: AttentionKernel) -> Row:
     set_kernels(network, KernelsConfig(attention=kernel, recompute_blocks="full"))
     x_sigma, sigma, conditions = inputs_of(bench, preset)
     found = median_round(bench, lambda: network(x_sigma, sigma, conditions), repeats=0)
+    return trained_row(bench, preset, kernel, found, bench.sample(preset), "full")
+
+
+def trained_row(
+    bench: Bench,
+    name: str,
+    kernel: AttentionKernel,
+    found: Round,
+    sample: Sample,
+    recompute: Recompute,
+) -> Row:
+    """Return the row of a forward and a backward through all weights."""
     return Row(
-        preset,
+        name,
         kernel,
         found.forward_s,
         found.backward_s,
         found.saved_bytes if bench.on_gpu else None,
         found.peak_bytes if bench.on_gpu else None,
-        operations(bench.sample(preset), ForwardPass("", "", "weights"), recompute="full"),
+        operations(sample, ForwardPass("", "", "weights"), recompute=recompute),
     )
 
 
