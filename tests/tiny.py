@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.networks.conditioning.conditions import Conditions
 
 FIELDS: dict[str, Any] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from magicdistill.models.networks.backbones.base import Sample
-from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.networks.config import AttentionKernel
 from magicdistill.models.networks.presets import PRESETS
 

@@ -26,7 +26,7 @@ from magicdistill.data_pipeline.latents.cache import (
     write_shard,
 )
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
-from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.networks.offload import offload_layers
 from magicdistill.models.networks.presets import PRESETS
 from magicdistill.platform.config.recipe import Recipe, load_recipe

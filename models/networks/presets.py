@@ -3,7 +3,7 @@
 from pydantic import field_validator
 
 from magicdistill.models.config import Config
-from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.networks.backbones.registry import AnyBackbone
 from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
 from magicdistill.models.paths import LocalPath

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig
-from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.registry import Registry
 
 BACKBONES = Registry("backbone", BackboneConfig, HunyuanVideoConfig)

@@ -20,6 +20,8 @@ TERMS = [
     "validation/gap_cosine 0.9982",
 ]
 CYCLE = "cycle 2/2  3.36 s each, 7 s left  " + "  ".join(TERMS)
+END = "\x04"
+"""What a test writes after all that it looks at."""
 PATH = "/a/folder/whose/name/is/longer/than/the/line/" + "x" * 40
 
 
@@ -38,9 +40,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.TextIOWrapper]:
 
 
 def written(stream: io.TextIOWrapper) -> str:
-    """Return what came out of the terminal."""
+    """Return what came out of the terminal, whose kernel hands it over in parts of its own."""
+    stream.write(END)
     stream.flush()
-    return os.read(stream.reader.fileno(), 65536).decode()  # type: ignore[attr-defined]
+    received = b""
+    while not received.endswith(END.encode()):
+        received += os.read(stream.reader.fileno(), 65536)  # type: ignore[attr-defined]
+    return received.decode().removesuffix(END)
 
 
 @pytest.mark.parametrize(("elapsed_s", "time"), [(264.0, "[  4:24] "), (400_000.5, "[6666:40] ")])

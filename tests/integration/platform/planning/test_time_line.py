@@ -8,7 +8,7 @@ from magicdistill.models.methods.dmd import DmdMethod
 from magicdistill.models.methods.forward_passes import ForwardPass, Update
 from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.models.networks.backbones.costs import Gradient, Part
-from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.networks.config import AttentionKernel, KernelsConfig
 from magicdistill.models.networks.presets import PRESETS
 from magicdistill.platform.config.sections import GpuName

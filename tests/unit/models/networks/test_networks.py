@@ -8,7 +8,7 @@ from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.autoencoder.patch_code import set_patch_code
 from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
-from magicdistill.models.networks.backbones.hunyuan_video_network import concat_image_prior
+from magicdistill.models.networks.backbones.hunyuan_video.network import concat_image_prior
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig, PatchDecoderConfig, Recompute
 from magicdistill.models.networks.critic import Judged

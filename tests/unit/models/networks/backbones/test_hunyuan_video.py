@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.backbones.hunyuan_video_network import (
+from magicdistill.models.networks.backbones.hunyuan_video.network import (
     HunyuanVideo,
     concat_image_prior,
 )

@@ -7,7 +7,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 
-from magicdistill.models.networks.backbones.hunyuan_video_files import in_diffusers_names
+from magicdistill.models.networks.backbones.hunyuan_video.files import in_diffusers_names
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.presets import PRESETS
 from magicdistill.models.networks.transformer import (

@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import UNet2DModel, WanTransformer3DModel
 
-from magicdistill.models.networks.backbones.hunyuan_video import HunyuanVideoConfig
-from magicdistill.models.networks.backbones.hunyuan_video_network import HunyuanVideo
+from magicdistill.models.networks.backbones.hunyuan_video.network import HunyuanVideo
+from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.networks.backbones.registry import (
     BACKBONES,
     backbone_of,
@@ -37,7 +37,7 @@ OUTSIDE = {
 
 def code_outside() -> list[Path]:
     files = (file for folder in ROOMS for file in (ROOT / folder).rglob("*.py"))
-    return [file for file in files if file.parent != BACKBONES_ROOM]
+    return [file for file in files if BACKBONES_ROOM not in file.parents]
 
 
 def test_a_network_is_found_by_its_class() -> None:
@@ -105,7 +105,9 @@ def test_no_class_of_a_family_is_named_outside_the_backbones() -> None:
 
 
 def test_presets_alone_import_a_family() -> None:
-    families = {f"backbones.{file.stem}" for file in BACKBONES_ROOM.glob("hunyuan_video*.py")}
+    families = {
+        f"backbones.{file.parent.name}.{file.stem}" for file in BACKBONES_ROOM.glob("*/*.py")
+    }
     importers = {
         file.relative_to(ROOT).as_posix()
         for file in code_outside()

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, per_sample
 from magicdistill.models.networks.backbones.backbone import Arguments, Backbone, TensorsByName
-from magicdistill.models.networks.backbones.hunyuan_video_files import (
+from magicdistill.models.networks.backbones.hunyuan_video.files import (
     PATCH_EMBEDDING,
     in_diffusers_names,
     widened,
 )
-from magicdistill.models.networks.backbones.hunyuan_video_layouts import (
+from magicdistill.models.networks.backbones.hunyuan_video.layouts import (
     condition_type,
     image_layout,
     input_layout,

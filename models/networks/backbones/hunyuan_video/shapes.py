@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig, Sample
 from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient, Part
-from magicdistill.models.networks.backbones.hunyuan_video_layouts import SKYREELS, image_layout
+from magicdistill.models.networks.backbones.hunyuan_video.layouts import SKYREELS, image_layout
 from magicdistill.models.networks.config import demand_share
 
 SKYREELS_PIPELINE = "HunyuanSkyreelsImageToVideoPipeline"
@@ -50,7 +50,7 @@ class HunyuanVideoConfig(BackboneConfig):
     @classmethod
     def backbone(cls) -> type[Backbone]:
         """Return the answers about diffusers' network."""
-        from magicdistill.models.networks.backbones.hunyuan_video_network import HunyuanVideo
+        from magicdistill.models.networks.backbones.hunyuan_video.network import HunyuanVideo
 
         return HunyuanVideo
 

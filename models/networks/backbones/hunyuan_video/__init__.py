@@ -1,0 +1,1 @@
+"""HunyuanVideo, text-to-video and image-to-video, and SkyReels-V1."""
