@@ -22,7 +22,7 @@ from magicdistill.data_pipeline.ledger.takedowns import Takedowns
 from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.rows import videos_to_table
 from magicdistill.data_pipeline.selection.curation_state import CurationState
-from magicdistill.data_pipeline.sources.listing import iter_videos
+from magicdistill.data_pipeline.sources.listing import SourceLister, iter_videos
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob
 from magicdistill.data_pipeline.stages.score import Score
 from magicdistill.models.locations import find_weights
@@ -68,7 +68,7 @@ def bare_loop(config: DataConfig, vae: Path, root: Path) -> int:
     ledger = Ledger(root / "ledger", database)
     for table in pooled(Score, (config.measures, config.decoder), blocks):
         ledger.commit(table)
-    listing = [videos_to_table(videos)]
+    listing = SourceLister(config.sources, root / "clips")
     state = CurationState(config, database, ledger, listing, Takedowns({}, {}))
     state.judge(Ledger(root / "temporary", database))
     kept = pa.concat_tables(state.clips.tables("status = 'accepted'"))

@@ -25,7 +25,7 @@ from magicdistill.data_pipeline.scorers.text import Text
 from magicdistill.data_pipeline.selection.curation_state import CurationState
 from magicdistill.data_pipeline.sources.base import LISTINGS
 from magicdistill.data_pipeline.sources.data_sets.koala import Koala
-from magicdistill.data_pipeline.sources.listing import iter_tables, listing_key
+from magicdistill.data_pipeline.sources.listing import SourceLister
 from magicdistill.data_pipeline.sources.stores import Store
 
 CLIPS_PER_FILM = 12
@@ -112,10 +112,9 @@ def state_of(place: Path, database: Database) -> CurationState:
         own,
         database,
         Ledger(root / "ledger", database),
-        iter_tables(own.sources, root / "clips"),
+        SourceLister(own.sources, root / "clips"),
         Takedowns.load(root / "ledger"),
         kept=root / TABLES,
-        key=listing_key(own.sources, root / "clips"),
     )
 
 

@@ -40,7 +40,7 @@ from magicdistill.data_pipeline.selection.publishing import (
     publish_selection,
     write_missing_prompts,
 )
-from magicdistill.data_pipeline.sources.listing import iter_tables, listing_key
+from magicdistill.data_pipeline.sources.listing import SourceLister
 from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,
     Embed,
@@ -160,9 +160,8 @@ class Curator:
         clips = here / "clips"
         self._states = [
             CurationState(
-                *(config, self._db, self._ledger, iter_tables(config.sources, clips), takedowns),
+                *(config, self._db, self._ledger, SourceLister(config.sources, clips), takedowns),
                 kept=here / TABLES,
-                key=listing_key(config.sources, clips),
             )
             for config in configs
         ]

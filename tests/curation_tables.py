@@ -1,6 +1,6 @@
 """Ask the curation's queries about a few clips, and get objects back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -28,14 +28,34 @@ from magicdistill.data_pipeline.rows import (
 from magicdistill.data_pipeline.scorers.base import Scorer
 from magicdistill.data_pipeline.selection.judged_clips import ClipTable, JudgedClips
 from magicdistill.data_pipeline.selection.listed_videos import ListedVideos, write_listing
+from magicdistill.data_pipeline.sources.listing import ASKED, Seen
 
 NOTHING = Takedowns({}, {})
+
+
+class GivenVideos:
+    """Lists given videos in parts, each with a key."""
+
+    def __init__(self, parts: Mapping[str | None, Iterable[Video]]) -> None:
+        self.keys, self._parts = [*parts], [*parts.values()]
+        self.key = None if None in parts else "-".join(map(str, parts))
+
+    def tables(self, number: int, seen: Seen) -> Iterator[pa.Table]:
+        if videos := [*self._parts[number]]:
+            table = videos_to_table(videos)
+            yield table.filter(pa.array(seen.add(table["video_id"].combine_chunks())))
+
+    def take_asked(self) -> pa.Table:
+        return ASKED.empty_table()
+
+    def holds(self, asked: pa.Table) -> bool:
+        return not len(asked)
 
 
 def listed(db: Database, videos: Sequence[Video]) -> ListedVideos:
     tables = KeptTables(db.folder / "listing")
     folder = tables.begin("videos")
-    write_listing(db, folder.path, [videos_to_table(videos)], NOTHING)
+    tables.keep(folder, write_listing(db, folder.path, GivenVideos({None: videos}), NOTHING))
     return ListedVideos(db, folder)
 
 

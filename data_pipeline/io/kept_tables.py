@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -71,6 +71,12 @@ class KeptTables:
                 continue
         return None
 
+    def newest_first(self) -> Iterator[KeptFolder]:
+        """Yield the folders that were kept by any key and are whole, the one used last first."""
+        for path in sorted(self._place.glob("*"), key=_used_s, reverse=True):
+            if found := self.find(path.name.rpartition("-")[0]):
+                yield found
+
     def begin(self, key: str) -> KeptFolder:
         """Return a new folder."""
         path = self._place / f"{key}-{uuid4().hex}"
@@ -96,6 +102,19 @@ class KeptTables:
             wanted = {p for p in whole[:most] if used[p] > time.time() - MAX_AGE_S}
             for path in used.keys() - wanted:
                 _remove_unused(path)
+
+
+def link_files(folder: Path, target: Path) -> None:
+    """Let a new folder have the files of another one, which may be removed later."""
+    shutil.copytree(folder, target, copy_function=link)
+
+
+def link(source: Path | str, target: Path | str) -> None:
+    """Give a file, which is never written again, another name."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def _used_s(path: Path) -> float:

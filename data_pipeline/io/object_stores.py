@@ -179,6 +179,7 @@ class Folder:
         self.remote = is_remote(location)
         self.location = location.rstrip("/")
         self._listings, self._max_age_h = listings, max_age_h
+        self._asked: dict[str, str | None] | None = {}
         # No cached property: before Python 3.12 those of all instances share one lock.
         self._prepared: Listing | None = None
         if not self.remote:
@@ -200,8 +201,12 @@ class Folder:
 
         It is size and time of a local file, size and ETag of an object: no file is read for it.
         """
-        if self.remote:
-            return self._states.get(name)
+        state = self._states.get(name) if self.remote else self._local_state(name)
+        if self._asked is not None:
+            self._asked[name] = state
+        return state
+
+    def _local_state(self, name: str) -> str | None:
         return local_state(os.path.join(self._path, name))
 
     def uris(self, names: pa.Array) -> pa.Array:
@@ -224,9 +229,21 @@ class Folder:
     def states(self, names: pa.Array) -> pa.Array:
         """Return the states of files, as `state` does; null for a name that is null."""
         if self.remote:
-            return self._listing.states(names)
-        states = [None if name is None else self.state(name) for name in names.to_pylist()]
-        return pa.array(states, pa.string())
+            states = self._listing.states(names)
+        else:
+            found = (
+                None if name is None else self._local_state(name) for name in names.to_pylist()
+            )
+            states = pa.array(found, pa.string())
+        if self._asked is not None:
+            self._asked.update(zip(names.to_pylist(), states.to_pylist(), strict=True))
+        return states
+
+    def take_asked(self) -> Mapping[str, str | None] | None:
+        """Return the states that were asked for since the last call, by name; None if somebody has
+        asked for all names."""
+        asked, self._asked = self._asked, {}
+        return asked
 
     def names(self) -> Iterator[str]:
         """Yield the paths of all files below the folder, sorted, without hidden ones (`.name`).
@@ -234,6 +251,7 @@ class Folder:
         Bytes of a name that are no UTF-8 are replaced. No file has that name, so that it is
         reported as missing and breaks nothing.
         """
+        self._asked = None
         found = self._listing.names() if self.remote else iter(sorted(self._local_names()))
         return (name for name in found if not name.rpartition("/")[2].startswith("."))
 

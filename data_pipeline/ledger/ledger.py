@@ -54,6 +54,8 @@ NEW_PART_ROWS = 100_000
 """Rows of a part that is committed from a query."""
 MADE_AS = b"made_as"
 """Key in the metadata of a file of decisions of the name that tells them from others."""
+MERGED_FROM = b"merged_from"
+"""Key in the metadata of a merged part of the names of those that it replaces."""
 PARTS_AT_ONCE = 64
 """Parts that are read into memory together to be asked."""
 
@@ -68,6 +70,14 @@ class LedgerRows:
     """The query of all rows, with a column for each score: see `columns.py`."""
     columns: Collection[str]
     num_rows: int
+    files: Sequence[AnyPath]
+    """The files that the rows are in."""
+    of: Callable[[Sequence[AnyPath]], str]
+    """Returns the query of the rows in some of the files."""
+
+    def without(self, files: Collection[AnyPath]) -> list[AnyPath]:
+        """Return the other files."""
+        return [file for file in self.files if file not in files]
 
 
 class Ledger:
@@ -127,14 +137,17 @@ class Ledger:
             files = [
                 f for ledger, own in zip(ledgers, parts, strict=True) for f in ledger._wide(own)
             ]
-            table = self.database.files(files)
-            sql = read_back(self.database, table)
-            num_rows = self.database.value(f"SELECT count(*) FROM {table}")
-            return ask(LedgerRows(sql, self.database.columns(f"({sql})"), num_rows))
+            sql = self._query(files)
+            columns = self.database.columns(f"({sql})")
+            num_rows = self.database.value(f"SELECT count(*) FROM {self.database.files(files)}")
+            return ask(LedgerRows(sql, columns, num_rows, files, self._query))
         except (duckdb.IOException, FileNotFoundError):
             if [ledger.parts() for ledger in ledgers] == parts:
                 raise
             return self.read(ask, *others)
+
+    def _query(self, files: Sequence[AnyPath]) -> str:
+        return read_back(self.database, self.database.files(files))
 
     def find(self, clip_ids: Collection[str], policy: Policy | None = None) -> list[ClipRow]:
         """Return all rows of some clips as they were recorded, without bringing them together.
@@ -174,13 +187,23 @@ class Ledger:
             write_batches(batches, schema, path, use_dictionary=repeated)
         return path
 
-    def fingerprint(self) -> str:
-        """Return a text that changes where rows are added or removed, or a part is replaced."""
-        found: list[object] = []
-        for path, size in list_sizes(self._scores, "*.parquet").items():
-            state = local_state(path) if isinstance(path, Path) else size
-            found.append((path.name, state))
-        return digest(*found)
+    def states(self) -> dict[str, str]:
+        """Return a text of each part by its name, which changes where the part is replaced."""
+        return {
+            path.name: str(local_state(path) if isinstance(path, Path) else size)
+            for path, size in list_sizes(self._scores, "*.parquet").items()
+        }
+
+    def changed_since(self, states: Mapping[str, str]) -> list[AnyPath] | None:
+        """Return the parts that were added or replaced since; None where rows may be lost."""
+        now = self.states()
+        changed = [part for part in self.parts() if states.get(part.name) != now.get(part.name)]
+        merged = {name for part in changed if _is_merged(part) for name in _merged_from(part)}
+        return changed if states.keys() - now.keys() <= merged else None
+
+    def files_of(self, parts: Sequence[AnyPath]) -> list[AnyPath]:
+        """Return files in wide columns that hold all rows of some parts, and perhaps of others."""
+        return self._wide(parts) if parts else []
 
     def parts(self) -> list[AnyPath]:
         """Return the committed files of scores and failures."""
@@ -207,7 +230,11 @@ class Ledger:
         if len(small) <= MAX_SMALL_PARTS and sum(small.values()) < MERGED_BYTES:
             return 0
         for parts in _batches(small):
-            self._write_wide(self._merged_rows(parts), digest(*(part.name for part in parts)))
+            earlier = [name for part in parts if _is_merged(part) for name in _merged_from(part)]
+            names = [part.name for part in parts]
+            rows = self._merged_rows(parts)
+            metadata = {MERGED_FROM: "\n".join((*names, *earlier))}
+            self._write_wide(rows.replace_schema_metadata(metadata), digest(*names))
             for part in parts:
                 remove(part)
         return len(small)
@@ -252,10 +279,20 @@ class Ledger:
 
 def _made_as(path: AnyPath) -> bytes | None:
     try:
-        with open_parquet(path) as file:
-            return (file.schema_arrow.metadata or {}).get(MADE_AS)
+        return _metadata(path).get(MADE_AS)
     except (OSError, pa.ArrowException):
         return None  # it is not there, or damaged
+
+
+def _merged_from(part: AnyPath) -> list[str]:
+    """Return the names of the parts whose rows are in a merged part, and of those whose rows were
+    in them."""
+    return _metadata(part).get(MERGED_FROM, b"").decode().split("\n")
+
+
+def _metadata(path: AnyPath) -> Mapping[bytes, bytes]:
+    with open_parquet(path) as file:
+        return file.schema_arrow.metadata or {}
 
 
 def _is_merged(part: AnyPath) -> bool:

@@ -1,16 +1,17 @@
 """A config on its way through the stages of curation: its videos, their clips and the decisions."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 
 from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.io.kept_tables import KeptFolder, KeptTables
+from magicdistill.data_pipeline.io.kept_tables import KeptFolder, KeptTables, link
 from magicdistill.data_pipeline.io.query import Database, name, text
 from magicdistill.data_pipeline.ledger.columns import SLICE, slice_of
 from magicdistill.data_pipeline.ledger.decisions import candidates, decided, write_refusals
@@ -20,12 +21,12 @@ from magicdistill.data_pipeline.ledger.policy import judged, lacking
 from magicdistill.data_pipeline.ledger.scored_clips import (
     repeated_clips,
     scored_clips,
-    slice_ranges,
     videos_without_clips,
 )
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns
 from magicdistill.data_pipeline.rows import VIDEO_SCHEMA, digest
 from magicdistill.data_pipeline.scorers.base import ABSENT, Scorer
+from magicdistill.data_pipeline.selection.changes import Basis, Universe, basis_of, differing
 from magicdistill.data_pipeline.selection.curation_result import Selection
 from magicdistill.data_pipeline.selection.judged_clips import (
     BATCH_ROWS,
@@ -33,11 +34,12 @@ from magicdistill.data_pipeline.selection.judged_clips import (
     ClipTable,
     JudgedClips,
 )
-from magicdistill.data_pipeline.selection.listed_videos import ListedVideos, write_listing
-from magicdistill.data_pipeline.sources.listing import code_version
+from magicdistill.data_pipeline.selection.listed_videos import ListedVideos, Lister, write_listing
+from magicdistill.data_pipeline.sources.listing import code_version, place_of
 from magicdistill.data_pipeline.stages.run_scorers import versions_of
 
 _numbers = count()
+Answer = TypeVar("Answer")
 
 
 class CurationState:
@@ -48,10 +50,9 @@ class CurationState:
         config: DataConfig,
         database: Database,
         ledger: Ledger,
-        videos: Iterable[pa.Table],
+        lister: Lister,
         takedowns: Takedowns,
         kept: Path | None = None,
-        key: str | None = None,
     ) -> None:
         """List the videos, unless a run before has kept the same listing.
 
@@ -59,11 +60,9 @@ class CurationState:
             config: the config.
             database: what asks, and its folder.
             ledger: the ledger, which asks with the same database.
-            videos: the videos that the config's sources list, as `iter_tables` gives them.
+            lister: lists the videos of the config's sources.
             takedowns: films and contents that must not be used.
             kept: folder of tables that later runs use again; by default nothing is kept.
-            key: changes where the videos may have changed, as `listing_key` does; null keeps no
-                listing.
         """
         self.config = config
         self._title = f"config-{next(_numbers)}"
@@ -78,16 +77,18 @@ class CurationState:
             }
         )
         self._kept = kept or database.folder / self._title / "tables"
-        sources = (source.model_dump_json() for source in config.sources)
-        self._sources = digest(*sources)
+        self._sources = place_of(config.sources)
         self._takedowns = digest(takedowns.contents, takedowns.looks)
+        before = lister.key and next(self._tables("listing", lister.key).newest_first(), None)
         folder = self._made(
             "listing",
-            key and digest(key, takedowns.sources),
-            lambda path: {"digest": write_listing(database, path, videos, takedowns)},
+            lister.key and digest(lister.key, takedowns.sources),
+            lambda path: write_listing(database, path, lister, takedowns, before or None),
         )
         self.listing = ListedVideos(database, folder)
         self._listing_digest = folder.facts["digest"]
+        self._decided_before = self._find_decided()
+        self._universes: dict[str, Universe] = {}
         self._judged: JudgedClips | None = None
         self._judged_by: str | None = None
         self._repeated_in: dict[tuple[str, str], str] = {}
@@ -138,23 +139,55 @@ class CurationState:
     def _without_clips(self, condition: str, others: Sequence[str] = ()) -> str:
         """Return a table of the listed videos that a condition selects, that have no clips and are
         in no other such table."""
-        listed = f"(FROM {self.listing.sql} WHERE {condition})"
         version = self.config.measures.version
 
-        def ask(rows: LedgerRows) -> list[Path]:
+        def ask(videos: Universe) -> list[Path]:
             target = self._folder("unknown")
-            for number, part in enumerate(self._parts(rows)):
-                found = videos_without_clips(rows, listed, version, part)
+            listed = f"(FROM {videos.listed} WHERE {condition})"
+            for number, part in enumerate(videos.parts()):
+                found = videos_without_clips(videos.rows, listed, version, part)
                 query = f"SELECT ordinal, video_id, {SLICE} FROM ({found})"
                 for other in others:
                     query = f"FROM ({query}) ANTI JOIN (FROM {other} WHERE {part}) USING (video_id)"
                 self._db.write(f"{query} ORDER BY ordinal", target / f"{number:03d}.parquet")
             return sorted(target.iterdir())
 
-        return self._db.files(self._ledger.read(ask))
+        return self._db.files(self._ask(ask, to_complete=True))
 
-    def _parts(self, rows: LedgerRows) -> list[str]:
-        return [*slice_ranges(rows.num_rows + self.listing.num_videos)]
+    def _ask(
+        self,
+        ask: Callable[[Universe], Answer],
+        *others: Ledger,
+        to_complete: bool = False,
+    ) -> Answer:
+        """Return what `ask` answers from the ledger, and from others, about the videos on which
+        decisions may differ from the last ones.
+
+        With `to_complete`, which is about what videos and clips lack, these are all unless the last
+        run has left nothing to do.
+        """
+        before = self._decided_before
+        if before is None or (to_complete and not before.facts["basis"]["is_complete"]):
+            return self._ledger.read(lambda rows: ask(self._everything(rows)), *others)
+        return self._ledger.read(
+            lambda rows: ask(self._differing(rows, before.facts["basis"], others)), *others
+        )
+
+    def _everything(self, rows: LedgerRows) -> Universe:
+        return Universe(rows, self.listing.sql, self.listing.num_videos)
+
+    def _differing(self, rows: LedgerRows, basis: Basis, others: Sequence[Ledger]) -> Universe:
+        if found := self._universes.get(rows.sql):
+            return found
+        changed = self._ledger.changed_since(basis["ledger"])
+        found = None
+        if changed is not None:
+            files = self._ledger.files_of(changed)
+            files += [file for other in others for file in other.files_of(other.parts())]
+            folder = self._folder("differing")
+            found = differing(self._db, rows, self.listing, basis, files, folder)
+        found = self._universes[rows.sql] = found or self._everything(rows)
+        return found
 
     def lacking(self, scorers: Sequence[Scorer], *, hopeful: bool) -> ClipTable:
         """Find the clips that have not failed and that some of these scorers have not seen.
@@ -163,34 +196,34 @@ class CurationState:
         """
         versions = versions_of(scorers)
 
-        def ask(rows: LedgerRows) -> list[Path]:
+        def ask(videos: Universe) -> list[Path]:
             target = self._folder("lacking")
-            for number, part in enumerate(self._parts(rows)):
-                clips = self._clips_lacking(rows, part, versions, hopeful)
+            for number, part in enumerate(videos.parts()):
+                clips = self._clips_lacking(videos, part, versions, hopeful)
                 self._db.write(f"{clips} {IN_ORDER}", target / f"{number:03d}.parquet")
             return sorted(target.iterdir())
 
-        tables = [self._db.files([file]) for file in self._ledger.read(ask)]
+        tables = [self._db.files([file]) for file in self._ask(ask, to_complete=True)]
         return ClipTable(self._db, tables, self.listing)
 
     def _clips_lacking(
-        self, rows: LedgerRows, part: str, versions: Mapping[str, str], hopeful: bool
+        self, videos: Universe, part: str, versions: Mapping[str, str], hopeful: bool
     ) -> str:
         """Return the query of the clips of some slices that lack scores, with their blobs."""
-        config, blobs = self.config, list(self._versions)
+        config, blobs, rows = self.config, list(self._versions), videos.rows
         # Most rows have all scores; the clips that they are of need not be brought together.
         unseen = f"failure = '' AND {lacking(rows.columns, versions)}"
         some = self._written(f"SELECT clip_id FROM ({rows.sql}) WHERE {part} AND {unseen}")
         if not some:
-            return self._clips(rows, part, only="false", blobs=blobs)
-        clips = f"({self._clips(rows, part, some)})"
+            return self._clips(videos, part, only="false", blobs=blobs)
+        clips = f"({self._clips(videos, part, some)})"
         columns = self._db.columns(clips)
         wanted = f"failure = '' AND {lacking(columns, versions)}"
         if hopeful:
             clips = f"({judged(clips, columns, config.policy, config.buckets, {})})"
             wanted += " AND status = 'accepted'"
         ids = self._written(f"SELECT clip_id FROM {clips} WHERE {wanted}")
-        return self._clips(rows, part, ids, blobs=blobs, **{} if ids else {"only": "false"})
+        return self._clips(videos, part, ids, blobs=blobs, **{} if ids else {"only": "false"})
 
     def judge(self, temporary: Ledger, held_out: Sequence["CurationState"] = ()) -> None:
         """Decide on all clips that the ledger has, and on this run's temporary failures.
@@ -207,13 +240,12 @@ class CurationState:
         folder = self._made(
             "judged",
             self._judged_by,
-            lambda path: {"parts": self._write_judged(path, temporary, held_out)},
+            lambda path: self._write_judged(path, temporary, held_out),
         )
-        parts = folder.facts["parts"]
-        self._candidates, self._refused = self._candidates_in(folder.path, parts)
+        self._candidates, self._refused = self._candidates_in(folder.path, folder.facts)
         tables = [
-            self._decisions_in(folder.path / f"{number}-alone", part)
-            for number, part in parts.items()
+            self._decisions_in(table, part)
+            for table, part in self._tables_in(folder.path, folder.facts, "alone")
         ]
         self._judged = JudgedClips(self._db, tables, self.listing, folder)
 
@@ -222,27 +254,55 @@ class CurationState:
         others = [other._judged_by for other in held_out]
         if temporary.parts() or None in others:
             return None
-        config = self.config.model_dump_json(), sorted(self._versions.items())
-        facts = self._listing_digest, self._takedowns, self._ledger.fingerprint()
-        return digest(code_version(), duckdb.__version__, *config, *facts, *others)
+        facts = self._listing_digest, self._ledger.states()
+        return digest(self._context, *facts, *others)
+
+    @cached_property
+    def _context(self) -> str:
+        """Changes where decisions may differ although videos and ledger are the same."""
+        config = self.config.model_dump(mode="json", exclude={"sources"})
+        versions = sorted(self._versions.items())
+        return digest(code_version(), duckdb.__version__, config, versions, self._takedowns)
+
+    def _find_decided(self) -> KeptFolder | None:
+        """Return the last decisions that were made as those of this run will be."""
+        folders = self._tables("judged", self._context).newest_first()
+        return next((found for found in folders if found.facts["context"] == self._context), None)
 
     def _write_judged(
         self, folder: Path, temporary: Ledger, held_out: Sequence["CurationState"]
-    ) -> dict[str, str]:
-        """Write decisions; return the condition on slices of each part by its name."""
-        parts = self._ledger.read(lambda rows: self._judge_alone(rows, folder), temporary)
-        clips, _ = self._candidates_in(folder, parts)
+    ) -> Mapping[str, Any]:
+        """Write decisions; return the facts that tell which files to read."""
+        basis = basis_of(self.listing, self._ledger)
+        facts = self._ask(lambda videos: self._judge_alone(videos, folder, basis), temporary)
+        clips, _ = self._candidates_in(folder, facts)
         first = [self._comparable(other) for other in held_out]
         # What was compared is known for the clips of one list of sources.
         compared = self._ledger.directory / "compared" / self._sources
         gone, policy = self._taken_down, self.config.policy
         write_refusals(self._db, clips, first, gone, policy, folder / "refused", compared)
-        return parts
+        return facts
 
-    def _candidates_in(self, folder: Path, parts: Iterable[str]) -> tuple[str, str]:
+    def _candidates_in(self, folder: Path, facts: Mapping[str, Any]) -> tuple[str, str]:
         """Return the tables of the accepted clips, and of those that others refuse."""
-        candidates = [folder / f"{number}-candidates" for number in parts]
-        return self._db.files(candidates), self._db.files([folder / "refused"])
+        tables = [table for table, _ in self._tables_in(folder, facts, "candidates")]
+        return f"({' UNION ALL BY NAME '.join(tables)})", self._db.files([folder / "refused"])
+
+    def _tables_in(
+        self, folder: Path, facts: Mapping[str, Any], what: str
+    ) -> Iterator[tuple[str, str]]:
+        """Yield tables of clips that were judged by themselves, with the slices of each."""
+        for number, part in facts["parts"].items():
+            file = self._db.files([folder / f"{number}-{what}"])
+            table = f"SELECT * FROM {file} AS c"
+            if facts["num_kept"] is not None:
+                since = self._db.files([folder / "since"])
+                table += (
+                    f" ANTI JOIN {since} AS s USING (ordinal) WHERE ordinal < {facts['num_kept']}"
+                )
+            yield f"({table})", part
+        if facts["num_kept"] is not None:
+            yield f"(FROM {self._db.files([folder / f'since-{what}'])})", "true"
 
     def _made(
         self, purpose: str, key: str | None, make: Callable[[Path], Mapping[str, Any]]
@@ -254,13 +314,16 @@ class CurationState:
             key: changes with what it would hold; null where it is of use in this run alone.
             make: writes the files and returns what is to be known of them.
         """
-        own = self._db.folder / self._title / "tables"
-        tables = KeptTables((self._kept if key else own) / f"{purpose}-{self._sources}")
+        tables = self._tables(purpose, key)
         folder = tables.find(key) if key else None
         if folder is None:
             folder = tables.begin(key or "once")
             tables.keep(folder, make(folder.path))
         return folder
+
+    def _tables(self, purpose: str, key: str | None) -> KeptTables:
+        own = self._db.folder / self._title / "tables"
+        return KeptTables((self._kept if key else own) / f"{purpose}-{self._sources}")
 
     def select(self) -> Selection:
         """Return the decisions together with the counts of videos that have none."""
@@ -281,9 +344,8 @@ class CurationState:
     def _num_kept(self) -> int:
         return self.clips.count("status = 'accepted'")
 
-    def _decisions_in(self, alone: Path, part: str) -> str:
+    def _decisions_in(self, clips: str, part: str) -> str:
         """Return the table of clips that others decide on, too, and of those rejected alone."""
-        clips = self._db.files([alone])
         accepted, refused = (
             f"(FROM {clips} WHERE status = 'accepted')",
             f"(FROM {self._refused} WHERE {part})",
@@ -291,11 +353,11 @@ class CurationState:
         rejected = f"FROM {clips} WHERE status <> 'accepted'"
         return f"({rejected} UNION ALL {decided(accepted, refused)})"
 
-    def _clips(self, rows: LedgerRows, part: str, some: str = "", **options: Any) -> str:
+    def _clips(self, videos: Universe, part: str, some: str = "", **options: Any) -> str:
         """Return the query of the scored clips of some slices, or of only those in a table."""
         if some:
             options["only"] = f"clip_id IN (SELECT clip_id FROM {some})"
-        measures, listed = self.config.measures, self.listing.sql
+        measures, rows, listed = self.config.measures, videos.rows, videos.listed
         repeated = self._repeated(rows, part) if options.get("only") != "false" else ""
         settings = self.listing.imported, measures.version, measures.scorers
         return scored_clips(rows, listed, *settings, part, repeated, **options)
@@ -313,31 +375,60 @@ class CurationState:
         found = self._db.files([file])
         return found if self._db.value(f"SELECT count(*) FROM {found}") else ""
 
-    def _judge_alone(self, rows: LedgerRows, folder: Path) -> dict[str, str]:
+    def _judge_alone(self, videos: Universe, folder: Path, basis: Basis) -> Mapping[str, Any]:
         """Write the clips that are judged by themselves, and what copies of them are found by.
 
-        Returns:
-            The condition on slices of each file, by its number.
+        Those of the last decisions that cannot differ are taken over.
         """
+        if videos.num_kept is None:
+            parts = {str(number): part for number, part in enumerate(videos.parts())}
+            tables = [self._judge_part(videos, part, folder, n) for n, part in parts.items()]
+            basis["is_complete"] = self._is_complete(tables)
+            return {"context": self._context, "basis": basis, "parts": parts, "num_kept": None}
+        before = self._decided_before
+        assert before is not None
+        facts = {**before.facts, "num_kept": videos.num_kept}
+        for number in facts["parts"]:
+            for what in ("alone", "candidates"):
+                link(before.path / f"{number}-{what}", folder / f"{number}-{what}")
+        self._db.write(f"SELECT ordinal FROM {videos.listed}", folder / "since")
+        self._judge_part(videos, "true", folder, "since")
+        return facts
+
+    def _judge_part(self, videos: Universe, part: str, folder: Path, name: str) -> str:
+        """Judge the clips of some slices; return their table."""
         config, db = self.config, self._db
-        parts = {str(number): part for number, part in enumerate(self._parts(rows))}
-        for number, part in parts.items():
-            with db.named(contents=self._contents):
-                clips = (
-                    "(SELECT c.* REPLACE (CASE WHEN failure = '' THEN "
-                    "coalesce(taken_down, '') ELSE failure END AS failure) FROM "
-                    f"({self._clips(rows, part)}) AS c LEFT JOIN contents USING (content_hash))"
-                )
-                columns = db.columns(clips)
-                query = judged(clips, columns, config.policy, config.buckets, self._versions)
-                db.write(query, folder / f"{number}-alone")
-            accepted = f"(FROM {db.files([folder / f'{number}-alone'])} WHERE status = 'accepted')"
-            kinds = [kind for kind in COMPARED if kind in self._present]
-            looks = f"({self._clips(rows, part, accepted, blobs=kinds)})"
-            listed = f"(FROM {self.listing.sql} WHERE {part})"
-            query = candidates(accepted, db.columns(accepted), listed, looks, kinds)
-            db.write(query, folder / f"{number}-candidates")
-        return parts
+        with db.named(contents=self._contents):
+            clips = (
+                "(SELECT c.* REPLACE (CASE WHEN failure = '' THEN "
+                "coalesce(taken_down, '') ELSE failure END AS failure) FROM "
+                f"({self._clips(videos, part)}) AS c LEFT JOIN contents USING (content_hash))"
+            )
+            columns = db.columns(clips)
+            query = judged(clips, columns, config.policy, config.buckets, self._versions)
+            db.write(query, folder / f"{name}-alone")
+        table = db.files([folder / f"{name}-alone"])
+        accepted = f"(FROM {table} WHERE status = 'accepted')"
+        kinds = [kind for kind in COMPARED if kind in self._present]
+        looks = f"({self._clips(videos, part, accepted, blobs=kinds)})"
+        listed = f"(FROM {videos.listed} WHERE {part})"
+        query = candidates(accepted, db.columns(accepted), listed, looks, kinds)
+        db.write(query, folder / f"{name}-candidates")
+        return table
+
+    def _is_complete(self, tables: Sequence[str]) -> bool:
+        """Tell whether all videos have clips, and all clips the scores that they are to get."""
+        cheap = versions_of([s for s in self.config.measures.scorers if not s.COSTLY])
+        videos = 0
+        for table in tables:
+            unseen = lacking(self._db.columns(table), cheap)
+            videos += self._db.value(f"SELECT count(DISTINCT ordinal) FROM {table}")
+            hopeful = "starts_with(coalesce(reasons[1], ''), 'not scored yet')"
+            if self._db.value(
+                f"SELECT count(*) FROM {table} WHERE failure = '' AND ({unseen} OR {hopeful})"
+            ):
+                return False
+        return videos == self.listing.num_videos
 
     def _folder(self, purpose: str) -> Path:
         """Return an empty folder; what the last call for this purpose got stays elsewhere."""

@@ -27,7 +27,7 @@ class ClipTable:
         """Take tables of different slices, with the columns of `scored_clips`."""
         self.database = database
         self._tables, self._listing = tables, listing
-        self.sql = f"({' UNION ALL '.join(f'FROM {table}' for table in tables)})"
+        self.sql = f"({' UNION ALL BY NAME '.join(f'FROM {table}' for table in tables)})"
         """The table of all clips."""
         self.columns = database.columns(self.sql)
 
@@ -101,6 +101,11 @@ class JudgedClips(ClipTable):
         """A name that no other decisions have, and these keep in the next run if that uses them;
         empty if there is none."""
         return self._held.path.name if self._held else ""
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether most of the decisions were made by an earlier run."""
+        return self._held is not None and self._held.facts["num_kept"] is not None
 
     def decisions(self, condition: str = "true", most: int | None = None) -> Iterator[Decision]:
         """Yield decisions in the order of the listing, one object each: for small numbers.

@@ -3,22 +3,28 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 
-from magicdistill.data_pipeline.io.arrow import of_texts, pc
-from magicdistill.data_pipeline.io.kept_tables import KeptFolder
+from magicdistill.data_pipeline.io.arrow import of_texts, pc, pq
+from magicdistill.data_pipeline.io.kept_tables import KeptFolder, link_files
 from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database, text
 from magicdistill.data_pipeline.io.storage import write_parquet
 from magicdistill.data_pipeline.ledger.columns import IMPORTED, SLICE, imported_column, slice_of
 from magicdistill.data_pipeline.ledger.takedowns import REASON, Takedowns
-from magicdistill.data_pipeline.rows import VIDEO_SCHEMA
+from magicdistill.data_pipeline.rows import VIDEO_SCHEMA, digest
+from magicdistill.data_pipeline.sources.listing import Seen
 
 SUFFIX = ".table"
 """End of the files' names: where copies of objects are removed to make room, `.parquet` goes."""
 FILE_ROWS = 500_000
 """Videos in one file."""
+SEEN, ASKED_OF = "seen.npy", "asked"
+"""Files of a group: hashes of the ids of its videos, and what was asked of folders."""
+MAX_SMALL = 32
+"""With more groups below FILE_ROWS at the end of a listing than these, they become one."""
 DECIDING = (
     *("ordinal", "video_id", "source_id", "uri", "fingerprint", "mixture", "time_scale"),
     "fault",
@@ -39,25 +45,37 @@ class ListedVideos:
     def __init__(self, database: Database, folder: KeptFolder) -> None:
         """Take the folder that `write_listing` has filled."""
         self._db, self._held = database, folder
-        self._files = sorted(folder.path.glob(f"[0-9]*{SUFFIX}"))
-        self.sql = database.files(sorted(folder.path.glob(f"sorted-*{SUFFIX}")))
+        self.groups: Sequence[Group] = folder.facts["groups"]
+        """What was listed together."""
+        self._files = sorted(folder.path.glob(f"*/[0-9]*{SUFFIX}"))
+        self._sorted = sorted(folder.path.glob(f"*/sorted-*{SUFFIX}"))
+        self.sql = database.files(self._sorted)
         """The table of all videos with the columns of DECIDING, `imported.…` and `slice`."""
-        self.num_videos: int = database.value(f"SELECT count(*) FROM {self.sql}")
+        self.num_videos = sum(sum(group["counts"]) for group in self.groups)
         self.imported = [c for c in database.columns(self.sql) if c.startswith(IMPORTED)]
         """The columns of imported scores, as `imported_column` names them."""
 
     @property
     def ranges(self) -> Iterator[tuple[str, str]]:
         """Tables of the videos, and the conditions on `ordinal` that select those of each."""
-        for number, file in enumerate(self._files):
-            first = number * FILE_ROWS
-            condition = f"ordinal BETWEEN {first} AND {first + FILE_ROWS - 1}"
-            yield self._db.files([file]), condition
+        first = 0
+        counts = (count for group in self.groups for count in group["counts"])
+        for file, count in zip(self._files, counts, strict=True):
+            yield self._db.files([file]), f"ordinal BETWEEN {first} AND {first + count - 1}"
+            first += count
 
     @property
     def whole(self) -> str:
         """The table of all videos with all columns."""
         return self._db.files(self._files)
+
+    def split(self, num_groups: int) -> tuple[str, str]:
+        """Return the tables, as `sql`, of the first groups and of the others; empty if there are
+        none."""
+        num_files = sum(len(group["counts"]) for group in self.groups[:num_groups])
+        parts = self._sorted[:num_files], self._sorted[num_files:]
+        first, others = (self._db.files(files) if files else "" for files in parts)
+        return first, others
 
     def faults(self) -> Mapping[str, Mapping[str, int]]:
         """Return the number of videos that cannot be used, by data set and reason."""
@@ -71,38 +89,142 @@ class ListedVideos:
         return found
 
 
+@runtime_checkable
+class Lister(Protocol):
+    """What lists videos in parts: see `SourceLister`."""
+
+    @property
+    def key(self) -> str | None:
+        """What all that is listed is kept by."""
+        ...
+
+    @property
+    def keys(self) -> Sequence[str | None]:
+        """Of each part what it is kept by."""
+        ...
+
+    def tables(self, number: int, seen: Seen) -> Iterator[pa.Table]:
+        """Yield the videos of a part that were not seen yet."""
+        ...
+
+    def take_asked(self) -> pa.Table:
+        """Return what parts have asked of folders since the last call."""
+        ...
+
+    def holds(self, asked: pa.Table) -> bool:
+        """Tell whether folders answer the same now."""
+        ...
+
+
+class Group(TypedDict):
+    """Parts that were listed one after the other, whose files are in a folder of their own."""
+
+    keys: Sequence[str | None]
+    """Of each part what it is kept by."""
+    first: int
+    """The ordinal of the first video."""
+    counts: Sequence[int]
+    """Numbers of videos in the files."""
+    digest: str
+    """Changes with the columns that decisions ask for."""
+
+
 def write_listing(
-    database: Database, folder: Path, tables: Iterable[pa.Table], takedowns: Takedowns
-) -> str:
+    database: Database,
+    folder: Path,
+    lister: Lister,
+    takedowns: Takedowns,
+    before: KeptFolder | None = None,
+) -> Mapping[str, Any]:
     """Write the files; of videos that were taken down only their names and the reason are left.
 
     Args:
         database: what asks.
         folder: the folder of the files.
-        tables: the listing, as `iter_tables` gives it.
+        lister: lists the videos.
         takedowns: the films that must not be used.
+        before: an earlier listing: what it begins with, and would be listed the same, is not
+            listed again.
 
     Returns:
-        A digest of what decisions ask for.
+        What `ListedVideos` has to know: the groups.
     """
-    found = hashlib.blake2b(digest_size=16)
-    num_videos = 0
-    for number, rows in enumerate(_gathered(tables)):
-        ordinals = np.arange(num_videos, num_videos + len(rows))
-        rows = rows.append_column("ordinal", pa.array(ordinals, pa.int64()))
-        rows = _marked(database, rows, takedowns)
-        file = folder / f"{number:05d}{SUFFIX}"
-        _write(rows, file, REPEATED, "ordinal")
-        slices = of_texts(slice_of("text"), rows["video_id"].combine_chunks())
-        columns = rows.select(DECIDING).append_column(SLICE, slices)
-        for key, values in _wide(rows["imported_scores"].combine_chunks()).items():
-            columns = columns.append_column(imported_column(key), values)
-        by_slice = np.argsort(slices.to_numpy(), kind="stable")
-        file = file.with_name(f"sorted-{file.name}")
-        _write(columns.take(by_slice), file, ("mixture", "fault"), SLICE)
-        found.update(file.read_bytes())
-        num_videos += len(rows)
-    return found.hexdigest()
+    gone = digest(takedowns.sources)
+    keys = [key and digest(key, gone) for key in lister.keys]
+    seen, groups = Seen(), _unchanged(before, keys, lister) if before else []
+    for number in range(len(groups)):
+        assert before is not None
+        link_files(before.path / _name(number), folder / _name(number))
+        seen.know(np.load(folder / _name(number) / SEEN, mmap_mode="r"))
+    start = sum(len(group["keys"]) for group in groups)
+    lister.take_asked()
+    while start < len(keys) or not groups:
+        place = folder / _name(len(groups))
+        place.mkdir()
+        first = groups[-1]["first"] + sum(groups[-1]["counts"]) if groups else 0
+        stop, counts, found = start, [], hashlib.blake2b(digest_size=16)
+
+        def parts() -> Iterator[pa.Table]:
+            nonlocal stop
+            num_videos = 0
+            while stop < len(keys) and num_videos < FILE_ROWS:
+                for table in lister.tables(stop, seen):
+                    num_videos += len(table)
+                    yield table
+                stop += 1
+
+        for rows in _gathered(parts()):
+            ordinals = np.arange(first, first + len(rows)) + sum(counts)
+            rows = rows.append_column("ordinal", pa.array(ordinals, pa.int64()))
+            file = place / f"{len(counts):05d}{SUFFIX}"
+            found.update(_write_file(file, _marked(database, rows, takedowns)))
+            counts.append(len(rows))
+        np.save(place / SEEN, seen.take())
+        pq.write_table(lister.take_asked(), place / ASKED_OF)
+        groups.append(
+            Group(keys=keys[start:stop], first=first, counts=counts, digest=found.hexdigest())
+        )
+        start = stop
+    return {"groups": groups, "digest": digest(*(group["digest"] for group in groups))}
+
+
+def _name(group: int) -> str:
+    return f"group-{group:05d}"
+
+
+def _unchanged(before: KeptFolder, keys: Sequence[str | None], lister: Lister) -> list[Group]:
+    """Return the groups at the beginning of an earlier listing that would be listed the same.
+
+    Small ones at its end are left out where there are many, so that they become one.
+    """
+    found: list[Group] = []
+    start = 0
+    for number, group in enumerate(before.facts["groups"]):
+        stop = start + len(group["keys"])
+        if None in group["keys"] or [*keys[start:stop]] != group["keys"]:
+            break
+        if not lister.holds(pq.read_table(before.path / _name(number) / ASKED_OF)):
+            break
+        found.append(group)
+        start = stop
+    small = 0
+    while small < len(found) and sum(found[-1 - small]["counts"]) < FILE_ROWS:
+        small += 1
+    return found[: len(found) - small] if small > MAX_SMALL else found
+
+
+def _write_file(file: Path, rows: pa.Table) -> bytes:
+    """Write videos as a file with all columns, and beside it one with those that decisions ask
+    for; return what is in that one."""
+    _write(rows, file, REPEATED, "ordinal")
+    slices = of_texts(slice_of("text"), rows["video_id"].combine_chunks())
+    columns = rows.select(DECIDING).append_column(SLICE, slices)
+    for key, values in _wide(rows["imported_scores"].combine_chunks()).items():
+        columns = columns.append_column(imported_column(key), values)
+    by_slice = np.argsort(slices.to_numpy(), kind="stable")
+    deciding = file.with_name(f"sorted-{file.name}")
+    _write(columns.take(by_slice), deciding, ("mixture", "fault"), SLICE)
+    return deciding.read_bytes()
 
 
 def _marked(database: Database, rows: pa.Table, takedowns: Takedowns) -> pa.Table:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from magicdistill.data_pipeline.io.object_stores import Folder
 from magicdistill.data_pipeline.rows import Video, videos_to_table
@@ -17,6 +17,8 @@ Mixture = Literal["portrait", "general", "anime"]
 DEFAULT_MAX_AGE_H = 1.0
 LISTINGS = "listings"
 """Name of the folder, beside rendered clips, of the listings of object stores."""
+Folders = dict[tuple[str, float], Folder]
+"""Folders by their location and the hours for which their listing is kept."""
 TABLE_ROWS = 50_000
 """Largest number of rows in a table of a source that lists its videos one by one."""
 
@@ -56,6 +58,8 @@ class SourceConfig(Config):
         default=DEFAULT_MAX_AGE_H, ge=0, exclude_if=lambda age: age == DEFAULT_MAX_AGE_H
     )
     """Hours for which a listing of an object store is kept and used again; 0 lists in every run."""
+    _folders: Folders | None = PrivateAttr(default=None)
+    """The folders that were opened, where those that list share them."""
     SCORES: ClassVar[tuple[str, ...] | None] = ()
     """First parts of the names of scores that the listing imports, such as `koala` for
     `koala.clarity`; null where each line of a manifest names its own."""
@@ -97,7 +101,25 @@ class SourceConfig(Config):
         Raises:
             FileNotFoundError: if a local folder does not exist.
         """
-        return Folder(location, clips_directory / LISTINGS, self.listing_max_age_h)
+        opened: Folders = {} if self._folders is None else self._folders
+        key, age_h = (location, self.listing_max_age_h), self.listing_max_age_h
+        if key not in opened:
+            opened[key] = Folder(location, clips_directory / LISTINGS, age_h)
+        return opened[key]
+
+    def parts(self, folders: Folders) -> Sequence["SourceConfig"]:
+        """Return sources that list the same one after the other, and that are kept one by one: one
+        for each of its `manifests`, where it has such a field and says what it reads.
+
+        Args:
+            folders: takes the folders that they open, which they share.
+        """
+        manifests = getattr(self, "manifests", ()) if self.inputs() is not None else ()
+        changes = [{"manifests": (manifest,)} for manifest in manifests] or [{}]
+        parts = [self.model_copy(update=change) for change in changes]
+        for part in parts:
+            part._folders = folders
+        return parts
 
     @classmethod
     def render(cls, uri: str, path: Path) -> None:

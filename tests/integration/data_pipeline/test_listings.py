@@ -13,7 +13,7 @@ from magicdistill.data_pipeline.io import listings, object_stores
 from magicdistill.data_pipeline.sources.data_sets.koala import Koala
 from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.json_lines import JsonLines
-from magicdistill.data_pipeline.sources.listing import iter_videos, listing_key
+from magicdistill.data_pipeline.sources.listing import SourceLister, iter_videos
 from magicdistill.data_pipeline.sources.stores import Store
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ def test_a_listing_of_a_bucket_is_kept_by_its_files_and_its_manifest(
     put("films/a.mp4", "1")
     place = Store(path="s3://bucket/keyed/films", holds="videos")
     source = Koala(manifests=("s3://bucket/keyed/koala.csv",), store=place, listing_max_age_h=1e-9)
-    keys = [listing_key([source], tmp_path) for _ in range(2)]
+    keys = [SourceLister([source], tmp_path).key for _ in range(2)]
     assert keys[0] == keys[1] is not None
     for change in (("films/b.mp4", "1"), ("films/a.mp4", "2"), ("koala.csv", "videoID,caption")):
         put(*change)
-        keys.append(listing_key([source], tmp_path))
+        keys.append(SourceLister([source], tmp_path).key)
     assert len(set(keys)) == 4
 
 

@@ -19,14 +19,14 @@ from magicdistill.data_pipeline.ledger.takedowns import Takedowns
 from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.reports.curation_report import write_report
 from magicdistill.data_pipeline.reports.thumbnails import thumbnails
-from magicdistill.data_pipeline.rows import Video, failed, videos_to_table
+from magicdistill.data_pipeline.rows import Video, failed
 from magicdistill.data_pipeline.selection.curation_result import Selection, StageTiming
 from magicdistill.data_pipeline.selection.curation_state import CurationState
 from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.listing import iter_videos
 from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.data_pipeline.stages.score import score_video
-from tests.curation_tables import judged_clips
+from tests.curation_tables import GivenVideos, judged_clips
 
 POLICY = Policy(min_short_side=64, min_long_side=64, min_motion_px=0.05, max_motion_px=9.0)
 
@@ -49,7 +49,7 @@ def selection(tmp_path_factory: pytest.TempPathFactory) -> Selection:
     missing = Video("m", "hdtf/gone", "", "", "fault", "l", "portrait", False, fault="missing file")
     database = Database()
     ledger = Ledger(tmp_path_factory.mktemp("ledger"), database)
-    listing = [videos_to_table([*videos, missing])]
+    listing = GivenVideos({None: [*videos, missing]})
     state = CurationState(config, database, ledger, listing, Takedowns({}, {}))
     for video in videos:
         if "script" in video.path:

@@ -18,7 +18,6 @@ from magicdistill.data_pipeline.rows import (
     clips_from_table,
     failed,
     videos_from_table,
-    videos_to_table,
 )
 from magicdistill.data_pipeline.scorers.blur import Blur
 from magicdistill.data_pipeline.scorers.exposure import Exposure
@@ -26,7 +25,7 @@ from magicdistill.data_pipeline.scorers.phash import PHash
 from magicdistill.data_pipeline.selection.curation_state import CurationState
 from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.stages.run_scorers import versions_of
-from tests.curation_tables import NOTHING
+from tests.curation_tables import NOTHING, GivenVideos
 from tests.scored_clips import scored_clip
 
 SCORERS = (Exposure(), PHash())
@@ -70,8 +69,8 @@ def state_of(
     kept: Path | None = None,
     key: str | None = None,
 ) -> CurationState:
-    tables = (videos_to_table([*some]) for some in [videos])
-    return CurationState(config, ledger.database, ledger, tables, gone, kept, key)
+    lister = GivenVideos({key: videos})
+    return CurationState(config, ledger.database, ledger, lister, gone, kept)
 
 
 def judged(state: CurationState, *held_out: CurationState) -> list[tuple[str, str, tuple]]:
@@ -245,3 +244,60 @@ def made_as(
     state = state_of(ledger, videos, kept=kept, **options)
     judged(state, *held_out)
     return state.clips.made_as
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_after_any_nights_what_is_taken_over_equals_what_is_made_anew(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr("magicdistill.data_pipeline.selection.changes.MAX_SHARE", 0.7)
+    monkeypatch.setattr("magicdistill.data_pipeline.selection.listed_videos.FILE_ROWS", 25)
+    monkeypatch.setattr("magicdistill.data_pipeline.selection.listed_videos.MAX_SMALL", 2)
+    monkeypatch.setattr("magicdistill.data_pipeline.ledger.ledger.MAX_SMALL_PARTS", 8)
+    kept, random = tmp_path / "tables", np.random.default_rng(seed)
+    for number in range(0, NUM_VIDEOS, 7):  # so that the first night leaves nothing to do
+        if number % 11 != 10:
+            ledger.append([clip(number)])
+    parts = {"first": [video(number) for number in range(NUM_VIDEOS)]}
+    taken_over = 0
+    for night in range(5):
+        here = Ledger(tmp_path / "ledger", Database())
+        state, fresh = (nightly_state(here, parts, *own) for own in ([kept], []))
+        assert state.commit_faults() == 0 == fresh.commit_faults()
+        assert state.missing([]) == fresh.missing([])
+        assert [*map(names, state.missing_videos())] == [*map(names, fresh.missing_videos())]
+        for hopeful in (False, True):
+            some = ids_of(state, *SCORERS, hopeful=hopeful)
+            assert some == ids_of(fresh, *SCORERS, hopeful=hopeful)
+        for table in fresh.missing_videos():
+            here.append([clip(int(name[1:])) for name in names(table)])
+        assert judged(state) == judged(fresh)
+        assert state.select().counts == fresh.select().counts
+        taken_over += state.clips.is_taken_over
+        event = random.integers(5) if night else 0
+        first = NUM_VIDEOS + 8 * night
+        if event == 0:
+            parts[f"night {night}"] = [video(number) for number in range(first, first + 8)]
+        elif event == 1:
+            again = int(random.integers(NUM_VIDEOS))
+            here.append([clip(again, 200, content_hash=f"content {random.integers(60)}")])
+        elif event == 2:
+            unseen = clip(int(random.integers(NUM_VIDEOS)), 300, scores={}, scorers={}, blobs={})
+            here.append([unseen])
+        else:
+            changed = next(reversed(parts))
+            parts[f"{changed} again"] = [
+                replace(v, mixture="general", imported_scores={"a.x": 1.0})
+                for v in parts.pop(changed)[1:]
+            ]
+        here.compact()
+    assert taken_over > 1
+
+
+def nightly_state(ledger: Ledger, parts: Any, kept: Path | None = None) -> CurationState:
+    lister = GivenVideos(dict(parts))
+    return CurationState(CONFIG, ledger.database, ledger, lister, NOTHING, kept)
+
+
+def names(table: Any) -> list[str]:
+    return table["video_id"].to_pylist()

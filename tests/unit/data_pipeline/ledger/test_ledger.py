@@ -4,8 +4,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from magicdistill.data_pipeline.config import Bucket, Measures, Policy
-from magicdistill.data_pipeline.io.storage import write_parquet
-from magicdistill.data_pipeline.ledger.ledger import DECISION_SCHEMA, Ledger
+from magicdistill.data_pipeline.io.storage import remove, write_parquet
+from magicdistill.data_pipeline.ledger.ledger import DECISION_SCHEMA, MAX_SMALL_PARTS, Ledger
 from magicdistill.data_pipeline.rows import (
     CLIP_SCHEMA,
     STORED,
@@ -104,3 +104,21 @@ def test_decisions_are_written_once_for_each_time_that_they_are_made(tmp_path: P
     path.write_bytes(b"damaged")
     ledger.write_decisions("now", iter(batches), "")
     assert path.read_bytes().startswith(b"PAR1")
+
+
+def test_a_ledger_says_what_is_new_since_and_where_rows_may_be_lost(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    ledger.append([make_clip(0)])
+    before = ledger.states()
+    assert ledger.changed_since(before) == []
+    ledger.append([make_clip(1)])
+    (new,) = ledger.changed_since(before) or []
+    assert new.name not in before
+    for number in range(2 * MAX_SMALL_PARTS):
+        ledger.append([make_clip(2 + number)])
+        ledger.compact()
+    assert len(ledger.parts()) < MAX_SMALL_PARTS
+    assert ledger.changed_since(before) == ledger.parts()
+    now = ledger.states()
+    remove(ledger.parts()[0])
+    assert ledger.changed_since(now) is None

@@ -5,16 +5,25 @@ import pytest
 from pydantic import ValidationError
 
 from magicdistill.data_pipeline.config import DataConfig
-from magicdistill.data_pipeline.rows import videos_from_table, videos_to_table
+from magicdistill.data_pipeline.io.kept_tables import KeptFolder, KeptTables
+from magicdistill.data_pipeline.io.query import Database
+from magicdistill.data_pipeline.ledger.takedowns import Takedowns
+from magicdistill.data_pipeline.rows import Video, videos_from_table, videos_to_table
+from magicdistill.data_pipeline.selection.listed_videos import (
+    MAX_SMALL,
+    ListedVideos,
+    write_listing,
+)
 from magicdistill.data_pipeline.sources import package_clips
 from magicdistill.data_pipeline.sources.data_sets.koala import Koala
 from magicdistill.data_pipeline.sources.fetching import Scratch
 from magicdistill.data_pipeline.sources.folder import Folder
 from magicdistill.data_pipeline.sources.json_lines import JsonLines
-from magicdistill.data_pipeline.sources.listing import iter_videos, listing_key
+from magicdistill.data_pipeline.sources.listing import SourceLister, iter_videos
 from magicdistill.data_pipeline.sources.package_clips import PackageClips
 from magicdistill.data_pipeline.sources.portrait_clips import PortraitWorld
 from magicdistill.data_pipeline.sources.stores import Store
+from tests.curation_tables import GivenVideos
 
 
 def test_a_world_is_listed_without_rendering_and_rendered_on_demand(tmp_path: Path):
@@ -136,15 +145,15 @@ def test_what_may_be_listed_otherwise_has_another_key(tmp_path: Path):
         "a film that is gone": lambda: (store / "a.mp4").unlink(),
         "the manifest": lambda: manifest.write_text("videoID,timestamp,caption"),
     }
-    seen = {listing_key([source], tmp_path), listing_key([source, source], tmp_path)}
-    assert len(seen) == 2 and listing_key([source], tmp_path) in seen
+    seen = {SourceLister([source], tmp_path).key, SourceLister([source, source], tmp_path).key}
+    assert len(seen) == 2 and SourceLister([source], tmp_path).key in seen
     for what, change in changes.items():
         change()
-        key = listing_key([source], tmp_path)
+        key = SourceLister([source], tmp_path).key
         assert key not in seen, what
         seen.add(key)
     other = source.model_copy(update={"license": "another"})
-    assert listing_key([other], tmp_path) not in seen
+    assert SourceLister([other], tmp_path).key not in seen
 
 
 def test_a_listing_without_known_inputs_or_of_a_store_that_is_always_asked_has_no_key(
@@ -152,4 +161,70 @@ def test_a_listing_without_known_inputs_or_of_a_store_that_is_always_asked_has_n
 ):
     bucket = Koala(manifests=("x.csv",), store=Store(path="s3://b/p"), listing_max_age_h=0)
     for source in (PortraitWorld(num_clips=2), bucket):
-        assert listing_key([source], tmp_path) is None
+        assert SourceLister([source], tmp_path).key is None
+
+
+def test_of_many_manifests_those_are_listed_again_whose_rows_or_films_changed(tmp_path: Path):
+    store, clips = tmp_path / "store", tmp_path / "clips"
+    store.mkdir()
+    header = "videoID,timestamp,caption,clarity_score,aesthetic_score,motion_score,"
+    header += "video_training_suitability_score\n"
+    span = "\"['0:00:00.000', '0:00:05.000']\""
+
+    def write(name: str, *films: str) -> str:
+        rows = "".join(f"{film}_0,{span},A caption,1,1,1,1\n" for film in films)
+        (tmp_path / name).write_text(header + rows)
+        return str(tmp_path / name)
+
+    for film in ("a", "b", "d"):
+        (store / f"{film}.mp4").write_text(film)
+    manifests = [write("first.csv", "a"), write("second.csv", "b", "c"), write("third.csv", "d")]
+
+    def listing(before: KeptFolder | None) -> KeptFolder:
+        source = Koala(manifests=tuple(manifests), store=Store(path=str(store), holds="videos"))
+        lister, folder = SourceLister([source], clips), tables.begin("any")
+        assert lister.key
+        facts = write_listing(database, folder.path, lister, Takedowns({}, {}), before)
+        tables.keep(folder, facts)
+        return folder
+
+    def numbers(folder: KeptFolder) -> list[int]:
+        return [file.stat().st_ino for file in sorted(folder.path.glob("*/0*.table"))]
+
+    database, tables = Database(), KeptTables(tmp_path / "tables" / "listing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("magicdistill.data_pipeline.selection.listed_videos.FILE_ROWS", 1)
+        folder = listing(None)
+        changes = {
+            "nothing": (lambda: None, 4),
+            "a manifest more": (lambda: manifests.append(write("fourth.csv", "a", "e")), 4),
+            "a film that nobody names": (lambda: (store / "z.mp4").write_text("z"), 5),
+            "a film that was missing": (lambda: (store / "e.mp4").write_text("e"), 4),
+            "another film of that name": (lambda: (store / "b.mp4").write_text("longer"), 1),
+            "another first manifest": (lambda: write("first.csv", "a", "f"), 0),
+        }
+        for what, (change, num_kept) in changes.items():
+            before = numbers(folder)
+            change()
+            folder = listing(folder)
+            same = [one == other for one, other in zip(before, numbers(folder), strict=False)]
+            assert same == [True] * num_kept + [False] * (len(same) - num_kept), what
+            anew = listing(None)
+            own, other = (
+                database.rows(f"FROM {ListedVideos(database, f).whole} ORDER BY ordinal")
+                for f in (folder, anew)
+            )
+            assert own == other, what
+
+
+def test_small_parts_of_a_listing_become_one_where_there_are_many(tmp_path: Path):
+    database, tables = Database(), KeptTables(tmp_path / "tables" / "listing")
+    parts = {f"night {n}": [Video(f"v{n}", "s", "u", "", "1", "l", "portrait")] for n in range(40)}
+    folder, counts = None, []
+    for n in range(1, 40):
+        own, lister = tables.begin("any"), GivenVideos(dict(list(parts.items())[:n]))
+        tables.keep(own, write_listing(database, own.path, lister, Takedowns({}, {}), folder))
+        folder = own
+        counts.append(len(own.facts["groups"]))
+    assert max(counts) == MAX_SMALL + 1 and counts[-1] < MAX_SMALL
+    assert ListedVideos(database, own).num_videos == 39
