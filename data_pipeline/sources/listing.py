@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache, cached_property
+from functools import cache
 from inspect import getfile
 from pathlib import Path
 
@@ -48,15 +48,18 @@ class SourceLister:
         self._folders: Folders = {}
         self._fingerprints: dict[Folder, str] = {}
         self._parts = [part for source in sources for part in source.parts(self._folders)]
+        self._keys: list[str | None] = []
         self.num_parts = len(self._parts)
 
-    @cached_property
+    @property
     def keys(self) -> Sequence[str | None]:
         """Of each part a text that changes with the recipe, code and files that it reads, and not
         with what is in the folders; null where a source does not say what it reads."""
-        return [self._key(part) for part in self._parts]
+        if not self._keys:
+            self._keys = [self._key(part) for part in self._parts]
+        return self._keys
 
-    @cached_property
+    @property
     def key(self) -> str | None:
         """A text that changes where anything else may be listed.
 
