@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from magicdistill.data_pipeline.captioning.captions import CAPTION
+from magicdistill.data_pipeline.captioning.text_measures import MEASURES, measure
 from magicdistill.data_pipeline.io.arrow import of_texts, pc
 from magicdistill.data_pipeline.io.kept_tables import KeptFolder
 from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database, text
@@ -72,7 +74,11 @@ class ListedVideos:
 
 
 def write_listing(
-    database: Database, folder: Path, tables: Iterable[pa.Table], takedowns: Takedowns
+    database: Database,
+    folder: Path,
+    tables: Iterable[pa.Table],
+    takedowns: Takedowns,
+    with_captions: bool = False,
 ) -> str:
     """Write the files; of videos that were taken down only their names and the reason are left.
 
@@ -81,6 +87,7 @@ def write_listing(
         folder: the folder of the files.
         tables: the listing, as `iter_tables` gives it.
         takedowns: the films that must not be used.
+        with_captions: whether the captions are measured, as scores that the listing has.
 
     Returns:
         A digest of what decisions ask for.
@@ -96,6 +103,8 @@ def write_listing(
         slices = of_texts(slice_of("text"), rows["video_id"].combine_chunks())
         columns = rows.select(DECIDING).append_column(SLICE, slices)
         for key, values in _wide(rows["imported_scores"].combine_chunks()).items():
+            columns = columns.append_column(imported_column(key), values)
+        for key, values in _measured(rows["caption"]).items() if with_captions else ():
             columns = columns.append_column(imported_column(key), values)
         by_slice = np.argsort(slices.to_numpy(), kind="stable")
         file = file.with_name(f"sorted-{file.name}")
@@ -152,6 +161,15 @@ def _wide(maps: pa.MapArray) -> dict[str, pa.Array]:
         values[rows[own]], is_absent[rows[own]] = items[own], False
         columns[key] = pa.array(values, mask=is_absent)
     return columns
+
+
+def _measured(captions: pa.ChunkedArray) -> dict[str, pa.Array]:
+    """Return a column for each measure of captions, null where there is no caption."""
+    found = [measure(caption) if caption else {} for caption in captions.to_pylist()]
+    return {
+        f"{CAPTION}.{key}": pa.array([values.get(key) for values in found], pa.float64())
+        for key in MEASURES
+    }
 
 
 def _write(rows: pa.Table, path: Path, repeated: Sequence[str], ordered_by: str) -> None:
