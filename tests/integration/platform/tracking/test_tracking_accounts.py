@@ -69,14 +69,14 @@ def test_a_client_without_an_account_is_refused_and_a_run_with_one_is_tracked(
     with pytest.raises(MlflowException, match="not authenticated"):
         MlflowClient(server.uri).search_experiments()
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET["password"])
-    assert check_tracking(server.uri, tmp_path).state == "ok"
+    assert check_tracking(server.uri, tmp_path).verdict == "ok"
     recipe = load_recipe("portrait-tiny-smoke", ["--tracking.uri", server.uri])
     run = RunDirectory.create(tmp_path / "runs", recipe)
-    with Tracker.start(TrackingConfig(uri=server.uri), run) as tracker:
-        with tracker.mirror(every_s=0.1):
-            for step in (1, 2, 3):
-                run.append_metrics(step, {"loss": 1 / step})
-                (run.samples / f"step-{step}.txt").write_text(str(step))
+    config = TrackingConfig(uri=server.uri)
+    with Tracker.start(config, run) as tracker, tracker.mirror(every_s=0.1):
+        for step in (1, 2, 3):
+            run.append_metrics(step, {"loss": 1 / step})
+            (run.samples / f"step-{step}.txt").write_text(str(step))
     assert tracker.num_unsent() == 0, (capsys.readouterr().out, server.folder)
     client = MlflowClient(server.uri)
     run_id = EventLog(run).progress(server.uri).run_id or ""
