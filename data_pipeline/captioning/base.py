@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pydantic import SecretStr
 
@@ -50,6 +50,7 @@ class Answer:
         return {name: float(getattr(self, name)) for name in COSTS}
 
 
+@runtime_checkable
 class OpenWriter(Protocol):
     """A writer that is ready."""
 
