@@ -18,7 +18,8 @@ from magicdistill.platform.config import plugins
 @contextmanager
 def registries_restored() -> Iterator[None]:
     """Take back, afterwards, what is registered and which plugins are loaded in the body."""
-    tables: list[Any] = [r._classes for r in (METHODS, SOURCES, SCORERS, WRITERS, METRICS, BACKBONES)]
+    registries = (METHODS, SOURCES, SCORERS, WRITERS, METRICS, BACKBONES)
+    tables: list[Any] = [registry._classes for registry in registries]
     tables += [PRESETS, plugins._loaded]
     before = [dict(table) for table in tables]
     try:
