@@ -17,6 +17,7 @@ from magicdistill.data_pipeline.config import Bucket, DataConfig, Limit, Measure
 from magicdistill.data_pipeline.io.query import Database
 from magicdistill.data_pipeline.ledger.captions import cost_of_all
 from magicdistill.data_pipeline.ledger.ledger import Ledger
+from magicdistill.data_pipeline.media.sandbox import Sandbox
 from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.rows import ClipRow, Video, split_temporary, videos_to_table
 from magicdistill.data_pipeline.scorers.letterbox import Letterbox
@@ -49,6 +50,12 @@ def server(_server: ChatServer) -> ChatServer:
 
 
 @pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(60.0) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a film with black bars of 16 of 64 rows at top and bottom."""
     frames = np.full((48, 64, 96, 3), 128, np.uint8)
@@ -74,7 +81,10 @@ def config_of(server: ChatServer, policy: Policy | None = None, **changes: Any) 
 class Curation:
     """The stage of captions without Ray: one process that takes the same steps."""
 
-    def __init__(self, root: Path, film: Path, captions: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, film: Path, sandbox: Sandbox, captions: Sequence[str] = ()
+    ) -> None:
+        self.sandbox = sandbox
         self.ledger = Ledger(root / "ledger", Database())
         self.temporary = Ledger(root / "temporary", self.ledger.database)
         texts = [*captions, *[""] * NUM_CLIPS][:NUM_CLIPS]
@@ -109,7 +119,9 @@ class Curation:
             return 0
         rows = pa.concat_tables(clips.tables(also=[BOX])).slice(0, most)
         job = CaptionJob.prepare(config)
-        found = Caption(job)(rows)
+        stage = Caption(job)
+        stage._sandbox = self.sandbox  # one process for all tests, instead of one for each call
+        found = stage(rows)
         passing, lasting = split_temporary(found)
         self.temporary.commit(passing)
         self.ledger.commit(lasting)
@@ -123,9 +135,9 @@ class Curation:
 
 
 def test_missing_captions_are_written_once_and_a_killed_run_goes_on(
-    server: ChatServer, film: Path, tmp_path: Path
+    server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path
 ):
-    curation, config = Curation(tmp_path, film), config_of(server)
+    curation, config = Curation(tmp_path, film, sandbox), config_of(server)
     assert curation.decisions(config) == [("", "rejected", ("not captioned yet",))] * NUM_CLIPS
     assert curation.caption(config, most=3) == 3
     assert [status for _, status, _ in curation.decisions(config)].count("accepted") == 3
@@ -141,9 +153,12 @@ def test_missing_captions_are_written_once_and_a_killed_run_goes_on(
 
 
 def test_the_writer_sees_what_is_encoded_and_the_row_keeps_its_crop(
-    server: ChatServer, film: Path, tmp_path: Path
+    server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path
 ):
-    curation, config = Curation(tmp_path, film), config_of(server, num_frames=3, long_side=48)
+    curation, config = (
+        Curation(tmp_path, film, sandbox),
+        config_of(server, num_frames=3, long_side=48),
+    )
     clips = curation.state(config).uncaptioned()
     assert clips is not None
     (row,) = [*clips.tables(also=[BOX])]
@@ -158,10 +173,10 @@ def test_the_writer_sees_what_is_encoded_and_the_row_keeps_its_crop(
 
 
 def test_a_manifests_caption_is_kept_or_replaced_as_the_recipe_says(
-    server: ChatServer, film: Path, tmp_path: Path
+    server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path
 ):
     own = "A bearded man reads aloud from a book by a window."
-    curation = Curation(tmp_path, film, [own, "Too short.", CHINESE, ""])
+    curation = Curation(tmp_path, film, sandbox, [own, "Too short.", CHINESE, ""])
     keep, replacing = config_of(server), config_of(server, existing="replace")
     assert curation.caption(keep) == 1
     kept = curation.decisions(keep)
@@ -185,10 +200,10 @@ def test_a_manifests_caption_is_kept_or_replaced_as_the_recipe_says(
     ],
 )
 def test_a_caption_that_fails_the_check_is_rejected_with_its_reason(
-    server: ChatServer, film: Path, tmp_path: Path, text: str, reason: str
+    server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path, text: str, reason: str
 ):
     server.text = text
-    curation, config = Curation(tmp_path, film), config_of(server)
+    curation, config = Curation(tmp_path, film, sandbox), config_of(server)
     curation.caption(config)
     assert {reason in reasons for _, _, reasons in curation.decisions(config)} == {True}
     assert curation.caption(config) == 0
@@ -201,17 +216,19 @@ def test_a_caption_that_fails_the_check_is_rejected_with_its_reason(
     assert len(server.bodies) == NUM_CLIPS  # another policy writes nothing again
 
 
-def test_a_caption_that_was_cut_off_is_rejected(server: ChatServer, film: Path, tmp_path: Path):
+def test_a_caption_that_was_cut_off_is_rejected(
+    server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path
+):
     server.faults[:] = [answer(completion(TEXT, "length"))]
-    curation, config = Curation(tmp_path, film), config_of(server)
+    curation, config = Curation(tmp_path, film, sandbox), config_of(server)
     curation.caption(config, most=1)
     assert curation.decisions(config)[0][1:] == ("rejected", ("caption.cut: 1 > 0",))
 
 
 def test_a_clip_without_an_answer_stays_with_its_reason_and_passing_ones_are_asked_again(
-    server: ChatServer, film: Path, tmp_path: Path
+    server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path
 ):
-    curation, config = Curation(tmp_path, film), config_of(server)
+    curation, config = Curation(tmp_path, film, sandbox), config_of(server)
     server.faults[:] = [error(400, "too large")]
     curation.caption(config, most=1)
     server.faults[:] = [error(500, "out of memory")] * 2
@@ -228,9 +245,9 @@ def test_a_clip_without_an_answer_stays_with_its_reason_and_passing_ones_are_ask
 
 
 def test_copies_and_clips_beyond_a_films_cap_get_no_caption(
-    server: ChatServer, film: Path, tmp_path: Path
+    server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path
 ):
-    curation = Curation(tmp_path, film)
+    curation = Curation(tmp_path, film, sandbox)
     curation.videos = [replace(video, source_id="set/0") for video in curation.videos]
     curation.ledger = Ledger(tmp_path / "another", curation.ledger.database)
     curation.ledger.append([curation._clip(video) for video in curation.videos])
@@ -242,8 +259,13 @@ def test_copies_and_clips_beyond_a_films_cap_get_no_caption(
     assert len(server.bodies) == 2
 
 
-def test_the_ledger_knows_what_all_runs_cost(server: ChatServer, film: Path, tmp_path: Path):
-    curation, config = Curation(tmp_path, film), config_of(server, price_in=1.5, price_out=6.0)
+def test_the_ledger_knows_what_all_runs_cost(
+    server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path
+):
+    curation, config = (
+        Curation(tmp_path, film, sandbox),
+        config_of(server, price_in=1.5, price_out=6.0),
+    )
     (version,) = {scorer.version for scorer in config.scorers if scorer.kind == "caption"}
     assert cost_of_all(curation.ledger, version) == CaptionCost()
     server.faults[:] = [error(400, "too large"), error(503)]
@@ -261,9 +283,9 @@ def test_the_ledger_knows_what_all_runs_cost(server: ChatServer, film: Path, tmp
 
 
 def test_a_writer_that_refuses_or_is_silent_ends_the_stage(
-    server: ChatServer, film: Path, tmp_path: Path
+    server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path
 ):
-    curation, config = Curation(tmp_path, film), config_of(server)
+    curation, config = Curation(tmp_path, film, sandbox), config_of(server)
     server.faults[:] = [error(404, "no such model")]
     with pytest.raises(WriterError, match=r"tiny-vlm: .*404 Not Found: no such model.*same c"):
         curation.caption(config)
@@ -273,8 +295,10 @@ def test_a_writer_that_refuses_or_is_silent_ends_the_stage(
         patience.watch(["caption: unreachable: x"])
 
 
-def test_written_captions_are_what_is_embedded(server: ChatServer, film: Path, tmp_path: Path):
-    curation, config = Curation(tmp_path, film), config_of(server)
+def test_written_captions_are_what_is_embedded(
+    server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path
+):
+    curation, config = Curation(tmp_path, film, sandbox), config_of(server)
     curation.caption(config)
     clips = curation.state(config).clips
     clips.write_distinct("caption", "status = 'accepted'", tmp_path / "captions.parquet")
