@@ -1,13 +1,14 @@
 """The data half of a recipe alone: curate, calibrate, report, verify, take down."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from functools import cache
 from statistics import fmean
 from typing import Literal
 
-from magicdistill.data_pipeline.captioning.costs import CaptionCost
+from magicdistill.data_pipeline.captioning.base import WriterError
+from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.query import text
 from magicdistill.data_pipeline.io.storage import AnyPath, local_folder
 from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics
@@ -61,9 +62,14 @@ def curate(
         configs = data_configs(recipe)
         logs.say(f"listing the sources of {' and '.join(configs)} clips")
         curator = Curator(list(configs.values()), _root(recipe), before_work=start_ray)
-        found, problem = _run(curator, recipe, stage)
+        try:
+            found, problem = _run(curator, recipe, stage)
+        except WriterError:  # what was paid for until then is told, too
+            _tell_costs(curator, configs)
+            raise
     selections = dict(zip(configs, found, strict=True))
     _tell(curator, selections, show=show)
+    _tell_costs(curator, configs)
     if report or stage == "all":
         _report(recipe, curator, selections)
     if problem:
@@ -98,24 +104,18 @@ def _run(
 def _tell(curator: Curator, selections: Mapping[str, Selection], *, show: bool) -> None:
     if not curator.timings:
         logs.say("no video was opened and nothing was encoded: Ray not started")
-    costs = curator.caption_costs()
-    for (title, selection), cost in zip(selections.items(), costs, strict=True):
+    for title, selection in selections.items():
         tell(title, selection)
         _tell_faults(selection)
-        for span, line in _told(selection, cost):
-            logs.say(f"  captions, {span}: {line}")
         if show:
             print(format_distributions(selection.calibration.distributions()), flush=True)
 
 
-def _told(
-    selection: Selection, costs: tuple[CaptionCost, CaptionCost] | None
-) -> Iterator[tuple[str, str]]:
-    """Yield what captions cost in this run and in all, in a line each."""
-    captions = selection.config.captions
-    if captions is not None and costs is not None:
-        for span, cost in zip(("this run", "all runs"), costs, strict=True):
-            yield span, cost.describe(captions)
+def _tell_costs(curator: Curator, configs: Mapping[str, DataConfig]) -> None:
+    for (title, config), costs in zip(configs.items(), curator.caption_costs(), strict=True):
+        if config.captions is not None and costs is not None:
+            for span, cost in zip(("this run", "all runs"), costs, strict=True):
+                logs.say(f"captions of {title} clips, {span}: {cost.describe(config.captions)}")
 
 
 def _tell_faults(selection: Selection) -> None:
