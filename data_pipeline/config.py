@@ -3,10 +3,17 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
+from magicdistill.data_pipeline.captioning.captions import (
+    CAPTION,
+    CAPTION_SCORES,
+    Captions,
+    CaptionScorer,
+)
+from magicdistill.data_pipeline.scorers.base import Gpus, Scorer
 from magicdistill.data_pipeline.scorers.registry import AnyScorer, score_names
 from magicdistill.data_pipeline.sources.base import Mixture
 from magicdistill.data_pipeline.sources.registry import Source, importers
@@ -15,16 +22,6 @@ from magicdistill.models.paths import LocalPath
 
 SCORES_VERSION = 3
 """Raised when frames, shots or motion change their meaning; all videos are then scored again."""
-
-
-def _whole_above_one(count: float) -> float:
-    if count > 1 and count % 1:
-        raise ValueError(f"Ray shares out one GPU, but no more: give {round(count)} or at most 1")
-    return count
-
-
-Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
-"""GPUs that a process reserves: a share of one, or a whole number."""
 
 
 class Bucket(Config):
@@ -122,7 +119,14 @@ class Limit(Config):
         return self
 
 
-_EVERYWHERE = {
+_CAPTIONS = {
+    "caption.words": Limit(min=5, max=300),
+    "caption.repetition": Limit(max=0.2),
+    "caption.latin": Limit(min=0.9),
+    "caption.cut": Limit(max=0),
+}
+"""Limits of the captions of all mixtures, where a recipe has `captions`: of a manifest's, too."""
+_EVERYWHERE = _CAPTIONS | {
     "black.longest_s": Limit(max=0.5),
     "frozen.longest_s": Limit(max=0.5),
     "letterbox.share": Limit(max=0.02),
@@ -156,6 +160,11 @@ LIMITS: dict[Mixture, dict[str, Limit]] = {
 }
 """What a policy asks for unless it says otherwise. A limit rejects no clip for a score that nobody
 took."""
+
+
+def _score_names() -> dict[str, tuple[str, ...]]:
+    """Return the names of the numbers that scorers take, and of what is measured of captions."""
+    return score_names() | {CAPTION: CAPTION_SCORES}
 
 
 class Policy(Config):
@@ -212,12 +221,16 @@ class Policy(Config):
     @property
     def version(self) -> str:
         """Name of this policy: a hash of all its thresholds, those with their defaults included."""
+        # What is younger than the first policies, limits of captions and `max_upscale`, is left out
+        # at its default, so that those keep their names.
         limits = {
-            mixture: {name: limit.model_dump() for name, limit in self.limits_of(mixture).items()}
+            mixture: {
+                name: limit.model_dump()
+                for name, limit in self.limits_of(mixture).items()
+                if _CAPTIONS.get(name) != limit
+            }
             for mixture in LIMITS
         }
-        # `limits` stands in the hash in full; `max_upscale` is younger than the first policies, and
-        # those keep their names.
         left_out = {"limits"} | ({"max_upscale"} if self.max_upscale == 1 else set())
         text = f"{self.model_dump_json(exclude=left_out)} {json.dumps(limits, sort_keys=True)}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -237,7 +250,7 @@ class Policy(Config):
     def _check_names(self) -> "Policy":
         for name in {name for limits in self.limits.values() for name in limits}:
             kind, _, score = name.partition(".")
-            known = score_names().get(kind)
+            known = _score_names().get(kind)
             if not score or (known is not None and score not in known):
                 choice = ", ".join(f"{kind}.{score}" for score in known or ()) or "<source>.<score>"
                 raise ValueError(f"limits name scores: {name!r} is none of {choice}")
@@ -334,6 +347,8 @@ class DataConfig(Config):
     """How windows become cached latents."""
     null_text: NullText = NullText()
     """Shape of the null prompt's zero embedding."""
+    captions: Captions | None = None
+    """Who writes the captions that clips lack; null takes them from the sources alone."""
     prompts: Prompts | None = None
     """How captions are embedded; null trains every clip on the zero embedding of `null_text`."""
     mixture_weights: dict[Mixture, PositiveFloat] = Field(default_factory=dict)
@@ -351,6 +366,12 @@ class DataConfig(Config):
     def buckets(self) -> tuple[Bucket, ...]:
         """All shapes, the main one first."""
         return (self.bucket, *self.other_buckets)
+
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """Who takes scores: the scorers of `measures`, and who writes captions."""
+        written = () if self.captions is None else (CaptionScorer(captions=self.captions),)
+        return (*self.measures.scorers, *written)
 
     def bucket_of(self, width: int, height: int) -> Bucket:
         """Return the shape that clips of a size are brought to."""
@@ -374,7 +395,7 @@ class DataConfig(Config):
     def _check_limits(self) -> "DataConfig":
         if any(source.SCORES is None for source in self.sources):
             return self  # each of its lines names a data set, after which its scores are called
-        known = {*score_names(), *importers()}
+        known = {*_score_names(), *importers()}
         for name in {name for limits in self.policy.limits.values() for name in limits}:
             if name.partition(".")[0] not in known:
                 choice = ", ".join(sorted(known))

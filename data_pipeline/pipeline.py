@@ -2,23 +2,26 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray.data
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from magicdistill.data_pipeline.actor_pool import run_here, run_in_actors
+from magicdistill.data_pipeline.captioning.costs import CaptionCost
 from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.io.arrow import in_blocks, noted
 from magicdistill.data_pipeline.io.kept_tables import TABLES
 from magicdistill.data_pipeline.io.query import Database, text
 from magicdistill.data_pipeline.io.storage import AnyPath, local_folder, place
 from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.data_pipeline.latents.cache import read_index
+from magicdistill.data_pipeline.ledger.captions import cost_of_all
 from magicdistill.data_pipeline.ledger.ledger import Ledger
 from magicdistill.data_pipeline.ledger.takedowns import Takedowns
 from magicdistill.data_pipeline.progress import Bars, Progress
@@ -41,6 +44,7 @@ from magicdistill.data_pipeline.selection.publishing import (
     write_missing_prompts,
 )
 from magicdistill.data_pipeline.sources.listing import SourceLister
+from magicdistill.data_pipeline.stages.caption import BOX, Caption, CaptionJob, Patience
 from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,
     Embed,
@@ -53,8 +57,6 @@ from magicdistill.data_pipeline.stages.score import Score
 
 logger = logging.getLogger(__name__)
 
-MAX_BLOCKS = 2048
-"""Most blocks in one Ray Data pipeline; with 16 videos a block that is about 64 MB of rows."""
 MERGE_EVERY = 64
 """Parts that a run commits to the ledger before it looks whether there are many to merge."""
 
@@ -109,14 +111,18 @@ def curate_together(
     curator = Curator(configs, root, progress)
     curator.ingest()
     curator.score()
+    curator.caption()
     return curator.encode(vae_directory)
 
 
 def select_clips(
     config: DataConfig, root: AnyPath | str, progress: Progress | None = None
 ) -> list[ClipRow]:
-    """Score and decide as `curate` does, and return the accepted clips without encoding them."""
-    curator = Curator([config], root, progress)
+    """Score and decide as `curate` does, and return the accepted clips without encoding them.
+
+    Captions are neither written nor asked for.
+    """
+    curator = Curator([config.model_copy(update={"captions": None})], root, progress)
     curator.ingest()
     curator.score()
     return curator.decide()[0].clips
@@ -155,6 +161,7 @@ class Curator:
         self._ledger = Ledger(self._root / "ledger", self._db)
         self._temporary = Ledger(self._db.folder / "temporary", self._db)
         self._num_commits = 0
+        self._caption_costs: defaultdict[str, CaptionCost] = defaultdict(CaptionCost)
         takedowns = Takedowns.load(self._root / "ledger")
         here = local_folder(self._root)
         clips = here / "clips"
@@ -178,6 +185,30 @@ class Curator:
         for state in self._states:
             self._add_missing_scores(state)
 
+    def caption(self) -> None:
+        """Write the captions that otherwise accepted clips lack, where configs ask for it.
+
+        Raises:
+            WriterError: if the writer's server does not answer, or refuses.
+        """
+        states = [state for state in self._states if state.config.captions]
+        num_written = len(states)
+        while num_written:  # if a caption is rejected, a copy of its clip may be accepted instead
+            self._judge()
+            num_written = sum(map(self._write_captions, states))
+
+    def caption_costs(self) -> list[tuple[CaptionCost, CaptionCost] | None]:
+        """Return what captions cost in this run and in all runs together, for each config."""
+        return [
+            None
+            if (version := state.caption_version) is None
+            else (
+                self._caption_costs.get(version, CaptionCost()),
+                cost_of_all(self._ledger, version),
+            )
+            for state in self._states
+        ]
+
     def decide(self) -> list[Selection]:
         """Decide on all scored clips, write the decisions, and merge small parts of the ledger."""
         self._judge()
@@ -189,7 +220,7 @@ class Curator:
         Raises:
             NothingAcceptedError: if no clip of a config is accepted.
         """
-        fingerprint = _fingerprint(vae_directory.absolute())
+        fingerprint = run_here(fingerprint_of, vae_directory.absolute())
         cache = self._root / "latents"
         wanted: list[WantedRows] = []
         num_failures = None
@@ -244,7 +275,7 @@ class Curator:
         config = group[0].config
         count = sum(state.missing(group[:number]) for number, state in enumerate(group))
         videos = chain.from_iterable(state.missing_videos() for state in group)
-        blocks = _blocks(videos, config.videos_per_block)
+        blocks = in_blocks(videos, config.videos_per_block)
         with self._timed("score", count, "videos") as advance:
             for clips in self._through(blocks, Score, (config.measures, config.decoder), config):
                 self._commit(clips)
@@ -262,13 +293,31 @@ class Curator:
             if not scorers:
                 continue
             clips = state.lacking(scorers, hopeful=costly)
-            blocks = _blocks(clips.tables(), config.videos_per_block)
+            blocks = in_blocks(clips.tables(), config.videos_per_block)
             gpus = gpus_for(scorers, config.measures)
             arguments = (scorers, config.decoder, gpus > 0)
             with self._timed("measure", clips.count(), "clips") as advance:
                 for rows in self._through(blocks, AddScores, arguments, config, gpus):
                     self._commit(rows)
                     advance(len(rows))
+
+    def _write_captions(self, state: CurationState) -> int:
+        """Commit captions, except temporary failures; return the number of clips asked about."""
+        clips, config = state.uncaptioned(), state.config
+        if clips is None:
+            return 0
+        job, count = CaptionJob.prepare(config), clips.count()
+        self._ledger.describe([job.scorer])
+        patience, num_gpus = Patience(job), job.scorer.captions.writer.num_gpus
+        blocks = in_blocks(clips.tables(also=[BOX]), config.videos_per_block)
+        with self._timed("caption", count, "clips") as advance:
+            for rows in self._through(blocks, Caption, (job,), config, num_gpus):
+                self._commit(rows)
+                paid = CaptionCost.of(rows["scores"].to_pylist(maps_as_pydicts="strict"))
+                self._caption_costs[job.version] += paid
+                patience.watch(rows["failure"].to_pylist())
+                advance(len(rows))
+        return count
 
     def _encode_missing(
         self, job: EncodeJob, group: Sequence[CurationState], wanted: Sequence[WantedRows]
@@ -290,7 +339,7 @@ class Curator:
         sent: dict[str, pa.Table] = {}
         num_failures = 0
         with self._timed("encode", count, "clips") as advance:
-            blocks = _noted(_blocks(clips, max(1, size)), sent)
+            blocks = noted(in_blocks(clips, max(1, size)), sent)
             num_gpus = config.encoding.num_gpus_per_actor
             for table in self._through(blocks, Encode, (job,), config, num_gpus):
                 lost: list[ClipRow] = []
@@ -325,7 +374,7 @@ class Curator:
         stored = self._db.files([missing])
         batches = self._db.batches(f"FROM {stored} ORDER BY prompt", prompts.prompts_per_shard)
         tables = (pa.Table.from_batches([batch]).cast(PROMPT_SCHEMA) for batch in batches)
-        blocks = _blocks(tables, prompts.prompts_per_shard)
+        blocks = in_blocks(tables, prompts.prompts_per_shard)
         count = self._db.value(f"SELECT count(*) FROM {stored}")
         num_gpus = prompts.num_gpus_per_actor
         with self._timed("embed", count, "prompts") as advance:
@@ -377,88 +426,6 @@ class Curator:
         config: DataConfig,
         num_gpus: float = 0.0,
     ) -> Iterator[pa.Table]:
-        """Run a stage over blocks in a pool of actors; yield the results as they are finished.
-
-        All blocks of a pipeline are in the object store from its start, so there are many
-        pipelines, one after the other, where there are many blocks.
-        """
-        while some := list(islice(blocks, MAX_BLOCKS)):
-            yield from self._through_once(some, stage, arguments, config, num_gpus)
-
-    def _through_once(
-        self,
-        blocks: Sequence[pa.Table],
-        stage: type,
-        arguments: tuple[Any, ...],
-        config: DataConfig,
-        num_gpus: float,
-    ) -> Iterator[pa.Table]:
-        self._before_work()
-        with _quiet_ray_data():
-            dataset = ray.data.from_blocks(list(blocks)).map_batches(
-                stage,
-                fn_constructor_args=arguments,
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=min(config.num_actors, len(blocks))),
-                num_cpus=1,
-                num_gpus=num_gpus or None,
-            )
-            yield from dataset.iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=0
-            )
-
-
-def _blocks(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of `size`, of which the last one may be shorter."""
-    held: list[pa.Table] = []
-    for table in tables:
-        rows = pa.concat_tables([*held, table])
-        whole = len(rows) - len(rows) % size
-        for first in range(0, whole, size):
-            yield rows.slice(first, size).combine_chunks()
-        held = [rows.slice(whole)]
-    for rows in held:
-        if len(rows):
-            yield rows.combine_chunks()
-
-
-def _noted(blocks: Iterator[pa.Table], sent: dict[str, pa.Table]) -> Iterator[pa.Table]:
-    """Yield the same blocks, and note each of their rows in `sent` by clip id."""
-    for block in blocks:
-        ids = block["clip_id"].to_pylist()
-        sent |= {clip_id: block.slice(row, 1) for row, clip_id in enumerate(ids)}
-        yield block
-
-
-def _fingerprint(vae_directory: Path) -> str:
-    """Return the VAE's fingerprint; if Ray runs, a worker on this node computes it.
-
-    The packages that load a VAE take seconds to import, and the workers need them anyway.
-    """
-    if not ray.is_initialized():
-        return fingerprint_of(vae_directory)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    task: Any = ray.remote(fingerprint_of)
-    return ray.get(task.options(num_cpus=0, scheduling_strategy=here).remote(vae_directory))
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """Silence Ray Data's progress bars and plans, because this module reports progress itself."""
-    context = ray.data.DataContext.get_current()
-    bars = context.enable_progress_bars
-    loggers = {
-        logging.getLogger("ray.data"): logging.WARNING,  # plans and resource tables
-        logging.getLogger("ray.data._internal.progress"): logging.ERROR,  # "bars are disabled"
-    }
-    levels = {log: log.level for log in loggers}
-    context.enable_progress_bars = False
-    for log, level in loggers.items():
-        log.setLevel(max(level, log.getEffectiveLevel()))
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = bars
-        for log, level in levels.items():
-            log.setLevel(level)
+        """Run a stage over blocks as `run_in_actors` does."""
+        pool = config.num_actors, num_gpus, self._before_work
+        return run_in_actors(blocks, stage, arguments, *pool)

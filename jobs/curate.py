@@ -1,7 +1,8 @@
 """Turn a recipe's sources into a verified latent cache; what is done already is not done again.
 
-Without --stage the job lists the sources, scores their clips, decides which are kept, encodes those
-and writes a report. --calibrate and --report, given without a stage, do no other work.
+Without --stage the job lists the sources, scores their clips, decides which are kept, writes the
+captions that are missing where the recipe says who does, encodes the clips and writes a report.
+--calibrate and --report, given without a stage, do no other work.
 """
 
 import sys
@@ -16,9 +17,10 @@ from magicdistill.platform.launch.cli import JobFlags, Switch, parse_job, refuse
 class Flags(JobFlags):
     """Flags of this job."""
 
-    stage: Literal["ingest", "score", "decide", "encode", "all"] | None = None
+    stage: Literal["ingest", "score", "caption", "decide", "encode", "all"] | None = None
     """Do one part alone, on what earlier runs left: ingest lists the sources and records what is
-    missing, score measures clips, decide applies the policy, encode makes latents."""
+    missing, score measures clips, caption writes captions (`data.captions`), decide applies the
+    policy, encode makes latents."""
     calibrate: Switch = False
     """Print the quantiles of every score beside the present limits, and what each limit rejects."""
     report: Switch = False

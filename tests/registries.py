@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from magicdistill.data_pipeline.captioning.captions import WRITERS
 from magicdistill.data_pipeline.scorers.registry import SCORERS
 from magicdistill.data_pipeline.sources.registry import SOURCES
 from magicdistill.models.methods.registry import METHODS
@@ -17,7 +18,8 @@ from magicdistill.platform.config import plugins
 @contextmanager
 def registries_restored() -> Iterator[None]:
     """Take back, afterwards, what is registered and which plugins are loaded in the body."""
-    tables: list[Any] = [r._classes for r in (METHODS, SOURCES, SCORERS, METRICS, BACKBONES)]
+    registries = (METHODS, SOURCES, SCORERS, WRITERS, METRICS, BACKBONES)
+    tables: list[Any] = [registry._classes for registry in registries]
     tables += [PRESETS, plugins._loaded]
     before = [dict(table) for table in tables]
     try:

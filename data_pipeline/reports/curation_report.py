@@ -4,7 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+from magicdistill.data_pipeline.captioning.costs import CaptionCost
 from magicdistill.data_pipeline.ledger.calibration import COLUMNS, ScoreDistribution, spell
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.reports.histograms import COLOURS, histogram
@@ -59,6 +61,7 @@ def write_report(
     root: Path,
     facts: Mapping[str, str],
     timings: Sequence[StageTiming],
+    caption_costs: Mapping[str, tuple[CaptionCost, CaptionCost] | None] = MappingProxyType({}),
 ) -> None:
     """Write the page.
 
@@ -68,6 +71,7 @@ def write_report(
         root: the folder of clips, ledger and latents, for pictures of clips.
         facts: names and values for the head of the page.
         timings: the stages that had something to do in this run.
+        caption_costs: what written captions cost in this run, and in all, by title.
     """
     write_page(
         path,
@@ -75,6 +79,7 @@ def write_report(
         facts=facts,
         timings=timings,
         sections=[_section(title, selection, root) for title, selection in selections.items()],
+        caption_costs=caption_costs,
         columns=COLUMNS,
         colours=COLOURS,
         spell=spell,

@@ -18,6 +18,16 @@ Weights = Annotated[LocalFile, AfterValidator(Path.absolute)]
 Values = dict[str, float | None]
 
 
+def _whole_above_one(count: float) -> float:
+    if count > 1 and count % 1:
+        raise ValueError(f"Ray shares out one GPU, but no more: give {round(count)} or at most 1")
+    return count
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
+"""GPUs that a process reserves: a share of one, or a whole number."""
+
+
 class Frame:
     """A frame that remembers what scorers derive from it."""
 
@@ -147,8 +157,13 @@ class CountScorer(Scorer):
 
     def indices(self, start: int, stop: int, fps: float) -> Sequence[int]:
         """Return the middles of `num_frames` equal parts."""
-        middles = (np.arange(self.num_frames) + 0.5) / self.num_frames
-        return [int(start + middle * (stop - start)) for middle in middles]
+        return middles(start, stop, self.num_frames)
+
+
+def middles(start: int, stop: int, count: int) -> list[int]:
+    """Return the middle frame of each of `count` equal parts of [start, stop)."""
+    shares = (np.arange(count) + 0.5) / count
+    return [int(start + share * (stop - start)) for share in shares]
 
 
 def given_or_packaged(

@@ -10,9 +10,15 @@ from typing import Any, TypeVar
 import duckdb
 import pyarrow as pa
 
+from magicdistill.data_pipeline.captioning.captions import CAPTION
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.kept_tables import KeptFolder, KeptTables, link
 from magicdistill.data_pipeline.io.query import Database, name, text
+from magicdistill.data_pipeline.ledger.captions import (
+    UNWRITTEN,
+    captions_chosen,
+    captions_demanded,
+)
 from magicdistill.data_pipeline.ledger.columns import SLICE, slice_of
 from magicdistill.data_pipeline.ledger.decisions import candidates, decided, write_refusals
 from magicdistill.data_pipeline.ledger.duplicates import COMPARED
@@ -67,7 +73,7 @@ class CurationState:
         self.config = config
         self._title = f"config-{next(_numbers)}"
         self._db, self._ledger = database, ledger
-        self._versions = versions_of(config.measures.scorers)
+        self._versions = versions_of(config.scorers)
         self._present = {k: v for k, v in self._versions.items() if not v.startswith(ABSENT)}
         self._taken_down = takedowns.clips(self._versions)
         self._contents = pa.table(
@@ -79,11 +85,14 @@ class CurationState:
         self._kept = kept or database.folder / self._title / "tables"
         self._sources = place_of(config.sources)
         self._takedowns = digest(takedowns.contents, takedowns.looks)
+        keeps = self._keeps_captions
         before = lister.key and next(self._tables("listing", lister.key).newest_first(), None)
         folder = self._made(
             "listing",
-            lister.key and digest(lister.key, takedowns.sources),
-            lambda path: write_listing(database, path, lister, takedowns, before or None),
+            lister.key and digest(lister.key, takedowns.sources, keeps),
+            lambda path: write_listing(
+                database, path, lister, takedowns, before or None, with_captions=keeps
+            ),
         )
         self.listing = ListedVideos(database, folder)
         self._listing_digest = folder.facts["digest"]
@@ -93,6 +102,17 @@ class CurationState:
         self._judged_by: str | None = None
         self._repeated_in: dict[tuple[str, str], str] = {}
         """Tables of `repeated_clips`, by the query of rows and the condition on slices."""
+
+    @property
+    def caption_version(self) -> str | None:
+        """The version of the captions that are written; None where nobody writes any."""
+        return self._versions.get(CAPTION)
+
+    @property
+    def _keeps_captions(self) -> bool:
+        """Whether the listing's captions are measured, as those that are used."""
+        captions = self.config.captions
+        return captions is not None and captions.existing == "keep"
 
     @property
     def clips(self) -> JudgedClips:
@@ -195,15 +215,27 @@ class CurationState:
         With `hopeful`, those are left out that their present scores already reject.
         """
         versions = versions_of(scorers)
+        return self._clip_table(
+            lambda videos, part: self._clips_lacking(videos, part, versions, hopeful),
+            lambda ask: self._ask(ask, to_complete=True),
+        )
+
+    def _clip_table(
+        self,
+        query: Callable[[Universe, str], str],
+        asked: Callable[[Callable[[Universe], list[Path]]], list[Path]],
+    ) -> ClipTable:
+        """Return the clips that a query about videos, and a condition on slices, finds; `asked`
+        says which videos these are."""
 
         def ask(videos: Universe) -> list[Path]:
-            target = self._folder("lacking")
+            target = self._folder("found")
             for number, part in enumerate(videos.parts()):
-                clips = self._clips_lacking(videos, part, versions, hopeful)
+                clips = query(videos, part)
                 self._db.write(f"{clips} {IN_ORDER}", target / f"{number:03d}.parquet")
             return sorted(target.iterdir())
 
-        tables = [self._db.files([file]) for file in self._ask(ask, to_complete=True)]
+        tables = [self._db.files([file]) for file in asked(ask)]
         return ClipTable(self._db, tables, self.listing)
 
     def _clips_lacking(
@@ -224,6 +256,23 @@ class CurationState:
             wanted += " AND status = 'accepted'"
         ids = self._written(f"SELECT clip_id FROM {clips} WHERE {wanted}")
         return self._clips(videos, part, ids, blobs=blobs, **{} if ids else {"only": "false"})
+
+    def uncaptioned(self) -> ClipTable | None:
+        """Return the clips that `judge` accepts but for a caption; None where there is none.
+
+        Their column `box` is the crop in which they are encoded.
+        """
+        some = self._written(f"SELECT clip_id, crop AS box FROM {self.clips.sql} WHERE {UNWRITTEN}")
+        if not some:
+            return None
+
+        def query(videos: Universe, part: str) -> str:
+            clips = self._clips(videos, part, some, blobs=list(self._versions))
+            return f"SELECT c.*, box FROM ({clips}) AS c JOIN {some} USING (clip_id)"
+
+        return self._clip_table(
+            query, lambda ask: self._ledger.read(lambda rows: ask(self._everything(rows)))
+        )
 
     def judge(self, temporary: Ledger, held_out: Sequence["CurationState"] = ()) -> None:
         """Decide on all clips that the ledger has, and on this run's temporary failures.
@@ -351,7 +400,10 @@ class CurationState:
             f"(FROM {self._refused} WHERE {part})",
         )
         rejected = f"FROM {clips} WHERE status <> 'accepted'"
-        return f"({rejected} UNION ALL {decided(accepted, refused)})"
+        kept = decided(accepted, refused)
+        if version := self.caption_version:
+            kept = captions_demanded(f"({kept})", self._db.columns(clips), version)
+        return f"({rejected} UNION ALL {kept})"
 
     def _clips(self, videos: Universe, part: str, some: str = "", **options: Any) -> str:
         """Return the query of the scored clips of some slices, or of only those in a table."""
@@ -359,7 +411,7 @@ class CurationState:
             options["only"] = f"clip_id IN (SELECT clip_id FROM {some})"
         measures, rows, listed = self.config.measures, videos.rows, videos.listed
         repeated = self._repeated(rows, part) if options.get("only") != "false" else ""
-        settings = self.listing.imported, measures.version, measures.scorers
+        settings = self.listing.imported, measures.version, self.config.scorers
         return scored_clips(rows, listed, *settings, part, repeated, **options)
 
     def _repeated(self, rows: LedgerRows, part: str) -> str:
@@ -398,14 +450,20 @@ class CurationState:
     def _judge_part(self, videos: Universe, part: str, folder: Path, name: str) -> str:
         """Judge the clips of some slices; return their table."""
         config, db = self.config, self._db
+        # Captions are asked for last: of copies, and of the many clips of a film, few need one.
+        versions = {kind: v for kind, v in self._versions.items() if kind != CAPTION}
+        texts = [CAPTION] if config.captions else []
         with db.named(contents=self._contents):
             clips = (
                 "(SELECT c.* REPLACE (CASE WHEN failure = '' THEN "
                 "coalesce(taken_down, '') ELSE failure END AS failure) FROM "
-                f"({self._clips(videos, part)}) AS c LEFT JOIN contents USING (content_hash))"
+                f"({self._clips(videos, part, blobs=texts)}) AS c "
+                "LEFT JOIN contents USING (content_hash))"
             )
+            if texts:
+                clips = f"({captions_chosen(clips, db.columns(clips))})"
             columns = db.columns(clips)
-            query = judged(clips, columns, config.policy, config.buckets, self._versions)
+            query = judged(clips, columns, config.policy, config.buckets, versions)
             db.write(query, folder / f"{name}-alone")
         table = db.files([folder / f"{name}-alone"])
         accepted = f"(FROM {table} WHERE status = 'accepted')"

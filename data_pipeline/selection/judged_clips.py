@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from magicdistill.data_pipeline.io.kept_tables import KeptFolder
 from magicdistill.data_pipeline.io.query import Database, name, text
+from magicdistill.data_pipeline.ledger.captions import WRITTEN
 from magicdistill.data_pipeline.ledger.columns import recorded
 from magicdistill.data_pipeline.ledger.policy import Decision
 from magicdistill.data_pipeline.ledger.scored_clips import LISTED
@@ -51,10 +52,15 @@ class ClipTable:
         )
         return dict(found)
 
-    def tables(self, condition: str = "true") -> Iterator[pa.Table]:
-        """Yield clips in the order of the listing, as tables of `CLIP_SCHEMA`."""
-        for table in self._in_order(condition, recorded(self.columns)):
-            yield table.select(CLIP_SCHEMA.names).cast(CLIP_SCHEMA)
+    def tables(self, condition: str = "true", also: Sequence[str] = ()) -> Iterator[pa.Table]:
+        """Yield clips in the order of the listing, as tables of `CLIP_SCHEMA`.
+
+        `also` names columns of this table that follow those of the schema.
+        """
+        columns = ", ".join((recorded(self.columns), *map(name, also)))
+        for table in self._in_order(condition, columns):
+            schema = pa.schema([*CLIP_SCHEMA, *map(table.schema.field, also)])
+            yield table.select(schema.names).cast(schema)
 
     def write_distinct(self, column: str, condition: str, path: Path) -> None:
         """Write the different values of a column of some clips, which may be the listing's."""
@@ -68,11 +74,12 @@ class ClipTable:
 
     def as_listed(self, condition: str, listed: str) -> str:
         """Return the query of clips with the columns that only the listing has."""
-        texts = [f"v.{name(column)}" for column in LISTED if column not in self.columns]
+        texts = {c: f"v.{name(c)}" for c in LISTED if c not in self.columns}
+        if WRITTEN in self.columns:
+            texts["caption"] = f"coalesce(c.{WRITTEN}, v.caption) AS caption"
+        columns = ", ".join(("c.*", *texts.values()))
         clips = f"(FROM {self.sql} WHERE {condition}) AS c"
-        return (
-            f"SELECT {', '.join(('c.*', *texts))} FROM {clips} JOIN {listed} AS v USING (ordinal)"
-        )
+        return f"SELECT {columns} FROM {clips} JOIN {listed} AS v USING (ordinal)"
 
     def _in_order(self, condition: str, columns: str) -> Iterator[pa.Table]:
         for listed, ordinals in self._listing.ranges:

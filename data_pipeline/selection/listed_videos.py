@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
+from magicdistill.data_pipeline.captioning.captions import CAPTION
+from magicdistill.data_pipeline.captioning.text_measures import MEASURES, measure
 from magicdistill.data_pipeline.io.arrow import of_texts, pc, pq
 from magicdistill.data_pipeline.io.kept_tables import KeptFolder, link_files
 from magicdistill.data_pipeline.io.query import ROWS_PER_GROUP, Database, text
@@ -135,6 +137,8 @@ def write_listing(
     lister: Lister,
     takedowns: Takedowns,
     before: KeptFolder | None = None,
+    *,
+    with_captions: bool = False,
 ) -> Mapping[str, Any]:
     """Write the files; of videos that were taken down only their names and the reason are left.
 
@@ -145,12 +149,13 @@ def write_listing(
         takedowns: the films that must not be used.
         before: an earlier listing: what it begins with, and would be listed the same, is not
             listed again.
+        with_captions: whether the captions are measured, as scores that the listing has.
 
     Returns:
         What `ListedVideos` has to know: the groups.
     """
-    gone = digest(takedowns.sources)
-    keys = [key and digest(key, gone) for key in lister.keys]
+    settings = digest(takedowns.sources, with_captions)
+    keys = [key and digest(key, settings) for key in lister.keys]
     seen, groups = Seen(), _unchanged(before, keys, lister) if before else []
     for number in range(len(groups)):
         assert before is not None
@@ -177,7 +182,7 @@ def write_listing(
             ordinals = np.arange(first, first + len(rows)) + sum(counts)
             rows = rows.append_column("ordinal", pa.array(ordinals, pa.int64()))
             file = place / f"{len(counts):05d}{SUFFIX}"
-            found.update(_write_file(file, _marked(database, rows, takedowns)))
+            found.update(_write_file(file, _marked(database, rows, takedowns), with_captions))
             counts.append(len(rows))
         np.save(place / SEEN, seen.take())
         pq.write_table(lister.take_asked(), place / ASKED_OF)
@@ -213,13 +218,15 @@ def _unchanged(before: KeptFolder, keys: Sequence[str | None], lister: Lister) -
     return found[: len(found) - small] if small > MAX_SMALL else found
 
 
-def _write_file(file: Path, rows: pa.Table) -> bytes:
+def _write_file(file: Path, rows: pa.Table, with_captions: bool) -> bytes:
     """Write videos as a file with all columns, and beside it one with those that decisions ask
     for; return what is in that one."""
     _write(rows, file, REPEATED, "ordinal")
     slices = of_texts(slice_of("text"), rows["video_id"].combine_chunks())
     columns = rows.select(DECIDING).append_column(SLICE, slices)
     for key, values in _wide(rows["imported_scores"].combine_chunks()).items():
+        columns = columns.append_column(imported_column(key), values)
+    for key, values in _measured(rows["caption"]).items() if with_captions else ():
         columns = columns.append_column(imported_column(key), values)
     by_slice = np.argsort(slices.to_numpy(), kind="stable")
     deciding = file.with_name(f"sorted-{file.name}")
@@ -274,6 +281,15 @@ def _wide(maps: pa.MapArray) -> dict[str, pa.Array]:
         values[rows[own]], is_absent[rows[own]] = items[own], False
         columns[key] = pa.array(values, mask=is_absent)
     return columns
+
+
+def _measured(captions: pa.ChunkedArray) -> dict[str, pa.Array]:
+    """Return a column for each measure of captions, null where there is no caption."""
+    found = [measure(caption) if caption else {} for caption in captions.to_pylist()]
+    return {
+        f"{CAPTION}.{key}": pa.array([values.get(key) for values in found], pa.float64())
+        for key in MEASURES
+    }
 
 
 def _write(rows: pa.Table, path: Path, repeated: Sequence[str], ordered_by: str) -> None:

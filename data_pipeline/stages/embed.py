@@ -1,6 +1,5 @@
 """Embed the captions of clips with text encoders and write them as text shards of the cache."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,10 @@ from magicdistill.data_pipeline.config import Prompts
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.text_shards import TextRow, write_texts
 from magicdistill.data_pipeline.rows import ClipRow, digest
+from magicdistill.models.checksums import digest_ends
 from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT
 
 FOLDERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-HASHED_BYTES = 1 << 20
-"""Bytes that are hashed at each end of a file: tens of gigabytes take seconds that way."""
 PROMPT_SCHEMA = pa.schema([("key", pa.string()), ("prompt", pa.string())])
 
 
@@ -36,19 +34,11 @@ def encoder_fingerprint(directory: Path | str) -> str:
     Raises:
         FileNotFoundError: if one of the four folders of encoders and tokenizers is missing.
     """
-    root, found = Path(directory), hashlib.sha256()
+    root = Path(directory)
     if missing := [name for name in FOLDERS if not (root / name).is_dir()]:
         raise FileNotFoundError(f"text encoders {root}: no folder {', '.join(missing)}")
-    for path in sorted(file for name in FOLDERS for file in (root / name).rglob("*")):
-        if not path.is_file():
-            continue
-        size = path.stat().st_size
-        found.update(f"{path.relative_to(root).as_posix()} {size}".encode())
-        with path.open("rb") as file:
-            found.update(file.read(HASHED_BYTES))
-            file.seek(max(HASHED_BYTES, size - HASHED_BYTES))
-            found.update(file.read())
-    return found.hexdigest()[:16]
+    files = sorted(file for name in FOLDERS for file in (root / name).rglob("*") if file.is_file())
+    return digest_ends(root, files)
 
 
 def text_key(prompt: str, config: Prompts, fingerprint: str) -> str:

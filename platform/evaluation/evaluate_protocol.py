@@ -143,6 +143,7 @@ def _curate(recipe: Recipe, vae: Path, start_ray: Callable[[], None]) -> Curatio
     with resume_hint("the same command"):
         curator.ingest()
         curator.score()
+        curator.caption()
         try:
             (clips,) = curator.encode(vae)
         except NothingAcceptedError as error:

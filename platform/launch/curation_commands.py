@@ -7,6 +7,8 @@ from functools import cache
 from statistics import fmean
 from typing import Literal
 
+from magicdistill.data_pipeline.captioning.base import WriterError
+from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.query import text
 from magicdistill.data_pipeline.io.storage import AnyPath, local_folder
 from magicdistill.data_pipeline.latents.latent_statistics import ChannelStatistics
@@ -27,7 +29,7 @@ from magicdistill.platform.runs.logs import resume_hint
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
 from magicdistill.platform.tracking.tracker import Tracker
 
-Stage = Literal["ingest", "score", "decide", "encode", "all"]
+Stage = Literal["ingest", "score", "caption", "decide", "encode", "all"]
 REPORT = "curation.html"
 QUARANTINED = "attempts)"
 """End of the reason of a file that crashed or hung the decoder as often as the recipe allows."""
@@ -47,7 +49,8 @@ def curate(
     Raises:
         ExplainedError: if nothing is accepted; the report is still written.
         FileNotFoundError: if a source or the VAE does not exist.
-        RecipeError: if the recipe names no VAE to encode with.
+        RecipeError: if the recipe names no VAE to encode with, or nobody to write captions.
+        WriterError: if no caption can be written.
     """
     with ExitStack() as stack:
         stack.enter_context(resume_hint("the same command"))
@@ -59,9 +62,14 @@ def curate(
         configs = data_configs(recipe)
         logs.say(f"listing the sources of {' and '.join(configs)} clips")
         curator = Curator(list(configs.values()), _root(recipe), before_work=start_ray)
-        found, problem = _run(curator, recipe, stage)
+        try:
+            found, problem = _run(curator, recipe, stage)
+        except WriterError:  # what was paid for until then is told, too
+            _tell_costs(curator, configs)
+            raise
     selections = dict(zip(configs, found, strict=True))
     _tell(curator, selections, show=show)
+    _tell_costs(curator, configs)
     if report or stage == "all":
         _report(recipe, curator, selections)
     if problem:
@@ -77,10 +85,14 @@ def _run(
         if recipe.model.vae is None:
             raise RecipeError("model.vae: null; latents need a VAE, or leave --stage encode out")
         vae = find_weights(recipe.model.vae, "model.vae")
+    if stage == "caption" and not any(c.captions for c in data_configs(recipe).values()):
+        raise RecipeError("data.captions: null; name a writer there, or leave --stage caption out")
     if stage in ("ingest", "score", "all"):
         curator.ingest()
     if stage in ("score", "all"):
         curator.score()
+    if stage in ("caption", "all"):
+        curator.caption()
     if vae is None:
         return curator.decide(), None
     try:
@@ -97,6 +109,13 @@ def _tell(curator: Curator, selections: Mapping[str, Selection], *, show: bool) 
         _tell_faults(selection)
         if show:
             print(format_distributions(selection.calibration.distributions()), flush=True)
+
+
+def _tell_costs(curator: Curator, configs: Mapping[str, DataConfig]) -> None:
+    for (title, config), costs in zip(configs.items(), curator.caption_costs(), strict=True):
+        if config.captions is not None and costs is not None:
+            for span, cost in zip(("this run", "all runs"), costs, strict=True):
+                logs.say(f"captions of {title} clips, {span}: {cost.describe(config.captions)}")
 
 
 def _tell_faults(selection: Selection) -> None:
@@ -121,7 +140,8 @@ def _report(recipe: Recipe, curator: Curator, selections: Mapping[str, Selection
         "folder": str(_root(recipe)),
     }
     path = run.path / REPORT
-    write_report(path, selections, local_folder(_root(recipe)), facts, curator.timings)
+    costs = dict(zip(selections, curator.caption_costs(), strict=True))
+    write_report(path, selections, local_folder(_root(recipe)), facts, curator.timings, costs)
     published = {t: s for t, s in selections.items() if isinstance(s, CurationResult)}
     run.store_data(lineage(published))
     with Tracker.start(recipe.tracking, run, {"job": "curate"}, purpose="data") as tracker:
@@ -140,6 +160,9 @@ def _metrics(curator: Curator, selections: Mapping[str, Selection]) -> dict[str,
         faults = sum(sum(reasons.values()) for reasons in selection.faults.values())
         counts = selection.counts | {"listed": selection.num_videos, "unusable rows": faults}
         found |= {f"curation/{title}/{name}": count for name, count in counts.items()}
+    for title, costs in zip(selections, curator.caption_costs(), strict=True):
+        for span, cost in zip(("", "all "), costs or (), strict=False):
+            found |= {f"curation/{title}/{span}caption {k}": v for k, v in vars(cost).items()}
     for done in curator.timings:
         found[f"curation/{done.stage}/{done.unit} per second"] = done.count / done.seconds
     return found

@@ -123,5 +123,9 @@ def followed(run: RunDirectory, tracker: Tracker, *, watch_machine: bool = False
     `watch_machine` also tracks this machine's load: that of the workers on a local cluster.
     """
     mirror = tracker.mirror(watch_machine=watch_machine)
-    with logs.follow(run.progress_path), mirror, published(run):
+    with (
+        logs.follow(run.progress_path),
+        mirror,
+        published(run, num_unsent=tracker.num_unsent),
+    ):
         yield

@@ -67,6 +67,10 @@ class Tracker:
             self.event_log.add(Begin(own=own, parent=above, **begin))
             self._describe(purpose)
 
+    def num_unsent(self) -> int:
+        """Return how many events and rows of metrics the store lacks."""
+        return self.event_log.num_unsent(self.sender.store)
+
     @classmethod
     def start(
         cls,

@@ -193,6 +193,10 @@ def test_mlflow_listens_to_its_own_pod_and_the_cluster_to_its_own_and_to_what_su
     pod = manifests["RayCluster"]["spec"]["headGroupSpec"]["template"]["spec"]
     _, sidecar = pod["containers"]
     assert sidecar["command"][sidecar["command"].index("--host") + 1] == "127.0.0.1"
+    assert "--app-name=basic-auth" in sidecar["args"]
+    secret = {entry["valueFrom"]["secretKeyRef"]["name"] for entry in pod["containers"][0]["env"]}
+    assert secret == {"magicdistill-mlflow"}, "jobs on the head send metrics with an account"
+    assert "password" not in str([entry.get("value") for entry in sidecar["env"]])
     policy = manifests["NetworkPolicy"]["spec"]
     own = {"matchLabels": {"ray.io/cluster": manifests["RayCluster"]["metadata"]["name"]}}
     assert policy["podSelector"] == own and policy["policyTypes"] == ["Ingress"]

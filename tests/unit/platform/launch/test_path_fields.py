@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from magicdistill.data_pipeline.captioning.captions import WRITERS
 from magicdistill.data_pipeline.scorers.registry import SCORERS
 from magicdistill.data_pipeline.sources.registry import SOURCES
 from magicdistill.models import paths
@@ -38,6 +39,7 @@ LoraConfig.targets ComparisonRecipe.name TuningConfig.role AblationConfig.of
 Folder.license Folder.name Store.pattern CelebvHq.license Hdtf.license Inter4K.license
 Koala.license TalkVid.license VbenchI2v.license VbenchI2v.left_out OpenVid.license
 SpeakerVid.license Table.columns Table.dataset Table.license Vfhq.license
+Captions.prompt Endpoint.url Endpoint.model Endpoint.revision Endpoint.key_variable
 Line.name Line.prompt JobFlags.force_changed
 Arguments.only Arguments.role Arguments.prompt Arguments.address Arguments.cron Arguments.timezone
 Arguments.name Arguments.env Flags.takedown
@@ -51,7 +53,7 @@ def forms() -> Iterator[type[Config]]:
     for file in sorted((ROOT / "jobs").glob("*.py")):
         found = vars(import_module(f"magicdistill.jobs.{file.stem}")).values()
         yield from (part for part in found if isinstance(part, type) and issubclass(part, Config))
-    for registry in (SOURCES, SCORERS, METHODS, ENGINES):
+    for registry in (SOURCES, SCORERS, WRITERS, METHODS, ENGINES):
         yield from registry
 
 

@@ -1,0 +1,1 @@
+"""Captions: who writes them, what is counted of their text, and what they cost."""
