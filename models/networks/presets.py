@@ -1,10 +1,10 @@
 """The named presets of networks, and the model that a recipe makes of one."""
 
-from pydantic import field_validator
+from pydantic import PrivateAttr, field_validator
 
 from magicdistill.models.config import Config
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
-from magicdistill.models.networks.backbones.registry import AnyBackbone
+from magicdistill.models.networks.backbones.registry import AnyBackbone, config_of
 from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
 from magicdistill.models.paths import LocalPath
 
@@ -103,7 +103,27 @@ class ModelConfig(Config):
             raise ValueError(f"no such preset; there are {', '.join(PRESETS)}")
         return name
 
+    _fitted: NetworkPreset | None = PrivateAttr(default=None)
+
     @property
     def shapes(self) -> NetworkPreset:
-        """The preset's shapes."""
-        return PRESETS[self.preset]
+        """The preset's shapes, with what a teacher's folder decides of the network's inputs."""
+        return self._fitted or _for_teacher(PRESETS[self.preset], self.teacher)
+
+    def without_weights(self) -> "ModelConfig":
+        """Return the same shapes with random weights."""
+        model = self.model_copy(update={"vae": None, "teacher": None, "generator": None})
+        model._fitted = self.shapes
+        return model
+
+
+def _for_teacher(preset: NetworkPreset, teacher: str | None) -> NetworkPreset:
+    """Return the preset for a teacher; weights that do not fit it are refused elsewhere."""
+    found = None if teacher is None else config_of(teacher, "model.teacher")
+    if found is None or found.get("_class_name") != preset.transformer.class_name:
+        return preset
+    try:
+        shapes = preset.transformer.of_weights(found)
+    except (KeyError, ValueError):
+        return preset
+    return preset.model_copy(update={"transformer": shapes})

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from magicdistill.models.locations import CONFIG
+from magicdistill.models.locations import CONFIG, find_weights
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
+from magicdistill.models.paths import PathError
 from magicdistill.models.registry import Registry
 
 BACKBONES = Registry("backbone", BackboneConfig, HunyuanVideoConfig)
@@ -37,12 +38,54 @@ def family_in(folder: Path) -> type[BackboneConfig]:
     return family
 
 
+def config_of(location: str, field: str) -> dict[str, Any] | None:
+    """Return the diffusers configuration of weights; None for a file and where there are none."""
+    try:
+        folder = find_weights(location, field)
+        return json.loads((folder / CONFIG).read_text()) if folder.is_dir() else None
+    except (FileNotFoundError, PathError):
+        return None
+
+
 def demand_family(folder: Path, shapes: BackboneConfig) -> None:
     """Raise ValueError where a folder of diffusers has no network of the preset's family."""
     if (family := family_in(folder)) is not type(shapes):
         raise ValueError(
             f"{folder} holds weights of {family.class_name}, and the preset's backbone is "
             f"{shapes.kind}: choose a preset with the backbone of the weights, or other weights"
+        )
+
+
+def demand_shapes(folder: Path, shapes: BackboneConfig, preset: str) -> dict[str, Any]:
+    """Return the configuration of a folder of diffusers.
+
+    Raises ValueError as `demand_family` does, and where the network has other sizes.
+    """
+    demand_family(folder, shapes)
+    config = json.loads((folder / CONFIG).read_text())
+    if differences := shapes.differences(config):
+        listed = ", ".join(
+            f"{name} {theirs} instead of {own}" for name, (own, theirs) in differences.items()
+        )
+        raise ValueError(
+            f"{folder} has {listed}, unlike model.preset {preset}; choose the preset of these "
+            "weights, or other weights"
+        )
+    return config
+
+
+def demand_layout(folder: Path, said: str | None) -> None:
+    """Raise ValueError where the input of a folder's network is of no known layout, or of another
+    one than was said.
+    """
+    family = family_in(folder)
+    try:
+        found = family.image_layout(json.loads((folder / CONFIG).read_text()))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    if said not in (None, found):
+        raise ValueError(
+            f"{folder / CONFIG} says {found or 'text-to-video'}: leave model.teacher_layout out"
         )
 
 
