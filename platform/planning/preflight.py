@@ -5,9 +5,10 @@ except for LoRA targets of one's own, which are looked for in the network.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from magicdistill.models.locations import find_weights
 from magicdistill.models.methods.registry import METHODS
@@ -44,13 +45,13 @@ def demand_weights(recipe: Recipe) -> None:
         raise RecipeError("\n".join(found))
 
 
-def demand_fitting_weights(recipe: Recipe) -> None:
+def demand_fitting_weights(recipe: Recipe, *, trained: bool = True) -> None:
     """Raise RecipeError with the weights that are there and are of another kind than the preset.
 
     It is asked wherever a recipe is read, also where weights may be missing: a plan for other
-    shapes than those of the teacher would be wrong.
+    shapes than those of the teacher would be wrong. `trained` says whether they are to be trained.
     """
-    if found := [problem for _, problem in unfit_weights(recipe)]:
+    if found := [problem for _, problem in unfit_weights(recipe, trained=trained)]:
         raise RecipeError("\n".join(found))
 
 
@@ -226,13 +227,15 @@ def weight_problems(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield field, f"{field}: there is no folder {location}; give one that exists"
 
 
-def unfit_weights(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def unfit_weights(recipe: Recipe, *, trained: bool = True) -> Iterator[tuple[str, str]]:
     """Yield the fields whose weights are there and of another kind than the preset, and why."""
     for field, location in weight_locations(recipe):
         try:
             path = find_weights(location, field)
             if field != "model.vae":
-                _demand_fit(recipe, field, path)
+                config = _demand_preset(recipe, field, path)
+                if field == "model.teacher" and trained:
+                    _demand_sight(recipe, path, config)
         except FileNotFoundError:
             continue
         except PathError as error:
@@ -241,20 +244,24 @@ def unfit_weights(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield field, f"{field}: {error}"
 
 
-def _demand_fit(recipe: Recipe, field: str, path: Path) -> None:
-    """Raise ValueError where a transformer is of another kind than the recipe says or needs."""
+def _demand_preset(recipe: Recipe, field: str, path: Path) -> dict[str, Any]:
+    """Return the configuration of a transformer; raise ValueError where it is another than said."""
     model = recipe.model
-    shapes, layout = model.shapes.transformer, model.teacher_layout
-    layout = layout if field == "model.teacher" else None
-    if path.is_dir():
-        config = demand_shapes(path, shapes, model.preset)
-        demand_layout(path, layout)
-    else:
+    shapes = model.shapes.transformer
+    layout = model.teacher_layout if field == "model.teacher" else None
+    if not path.is_dir():
         from magicdistill.models.networks.state_dicts import demand_file  # imports torch
 
-        config = demand_file(path, shapes, model.preset, layout)
-    is_distilled = field == "model.teacher" and recipe.method.makes == "student"
-    if is_distilled and not type(shapes).sees_image(config):
+        return demand_file(path, shapes, model.preset, layout)
+    config = demand_shapes(path, shapes, model.preset)
+    demand_layout(path, layout)
+    return config
+
+
+def _demand_sight(recipe: Recipe, path: Path, config: Mapping[str, Any]) -> None:
+    """Raise ValueError where a student would be distilled from a teacher that sees no picture."""
+    shapes = type(recipe.model.shapes.transformer)
+    if recipe.method.makes == "student" and not shapes.sees_image(config):
         raise ValueError(
             f"{path} is text-to-video and takes no first frame, so its student would ignore the "
             "picture; train it with jobs/finetune.py first, or give image-to-video weights"
