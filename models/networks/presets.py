@@ -76,14 +76,20 @@ PRESETS |= {
         ),
     ),
 }
+PRESETS["hunyuan-i2v-13b"] = NetworkPreset(  # HunyuanVideo-I2V as published
+    transformer=PRESETS["magic141-13b"].transformer.model_copy(
+        update={"layout": "token_replace", "guidance_embeds": True}
+    ),
+    vae=PRESETS["magic141-13b"].vae,
+)
 
 
 class ModelConfig(Config):
     """The model of a recipe: a preset and where its weights are."""
 
     preset: str = "portrait-tiny"
-    """Shapes of the networks: portrait-tiny, nano, magic141-13b, or a name that a plugin
-    registers."""
+    """Shapes of the networks: portrait-tiny, nano, magic141-13b, hunyuan-i2v-13b, or a name that a
+    plugin registers."""
     vae: LocalPath | None = None
     """Folder of the VAE."""
     teacher: LocalPath | None = None
