@@ -3,12 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from magicdistill.models.locations import find_weights
-from magicdistill.models.networks.backbones.registry import config_of
 from magicdistill.models.networks.backbones.teachers import find_teacher
-from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.objectives.config import TeacherSampler, TeacherSamplerConfig
-from magicdistill.models.paths import PathError
 from magicdistill.platform.config.recipe import Recipe
 
 
@@ -19,7 +15,7 @@ def teacher_sampler(recipe: Recipe) -> TeacherSampler:
     """
     said = recipe.evaluation.teacher if recipe.evaluation else TeacherSamplerConfig()
     bucket = recipe.data.bucket
-    config = teacher_config(recipe.model)
+    config = recipe.model.teacher_config
     own = None if config is None else published_sampler(config, bucket.height * bucket.width)
     return said.over(own or TeacherSampler())
 
@@ -41,28 +37,3 @@ def published_sampler(
         true_guidance=kind.guidance,
         image_start=kind.image_start,
     )
-
-
-def teacher_config(model: ModelConfig) -> dict[str, Any] | None:
-    """Return the diffusers configuration of a recipe's teacher, also of one in a file.
-
-    None where there is no teacher, or its file leaves a question.
-    """
-    if model.teacher is None:
-        return None
-    if (found := config_of(model.teacher, "model.teacher")) is not None:
-        return found
-    try:
-        path = find_weights(model.teacher, "model.teacher")
-    except (FileNotFoundError, PathError):
-        return None
-    if path.is_dir():
-        return None
-    from magicdistill.models.networks.state_dicts import checkpoint_config  # imports torch
-
-    shapes = model.shapes.transformer
-    try:
-        _, arguments = checkpoint_config(path, shapes, model.teacher_layout)
-    except ValueError:
-        return None
-    return {"_class_name": shapes.class_name} | arguments

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from magicdistill.models.locations import CONFIG, find_weights
+from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
-from magicdistill.models.paths import PathError
 from magicdistill.models.registry import Registry
 
 BACKBONES = Registry("backbone", BackboneConfig, HunyuanVideoConfig)
@@ -36,15 +35,6 @@ def family_in(folder: Path) -> type[BackboneConfig]:
             f"weights of {supported}, or name in `plugins` the module that registers its backbone"
         )
     return family
-
-
-def config_of(location: str, field: str) -> dict[str, Any] | None:
-    """Return the diffusers configuration of weights; None for a file and where there are none."""
-    try:
-        folder = find_weights(location, field)
-        return json.loads((folder / CONFIG).read_text()) if folder.is_dir() else None
-    except (FileNotFoundError, PathError):
-        return None
 
 
 def demand_family(folder: Path, shapes: BackboneConfig) -> None:
