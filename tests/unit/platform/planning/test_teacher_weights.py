@@ -13,6 +13,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel, ModelMixin, WanTransformer3DModel
 from safetensors.torch import save_file
 
+from magicdistill.models.methods.registry import METHODS
 from magicdistill.models.networks.presets import PRESETS
 from magicdistill.platform.config.recipe import Recipe, load_recipe
 from magicdistill.platform.config.validation import RecipeError
@@ -107,21 +108,45 @@ def test_a_plan_has_the_inputs_of_the_teachers_own_configuration(
     assert found == preset.arguments() | LAYOUTS[layout] | {"guidance_embeds": True}
 
 
-def test_the_guidance_input_of_a_teacher_is_counted_and_saves_its_second_forward(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def plans(tmp_path: Path) -> dict[bool, Recipe]:
+    """Recipes of small teachers without and with the guidance input, sampled at scale 2."""
     shapes = PRESETS["nano"].transformer
-    plans = {}
+    found = {}
     for embeds in (False, True):
         network = HunyuanVideoTransformer3DModel(**shapes.arguments() | {"guidance_embeds": embeds})
         network.save_config(tmp_path / str(embeds))
-        flags = ["--model.preset", "nano", "--method.sampler.guidance", "2"]
-        flags += ["--model.teacher", str(tmp_path / str(embeds))]
-        recipe = load_recipe("portrait-tiny", flags)
-        own = sum(part.total for part in count_parameters(recipe.method, recipe.model))
-        plans[embeds] = (own, plan(recipe).video_operations)
-    assert plans[True][0] > plans[False][0]
-    assert plans[True][1] < plans[False][1]
+        flags = ["--model.preset", "nano", "--model.teacher", str(tmp_path / str(embeds))]
+        found[embeds] = load_recipe("portrait-tiny", [*flags, "--evaluation.teacher.guidance", "2"])
+    return found
+
+
+def test_the_guidance_input_of_a_teacher_is_counted_and_saves_its_second_forward(
+    plans: dict[bool, Recipe],
+) -> None:
+    numels = {
+        embeds: sum(part.total for part in count_parameters(recipe.method, recipe.model))
+        for embeds, recipe in plans.items()
+    }
+    costs = {embeds: plan(recipe).evaluation_operations for embeds, recipe in plans.items()}
+    assert numels[True] > numels[False]
+    assert costs[True] < costs[False]
+
+
+def test_a_student_is_guided_only_where_its_teachers_weights_take_the_scale(
+    plans: dict[bool, Recipe],
+) -> None:
+    def problems(recipe: Recipe, name: str) -> list[str]:
+        sampler = {"num_steps": 4, "guidance": 6}
+        method: Any = METHODS.get(name)
+        method = method.model_validate({"name": name, "sampler": sampler})
+        fitted = method.fitted_to(recipe.model.shapes.transformer)
+        return list(fitted.problems(recipe.model, 80))
+
+    for name in ("dmd", "lcm"):
+        said = [line for line in problems(plans[False], name) if "sampler.guidance" in line]
+        assert len(said) == 1 and "these weights have no input for it; give 1" in said[0]
+        assert not any("sampler.guidance" in line for line in problems(plans[True], name))
 
 
 def write_file(path: Path, preset: str, **changes: Any) -> str:
