@@ -11,11 +11,15 @@ from magicdistill.platform.config.recipe import Recipe
 def teacher_sampler(recipe: Recipe) -> TeacherSampler:
     """Return the many-step sampler of a recipe's teacher.
 
-    Weights of no published kind, and those that are missing, have that of Magic141.
+    Weights that are missing are taken for those of the preset: a plan is made without them. Weights
+    of no published kind, and a training from random ones, have the sampler of Magic141.
     """
     said = recipe.evaluation.teacher if recipe.evaluation else TeacherSamplerConfig()
     bucket = recipe.data.bucket
     config = recipe.model.teacher_config
+    if config is None and recipe.model.teacher is not None:
+        shapes = recipe.model.shapes.transformer
+        config = {"_class_name": shapes.class_name} | shapes.arguments()
     own = None if config is None else published_sampler(config, bucket.height * bucket.width)
     return said.over(own or TeacherSampler())
 

@@ -50,6 +50,11 @@ def test_a_published_teacher_is_sampled_as_it_was_published(folder: Path) -> Non
     assert found == TeacherSampler(num_steps=50, shift=7, guidance=6, image_start=0.001)
 
 
+def test_a_teacher_that_is_not_here_yet_is_planned_as_its_preset_is_published() -> None:
+    found = teacher_sampler(load_recipe("hunyuan-i2v-4step-8xh100"))
+    assert found == TeacherSampler(num_steps=50, shift=7, guidance=6, image_start=0.001)
+
+
 def test_a_flag_has_the_last_word_on_one_number_of_a_teacher(folder: Path) -> None:
     flags = ["--model.teacher", str(folder), *PUBLISHED, "--evaluation.teacher.shift", "17"]
     found = teacher_sampler(tiny(*flags))
