@@ -12,6 +12,7 @@ from magicdistill.models.paths import LocalPath
 from magicdistill.platform.config.overrides import RecipeError
 from magicdistill.platform.config.recipe import Recipe, with_protocol
 from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse, refusing
+from magicdistill.platform.planning.preflight import demand_fitting_weights
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.find_model import find_model
 from magicdistill.platform.runs.run_directory import RunDirectory
@@ -51,6 +52,7 @@ def main() -> None:
         refuse("evaluate", RecipeError(message))
 
     with refusing("evaluate"):
+        demand_fitting_weights(args.recipe, trained=False)
         student, folder = find_model(args.recipe, flags.model)
         demand_output_folder(folder, "--runs")
         from magicdistill.platform.evaluation.evaluate_protocol import evaluate_model

@@ -1,9 +1,12 @@
 """The networks that methods start from: teacher, student, VAE, an earlier stage's generator."""
 
+from pathlib import Path
+
 from diffusers import ModelMixin
 
 from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
+from magicdistill.models.networks.backbones.base import BackboneConfig
 from magicdistill.models.networks.backbones.registry import backbone_of
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.presets import ModelConfig
@@ -42,6 +45,16 @@ def trained(location: str, model: ModelConfig, placement: Placement = WHOLE) -> 
     """Load the generator of an earlier stage."""
     path = find_weights(location, "model.generator")
     return load_transformer(path, model.shapes.transformer, placement)
+
+
+def unsaid(path: Path, model: ModelConfig) -> tuple[BackboneConfig | None, str | None]:
+    """Return the shapes and the layout of weights to sample, where they do not say them.
+
+    A folder of diffusers says both. A file has the recipe's shapes, and the teacher's layout.
+    """
+    if path.is_dir():
+        return None, None
+    return model.shapes.transformer, model.teacher_layout
 
 
 def vae(model: ModelConfig) -> VideoVae:

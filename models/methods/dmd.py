@@ -91,6 +91,15 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
                 f"lora.rank {self.lora.rank}: the network is {shapes.model_dim} wide; give at most "
                 "that"
             )
+        if (
+            self.sampler.guidance != 1
+            and self.cfg_distillation is None
+            and not model.takes_guidance
+        ):
+            yield (
+                f"sampler.guidance {self.sampler.guidance:g}: these weights have no input for it; "
+                "give 1, weights or a preset with the input, or method.cfg_distillation to add it"
+            )
         if self.lora.targets != type(shapes).lora_targets:  # those fit the network
             yield from _target_problems(self.lora, shapes)
 

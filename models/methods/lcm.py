@@ -1,5 +1,6 @@
 """Latent consistency distillation."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -30,6 +31,14 @@ class LcmMethod(MethodConfig):
     def trained_sampler(self) -> SamplerConfig:
         """The student's few steps."""
         return self.sampler
+
+    def problems(self, model: ModelConfig, num_cycles: int) -> Iterator[str]:
+        """Yield why the student cannot be guided."""
+        if self.sampler.guidance != 1 and not model.shapes.transformer.guidance_embeds:
+            yield (
+                f"sampler.guidance {self.sampler.guidance:g}: these weights have no input for it; "
+                "give 1, and guide the teacher by method.teacher.guidance"
+            )
 
     def cycle_updates(self, *, embeds: bool) -> tuple[Update, ...]:
         """Return the one update of the student, which carries its teacher."""

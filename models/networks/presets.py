@@ -1,12 +1,18 @@
 """The named presets of networks, and the model that a recipe makes of one."""
 
-from pydantic import field_validator
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import PrivateAttr, field_validator
 
 from magicdistill.models.config import Config
+from magicdistill.models.locations import CONFIG, find_weights
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.networks.backbones.registry import AnyBackbone
 from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
-from magicdistill.models.paths import LocalPath
+from magicdistill.models.paths import LocalPath, PathError
 
 
 class NetworkPreset(Config):
@@ -76,14 +82,20 @@ PRESETS |= {
         ),
     ),
 }
+PRESETS["hunyuan-i2v-13b"] = NetworkPreset(  # HunyuanVideo-I2V as published
+    transformer=PRESETS["magic141-13b"].transformer.model_copy(
+        update={"layout": "token_replace", "guidance_embeds": True}
+    ),
+    vae=PRESETS["magic141-13b"].vae,
+)
 
 
 class ModelConfig(Config):
     """The model of a recipe: a preset and where its weights are."""
 
     preset: str = "portrait-tiny"
-    """Shapes of the networks: portrait-tiny, nano, magic141-13b, or a name that a plugin
-    registers."""
+    """Shapes of the networks: portrait-tiny, nano, magic141-13b, hunyuan-i2v-13b, or a name that a
+    plugin registers."""
     vae: LocalPath | None = None
     """Folder of the VAE."""
     teacher: LocalPath | None = None
@@ -103,7 +115,64 @@ class ModelConfig(Config):
             raise ValueError(f"no such preset; there are {', '.join(PRESETS)}")
         return name
 
+    _fitted: NetworkPreset | None = PrivateAttr(default=None)
+
     @property
     def shapes(self) -> NetworkPreset:
-        """The preset's shapes."""
-        return PRESETS[self.preset]
+        """The preset's shapes, with what the teacher's weights decide of the network's inputs.
+
+        Weights that do not fit the preset change nothing; they are refused before a run.
+        """
+        if self._fitted is not None:
+            return self._fitted
+        preset, found = PRESETS[self.preset], self.teacher_config
+        if found is None or found.get("_class_name") != preset.transformer.class_name:
+            return preset
+        try:
+            shapes = preset.transformer.of_weights(found)
+        except (KeyError, ValueError):
+            return preset
+        return preset.model_copy(update={"transformer": shapes})
+
+    @property
+    def teacher_config(self) -> dict[str, Any] | None:
+        """The diffusers configuration of the teacher, also of one in a file.
+
+        None where there is no teacher, or its file leaves a question.
+        """
+        if self.teacher is None:
+            return None
+        try:
+            path = find_weights(self.teacher, "model.teacher")
+        except (FileNotFoundError, PathError):
+            return None
+        if path.is_dir():
+            return json.loads((path / CONFIG).read_text())
+        return _config_of_file(path, path.stat().st_mtime_ns, self.preset, self.teacher_layout)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the generator's first weights take the guidance scale as an input."""
+        own = self
+        if self.generator is not None:
+            own = self.model_copy(update={"teacher": self.generator, "teacher_layout": None})
+        return own.shapes.transformer.guidance_embeds
+
+    def without_weights(self) -> "ModelConfig":
+        """Return the same shapes with random weights."""
+        model = self.model_copy(update={"vae": None, "teacher": None, "generator": None})
+        model._fitted = self.shapes
+        return model
+
+
+@cache
+def _config_of_file(
+    path: Path, mtime_ns: int, preset: str, layout: str | None
+) -> dict[str, Any] | None:
+    from magicdistill.models.networks.state_dicts import checkpoint_config  # imports torch
+
+    shapes = PRESETS[preset].transformer
+    try:
+        return {"_class_name": shapes.class_name} | checkpoint_config(path, shapes, layout)[1]
+    except ValueError:
+        return None

@@ -7,13 +7,18 @@ from typing import Any
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.backbones.backbone import Arguments, Backbone, TensorsByName
 from magicdistill.models.networks.backbones.base import BackboneConfig
-from magicdistill.models.networks.backbones.registry import demand_family, family_in
+from magicdistill.models.networks.backbones.registry import (
+    demand_family,
+    demand_layout,
+    family_in,
+)
 from magicdistill.models.networks.placement import WHOLE, Placement
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -50,25 +55,52 @@ def checkpoint_config(
     if path.is_dir():
         if shapes is not None:
             demand_family(path, shapes)
-        family, arguments = family_in(path), public(json.loads((path / CONFIG).read_text()))
-        try:
-            found = family.image_layout(arguments)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        if layout not in (None, found):
-            raise ValueError(
-                f"{path / CONFIG} says {found or 'text-to-video'}: leave model.teacher_layout out"
-            )
-        return family.backbone(), arguments
+        demand_layout(path, layout)
+        return family_in(path).backbone(), public(json.loads((path / CONFIG).read_text()))
     if shapes is None:
         raise ValueError(f"{path} is a file without a configuration: give the preset's shapes")
     backbone = shapes.backbone()
-    parts = checkpoint_parts(path, backbone)
-    sizes = {name: tensor.shape for part in parts for name, tensor in part.items()}
+    sizes = sizes_in(path, backbone)
     try:
         return backbone, backbone.arguments_of_file(shapes.arguments(), sizes, layout)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def sizes_in(file: Path, backbone: type[Backbone]) -> dict[str, torch.Size]:
+    """Return the sizes of a file's tensors by their names in the backbone's network.
+
+    Raises ValueError for a file that holds no tensors by name.
+    """
+    try:
+        part = backbone.in_diffusers_names(_without_wrapper(_read_outline(file)))
+    except Exception as error:  # whatever torch, safetensors or a renaming raises
+        raise ValueError(
+            f"{file} cannot be read as weights ({type(error).__name__}: {error}); give a diffusers "
+            "folder, or a file of tensors by name"
+        ) from None
+    return {name: tensor.shape for name, tensor in part.items()}
+
+
+def demand_file(
+    file: Path, shapes: BackboneConfig, preset: str, layout: str | None
+) -> dict[str, Any]:
+    """Return the arguments of the network in a file, of which names and sizes alone are read.
+
+    Raises:
+        ValueError: its tensors are not those of the preset's network, or as `checkpoint_config`.
+    """
+    backbone, arguments = checkpoint_config(file, shapes, layout)
+    with torch.device("meta"):
+        network = backbone.network(**arguments)
+    own = {name: parameter.shape for name, parameter in network.named_parameters()}
+    found = sizes_in(file, backbone)
+    if others := [name for name in own | found if own.get(name) != found.get(name)]:
+        raise ValueError(
+            f"{file} has {len(others)} tensors otherwise than model.preset {preset}, such as "
+            f"{others[0]}; choose the preset of these weights, or other weights"
+        )
+    return arguments
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,4 +172,16 @@ def _read(file: Path) -> TensorsByName:
     if file.suffix == ".safetensors":
         return load_file(file)
     content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    return dict(content.get("module", content))
+
+
+def _read_outline(file: Path) -> TensorsByName:
+    """Return tensors without storage."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            return {
+                name: torch.empty(opened.get_slice(name).get_shape(), device="meta")
+                for name in opened.keys()  # noqa: SIM118  it is no mapping
+            }
+    content = torch.load(file, map_location="meta", mmap=True, weights_only=True)
     return dict(content.get("module", content))

@@ -1,11 +1,16 @@
 """Settings of the objectives, of which the configurations of training methods are made."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from magicdistill.models.config import Config, demand_range
 from magicdistill.models.networks.config import LoraConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor as Latents
+else:  # `--help` does without torch
+    Latents = Any
 
 
 class ScoreSigmaConfig(Config):
@@ -36,6 +41,72 @@ class SamplerConfig(Config):
     guidance: float = Field(default=1.0, ge=0)
     """Guidance scale in the Ho form, 1 is none. A guidance-embedded network takes it as an input;
     another network is run with the prompt and without."""
+
+    def cfg(self, *, embeds: bool) -> float:
+        """Return the Ho scale for which the network is run with the prompt and without.
+
+        `embeds` says whether the network takes the guidance scale as an input.
+        """
+        return 1.0 if embeds else self.guidance
+
+    def start(self, noise: Latents, image_prior: Latents | None) -> Latents:
+        """Return what sampling starts from: the noise (b c f h w)."""
+        return noise
+
+    def __str__(self) -> str:
+        guidance = f", guidance {self.guidance:g}" if self.guidance != 1 else ""
+        return f"{self.name} in {self.num_steps} steps, shift {self.shift:g}{guidance}"
+
+
+class TeacherSampler(SamplerConfig):
+    """The many-step sampler of a teacher, as its makers sample it."""
+
+    num_steps: int = Field(default=28, ge=1)
+    true_guidance: float = Field(default=1.0, ge=0)
+    """Ho scale between prompt and null prompt of a network that also takes `guidance` as an input,
+    such as SkyReels-V1; 1 is none."""
+    image_start: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the first frame's latents, in every frame, in the noise that sampling starts from:
+    the stability of HunyuanVideo-I2V."""
+
+    def cfg(self, *, embeds: bool) -> float:
+        """Return the scale of its own where the other one is an input."""
+        return self.true_guidance if embeds else self.guidance
+
+    def start(self, noise: Latents, image_prior: Latents | None) -> Latents:
+        """Return the noise with a share of the first frame's latents (b c 1 h w)."""
+        if image_prior is None or not self.image_start:
+            return noise
+        return (1 - self.image_start) * noise + self.image_start * image_prior
+
+    def __str__(self) -> str:
+        true = f", true guidance {self.true_guidance:g}" if self.true_guidance != 1 else ""
+        start = f", {self.image_start:g} of the image in the noise" if self.image_start else ""
+        return f"{super().__str__()}{true}{start}"
+
+
+class TeacherSamplerConfig(Config):
+    """What a recipe says of its teacher's sampler."""
+
+    name: Literal["euler", "consistency"] = "euler"
+    """Rule of a step, as in a sampler of a method."""
+    num_steps: int | None = Field(default=None, ge=1)
+    """Steps from noise to video. Null, here and below, is what the weights were published with
+    (docs/teachers.md)."""
+    shift: float | None = Field(default=None, gt=0)
+    """Flow shift of the grid."""
+    guidance: float | None = Field(default=None, ge=0)
+    """Guidance scale in the Ho form, 1 is none; an input of the network where it takes one."""
+    true_guidance: float | None = Field(default=None, ge=0)
+    """Ho scale between prompt and null prompt of a network that also takes `guidance` as an
+    input; 1 is none."""
+    image_start: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the first frame's latents, in every frame, in the noise that sampling starts
+    from."""
+
+    def over(self, own: TeacherSampler) -> TeacherSampler:
+        """Return a teacher's own sampler with what is said here."""
+        return own.model_copy(update=self.model_dump(exclude_none=True))
 
 
 class GuidanceRange(Config):

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from magicdistill.data_pipeline.config import DataConfig, Gpus
 from magicdistill.models.config import Config, demand_range
 from magicdistill.models.metrics.columns.registry import METRICS
-from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.objectives.config import SamplerConfig, TeacherSamplerConfig
 from magicdistill.models.paths import LocalPath, Location, TrackingStore
 from magicdistill.models.registry import Registry
 from magicdistill.platform.config.validation import demand_folder_name
@@ -304,8 +304,9 @@ class EvaluationConfig(Config):
     networks: LocalPath | None = None
     """Folder of the metrics' networks (docs/evaluation.md), without which only temporal flickering
     and the proxies are measured."""
-    teacher: SamplerConfig = SamplerConfig(num_steps=28)
-    """The many-step sampler of the teacher."""
+    teacher: TeacherSamplerConfig = TeacherSamplerConfig()
+    """The many-step sampler of the teacher; by default the one that its weights were published
+    with."""
 
     @field_validator("name")
     @classmethod

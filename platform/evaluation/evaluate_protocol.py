@@ -25,11 +25,13 @@ from magicdistill.data_pipeline.selection.publishing import NothingAcceptedError
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.locations import find_weights
+from magicdistill.models.methods.build import unsaid
 from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.metrics.frechet import reference_path
 from magicdistill.models.metrics.networks import absent_metrics, digest_networks
 from magicdistill.models.metrics.results import AbsentMetric, Metric
 from magicdistill.models.metrics.suite import Measured, MetricSuite, reference, summarise
+from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.networks.state_dicts import checkpoint_config
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.cluster.ray_cluster import announced_cluster
@@ -183,7 +185,7 @@ class EvaluationRun:
         found |= {way: self._merged(each) for way, each in parts.items()}
         real, absent = found.get(TRUTH), absent_metrics(self.config.networks_path)
         rows = (
-            ScoreRow(way.name, _nfe(way), self._summary(measured, real, absent))
+            ScoreRow(way.name, _nfe(way, self.recipe.model), self._summary(measured, real, absent))
             for way, measured in found.items()
         )
         return ScoreTable(self.config.name, self.config.columns, tuple(rows), self._facts(ways))
@@ -309,22 +311,18 @@ class EvaluationRun:
             "compared with": config.real if config.has_clips else "no clips",
             "data version": self.clips.version,
             "seed": self.recipe.seed,
-        } | {way.name: f"{way.weights}, {_spell(way.sampler)}" for way in ways}
+        } | {way.name: f"{way.weights}, {way.sampler}" for way in ways}
 
 
-def _nfe(way: Variant) -> int:
+def _nfe(way: Variant, model: ModelConfig) -> int:
     """Return the number of network evaluations of one video; 0 for real clips."""
     if way.weights is None:
         return 0
-    backbone, config = checkpoint_config(find_weights(way.weights, "model.teacher"), None)
-    embeds = backbone.takes_guidance(config)
-    forwards = forwards_per_step(way.sampler.guidance, embeds=embeds)
+    path = find_weights(way.weights, "model.teacher")
+    backbone, config = checkpoint_config(path, *unsaid(path, model))
+    cfg = way.sampler.cfg(embeds=backbone.takes_guidance(config))
+    forwards = forwards_per_step(cfg, embeds=False)
     return way.sampler.num_steps * forwards
-
-
-def _spell(sampler: SamplerConfig) -> str:
-    guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1 else ""
-    return f"{sampler.name} in {sampler.num_steps} steps, shift {sampler.shift:g}{guidance}"
 
 
 def _digest(facts: Any) -> str:

@@ -33,6 +33,7 @@ from magicdistill.platform.checkpoints.checkpoint_folder import (
 from magicdistill.platform.checkpoints.checkpoints import EMA, Checkpoints
 from magicdistill.platform.checkpoints.role_weights import Weights, role_weights
 from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.config.validation import RecipeError
 from magicdistill.platform.export.diffusers_pipeline import (
     TRANSFORMER,
     write_pipeline_lora,
@@ -41,6 +42,7 @@ from magicdistill.platform.export.diffusers_pipeline import (
 from magicdistill.platform.export.dtypes import DTYPES, DtypeName
 from magicdistill.platform.export.model_card import lora_card, model_card
 from magicdistill.platform.export.pretrained_model import sampler_of
+from magicdistill.platform.planning.preflight import demand_fitting_weights
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.runs.run_lock import RunInUseError, locked
 
@@ -250,6 +252,10 @@ def _network(recipe: Recipe, role: str) -> VelocityModel:
 
 def _weightless(recipe: Recipe) -> Method:
     """Build the recipe's method with networks that have no storage."""
+    try:
+        demand_fitting_weights(recipe, trained=False)
+    except RecipeError as error:
+        raise ExportError(str(error)) from None
     with torch.device("meta"):
         return recipe.method.build(recipe.model, WHOLE)
 

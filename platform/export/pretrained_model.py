@@ -1,5 +1,6 @@
 """Find a trained model: where its parts are, its shapes and its sampler."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from magicdistill.models.networks.backbones.registry import family_in
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.paths import local_path
 from magicdistill.platform.config.recipe import RECIPES, Recipe, load_recipe, load_stored
+from magicdistill.platform.config.teacher_sampling import published_sampler, teacher_sampler
+from magicdistill.platform.config.validation import RecipeError
+from magicdistill.platform.planning.preflight import demand_fitting_weights
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import resolve_root
 
@@ -64,7 +68,8 @@ class Pretrained:
                 shape = dict(zip(("num_frames", "height", "width"), size, strict=True))
                 buckets = (Bucket.model_validate(shape | {"fps": buckets[0].fps}),)
             values = self.sampler.model_dump() | given
-            return replace(self, buckets=buckets, sampler=SamplerConfig.model_validate(values))
+            changed = type(self.sampler).model_validate(values)
+            return replace(self, buckets=buckets, sampler=changed)
         except ValidationError as error:
             first = error.errors()[0]
             raise ExplainedError(f"{first['loc'][0]} {first['input']}: {first['msg']}") from None
@@ -143,8 +148,9 @@ def find_teacher(model: Pretrained) -> Pretrained:
     if recipe is None or recipe.model.teacher is None:
         raise ExplainedError(f"{model.transformer} has no recipe that names its teacher")
     try:
+        demand_fitting_weights(recipe, trained=False)
         teacher = find_weights(recipe.model.teacher, "model.teacher").resolve()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, RecipeError) as error:
         raise ExplainedError(str(error)) from None
     return replace(model, transformer=teacher, sampler=_sampler(teacher, recipe))
 
@@ -214,20 +220,19 @@ def _find_vae(transformer: Path, recipe: Recipe | None, vae: str | None) -> Path
 
 
 def _sampler(transformer: Path, recipe: Recipe | None) -> SamplerConfig:
-    """Return the sampler that a generator was trained for, or that of its teacher's evaluation."""
+    """Return the sampler that a generator was trained for, or that of its teacher's evaluation.
+
+    Without a recipe it is the one that such weights were published with.
+    """
     if recipe is None:
-        return SamplerConfig()
-    return many_steps(recipe) if _is_teacher(transformer, recipe) else sampler_of(recipe)
+        config = json.loads((transformer / CONFIG).read_text())
+        return published_sampler(config, LARGE.height * LARGE.width) or SamplerConfig()
+    return teacher_sampler(recipe) if _is_teacher(transformer, recipe) else sampler_of(recipe)
 
 
 def sampler_of(recipe: Recipe) -> SamplerConfig:
     """Return the sampler that the generator of a recipe is trained for, by default many steps."""
-    return recipe.method.trained_sampler or many_steps(recipe)
-
-
-def many_steps(recipe: Recipe) -> SamplerConfig:
-    """Return the sampler of a recipe's teacher."""
-    return recipe.evaluation.teacher if recipe.evaluation else SamplerConfig(num_steps=28)
+    return recipe.method.trained_sampler or teacher_sampler(recipe)
 
 
 def _is_teacher(transformer: Path, recipe: Recipe) -> bool:

@@ -9,7 +9,7 @@ from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.locations import find_weights
-from magicdistill.models.methods.build import vae
+from magicdistill.models.methods.build import unsaid, vae
 from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.networks.transformer import VelocityModel, load_transformer
 from magicdistill.platform.inference.generate import generate
@@ -22,7 +22,8 @@ class ClipGenerator:
 
     def __init__(self, model_json: str) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.vae = vae(ModelConfig.model_validate_json(model_json)).to(self.device)
+        self.recipe_model = ModelConfig.model_validate_json(model_json)
+        self.vae = vae(self.recipe_model).to(self.device)
         self.loaded: tuple[str, VelocityModel] | None = None
 
     def make(
@@ -58,13 +59,16 @@ class ClipGenerator:
             null=batch.null,
         )
         seconds = time.monotonic() - start_s
-        forwards = forwards_per_step(variant.sampler.guidance, embeds=model.guidance_embeds)
+        cfg = variant.sampler.cfg(embeds=model.guidance_embeds)
+        forwards = forwards_per_step(cfg, embeds=False)
         return self.vae.decode(latents), seconds, variant.sampler.num_steps * forwards
 
     def _model(self, weights: str) -> VelocityModel:
         if self.loaded is None or self.loaded[0] != weights:
             self.loaded = None  # a GPU need not have room for two
-            network = load_transformer(find_weights(weights, "model.teacher"))
+            path = find_weights(weights, "model.teacher")
+            shapes, layout = unsaid(path, self.recipe_model)
+            network = load_transformer(path, shapes, layout=layout)
             dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
             self.loaded = (weights, VelocityModel(network).to(self.device, dtype).eval())
         return self.loaded[1]

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicdistill.models.diffusion.flow import sigma_grid
-from magicdistill.models.diffusion.guidance import guided
+from magicdistill.models.diffusion.guidance import embedded, guided
 from magicdistill.models.diffusion.long_video import continued
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity, sample
@@ -37,10 +37,11 @@ def generate(
     device = conditions.text.device
     rng = Rng(seed, -1 - sample_index, window - 1, positions, device)
     embeds = isinstance(velocity, VelocityModel) and velocity.guidance_embeds
-    field = guided(velocity, sampler.guidance, null, embeds=embeds)
+    network = embedded(velocity, sampler.guidance, embeds=embeds)
+    field = guided(network, sampler.cfg(embeds=embeds), null, embeds=False)
     return sample(
         field if known is None else continued(field, known),
-        rng.normal("noise", shape),
+        sampler.start(rng.normal("noise", shape), conditions.image_prior),
         sigma_grid(sampler.num_steps, sampler.shift, device),
         conditions,
         sampler=sampler.name,

@@ -196,7 +196,7 @@ def sample_one(model: Pretrained, order: Order) -> None:
     sampler = VideoSampler(model)
     start_s = time.monotonic()
     drift = sampler.make(order, partial(bars, "sampling"))
-    say(f"made in {time.monotonic() - start_s:.1f} s on {sampler.device}, {steps(model)}")
+    say(f"made in {time.monotonic() - start_s:.1f} s on {sampler.device}, {model.sampler}")
     if model.dtype == "int8":
         say(f"int8: {weight_bytes(sampler.velocity) / 1e6:.2f} MB of weights")
         if sampler.encoder is not None:
@@ -217,13 +217,6 @@ def choose_threads(model: Pretrained) -> None:
     is_small = num_bytes < SMALL_BYTES and not torch.cuda.is_available()
     if is_small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-
-
-def steps(model: Pretrained) -> str:
-    """Describe the sampler of a model in words."""
-    sampler = model.sampler
-    guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1 else ""
-    return f"{sampler.name} in {sampler.num_steps} steps, shift {sampler.shift:g}{guidance}"
 
 
 def report_difference(model: Pretrained, order: Order) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.config.teacher_sampling import teacher_sampler
 
 REAL = "real"
 
@@ -25,7 +26,7 @@ def variants(recipe: Recipe, student: Path) -> list[Variant]:
     with the student's.
     """
     assert recipe.evaluation is not None
-    many = recipe.evaluation.teacher
+    many = teacher_sampler(recipe)
     found = [Variant("teacher", recipe.model.teacher, many)]
     few = recipe.method.trained_sampler
     if few is None:

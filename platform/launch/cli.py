@@ -19,7 +19,11 @@ from magicdistill.platform.config.plugins import load_flagged
 from magicdistill.platform.config.recipe import Recipe, differences, load_recipe, to_yaml
 from magicdistill.platform.config.recipe_list import demand_job, format_list
 from magicdistill.platform.config.validation import RecipeError
-from magicdistill.platform.planning.preflight import demand_trainable, demand_weights
+from magicdistill.platform.planning.preflight import (
+    demand_fitting_weights,
+    demand_trainable,
+    demand_weights,
+)
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory
 
@@ -134,6 +138,7 @@ def parse_job(
             args = _parse(job, flags, default_recipe, rest, adapt, topic, description)
         if purpose != "other":
             demand_trainable(args.recipe)
+            demand_fitting_weights(args.recipe)
         if purpose == "train":
             _demand_start(args.recipe, dry_run=args.flags.dry_run)
     except (RecipeError, PathError, FileNotFoundError) as error:

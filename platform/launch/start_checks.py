@@ -26,7 +26,7 @@ import ray
 from magicdistill.data_pipeline.io.storage import place
 from magicdistill.data_pipeline.io.user_files import demand_output_folder
 from magicdistill.data_pipeline.sources.listing import iter_videos
-from magicdistill.models.locations import CONFIG, find_weights
+from magicdistill.models.locations import find_weights
 from magicdistill.models.paths import scheme_of
 from magicdistill.platform.cluster.node_gpus import Gpus, gpus_by_node
 from magicdistill.platform.cluster.ray_cluster import joined_address, ray_cluster
@@ -204,31 +204,9 @@ def _weights(recipe: Recipe) -> Iterator[Finding]:
             fix = "" if recipe.assets_root else "; --assets_root DIR moves all paths below data/"
             yield Finding(field, "wrong", problems.pop(field).removeprefix(f"{field}: ") + fix)
             continue
-        path = find_weights(location, field)
-        other = {} if field.endswith("vae") else _other_shapes(path, recipe)
-        if other:
-            text = f"{path} has {other}, unlike model.preset {recipe.model.preset}"
-            yield Finding(field, "wrong", f"{text}; choose the preset of these weights")
-        else:
-            yield Finding(field, "ok", str(path))
+        yield Finding(field, "ok", str(find_weights(location, field)))
     for field, problem in problems.items():
         yield Finding(field, "wrong", problem.removeprefix(f"{field}: "))
-
-
-def _other_shapes(path: Path, recipe: Recipe) -> dict[str, Any]:
-    """Return the sizes of the network in a folder of diffusers that the preset has otherwise.
-
-    The channels of the input are left out: those of a text-to-video model are widened.
-    """
-    if not (path / CONFIG).is_file():
-        return {}
-    wanted = recipe.model.shapes.transformer.model_dump()
-    found = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    return {
-        name: found[name]
-        for name, value in wanted.items()
-        if isinstance(value, int) and name in found and found[name] != value
-    }
 
 
 def _sources(title: str, sources: Sequence[Any]) -> Iterator[Finding]:

@@ -6,8 +6,10 @@ from dataclasses import replace
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.backbones.base import Sample
+from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import PairsConfig
+from magicdistill.platform.config.teacher_sampling import teacher_sampler
 from magicdistill.platform.planning.flops import forward_bytes, operations
 from magicdistill.platform.planning.memory import (
     Parameters,
@@ -64,7 +66,7 @@ def evaluation_operations(recipe: Recipe, sample: Sample) -> float:
     evaluation, few, pairs = recipe.evaluation, recipe.method.trained_sampler, recipe.pairs
     if evaluation is None:
         return 0
-    samplers = [evaluation.teacher]
+    samplers: list[SamplerConfig] = [teacher_sampler(recipe)]
     if few is not None:
         samplers += [few] * (len({"euler", few.name}) + 1)
         samplers += [pairs.sampler, few] if pairs is not None else []
@@ -73,7 +75,7 @@ def evaluation_operations(recipe: Recipe, sample: Sample) -> float:
         ForwardPass(
             "evaluation",
             "sampling",
-            samples=forwards_per_step(sampler.guidance, embeds=embeds),
+            samples=forwards_per_step(sampler.cfg(embeds=embeds), embeds=False),
             repeats=sampler.num_steps,
         )
         for sampler in samplers

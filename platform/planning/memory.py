@@ -76,7 +76,7 @@ def total(rows: Sequence[Row], place: Place = "gpu") -> float:
 @cache
 def count_parameters(method: MethodConfig, model: ModelConfig) -> tuple[Parameters, ...]:
     """Build the method's networks without storage, and count."""
-    weightless = model.model_copy(update={"teacher": None, "vae": None})
+    weightless = model.without_weights().model_copy(update={"generator": model.generator})
     with torch.device("meta"):
         modules = method.build(weightless, WHOLE).modules
     return tuple(part for role, module in modules.items() for part in parts_of(role, module))

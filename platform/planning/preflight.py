@@ -5,14 +5,15 @@ except for LoRA targets of one's own, which are looked for in the network.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from magicdistill.models.locations import find_weights
 from magicdistill.models.methods.registry import METHODS
 from magicdistill.models.metrics.columns.registry import METRICS
-from magicdistill.models.networks.backbones.registry import demand_family
+from magicdistill.models.networks.backbones.registry import demand_layout, demand_shapes
 from magicdistill.models.networks.config import demand_share
 from magicdistill.models.paths import PathError
 from magicdistill.platform.config.recipe import Recipe
@@ -41,6 +42,16 @@ def demand_trainable(recipe: Recipe) -> None:
 def demand_weights(recipe: Recipe) -> None:
     """Raise RecipeError with all weights of the recipe that are missing or of another kind."""
     if found := [problem for _, problem in weight_problems(recipe)]:
+        raise RecipeError("\n".join(found))
+
+
+def demand_fitting_weights(recipe: Recipe, *, trained: bool = True) -> None:
+    """Raise RecipeError with the weights that are there and are of another kind than the preset.
+
+    It is asked wherever a recipe is read, also where weights may be missing: a plan for other
+    shapes than those of the teacher would be wrong. `trained` says whether they are to be trained.
+    """
+    if found := [problem for _, problem in unfit_weights(recipe, trained=trained)]:
         raise RecipeError("\n".join(found))
 
 
@@ -202,18 +213,56 @@ def weight_problems(recipe: Recipe) -> Iterator[tuple[str, str]]:
     prompts, evaluation = recipe.data.prompts, recipe.evaluation
     for field, location in weight_locations(recipe):
         try:
-            path = find_weights(location, field)
-            if field != "model.vae" and path.is_dir():
-                demand_family(path, recipe.model.shapes.transformer)
+            find_weights(location, field)
         except FileNotFoundError as error:
             yield field, f"{error}; give one that has them"
-        except PathError as error:
-            yield field, str(error)
-        except ValueError as error:
-            yield field, f"{field}: {error}"
+        except PathError:
+            pass  # of another kind
+    yield from unfit_weights(recipe)
     for field, location in (
         ("data.prompts.encoder", prompts and prompts.encoder),
         ("evaluation.networks", evaluation and evaluation.networks),
     ):
         if location is not None and not Path(location).is_dir():
             yield field, f"{field}: there is no folder {location}; give one that exists"
+
+
+def unfit_weights(recipe: Recipe, *, trained: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield the fields whose weights are there and of another kind than the preset, and why."""
+    for field, location in weight_locations(recipe):
+        try:
+            path = find_weights(location, field)
+            if field != "model.vae":
+                config = _demand_preset(recipe, field, path)
+                if field == "model.teacher" and trained:
+                    _demand_sight(recipe, path, config)
+        except FileNotFoundError:
+            continue
+        except PathError as error:
+            yield field, str(error)
+        except ValueError as error:
+            yield field, f"{field}: {error}"
+
+
+def _demand_preset(recipe: Recipe, field: str, path: Path) -> dict[str, Any]:
+    """Return the configuration of a transformer; raise ValueError where it is another than said."""
+    model = recipe.model
+    shapes = model.shapes.transformer
+    layout = model.teacher_layout if field == "model.teacher" else None
+    if not path.is_dir():
+        from magicdistill.models.networks.state_dicts import demand_file  # imports torch
+
+        return demand_file(path, shapes, model.preset, layout)
+    config = demand_shapes(path, shapes, model.preset)
+    demand_layout(path, layout)
+    return config
+
+
+def _demand_sight(recipe: Recipe, path: Path, config: Mapping[str, Any]) -> None:
+    """Raise ValueError where a student would be distilled from a teacher that sees no picture."""
+    shapes = type(recipe.model.shapes.transformer)
+    if recipe.method.makes == "student" and not shapes.sees_image(config):
+        raise ValueError(
+            f"{path} is text-to-video and takes no first frame, so its student would ignore the "
+            "picture; train it with jobs/finetune.py first, or give image-to-video weights"
+        )

@@ -121,9 +121,8 @@ def alone_in_group(num_workers: int) -> Iterator[None]:
 
 def build_method(recipe: Recipe) -> Method:
     """Build the method as a worker does, with parameters in the engine's precision."""
-    random = {"teacher": None, "vae": None, "generator": None}
     with torch.device("meta"):
-        method = recipe.method.build(recipe.model.model_copy(update=random), WHOLE)
+        method = recipe.method.build(recipe.model.without_weights(), WHOLE)
     sequence = join_sequence_group(recipe.cluster.sequence_parallel)
     kernels = recipe.kernels.model_copy(update={"attention": "flash", "compile_blocks": False})
     dtype = {2: torch.bfloat16, 4: torch.float32}[number_bytes(recipe.engine)]

@@ -21,6 +21,7 @@ from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.types import Batch, Method
 from magicdistill.platform.cluster import ranks
 from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.config.teacher_sampling import teacher_sampler
 from magicdistill.platform.inference.contact_sheets import (
     SHOWN_PX,
     contact_sheet,
@@ -73,7 +74,8 @@ class Validation:
     ) -> None:
         assert recipe.evaluation is not None
         self.recipe, self.device, self.config = recipe, device, recipe.evaluation
-        self.sampler = recipe.method.trained_sampler or self.config.teacher
+        self.many_steps = teacher_sampler(recipe)
+        self.sampler = recipe.method.trained_sampler or self.many_steps
         self.cache = LatentCache(cache)
         together = self.ranks_together = recipe.cluster.sequence_parallel
         group, self.place = divmod(rank, together)
@@ -100,7 +102,7 @@ class Validation:
 
         All later pictures show the teacher's clips too, and what its few Euler steps give.
         """
-        shown, many = self.real, self.config.teacher
+        shown, many = self.real, self.many_steps
         if velocity is not None:
             shown = self.look(self.generate(velocity, many))
             self.beside["teacher"] = shown.pictures

@@ -45,6 +45,9 @@ class BackboneConfig(Config):
     }
     """The same of the backward, in addition to what the block keeps."""
 
+    weights_decide: ClassVar[tuple[str, ...]] = ()
+    """Arguments of the network's class that follow the weights and not the preset."""
+
     kind: str
     """Name of the family, which decides the other fields."""
     text_embed_dim: int
@@ -91,6 +94,20 @@ class BackboneConfig(Config):
         """
         return 0.0
 
+    def of_weights(self, config: Mapping[str, Any]) -> "BackboneConfig":
+        """Return the shapes with what a diffusers configuration of weights decides.
+
+        Raises ValueError where no network of the family is like that.
+        """
+        return self
+
+    def differences(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Return the arguments that a diffusers configuration has otherwise, with both values."""
+        own = self.arguments()
+        names = (own.keys() & config.keys()) - {*self.weights_decide}
+        pairs = {name: (_plain(own[name]), _plain(config[name])) for name in sorted(names)}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
     def demand_split(self, size: int) -> None:
         """Raise ValueError where a sequence group of `size` ranks cannot share a sample."""
         if size > 1:
@@ -105,9 +122,19 @@ class BackboneConfig(Config):
         return None
 
     @classmethod
+    def sees_image(cls, config: Mapping[str, Any]) -> bool:
+        """Tell whether the network of a diffusers configuration takes a first frame."""
+        return True
+
+    @classmethod
     def pipeline_of(cls, config: Mapping[str, Any]) -> str | None:
         """Return the name of the pipeline that takes a network of a diffusers configuration."""
         return cls.pipeline
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)

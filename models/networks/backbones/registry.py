@@ -46,6 +46,39 @@ def demand_family(folder: Path, shapes: BackboneConfig) -> None:
         )
 
 
+def demand_shapes(folder: Path, shapes: BackboneConfig, preset: str) -> dict[str, Any]:
+    """Return the configuration of a folder of diffusers.
+
+    Raises ValueError as `demand_family` does, and where the network has other sizes.
+    """
+    demand_family(folder, shapes)
+    config = json.loads((folder / CONFIG).read_text())
+    if differences := shapes.differences(config):
+        listed = ", ".join(
+            f"{name} {theirs} instead of {own}" for name, (own, theirs) in differences.items()
+        )
+        raise ValueError(
+            f"{folder} has {listed}, unlike model.preset {preset}; choose the preset of these "
+            "weights, or other weights"
+        )
+    return config
+
+
+def demand_layout(folder: Path, said: str | None) -> None:
+    """Raise ValueError where the input of a folder's network is of no known layout, or of another
+    one than was said.
+    """
+    family = family_in(folder)
+    try:
+        found = family.image_layout(json.loads((folder / CONFIG).read_text()))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    if said not in (None, found):
+        raise ValueError(
+            f"{folder / CONFIG} says {found or 'text-to-video'}: leave model.teacher_layout out"
+        )
+
+
 def family_of(transformer: Any) -> type[BackboneConfig]:
     """Return the family of a network; raises ValueError where its class is of none."""
     name = type(transformer).__name__

@@ -1,14 +1,16 @@
 """HunyuanVideo's published layouts of the input: how the first frame enters, without PyTorch."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-TEXT_TO_VIDEO, SKYREELS, CONCAT = "text_to_video", "skyreels", "latent_concat"
+TEXT_TO_VIDEO: Final = "text_to_video"
+SKYREELS: Final = "skyreels"
+CONCAT: Final = "latent_concat"
 LAYOUTS = {
     TEXT_TO_VIDEO: (1, 0),
     "token_replace": (1, 0),
     SKYREELS: (2, 0),
-    "latent_concat": (2, 1),
+    CONCAT: (2, 1),
 }
 """Published layouts of the input and their channels a C + b, for C channels of the latents.
 

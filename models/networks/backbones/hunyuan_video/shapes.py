@@ -9,7 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig, Sample
 from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient, Part
-from magicdistill.models.networks.backbones.hunyuan_video.layouts import SKYREELS, image_layout
+from magicdistill.models.networks.backbones.hunyuan_video.layouts import (
+    CONCAT,
+    LAYOUTS,
+    SKYREELS,
+    condition_type,
+    image_layout,
+)
 from magicdistill.models.networks.config import demand_share
 
 SKYREELS_PIPELINE = "HunyuanSkyreelsImageToVideoPipeline"
@@ -38,6 +44,8 @@ class HunyuanVideoConfig(BackboneConfig):
         r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)",
     )
 
+    weights_decide: ClassVar = ("in_channels", "image_condition_type", "guidance_embeds")
+
     kind: Literal["hunyuan-video"] = "hunyuan-video"
     num_attention_heads: int
     attention_head_dim: int
@@ -46,6 +54,8 @@ class HunyuanVideoConfig(BackboneConfig):
     num_single_layers: int
     num_refiner_layers: int
     rope_axes_dim: tuple[int, int, int]
+    layout: Literal["latent_concat", "token_replace", "skyreels"] = CONCAT
+    """How the first frame enters."""
 
     @classmethod
     def backbone(cls) -> type[Backbone]:
@@ -55,13 +65,29 @@ class HunyuanVideoConfig(BackboneConfig):
         return HunyuanVideo
 
     def arguments(self) -> dict[str, Any]:
-        """Return the image-to-video layout: the input is [noisy C | image prior C | mask 1]."""
+        """Return the image-to-video layout: the input is [noisy C | image prior C | mask 1], or
+        less of it.
+        """
         return {
-            "in_channels": 2 * self.latent_channels + 1,
+            "in_channels": self.input_channels,
             "out_channels": self.latent_channels,
-            "image_condition_type": "latent_concat",
-            **self.model_dump(exclude={"kind", "latent_channels", "num_text_tokens"}),
+            "image_condition_type": condition_type(self.layout),
+            **self.model_dump(exclude={"kind", "latent_channels", "num_text_tokens", "layout"}),
         }
+
+    @property
+    def input_channels(self) -> int:
+        """The channels of the layout."""
+        per_latent, mask = LAYOUTS[self.layout]
+        return per_latent * self.latent_channels + mask
+
+    def of_weights(self, config: Mapping[str, Any]) -> "HunyuanVideoConfig":
+        """The input follows the weights; that of text-to-video weights is widened."""
+        found = {
+            "layout": image_layout(config) or CONCAT,
+            "guidance_embeds": bool(config.get("guidance_embeds", self.guidance_embeds)),
+        }
+        return self.model_copy(update=found)
 
     @property
     def model_dim(self) -> int:
@@ -112,8 +138,7 @@ class HunyuanVideoConfig(BackboneConfig):
         kept = rotary
         if gradient != "lora":  # the patch embedding's input, before the sequence is split
             _, height, width = self.patch
-            channels = 2 * self.latent_channels + 1
-            kept += channels * height * width * sample.video_tokens * size
+            kept += self.input_channels * height * width * sample.video_tokens * size
         if part == "all":
             kept += sample.units(OUTPUT_SAVED[gradient])
         if gradient == "weights":
@@ -129,6 +154,11 @@ class HunyuanVideoConfig(BackboneConfig):
     def image_layout(cls, config: Mapping[str, Any]) -> str | None:
         """Return the layout's name; None for text-to-video."""
         return image_layout(config)
+
+    @classmethod
+    def sees_image(cls, config: Mapping[str, Any]) -> bool:
+        """Text-to-video weights get channels for it that are zero, and have yet to learn it."""
+        return image_layout(config) is not None
 
     @classmethod
     def pipeline_of(cls, config: Mapping[str, Any]) -> str | None:

@@ -275,6 +275,7 @@ def test_the_ledger_knows_what_all_runs_cost(
     cost = cost_of_all(curation.ledger, version)
     assert (cost.captions, cost.requests) == (4, 5)
     assert (cost.tokens_in, cost.tokens_out) == (300, 60)
+    assert config.captions is not None
     assert cost.money(config.captions) == pytest.approx((300 * 1.5 + 60 * 6.0) / 1e6)
     assert "0.00081 by the recipe's prices" in cost.describe(config.captions)
     free = config_of(server).captions

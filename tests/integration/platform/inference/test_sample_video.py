@@ -223,7 +223,9 @@ def test_a_folder_without_a_recipe_needs_a_vae_and_takes_one_beside_it(tmp_path)
     with pytest.raises(ExplainedError, match="--vae"):
         find_pretrained(str(tmp_path / "pipeline"), vae="nowhere")
     shutil.copytree(student.vae, tmp_path / "pipeline" / "vae")
-    found = find_pretrained(str(tmp_path / "pipeline")).changed((17, 64, 64))
+    found = find_pretrained(str(tmp_path / "pipeline"))
+    assert (found.sampler.num_steps, found.sampler.shift) == (50, 17)  # as published
+    found = found.changed((17, 64, 64), num_steps=4, shift=5, image_start=0)
     assert found.vae == tmp_path / "pipeline" / "vae"
     VideoSampler(found).make(Order(FACE, tmp_path / "a.mp4"))
     VideoSampler(student).make(Order(FACE, tmp_path / "b.mp4"))
