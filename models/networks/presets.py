@@ -5,8 +5,10 @@ from pydantic import field_validator
 from magicdistill.models.config import Config
 from magicdistill.models.networks.autoencoder.hunyuan_video import HunyuanVideoVaeConfig
 from magicdistill.models.networks.autoencoder.registry import AnyVae
+from magicdistill.models.networks.autoencoder.wan import WanVaeConfig
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.networks.backbones.registry import AnyBackbone
+from magicdistill.models.networks.backbones.wan.shapes import WanConfig
 from magicdistill.models.networks.config import PatchDecoderConfig
 from magicdistill.models.paths import LocalPath
 
@@ -81,6 +83,37 @@ PRESETS |= {
             block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32
         ),
     ),
+    "wan-tiny": NetworkPreset(
+        transformer=WanConfig(
+            num_attention_heads=4,
+            attention_head_dim=24,
+            num_layers=4,
+            ffn_dim=256,
+            text_embed_dim=64,
+        ),
+        vae=WanVaeConfig(base_dim=8, num_res_blocks=1),
+    ),
+    "wan21-i2v-14b": NetworkPreset(
+        transformer=WanConfig(
+            num_attention_heads=40,
+            attention_head_dim=128,
+            num_layers=40,
+            ffn_dim=13824,
+            text_embed_dim=4096,
+            image_dim=1280,
+        ),
+        vae=WanVaeConfig(base_dim=96),
+    ),
+    "wan22-i2v-14b": NetworkPreset(  # each of its two experts
+        transformer=WanConfig(
+            num_attention_heads=40,
+            attention_head_dim=128,
+            num_layers=40,
+            ffn_dim=13824,
+            text_embed_dim=4096,
+        ),
+        vae=WanVaeConfig(base_dim=96),
+    ),
 }
 
 
@@ -88,8 +121,8 @@ class ModelConfig(Config):
     """The model of a recipe: a preset and where its weights are."""
 
     preset: str = "portrait-tiny"
-    """Shapes of the networks: portrait-tiny, nano, magic141-13b, or a name that a plugin
-    registers."""
+    """Shapes of the networks: portrait-tiny, nano, magic141-13b, wan-tiny, wan21-i2v-14b,
+    wan22-i2v-14b, or a name that a plugin registers."""
     vae: LocalPath | None = None
     """Folder of the VAE."""
     teacher: LocalPath | None = None

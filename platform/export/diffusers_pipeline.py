@@ -1,6 +1,7 @@
 """Write a transformer as a pipeline that unmodified diffusers can sample from."""
 
 import copy
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -31,22 +32,28 @@ def write_stock_parts(
     sampler: SamplerConfig,
     vae: VideoVae | None,
     null: Conditions | None,
+    experts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a pipeline except for its transformer, which may have no storage, and its encoders.
 
     The null prompt's tensors have the names of the pipeline's arguments. Where diffusers has no
-    pipeline for the backbone, only the parts are written.
+    pipeline for the backbone, only the parts are written. `experts` are further arguments of a
+    pipeline with two transformers.
     """
     parts: dict[str, Any] = {"scheduler": stock_scheduler(sampler)}
     parts["vae"] = stock_vae(vae) if vae else None
-    if (name := family_of(transformer).pipeline_of(transformer.config)) is not None:
+    name = family_of(transformer).pipeline_of(transformer.config)
+    takes: Mapping[str, Any] = {}
+    if name is not None:
         pipeline = getattr(diffusers, name)
         takes = signature(pipeline).parameters
         encoders: dict[str, Any] = {encoder: None for encoder in ENCODERS if encoder in takes}
-        pipeline(transformer=transformer, **parts, **encoders).save_config(folder)
-    for name, part in parts.items():
+        given = parts | encoders | dict(experts or {})
+        pipeline(transformer=transformer, **given).save_config(folder)
+        takes = signature(pipeline.__call__).parameters
+    for part_name, part in parts.items():
         if part is not None:
-            part.save_pretrained(folder / name)
+            part.save_pretrained(folder / part_name)
     if vae:
         forget_origin(folder / "vae" / "config.json")
     if null is not None:
@@ -55,7 +62,8 @@ def write_stock_parts(
             "prompt_attention_mask": null.text_mask,
             "pooled_prompt_embeds": null.pooled,
         }
-        save_file(tensors, folder / NULL_PROMPT_FILE)
+        taken = {key: value for key, value in tensors.items() if name is None or key in takes}
+        save_file(taken, folder / NULL_PROMPT_FILE)
 
 
 def stock_scheduler(sampler: SamplerConfig) -> FlowMatchEulerDiscreteScheduler:

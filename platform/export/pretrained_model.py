@@ -1,5 +1,6 @@
 """Find a trained model: where its parts are, its shapes and its sampler."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.locations import (
     CONFIG,
+    PIPELINE,
     PROJECT,
     demand_supported,
     find_weights,
@@ -25,6 +27,11 @@ from magicdistill.platform.runs.run_directory import resolve_root
 ASSETS = PROJECT / "assets"
 STUDENT_STEPS = (1, 4)
 """Numbers of steps of the students that come with the project."""
+TRANSFORMER, LOW_NOISE = "transformer", "transformer_2"
+"""Folders of a pipeline of diffusers: the transformer, or the expert for high noise levels, and the
+one for low levels."""
+BOUNDARY = 0.9
+"""Noise level at which the experts of Wan 2.2 I2V-A14B take turns. Known: its pipeline's index."""
 MODEL = "model"
 """Folder of a run that holds its finished generator."""
 Dtype = Literal["fp32", "bf16", "int8"]
@@ -47,6 +54,10 @@ class Pretrained:
     """Folder of the text encoders; without it only the null prompt can be used."""
     dtype: Dtype | None = None
     """Dtype of the transformer; None is bf16 on GPUs and fp32 on CPUs."""
+    low_noise: Path | None = None
+    """Folder of the expert for low noise levels, where the transformer is that for high ones."""
+    boundary: float = BOUNDARY
+    """Noise level from which on the transformer works where there are two experts."""
     offload: bool = False
     """Keep the transformer in host memory and copy each layer to the GPU while it computes."""
 
@@ -104,6 +115,7 @@ def find_pretrained(
     text = transformer.parent if (transformer.parent / "text_encoder").is_dir() else None
     if text is None and recipe and recipe.data.prompts:
         text = Path(recipe.data.prompts.encoder)
+    low = transformer.parent / LOW_NOISE
     return Pretrained(
         transformer,
         _find_vae(transformer, recipe, vae),
@@ -112,7 +124,15 @@ def find_pretrained(
         recipe.data.null_text.num_tokens if recipe else 1,
         Path(encoders) if encoders else text,
         "int8" if is_int8(transformer) else None,
+        low if transformer.name == TRANSFORMER and (low / CONFIG).is_file() else None,
+        _boundary(transformer.parent / PIPELINE),
     )
+
+
+def _boundary(index: Path) -> float:
+    """Return the noise level at which a pipeline's experts take turns, by its index or as usual."""
+    found = json.loads(index.read_text()).get("boundary_ratio") if index.is_file() else None
+    return BOUNDARY if found is None else found
 
 
 def shipped_for(num_steps: int | None) -> str:

@@ -31,6 +31,10 @@ class VaeConfig(Config):
     """Name of the number of latent channels in diffusers' configuration."""
     frames_at_once: ClassVar[int | None] = None
     """Frames that the network decodes in one run; None is all of a clip."""
+    pads_prior: ClassVar[bool] = False
+    """Whether networks over its latents are conditioned on those of a whole clip that is gray after
+    the first frame, which the cache then holds beside a clip's own; else on the first latent frame
+    alone."""
     has_patch_code: ClassVar[bool] = False
     """Whether a VAE can be trained from scratch: its encoder has a closed form (`patch_code`)."""
 

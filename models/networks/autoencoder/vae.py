@@ -51,7 +51,7 @@ class VideoVae(nn.Module):
         self.patch_decoder = patch_decoder
         config, family = autoencoder.config, vae_of(autoencoder)
         channels = config[family.channels_key]
-        self.family = family.family()
+        self.family, self.pads_prior = family.family(), family.pads_prior
         self.time_compression, self.space_compression = self.family.compression(config)
         self.autoencoder: Any = autoencoder
         self.register_buffer("mean", torch.zeros(channels) if mean is None else mean)
@@ -105,6 +105,24 @@ class VideoVae(nn.Module):
             return self.patch_decoder
         return self.family.decoder(self.autoencoder)
 
+    def image_prior(
+        self,
+        pixels: Float[Tensor, "b 3 t y x"],
+        latents: Float[Tensor, "b c k h w"],
+        num_frames: int,
+    ) -> Float[Tensor, "b c f h w"]:
+        """Return what a clip of so many frames is conditioned on, normalised.
+
+        `pixels` begin with its first frame, and `latents` are theirs. It is their first latent
+        frame, or for networks that expect it the latents of the first frame and gray frames after
+        it: f is 1, or all latent frames.
+        """
+        if not self.pads_prior:
+            return latents[:, :, :1]
+        first = pixels[:, :, :1]
+        gray = torch.zeros_like(first).expand(-1, -1, num_frames - 1, -1, -1)
+        return self.encode(torch.cat([first, gray], dim=2))
+
     def latent_frames(self, num_frames: int) -> int:
         """Return the latent frames of a clip."""
         return (num_frames - 1) // self.time_compression + 1
@@ -134,8 +152,16 @@ class VideoVae(nn.Module):
         directory = Path(directory)
         family = vae_named(json.loads((directory / CONFIG).read_text()).get("_class_name"))
         autoencoder = family.family().network.from_pretrained(directory, torch_dtype=torch.float32)
-        statistics = _load_statistics(directory, autoencoder)
-        return cls(autoencoder, **statistics, patch_decoder=_load_patch_decoder(directory)).eval()
+        mean, std = cls.statistics_of(autoencoder)
+        if (directory / STATISTICS).is_file():
+            mean, std = map(load_file(directory / STATISTICS).get, ("mean", "std"))
+        return cls(autoencoder, mean, std, _load_patch_decoder(directory)).eval()
+
+    @staticmethod
+    def statistics_of(autoencoder: ModelMixin) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+        """Return mean and standard deviation of the latents, by diffusers' configuration."""
+        family, config = vae_of(autoencoder), autoencoder.config
+        return family.family().statistics(config, config[family.channels_key])
 
     @property
     def fingerprint(self) -> str:
@@ -151,14 +177,6 @@ class VideoVae(nn.Module):
     @staticmethod
     def _channels(values: Tensor) -> Tensor:
         return values.view(1, -1, 1, 1, 1)
-
-
-def _load_statistics(directory: Path, autoencoder: ModelMixin) -> dict[str, Tensor]:
-    if (directory / STATISTICS).is_file():
-        return load_file(directory / STATISTICS)
-    family, config = vae_of(autoencoder), autoencoder.config
-    mean, std = family.family().statistics(config, config[family.channels_key])
-    return {"mean": mean, "std": std}
 
 
 def forget_origin(path: Path) -> None:
