@@ -189,6 +189,19 @@ def test_every_magic141_recipe_fits_on_its_gpus(name: str) -> None:
     assert network.bytes * made.recipe.cluster.num_workers == pytest.approx(2 * 12.82e9, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("name", "billions"), [("wan21-i2v-4step-32xh100", 16.4), ("wan22-i2v-4step-32xh100", 14.3)]
+)
+def test_every_wan_recipe_fits_on_its_gpus(name: str, billions: float) -> None:
+    made = plan(load_recipe(name))
+    assert made.fits, format_plan(made)
+    network = next(row for row in made.held if row.kind == "parameters")
+    assert network.bytes * 32 == pytest.approx(2e9 * billions, rel=0.01)
+    assert made.sample.video_tokens == 21 * 30 * 52, "81 frames of 480 x 832"
+    steps = made.updates[0].forwards[0].repeats
+    assert steps == (4 if billions > 15 else 2), "an expert has its own steps alone"
+
+
 def test_parameters_that_stay_whole_are_planned() -> None:
     recipe = load_recipe(PORTRAIT)
     rows = {

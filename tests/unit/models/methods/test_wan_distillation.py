@@ -32,7 +32,7 @@ def test_the_tiny_wan_is_distilled_weak_to_strong(interval) -> None:
         role: torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-3)
         for role, module in roles.items()
     }
-    scores, truths = [], []
+    truths = []
     for cycle in range(6):
         for number, role in enumerate(method.updates(cycle)):
             with method.prepared_for(role):
@@ -44,9 +44,7 @@ def test_the_tiny_wan_is_distilled_weak_to_strong(interval) -> None:
             if role == "generator":
                 assert loss.terms["score_gap"] > 0
                 truths.append(loss.terms["ground_truth"].item())
-            else:
-                scores.append(loss.terms["fake_score"].item())
-    assert truths[-1] < truths[0] and scores[-1] < scores[0]
+    assert truths[-1] < truths[0]
     for role, module in roles.items():
         now = torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
         assert (now != start[role]).float().mean() > 0.9, f"{role}: nearly all of it is trained"

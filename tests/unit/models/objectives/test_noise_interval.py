@@ -40,7 +40,7 @@ def test_an_expert_without_a_step_is_refused() -> None:
 @pytest.mark.parametrize("interval", [HIGH, LOW])
 def test_scores_are_compared_at_the_experts_levels_alone(interval) -> None:
     u = torch.linspace(0, 1, 101)
-    sigma = score_sigma(interval.narrowed(u, 5.0), 5.0, 0, 1)
+    sigma = score_sigma(interval.narrowed(u, 5.0), 5.0, 0.0, 1.0)
     assert sigma.min() == pytest.approx(interval.min, abs=1e-6)
     assert sigma.max() == pytest.approx(interval.max, abs=1e-6)
     assert len(sigma.unique()) == 101, "none is at the boundary because it was cut there"
