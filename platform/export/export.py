@@ -93,7 +93,8 @@ def export(
         null = _null_prompt(recipe)
         experts: dict[str, Any] = {}
         if low_noise is not None:
-            experts = _write_low_noise(low_noise, recipe, partial, runs, dtype, role, ema=ema)
+            low, at = find_checkpoint(low_noise, runs, say)
+            experts = _write_low_noise(low, at, recipe, partial, dtype, role, ema=ema)
         write_stock_parts(partial, module.transformer, sampler_of(recipe), vae, null, experts)
         if encoders is not None:
             PromptEncoder.load(encoders, DTYPES[dtype], int8=dtype == "int8").save(partial)
@@ -115,18 +116,24 @@ def export(
 
 
 def _write_low_noise(
-    source: str, high: Recipe, folder: Path, runs: str, dtype: DtypeName, role: str, *, ema: bool
+    run: RunDirectory,
+    checkpoint: Path,
+    high: Recipe,
+    folder: Path,
+    dtype: DtypeName,
+    role: str,
+    *,
+    ema: bool,
 ) -> dict[str, Any]:
     """Write the expert for low noise levels; return the arguments of a pipeline of both.
 
     Raises ExportError where the runs are not of two experts that take turns at one noise level.
     """
-    run, checkpoint = find_checkpoint(source, runs, print)
     recipe = run.recipe()
     (start, end), (low_start, low_end) = high.method.noise_levels, recipe.method.noise_levels
     if not (low_start == 0 < low_end == start < end == 1):
         raise ExportError(
-            f"--low_noise {source}: its noise levels are {low_start:g} to {low_end:g} and those of "
+            f"--low_noise {run.path.name}: its noise levels are {low_start:g} to {low_end:g} and those of "
             f"the exported run {start:g} to {end:g}; give two runs whose method.interval meet"
         )
     module = _network(recipe, role)

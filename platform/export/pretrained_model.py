@@ -115,7 +115,6 @@ def find_pretrained(
     text = transformer.parent if (transformer.parent / "text_encoder").is_dir() else None
     if text is None and recipe and recipe.data.prompts:
         text = Path(recipe.data.prompts.encoder)
-    low = transformer.parent / LOW_NOISE
     return Pretrained(
         transformer,
         _find_vae(transformer, recipe, vae),
@@ -124,9 +123,15 @@ def find_pretrained(
         recipe.data.null_text.num_tokens if recipe else 1,
         Path(encoders) if encoders else text,
         "int8" if is_int8(transformer) else None,
-        low if transformer.name == TRANSFORMER and (low / CONFIG).is_file() else None,
+        _low_noise(transformer),
         _boundary(transformer.parent / PIPELINE),
     )
+
+
+def _low_noise(transformer: Path) -> Path | None:
+    """Return the folder of the other expert beside one for high noise levels, if there is one."""
+    low = transformer.parent / LOW_NOISE
+    return low if transformer.name == TRANSFORMER and (low / CONFIG).is_file() else None
 
 
 def _boundary(index: Path) -> float:
@@ -166,7 +171,13 @@ def find_teacher(model: Pretrained) -> Pretrained:
         teacher = find_weights(recipe.model.teacher, "model.teacher").resolve()
     except FileNotFoundError as error:
         raise ExplainedError(str(error)) from None
-    return replace(model, transformer=teacher, sampler=_sampler(teacher, recipe))
+    return replace(
+        model,
+        transformer=teacher,
+        sampler=_sampler(teacher, recipe),
+        low_noise=_low_noise(teacher),
+        boundary=_boundary(teacher.parent / PIPELINE),
+    )
 
 
 def _find_transformer(location: str, runs: str) -> Path:
