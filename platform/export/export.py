@@ -133,8 +133,9 @@ def _write_low_noise(
     (start, end), (low_start, low_end) = high.method.noise_levels, recipe.method.noise_levels
     if not (low_start == 0 < low_end == start < end == 1):
         raise ExportError(
-            f"--low_noise {run.path.name}: its noise levels are {low_start:g} to {low_end:g} and those of "
-            f"the exported run {start:g} to {end:g}; give two runs whose method.interval meet"
+            f"--low_noise {run.path.name}: its noise levels are {low_start:g} to {low_end:g} and "
+            f"those of the exported run {start:g} to {end:g}; give two runs whose method.interval "
+            "meet"
         )
     module = _network(recipe, role)
     averaged = ema and (checkpoint / EMA).is_dir()

@@ -93,6 +93,6 @@ def test_both_experts_sample_in_one_pipeline_and_each_its_own_steps(tmp_path: Pa
 def test_runs_that_are_not_of_two_experts_are_not_joined(tmp_path: Path, interval) -> None:
     high = run_of(tmp_path, "high", 1, "--method.interval.min", "0.9")
     other = run_of(tmp_path, "other", 2, f"--method.interval.{interval[0]}", interval[1])
-    with pytest.raises(ExportError, match=r"give two runs whose method\.interval meet"):
+    with pytest.raises(ExportError, match=r"those of the exported run 0\.9 to 1; give two runs"):
         export(str(high), tmp_path / "both", dtype="fp32", low_noise=str(other))
     assert not (tmp_path / "both").exists()
