@@ -29,6 +29,8 @@ class Arguments(Config):
     """Numbers of the files; int8 holds the linears' weights as integers and the rest in bf16."""
     encoders: Annotated[LocalFile | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of diffusers whose text encoders are written too, in the same numbers."""
+    low_noise: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN|CHECKPOINT")] = None
+    """Run of the expert for low noise levels, such as Wan 2.2's second, which is written too."""
     lora_only: Switch = False
     """Write the weak-to-strong LoRA alone, which goes on the teacher."""
     runs: LocalPath = "runs"
@@ -56,6 +58,7 @@ def main() -> None:
             ema=not args.no_ema,
             dtype=args.dtype,
             encoders=args.encoders,
+            low_noise=args.low_noise,
             say=logs.say,
         )
     except (ExportError, FileNotFoundError, PathError) as error:

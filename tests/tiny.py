@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.wan.shapes import WanConfig
 from magicdistill.models.networks.conditioning.conditions import Conditions
 
 FIELDS: dict[str, Any] = {
@@ -37,3 +38,29 @@ def tiny_inputs() -> tuple[Tensor, Tensor, Conditions]:
         image_prior=torch.randn(1, 4, 1, 12, 12),
     )
     return torch.randn(1, 4, 3, 12, 12), torch.rand(1), conditions
+
+
+def tiny_wan(**changes: Any) -> WanConfig:
+    """Return the shapes of the smallest Wan."""
+    fields: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "attention_head_dim": 12,
+        "num_layers": 3,
+        "ffn_dim": 96,
+        "text_embed_dim": 6,
+        "latent_channels": 4,
+    }
+    return WanConfig(**fields | changes)
+
+
+def tiny_wan_inputs() -> tuple[Tensor, Tensor, Conditions]:
+    """Return latents of 3 x 4 x 8, which are 24 video tokens, their noise levels and conditions of
+    two prompts of different lengths."""
+    torch.manual_seed(1)
+    conditions = Conditions(
+        text=torch.randn(2, 5, 6),
+        text_mask=torch.arange(5) < torch.tensor([[5], [2]]),
+        pooled=torch.zeros(2, 0),
+        image_prior=torch.randn(2, 4, 1, 4, 8),
+    )
+    return torch.randn(2, 4, 3, 4, 8), torch.tensor([0.4, 0.7]), conditions

@@ -84,7 +84,13 @@ class LatentRow:
     """One window of a clip, encoded."""
 
     facts: RowFacts
-    latents: Float[Tensor, "c f h w"]
+    latents: Float[Tensor, "c f h w"] | Float[Tensor, "2 c f h w"]
+    """Those of the clip; for a VAE that pads the image prior, followed by those of the prior."""
+
+    @property
+    def own(self) -> Float[Tensor, "c f h w"]:
+        """The latents of the clip alone."""
+        return self.latents if self.latents.ndim == 4 else self.latents[0]
 
     @property
     def text_key(self) -> str:

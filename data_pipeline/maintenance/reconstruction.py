@@ -78,7 +78,7 @@ def reconstruct(
                 yield Reconstruction(clip.video.source_id, failure=windows.failure)
                 continue
             frames = frames_of(origins[key].index, windows.value, config)
-            latents = read_row(cache, by_key[key]).latents
+            latents = read_row(cache, by_key[key]).own
             yield Reconstruction(clip.video.source_id, _psnr_db(latents, frames, vae))
 
 

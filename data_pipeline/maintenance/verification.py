@@ -155,7 +155,7 @@ def _checked_rows(
         expected = shapes.setdefault(row.facts.bucket, row.latents.shape)
         if row.latents.shape != expected:
             raise CacheError(f"{where} is {tuple(row.latents.shape)}, not {tuple(expected)}")
-        moments.append(moments_of(row.latents))
+        moments.append(moments_of(row.own))
     return [entry["key"] for entry in entries], moments
 
 

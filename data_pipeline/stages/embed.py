@@ -13,8 +13,8 @@ from magicdistill.data_pipeline.latents.text_shards import TextRow, write_texts
 from magicdistill.data_pipeline.rows import ClipRow, digest
 from magicdistill.models.checksums import digest_ends
 from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT
+from magicdistill.models.networks.conditioning.encoder_folders import encoder_folders
 
-FOLDERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 PROMPT_SCHEMA = pa.schema([("key", pa.string()), ("prompt", pa.string())])
 
 
@@ -32,12 +32,13 @@ def encoder_fingerprint(directory: Path | str) -> str:
     """Return a hash of the encoders in a folder: names, sizes and both ends of all their files.
 
     Raises:
-        FileNotFoundError: if one of the four folders of encoders and tokenizers is missing.
+        FileNotFoundError: if one of the folders of encoders and tokenizers is missing.
     """
     root = Path(directory)
-    if missing := [name for name in FOLDERS if not (root / name).is_dir()]:
+    folders = encoder_folders(root)
+    if missing := [name for name in folders if not (root / name).is_dir()]:
         raise FileNotFoundError(f"text encoders {root}: no folder {', '.join(missing)}")
-    files = sorted(file for name in FOLDERS for file in (root / name).rglob("*") if file.is_file())
+    files = sorted(file for name in folders for file in (root / name).rglob("*") if file.is_file())
     return digest_ends(root, files)
 
 

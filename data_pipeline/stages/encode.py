@@ -105,7 +105,11 @@ class Encode:
     @torch.inference_mode()
     def _encode(self, batch: Sequence[tuple[RowFacts, Array]]) -> list[LatentRow]:
         clips = [frames for _, frames in batch]
-        latents = self._vae.encode(to_pixels(clips, self._device, self._compute_dtype))
+        pixels = to_pixels(clips, self._device, self._compute_dtype)
+        latents = self._vae.encode(pixels)
+        if self._vae.pads_prior:
+            prior = self._vae.image_prior(pixels, latents, pixels.shape[2])
+            latents = torch.stack([latents, prior], dim=1)
         stored = latents.to("cpu", self._stored_dtype)
         return [LatentRow(facts, row) for (facts, _), row in zip(batch, stored, strict=True)]
 

@@ -21,6 +21,18 @@ Velocity = Callable[[Tensor, Tensor, Conditions], Tensor]
 """A network as samplers and objectives see it: (x_sigma, one sigma per sample, conditions) -> v."""
 
 
+def by_noise_level(high: Velocity, low: Velocity, boundary: float) -> Velocity:
+    """Let one of two experts predict: `high` from the noise level `boundary` on, `low` below it.
+
+    All samples of a call have one noise level. Known: diffusers' pipelines of Wan 2.2.
+    """
+
+    def call(x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        return (high if sigma[0] >= boundary else low)(x, sigma, conditions)
+
+    return call
+
+
 def euler_step(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """Follow the velocity from sigma to sigma_next. Known: Magic141's public sampler."""
     return x + (sigma_next - sigma) * v

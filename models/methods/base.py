@@ -55,6 +55,11 @@ class MethodConfig(Config):
         return f"**Distillation{steps}** by `{self.name}`"
 
     @property
+    def noise_levels(self) -> tuple[float, float]:
+        """Smallest and largest noise level of its network; not 0 and 1 for one of two experts."""
+        return 0.0, 1.0
+
+    @property
     def uses_pairs(self) -> bool:
         """Whether it trains on noise-data pairs, which the recipe's `pairs` makes."""
         return False

@@ -54,6 +54,11 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         return self.sampler
 
     @property
+    def noise_levels(self) -> tuple[float, float]:
+        """The ends of its interval."""
+        return self.interval.min, self.interval.max
+
+    @property
     def uses_pairs(self) -> bool:
         """Whether it supervises a 1-step generator by pairs."""
         return self.pairs is not None
@@ -107,7 +112,7 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         """Return the rollout, the critic's updates and the generator's."""
         critic = self._critic_forwards()
         generator = self._generator_forwards(embeds=embeds)
-        steps = self.sampler.num_steps
+        steps = len(self.interval.steps(self.sampler))
         if self.share_rollout:
             return (
                 Update("rollout", (ForwardPass("generator", "rollout", repeats=steps),)),

@@ -9,9 +9,13 @@ from pydantic import PrivateAttr, field_validator
 
 from magicdistill.models.config import Config
 from magicdistill.models.locations import CONFIG, find_weights
+from magicdistill.models.networks.autoencoder.hunyuan_video import HunyuanVideoVaeConfig
+from magicdistill.models.networks.autoencoder.registry import AnyVae
+from magicdistill.models.networks.autoencoder.wan import WanVaeConfig
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.networks.backbones.registry import AnyBackbone
-from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
+from magicdistill.models.networks.backbones.wan.shapes import WanConfig
+from magicdistill.models.networks.config import PatchDecoderConfig
 from magicdistill.models.paths import LocalPath, PathError
 
 
@@ -19,7 +23,7 @@ class NetworkPreset(Config):
     """The networks of one model size."""
 
     transformer: AnyBackbone
-    vae: VaeConfig
+    vae: AnyVae
     patch_decoder: PatchDecoderConfig | None = None
 
 
@@ -47,7 +51,9 @@ PRESETS |= {
             pooled_projection_dim=64,
             num_text_tokens=4,
         ),
-        vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
+        vae=HunyuanVideoVaeConfig(
+            block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4
+        ),
         patch_decoder=PatchDecoderConfig(),
     ),
     "nano": NetworkPreset(  # the heads of a sequence group of 8, and little else
@@ -62,7 +68,9 @@ PRESETS |= {
             pooled_projection_dim=64,
             num_text_tokens=4,
         ),
-        vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
+        vae=HunyuanVideoVaeConfig(
+            block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4
+        ),
         patch_decoder=PatchDecoderConfig(),
     ),
     "magic141-13b": NetworkPreset(
@@ -77,9 +85,40 @@ PRESETS |= {
             pooled_projection_dim=768,
             num_text_tokens=256,
         ),
-        vae=VaeConfig(
+        vae=HunyuanVideoVaeConfig(
             block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32
         ),
+    ),
+    "wan-tiny": NetworkPreset(
+        transformer=WanConfig(
+            num_attention_heads=4,
+            attention_head_dim=24,
+            num_layers=4,
+            ffn_dim=256,
+            text_embed_dim=64,
+        ),
+        vae=WanVaeConfig(base_dim=8, num_res_blocks=1),
+    ),
+    "wan21-i2v-14b": NetworkPreset(
+        transformer=WanConfig(
+            num_attention_heads=40,
+            attention_head_dim=128,
+            num_layers=40,
+            ffn_dim=13824,
+            text_embed_dim=4096,
+            image_dim=1280,
+        ),
+        vae=WanVaeConfig(base_dim=96),
+    ),
+    "wan22-i2v-14b": NetworkPreset(  # each of its two experts
+        transformer=WanConfig(
+            num_attention_heads=40,
+            attention_head_dim=128,
+            num_layers=40,
+            ffn_dim=13824,
+            text_embed_dim=4096,
+        ),
+        vae=WanVaeConfig(base_dim=96),
     ),
 }
 PRESETS["hunyuan-i2v-13b"] = NetworkPreset(  # HunyuanVideo-I2V as published
@@ -94,8 +133,8 @@ class ModelConfig(Config):
     """The model of a recipe: a preset and where its weights are."""
 
     preset: str = "portrait-tiny"
-    """Shapes of the networks: portrait-tiny, nano, magic141-13b, hunyuan-i2v-13b, or a name that a
-    plugin registers."""
+    """Shapes of the networks: portrait-tiny, nano, magic141-13b, hunyuan-i2v-13b, wan-tiny,
+    wan21-i2v-14b, wan22-i2v-14b, or a name that a plugin registers."""
     vae: LocalPath | None = None
     """Folder of the VAE."""
     teacher: LocalPath | None = None

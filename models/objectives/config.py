@@ -109,6 +109,37 @@ class TeacherSamplerConfig(Config):
         return own.model_copy(update=self.model_dump(exclude_none=True))
 
 
+class NoiseInterval(Config):
+    """The noise levels at which a network works that is one of several experts, such as Wan 2.2's.
+
+    The lower end belongs to it, and the upper one only where it is 1. Known: diffusers' pipelines
+    of Wan give levels from `boundary_ratio` on to the first expert.
+    """
+
+    min: float = Field(default=0.0, ge=0, lt=1)
+    """Smallest noise level of the network."""
+    max: float = Field(default=1.0, gt=0, le=1)
+    """Noise level from which another network works; 1 is none."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "NoiseInterval":
+        demand_range(self.min, self.max)
+        return self
+
+    def steps(self, sampler: SamplerConfig) -> range:
+        """Return the steps of a sampler's grid that are in the interval."""
+        times = [1 - step / sampler.num_steps for step in range(sampler.num_steps)]
+        sigmas = [sampler.shift * u / (1 + (sampler.shift - 1) * u) for u in times]
+        inside = [self.min <= s and (s < self.max or self.max == 1) for s in sigmas]
+        first = inside.index(True) if any(inside) else 0
+        return range(first, first + sum(inside))
+
+    def narrowed(self, u: Any, shift: float) -> Any:
+        """Map uniform draws to those whose shifted noise levels are in the interval."""
+        low, high = (end / (shift - (shift - 1) * end) for end in (self.min, self.max))
+        return u if (low, high) == (0, 1) else low + (high - low) * u
+
+
 class GuidanceRange(Config):
     """Guidance scales that are drawn uniformly. All other code takes scales in the Ho form."""
 
@@ -211,6 +242,10 @@ class DistributionMatchingConfig(Config):
     lora: LoraConfig = LoraConfig()
     sampler: SamplerConfig = SamplerConfig()
     score_sigma: ScoreSigmaConfig = ScoreSigmaConfig()
+    interval: NoiseInterval = NoiseInterval()
+    """Noise levels of a network that is one of several experts: it is trained on the sampler's
+    steps and on scores in there alone. Where the first steps are another's, its rollouts begin at
+    data with noise."""
     num_fake_updates: int = Field(default=5, ge=1)
     """Number of critic updates for each generator update."""
     warmup_cycles: int = Field(default=0, ge=0)
@@ -235,6 +270,15 @@ class DistributionMatchingConfig(Config):
     def _pairs_are_for_one_step(self) -> "DistributionMatchingConfig":
         if self.pairs is not None and (self.sampler.num_steps, self.share_rollout) != (1, True):
             raise ValueError("pairs: they need sampler.num_steps 1 and share_rollout true")
+        return self
+
+    @model_validator(mode="after")
+    def _an_expert_has_steps(self) -> "DistributionMatchingConfig":
+        if not self.interval.steps(self.sampler):
+            raise ValueError(
+                f"interval: no step of the sampler is from {self.interval.min:g} to "
+                f"{self.interval.max:g}; give more sampler.num_steps"
+            )
         return self
 
     @property

@@ -80,7 +80,9 @@ class DistributionMatching(Method):
         )
         self.generator, self.critic = generator, critic
         self.shares_batch = config.share_rollout
-        self.rollouts = Rollouts(config.sampler, shared=config.share_rollout)
+        self.rollouts = Rollouts(
+            config.sampler, shared=config.share_rollout, interval=config.interval
+        )
 
     def updates(self, cycle: int) -> Sequence[str]:
         """Update the critic `num_fake_updates` times, then the generator once after warm-up."""
@@ -169,7 +171,8 @@ class DistributionMatching(Method):
 
     def _noise(self, x0: Tensor, rng: Rng, stream: str) -> Noised:
         law = self.config.score_sigma
-        sigma = score_sigma(rng.uniform(f"{stream}-sigma"), law.shift, law.min, law.max)
+        u = self.config.interval.narrowed(rng.uniform(f"{stream}-sigma"), law.shift)
+        sigma = score_sigma(u, law.shift, law.min, law.max)
         return noised(x0, rng.normal(f"{stream}-eps", x0.shape[1:]), sigma)
 
     def _critic_loss(self, inputs: LossInputs, x_hat: Tensor) -> Loss:

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from magicdistill.models.diffusion.flow import sigma_grid
+from magicdistill.models.diffusion.flow import add_noise, sigma_grid
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity, rollout
-from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.objectives.config import NoiseInterval, SamplerConfig
 from magicdistill.models.objectives.types import Batch
 from magicdistill.models.profiling import span
 
@@ -29,8 +29,12 @@ class Rollouts:
     sample at its own step, and the generator does not change before the cycle's last update.
     """
 
-    def __init__(self, sampler: SamplerConfig, *, shared: bool) -> None:
+    def __init__(
+        self, sampler: SamplerConfig, *, shared: bool, interval: NoiseInterval | None = None
+    ) -> None:
+        """Take the noise levels of the network, which by default are all of the sampler's."""
         self.sampler, self.shared = sampler, shared
+        self.steps = (interval or NoiseInterval()).steps(sampler)
         self._cycle = -1
         self._kept: dict[tuple[int, ...], list[Visit]] = {}
 
@@ -40,7 +44,7 @@ class Rollouts:
 
     def visit(self, generator: Velocity, batch: Batch, rng: Rng) -> Visit:
         """Return the network call at the update's grid index."""
-        num_steps = self.sampler.num_steps
+        num_steps = len(self.steps)
         index = rng.shared_index("grid", num_steps)
         if not self.shared:
             return self._run(generator, batch, rng, index + 1)[index]
@@ -56,10 +60,14 @@ class Rollouts:
     def _run(self, generator: Velocity, batch: Batch, rng: Rng, num_steps: int) -> list[Visit]:
         shape, device = batch.x0.shape[1:], batch.x0.device
         assert batch.conditions is not None
+        sigmas = sigma_grid(self.sampler.num_steps, self.sampler.shift, device)[self.steps.start :]
+        start = batch.pair.noise if batch.pair else rng.normal("noise", shape)
+        if self.steps.start:  # another expert makes the steps before
+            start = add_noise(batch.x0, start, sigmas[0].expand(len(start)))
         visited = rollout(
             generator,
-            batch.pair.noise if batch.pair else rng.normal("noise", shape),
-            sigma_grid(self.sampler.num_steps, self.sampler.shift, device),
+            start,
+            sigmas,
             batch.conditions,
             sampler=self.sampler.name,
             fresh_noise=lambda step: rng.normal(f"fresh-{step}", shape),

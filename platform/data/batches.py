@@ -131,20 +131,20 @@ def collate(
     device: torch.device | str,
     dropped: Sequence[bool] | None = None,
 ) -> Batch:
-    """Read rows of a cache as a batch; the first latent frame is the image prior.
+    """Read rows of a cache as a batch.
 
+    The first latent frame is the image prior, unless the cache holds another one.
     Rows marked in `dropped` get the null prompt instead of their own.
     """
     read = [cache.read(row) for row in rows]
     x0 = torch.stack([row.latents for row in read]).float().to(device)
+    x0, prior = x0.unbind(1) if x0.ndim == 6 else (x0, x0[:, :, :1])
     keys = [row.text_key for row in read]
     if dropped is not None:
         keys = [NULL_TEXT if drop else key for key, drop in zip(keys, dropped, strict=True)]
     prompts = [cache.text(key) for key in keys]
-    conditions = _conditions(prompts, x0[:, :, :1])
-    return Batch(
-        x0, conditions, positions, null=_conditions([cache.text()] * len(read), x0[:, :, :1])
-    )
+    null = _conditions([cache.text()] * len(read), prior)
+    return Batch(x0, _conditions(prompts, prior), positions, null=null)
 
 
 def _conditions(texts: Sequence[TextRow], image_prior: torch.Tensor) -> Conditions:

@@ -1,13 +1,13 @@
 """Write a transformer as a pipeline that unmodified diffusers can sample from."""
 
 import copy
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
-from diffusers import AutoencoderKLHunyuanVideo, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
@@ -32,22 +32,28 @@ def write_stock_parts(
     sampler: SamplerConfig,
     vae: VideoVae | None,
     null: Conditions | None,
+    experts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a pipeline except for its transformer, which may have no storage, and its encoders.
 
     The null prompt's tensors have the names of the pipeline's arguments. Where diffusers has no
-    pipeline for the backbone, only the parts are written.
+    pipeline for the backbone, only the parts are written. `experts` are further arguments of a
+    pipeline with two transformers.
     """
     parts: dict[str, Any] = {"scheduler": stock_scheduler(sampler)}
     parts["vae"] = stock_vae(vae) if vae else None
-    if (name := family_of(transformer).pipeline_of(transformer.config)) is not None:
+    name = family_of(transformer).pipeline_of(transformer.config)
+    takes: Mapping[str, Any] = {}
+    if name is not None:
         pipeline = getattr(diffusers, name)
         takes = signature(pipeline).parameters
         encoders: dict[str, Any] = {encoder: None for encoder in ENCODERS if encoder in takes}
-        pipeline(transformer=transformer, **parts, **encoders).save_config(folder)
-    for name, part in parts.items():
+        given = parts | encoders | dict(experts or {})
+        pipeline(transformer=transformer, **given).save_config(folder)
+        takes = signature(pipeline.__call__).parameters
+    for part_name, part in parts.items():
         if part is not None:
-            part.save_pretrained(folder / name)
+            part.save_pretrained(folder / part_name)
     if vae:
         forget_origin(folder / "vae" / "config.json")
     if null is not None:
@@ -56,7 +62,8 @@ def write_stock_parts(
             "prompt_attention_mask": null.text_mask,
             "pooled_prompt_embeds": null.pooled,
         }
-        save_file(tensors, folder / NULL_PROMPT_FILE)
+        taken = {key: value for key, value in tensors.items() if name is None or key in takes}
+        save_file(taken, folder / NULL_PROMPT_FILE)
 
 
 def stock_scheduler(sampler: SamplerConfig) -> FlowMatchEulerDiscreteScheduler:
@@ -76,7 +83,7 @@ def write_pipeline_lora(folder: Path) -> None:
     save_file(named, folder / PIPELINE_LORA, {"format": "pt"})
 
 
-def stock_vae(vae: VideoVae) -> AutoencoderKLHunyuanVideo | PatchDecodedAutoencoder:
+def stock_vae(vae: VideoVae) -> ModelMixin:
     """Return the VAE as a pipeline takes it: diffusers' class, or ours with a patch decoder."""
     autoencoder = stock_autoencoder(vae)
     if vae.patch_decoder is None:
@@ -84,21 +91,11 @@ def stock_vae(vae: VideoVae) -> AutoencoderKLHunyuanVideo | PatchDecodedAutoenco
     return PatchDecodedAutoencoder.of(vae, autoencoder)
 
 
-@torch.no_grad()
-def stock_autoencoder(vae: VideoVae) -> AutoencoderKLHunyuanVideo:
-    """Fold the statistics of the latents into the weights, so that a scaling factor s normalises.
+def stock_autoencoder(vae: VideoVae) -> Any:
+    """Return diffusers' network, whose own configuration normalises the latents as the VAE does.
 
-    With k = s * std the encoder gives (z - mean) / k, and the decoder takes it. A patch decoder
-    has no place in it (`PatchDecodedAutoencoder`).
+    A patch decoder has no place in it (`PatchDecodedAutoencoder`).
     """
     autoencoder = copy.deepcopy(vae.autoencoder)
-    encode: Any = autoencoder.quant_conv
-    decode: Any = autoencoder.post_quant_conv
-    k = vae.std * autoencoder.config["scaling_factor"]
-    num = len(k)
-    encode.bias[:num].sub_(vae.mean).div_(k)
-    encode.weight[:num].div_(k.view(-1, 1, 1, 1, 1))
-    encode.bias[num:].sub_(2 * k.log())
-    decode.bias.add_(decode.weight.flatten(1) @ vae.mean)
-    decode.weight.mul_(k.view(1, -1, 1, 1, 1))
+    vae.family.with_statistics(autoencoder, vae.mean, vae.std)
     return autoencoder

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ from magicdistill.platform.export.diffusers_pipeline import (
 )
 from magicdistill.platform.export.dtypes import DTYPES, DtypeName
 from magicdistill.platform.export.model_card import lora_card, model_card
-from magicdistill.platform.export.pretrained_model import sampler_of
+from magicdistill.platform.export.pretrained_model import LOW_NOISE, sampler_of
 from magicdistill.platform.planning.preflight import demand_fitting_weights
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.runs.run_lock import RunInUseError, locked
@@ -60,6 +61,7 @@ def export(
     ema: bool = True,
     dtype: DtypeName = "fp16",
     encoders: Path | None = None,
+    low_noise: str | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -68,8 +70,9 @@ def export(
     `source` is a run (path, name in `runs`, or `latest`) or the folder of a checkpoint. If the
     checkpoint has no averaged weights (`schedule.ema_decay`), the last weights are written. Only
     one file of the output is in memory at a time, and the folder appears when it is complete.
-    `encoders` is a diffusers folder whose text encoders are also written, in the same dtype; they
-    are in memory whole.
+    `low_noise` is the run, or the checkpoint, of the expert for low noise levels, which is written
+    beside the other. `encoders` is a diffusers folder whose text encoders are also written, in the
+    same dtype; they are in memory whole.
 
     Raises ExportError if the folder is not empty, the checkpoint is damaged, or the role has no
     network of its own; FileNotFoundError if there is no such run.
@@ -90,7 +93,11 @@ def export(
             _quantise(folder)
         vae = _load_vae(recipe, say)
         null = _null_prompt(recipe)
-        write_stock_parts(partial, module.transformer, sampler_of(recipe), vae, null)
+        experts: dict[str, Any] = {}
+        if low_noise is not None:
+            low, at = find_checkpoint(low_noise, runs, say)
+            experts = _write_low_noise(low, at, recipe, partial, dtype, role, ema=ema)
+        write_stock_parts(partial, module.transformer, sampler_of(recipe), vae, null, experts)
         if encoders is not None:
             PromptEncoder.load(encoders, DTYPES[dtype], int8=dtype == "int8").save(partial)
         family = family_of(module.transformer)
@@ -108,6 +115,37 @@ def export(
         shutil.copy(run.recipe_path, partial)
     kind = "averaged" if averaged else "last"
     say(f"{run.path.name}, cycle {cycle}: the {kind} weights of the {role} are in {directory}")
+
+
+def _write_low_noise(
+    run: RunDirectory,
+    checkpoint: Path,
+    high: Recipe,
+    folder: Path,
+    dtype: DtypeName,
+    role: str,
+    *,
+    ema: bool,
+) -> dict[str, Any]:
+    """Write the expert for low noise levels; return the arguments of a pipeline of both.
+
+    Raises ExportError where the runs are not of two experts that take turns at one noise level.
+    """
+    recipe = run.recipe()
+    (start, end), (low_start, low_end) = high.method.noise_levels, recipe.method.noise_levels
+    if not (low_start == 0 < low_end == start < end == 1):
+        raise ExportError(
+            f"--low_noise {run.path.name}: its noise levels are {low_start:g} to {low_end:g} and "
+            f"those of the exported run {start:g} to {end:g}; give two runs whose method.interval "
+            "meet"
+        )
+    module = _network(recipe, role)
+    averaged = ema and (checkpoint / EMA).is_dir()
+    read = _reader(role_weights(checkpoint / (EMA if averaged else role)), module, DTYPES[dtype])
+    write_transformer(module.transformer, folder / LOW_NOISE, read, DTYPES[dtype])
+    if dtype == "int8":
+        _quantise(folder / LOW_NOISE)
+    return {LOW_NOISE: module.transformer, "boundary_ratio": start}
 
 
 def export_lora(

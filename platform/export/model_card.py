@@ -163,7 +163,7 @@ def model_card(
         entry=f"; the image enters by\n`{layout}`" if layout else "",
         facts=_facts(run, cycle, facts),
         measured="\n".join(_measured(run, cycle)) or "Nothing.",
-        use=_use(recipe, pipeline, patch_decoder=patch_decoder).rstrip(),
+        use=_use(recipe, pipeline, family.stock_call, patch_decoder=patch_decoder).rstrip(),
         licence=_licence(recipe),
     )
 
@@ -201,11 +201,13 @@ def _facts(run: RunDirectory, cycle: int, own: dict[str, str]) -> str:
     return "\n".join(f"| {name} | {value or 'not recorded'} |" for name, value in facts.items())
 
 
-def _use(recipe: Recipe, pipeline: str | None, *, patch_decoder: bool) -> str:
+def _use(
+    recipe: Recipe, pipeline: str | None, stock_call: str | None, *, patch_decoder: bool
+) -> str:
     if pipeline is None:
         return OWN_USE
     bucket, sampler = recipe.data.bucket, sampler_of(recipe)
-    text = USE.format(
+    text = (stock_call or USE).format(
         pipeline=pipeline,
         imports=OWN_VAE if patch_decoder else "",
         width=bucket.width,

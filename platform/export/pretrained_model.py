@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.locations import (
     CONFIG,
+    PIPELINE,
     PROJECT,
     demand_supported,
     find_weights,
@@ -29,6 +30,11 @@ from magicdistill.platform.runs.run_directory import resolve_root
 ASSETS = PROJECT / "assets"
 STUDENT_STEPS = (1, 4)
 """Numbers of steps of the students that come with the project."""
+TRANSFORMER, LOW_NOISE = "transformer", "transformer_2"
+"""Folders of a pipeline of diffusers: the transformer, or the expert for high noise levels, and the
+one for low levels."""
+BOUNDARY = 0.9
+"""Noise level at which the experts of Wan 2.2 I2V-A14B take turns. Known: its pipeline's index."""
 MODEL = "model"
 """Folder of a run that holds its finished generator."""
 Dtype = Literal["fp32", "bf16", "int8"]
@@ -51,6 +57,10 @@ class Pretrained:
     """Folder of the text encoders; without it only the null prompt can be used."""
     dtype: Dtype | None = None
     """Dtype of the transformer; None is bf16 on GPUs and fp32 on CPUs."""
+    low_noise: Path | None = None
+    """Folder of the expert for low noise levels, where the transformer is that for high ones."""
+    boundary: float = BOUNDARY
+    """Noise level from which on the transformer works where there are two experts."""
     offload: bool = False
     """Keep the transformer in host memory and copy each layer to the GPU while it computes."""
 
@@ -117,7 +127,21 @@ def find_pretrained(
         recipe.data.null_text.num_tokens if recipe else 1,
         Path(encoders) if encoders else text,
         "int8" if is_int8(transformer) else None,
+        _low_noise(transformer),
+        _boundary(transformer.parent / PIPELINE),
     )
+
+
+def _low_noise(transformer: Path) -> Path | None:
+    """Return the folder of the other expert beside one for high noise levels, if there is one."""
+    low = transformer.parent / LOW_NOISE
+    return low if transformer.name == TRANSFORMER and (low / CONFIG).is_file() else None
+
+
+def _boundary(index: Path) -> float:
+    """Return the noise level at which a pipeline's experts take turns, by its index or as usual."""
+    found = json.loads(index.read_text()).get("boundary_ratio") if index.is_file() else None
+    return BOUNDARY if found is None else found
 
 
 def shipped_for(num_steps: int | None) -> str:
@@ -152,7 +176,13 @@ def find_teacher(model: Pretrained) -> Pretrained:
         teacher = find_weights(recipe.model.teacher, "model.teacher").resolve()
     except (FileNotFoundError, RecipeError) as error:
         raise ExplainedError(str(error)) from None
-    return replace(model, transformer=teacher, sampler=_sampler(teacher, recipe))
+    return replace(
+        model,
+        transformer=teacher,
+        sampler=_sampler(teacher, recipe),
+        low_noise=_low_noise(teacher),
+        boundary=_boundary(teacher.parent / PIPELINE),
+    )
 
 
 def _find_transformer(location: str, runs: str) -> Path:

@@ -28,6 +28,7 @@ from magicdistill.data_pipeline.rows import digest
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.context_windows import ContextWindows
 from magicdistill.models.diffusion.long_video import slide
+from magicdistill.models.diffusion.samplers import Velocity, by_noise_level
 from magicdistill.models.locations import is_int8
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.metrics.seams import SeamMeter, Seams
@@ -73,21 +74,30 @@ class VideoSampler:
     def __init__(self, model: Pretrained, device: str | None = None) -> None:
         self.model = model
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.velocity = self._velocity().eval().requires_grad_(False)
-        if model.offload:
-            offload_layers(self.velocity.transformer, self.device)
-        else:
-            self.velocity.to(self.device)
+        self.velocity = self._placed(model.transformer)
+        self.field: Velocity = self.velocity
+        """What is sampled: the network, or both experts by the noise level."""
+        if model.low_noise is not None:
+            low = self._placed(model.low_noise)
+            self.field = by_noise_level(self.velocity, low, model.boundary)
         self.vae = VideoVae.load(model.vae).to(self.device).requires_grad_(False)
 
-    def _velocity(self) -> VelocityModel:
+    def _placed(self, folder: Path) -> VelocityModel:
+        velocity = self._velocity(folder).eval().requires_grad_(False)
+        if self.model.offload:
+            offload_layers(velocity.transformer, self.device)
+        else:
+            velocity.to(self.device)
+        return velocity
+
+    def _velocity(self, folder: Path) -> VelocityModel:
         if self.model.dtype == "int8":
             try:
-                return VelocityModel(load_int8(self.model.transformer))
+                return VelocityModel(load_int8(folder))
             except ModuleNotFoundError as error:
                 raise ExplainedError(str(error)) from None
         name = self.model.dtype or ("bf16" if self.device == "cuda" else "fp32")
-        return VelocityModel(load_transformer(self.model.transformer)).to(DTYPES[name])
+        return VelocityModel(load_transformer(folder)).to(DTYPES[name])
 
     @cached_property
     def encoder(self) -> "PromptEncoder | None":
@@ -157,10 +167,11 @@ class VideoSampler:
         index: int,
     ) -> Tensor:
         known = self.vae.encode(start)
-        prompt, null = (replace(one, image_prior=known[:, :, :1]) for one in conditions)
-        shape = (known.shape[1], 1 + (num_frames - 1) // 4, *known.shape[3:])
+        prior = self.vae.image_prior(start, known, num_frames)
+        prompt, null = (replace(one, image_prior=prior) for one in conditions)
+        shape = (known.shape[1], self.vae.latent_frames(num_frames), *known.shape[3:])
         latents = generate(
-            self.velocity,
+            self.field,
             self.model.sampler,
             prompt,
             shape,
@@ -244,6 +255,7 @@ def describe(model: Pretrained, order: Order) -> str:
     """Return a hash of everything that decides the pixels of a video."""
     parts = (
         digest_weights(model.transformer),
+        *([digest_weights(model.low_noise), model.boundary] if model.low_noise else []),
         digest_weights(model.vae),
         model.sampler.model_dump_json(),
         model.buckets,

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from magicdistill.models.methods.forward_passes import ForwardPass, Update
+from magicdistill.models.networks.autoencoder.base import VaeConfig
 from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.platform.config.overrides import RecipeError, merge, validate
 from magicdistill.platform.config.recipe import Recipe
@@ -220,7 +221,7 @@ class Plan:
         if gpu is None or not self.video_operations:
             return None
         seconds = self.video_operations / (gpu.operations_per_s * self.inference_mfu)
-        return seconds / (num_frames(self.sample) / window.fps)
+        return seconds / (num_frames(self.sample, self.recipe.model.shapes.vae) / window.fps)
 
     @property
     def num_pair_actors(self) -> int:
@@ -322,7 +323,7 @@ def _plan(recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Update]
         peaks=_peaks(recipe, parts, updates, sample, num_samples),
         operations_per_cycle=sharing * per_sample,
         samples_per_cycle=num_read,
-        sample_bytes=_sample_bytes(sample),
+        sample_bytes=_sample_bytes(sample, recipe.model.shapes.vae),
         pair_operations=num_read * pair_operations(recipe.pairs, sample),
         pair_rows=pair_rows(recipe, parts, sample, num_samples),
         evaluation_rows=evaluation_rows(recipe, parts, sample),
@@ -338,7 +339,7 @@ def _sample(recipe: Recipe) -> Sample:
     samples = (
         sample_of(
             bucket,
-            recipe.model.shapes.transformer,
+            recipe.model.shapes,
             sequence_parallel=recipe.cluster.sequence_parallel,
             activation_bytes=number_bytes(recipe.engine),
             lora_rank=recipe.method.lora_rank,
@@ -377,11 +378,12 @@ def _peaks(
     return peaks
 
 
-def _sample_bytes(sample: Sample) -> float:
-    """Return what a cache stores of a sample: latents and its own prompt, in bf16."""
+def _sample_bytes(sample: Sample, vae: VaeConfig) -> float:
+    """Return what a cache stores of a sample: latents, a padded image prior, and its own prompt,
+    in bf16."""
     shapes = sample.shapes
     text = shapes.num_text_tokens * shapes.text_embed_dim + shapes.pooled_projection_dim
-    return 2.0 * (sample.latent_numel + text)
+    return 2.0 * ((1 + vae.pads_prior) * sample.latent_numel + text)
 
 
 def _remedies(

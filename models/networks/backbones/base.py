@@ -32,6 +32,9 @@ class BackboneConfig(Config):
     (b, n, d), so that a strength (b, 1, 1) broadcasts."""
     pipeline: ClassVar[str | None] = None
     """Name of diffusers' image-to-video pipeline, as which a network is exported."""
+    stock_call: ClassVar[str | None] = None
+    """Python of a model card that samples by that pipeline; None is that of HunyuanVideo. It may
+    have the fields {pipeline}, {width}, {height}, {num_frames}, {num_steps} and {guidance}."""
     patch: ClassVar[tuple[int, int, int]] = (1, 2, 2)
     """Latent frames, rows and columns of a token."""
     forward_workspace: ClassVar[float] = 18
@@ -59,6 +62,12 @@ class BackboneConfig(Config):
     latent_channels: int = 16
     guidance_embeds: bool = False
     """Whether the network takes the guidance scale as an input."""
+
+    @property
+    def joined_text_tokens(self) -> int:
+        """Text tokens that go through the blocks beside the video's: all, or 0 where the blocks
+        only attend to them."""
+        return self.num_text_tokens
 
     @classmethod
     @abstractmethod
@@ -166,8 +175,8 @@ class Sample:
 
     @property
     def own_tokens(self) -> int:
-        """Tokens that a rank holds: its share of the video's, and all of the longest text."""
-        return self.video_tokens // self.sequence_parallel + self.shapes.num_text_tokens
+        """Tokens that a rank holds: its share of the video's, and what is joined of the text."""
+        return self.video_tokens // self.sequence_parallel + self.shapes.joined_text_tokens
 
     @property
     def latent_numel(self) -> int:
@@ -195,7 +204,7 @@ class Sample:
         widths, in and out, of the linears that get a LoRA, in units of d. A multiplication and an
         addition are two operations.
         """
-        tokens, d = self.video_tokens + self.shapes.num_text_tokens, self.model_dim
+        tokens, d = self.video_tokens + self.shapes.joined_text_tokens, self.model_dim
         held = self.own_tokens * self.sequence_parallel
         return BlockCosts(
             count,

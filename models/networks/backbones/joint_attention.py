@@ -95,8 +95,12 @@ def project(
     return [(stream[0], stream[1]) for stream in (q, k, v)]
 
 
-def attend(q: Heads, k: Heads, v: Heads, text: TextMask | None, kernel: AttentionKernel) -> Heads:
+def attend(
+    q: Heads, k: TextHeads, v: TextHeads, text: TextMask | None, kernel: AttentionKernel
+) -> Heads:
     """Attend over all valid tokens, the text's last; the outputs of masked tokens are meaningless.
+
+    Keys may be other tokens than the queries where there is no mask.
 
     `sdpa` leaves the choice to torch and takes a mask. The other kernels get no mask: if there is
     one, they attend sample by sample over its valid tokens, which come first.

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.wan.shapes import WanConfig
 from magicdistill.models.registry import Registry
 
-BACKBONES = Registry("backbone", BackboneConfig, HunyuanVideoConfig)
+BACKBONES = Registry("backbone", BackboneConfig, HunyuanVideoConfig, WanConfig)
 AnyBackbone = Annotated[BackboneConfig, BACKBONES]
 """The type of a preset's field `transformer`."""
 

@@ -16,7 +16,8 @@ class Conditions:
     """Text and image conditions of a batch.
 
     text (b n d) and its mask (b n), valid tokens first; pooled text (b p); the image prior: the
-    first-frame latent (b c 1 h w), normalised like the latents, or None for text-to-video; and
+    first-frame latent (b c 1 h w), or that and those of gray frames after it
+    (`VideoVae.image_prior`), normalised like the latents, or None for text-to-video; and
     the image tokens (b m d) of the text encoder's vision branch, all valid, or None.
 
     The numbers of valid text tokens stay on the host, so that a forward never waits for a GPU to
@@ -26,7 +27,7 @@ class Conditions:
     text: Float[Tensor, "b n d"]
     text_mask: Bool[Tensor, "b n"]
     pooled: Float[Tensor, "b p"]
-    image_prior: Float[Tensor, "b c 1 h w"] | None = None
+    image_prior: Float[Tensor, "b c k h w"] | None = None
     image_tokens: Float[Tensor, "b m d"] | None = None
     text_lengths: tuple[int, ...] = ()
 
@@ -37,7 +38,7 @@ class Conditions:
     @classmethod
     def null(
         cls,
-        image_prior: Float[Tensor, "b c 1 h w"],
+        image_prior: Float[Tensor, "b c k h w"],
         *,
         num_tokens: int,
         text_dim: int,

@@ -1,6 +1,7 @@
 """Split over 1, 2 and 4 gloo ranks, the networks give what they give unsplit."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor, multiprocessing, nn
 
 from magicdistill.models.networks.attention import set_kernels
+from magicdistill.models.networks.backbones.base import BackboneConfig
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import checkpoint_blocks, lora_strength
 from magicdistill.models.networks.sequence_parallel import SequenceGroup, join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
-from tests.tiny import tiny_shapes
+from tests.tiny import tiny_shapes, tiny_wan
 
 NUM_RANKS = 4
 SIZES = (1, 2, 4)
@@ -39,10 +41,10 @@ def inputs(*lengths: int) -> tuple[Tensor, Conditions]:
     return torch.randn(2, 4, 3, 4, 8, requires_grad=True), conditions
 
 
-def critic() -> Critic:
+def critic(shapes: BackboneConfig = SHAPES) -> Critic:
     """A critic whose LoRA is not zero and whose base recomputes its blocks."""
     torch.manual_seed(0)
-    network = Critic(build_transformer(SHAPES), LoraConfig(rank=2), adversarial=True)
+    network = Critic(build_transformer(shapes), LoraConfig(rank=2), adversarial=True)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
@@ -112,6 +114,25 @@ def generator_through_the_critic(prepare: Prepare) -> list[Tensor]:
     return with_gradients(output, generator, x)
 
 
+def wan(prepare: Prepare) -> list[Tensor]:
+    torch.manual_seed(0)
+    network = VelocityModel(build_transformer(tiny_wan(image_dim=6)))
+    prepare(network)
+    x, conditions = inputs(2, 5)
+    tokens = replace(conditions, image_tokens=torch.randn(2, 3, 6))
+    return with_gradients(network(x, SIGMA, tokens), network, x)
+
+
+def discriminator_of_wan(prepare: Prepare) -> list[Tensor]:
+    network = critic(tiny_wan())
+    prepare(network)
+    x, conditions = inputs(2, 5)
+    with lora_strength(network, torch.tensor([0.25, 1.0])):
+        v = network.score(x, SIGMA, conditions)
+        logits = network.logits(x, SIGMA, conditions)
+    return with_gradients(torch.cat([logits.flatten(), v.flatten()]), network, x)
+
+
 SCENARIOS = (
     image_to_video,
     prompts_of_different_lengths,
@@ -119,6 +140,8 @@ SCENARIOS = (
     real_and_fake_score,
     discriminator,
     generator_through_the_critic,
+    wan,
+    discriminator_of_wan,
 )
 
 

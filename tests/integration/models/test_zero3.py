@@ -12,7 +12,7 @@ import torch
 from magicdistill.models.networks.transformer import build_transformer, load_transformer
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.checkpoints.role_weights import role_weights
-from tests.tiny import tiny_shapes
+from tests.tiny import tiny_shapes, tiny_wan
 
 ROOT = Path(__file__).parents[3]
 SMALL = tiny_shapes(num_single_layers=2)
@@ -31,7 +31,7 @@ LARGE = SMALL.model_copy(
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("zero3")
     torch.manual_seed(0)
-    for name, shapes in (("small", SMALL), ("large", LARGE)):
+    for name, shapes in (("small", SMALL), ("large", LARGE), ("wan", tiny_wan(image_dim=6))):
         save_transformer(
             build_transformer(shapes), folder / name, torch.float32, max_file_bytes=2**24
         )
@@ -77,19 +77,23 @@ def test_every_rank_lists_the_keys_that_do_not_fit(ranks):
 
 def test_the_sharded_network_equals_the_whole_one(ranks):
     assert [rank["sharded_minus_whole"] for rank in ranks] == [0, 0]
+    assert [rank["wan"]["sharded_minus_whole"] for rank in ranks] == [0, 0]
 
 
 def test_strengths_per_sample_work_on_shards_in_bfloat16(ranks):
-    for rank in ranks:
+    for rank in (*ranks, *(rank["wan"] for rank in ranks)):
         assert all(norm > 0 for norm in rank["norms"])
         assert rank["doubled_minus_two"] == 0
         assert rank["weak_minus_strong"] > 0
 
 
-def test_shards_are_written_as_a_diffusers_folder_and_as_a_checkpoint(ranks, folder):
-    model = load_transformer(folder / "model")
-    saved = role_weights(folder / "generator")
-    before = dict(load_transformer(folder / "small").named_parameters())
+@pytest.mark.parametrize(("start", "written"), [("small", "."), ("wan", "of-wan")])
+def test_shards_are_written_as_a_diffusers_folder_and_as_a_checkpoint(
+    ranks, folder, start, written
+):
+    model = load_transformer(folder / written / "model")
+    saved = role_weights(folder / written / "generator")
+    before = dict(load_transformer(folder / start).named_parameters())
     moved = 0.0
     for name, parameter in model.named_parameters():
         master = saved[f"transformer.{name}"]()

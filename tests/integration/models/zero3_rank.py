@@ -57,10 +57,10 @@ def own_memory_mib() -> float:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor, Conditions]:
+def inputs(pooled_dim: int = 6) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(2, 4, 2, 4, 4, generator=generator)
-    conditions = Conditions.null(x[:, :, :1], num_tokens=2, text_dim=6, pooled_dim=6)
+    conditions = Conditions.null(x[:, :, :1], num_tokens=2, text_dim=6, pooled_dim=pooled_dim)
     return x, torch.tensor([0.3, 0.8]), conditions
 
 
@@ -86,7 +86,7 @@ def wrong_keys(folder: Path) -> dict[str, Any]:
     return {"error": None}
 
 
-def scores(folder: Path, out: Path) -> dict[str, Any]:
+def scores(folder: Path, out: Path, pooled_dim: int = 6) -> dict[str, Any]:
     """Train and run the critic in bfloat16, attention kept, and save the generator."""
     config = DeepSpeedEngineConfig(zero_stage=3, precision="bf16")
     zero3, optimizer = placement(config), OptimizerConfig(lr=1e-2)
@@ -96,7 +96,7 @@ def scores(folder: Path, out: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     critic = Critic(base, LoraConfig(rank=2), adversarial=True, placement=zero3)
     engine = DeepSpeedEngine(config, critic, optimizer, 1)
-    x, sigma, conditions = inputs()
+    x, sigma, conditions = inputs(pooled_dim)
     norms = []
     for _ in range(3):
         with lora_strength(engine.module, STRENGTHS):
@@ -137,6 +137,7 @@ def main(folder: Path) -> None:
     found = memory_of_loading(folder / "large")
     found |= wrong_keys(folder / "small")
     found |= scores(folder / "small", folder)
+    found["wan"] = scores(folder / "wan", folder / "of-wan", pooled_dim=0)
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 

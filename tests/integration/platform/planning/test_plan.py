@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.backbones.base import Sample
+from magicdistill.models.networks.backbones.base import BackboneConfig, Sample
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig, Recompute
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
@@ -31,32 +31,42 @@ from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.planning.plan import Change, changed, plan
 from magicdistill.platform.planning.plan_table import format_plan, to_json
 from magicdistill.platform.planning.rehearsal import FLOPS
-from tests.tiny import tiny_inputs, tiny_shapes
+from tests.tiny import tiny_inputs, tiny_shapes, tiny_wan
 
 SHAPES = tiny_shapes(num_attention_heads=8, num_layers=3, num_single_layers=5, num_text_tokens=4)
+FAMILIES = {
+    "hunyuan-video": SHAPES,
+    "wan2.1": tiny_wan(attention_head_dim=24, num_layers=4, ffn_dim=192, image_dim=6),
+    "wan2.2": tiny_wan(attention_head_dim=24, num_layers=4, ffn_dim=192),
+}
 RANK = 4
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PORTRAIT = "magic141-4step-8xh100"
 
 
-def sample(precision: Precision = "fp32") -> Sample:
+def sample(precision: Precision = "fp32", shapes: BackboneConfig = SHAPES) -> Sample:
     size = DTYPES[precision].itemsize
-    return Sample(SHAPES, 3, 12, 12, activation_bytes=size, lora_rank=RANK)
+    return Sample(shapes, 3, 12, 12, activation_bytes=size, lora_rank=RANK)
 
 
 def generator(
-    precision: Precision, *, recompute: Recompute
+    precision: Precision, *, recompute: Recompute, shapes: BackboneConfig = SHAPES
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
-    network = VelocityModel(build_transformer(SHAPES)).to(DTYPES[precision])
+    network = VelocityModel(build_transformer(shapes)).to(DTYPES[precision])
     set_kernels(network, KernelsConfig(recompute_blocks=recompute))
     return network, lambda: network(*tiny_inputs())
 
 
-def critic(precision: Precision, *, recompute: Recompute) -> Critic:
-    network = Critic(build_transformer(SHAPES), LoraConfig(rank=RANK), adversarial=True)
+def critic(
+    precision: Precision, *, recompute: Recompute, shapes: BackboneConfig = SHAPES
+) -> Critic:
+    network = Critic(build_transformer(shapes), LoraConfig(rank=RANK), adversarial=True)
     network = network.to(DTYPES[precision])
     set_kernels(network, KernelsConfig(recompute_blocks=recompute))
     return network
+
+
+backbones = pytest.mark.parametrize("shapes", FAMILIES.values(), ids=FAMILIES)
 
 
 def measured(module: nn.Module, forward: Callable[[], Tensor]) -> int:
@@ -77,40 +87,43 @@ def measured(module: nn.Module, forward: Callable[[], Tensor]) -> int:
     )
 
 
+@backbones
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_the_generators_saved_activations_are_predicted(
-    precision: Precision, recompute: Recompute
+    precision: Precision, recompute: Recompute, shapes: BackboneConfig
 ) -> None:
-    module, forward = generator(precision, recompute=recompute)
+    module, forward = generator(precision, recompute=recompute, shapes=shapes)
     predicted = saved_bytes(
-        sample(precision), ForwardPass("generator", "", "weights"), recompute=recompute
+        sample(precision, shapes), ForwardPass("generator", "", "weights"), recompute=recompute
     )
     assert predicted == pytest.approx(measured(module, forward), rel=0.1)
 
 
+@backbones
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_the_critics_saved_activations_are_predicted(
-    precision: Precision, recompute: Recompute
+    precision: Precision, recompute: Recompute, shapes: BackboneConfig
 ) -> None:
-    module = critic(precision, recompute=recompute)
+    module = critic(precision, recompute=recompute, shapes=shapes)
     steps = {
         "velocity": ForwardPass("critic", "", "lora"),
         "logits": ForwardPass("critic", "", "weights", blocks="discriminator"),
     }
     for output, step in steps.items():
-        predicted = saved_bytes(sample(precision), step, recompute=recompute)
+        predicted = saved_bytes(sample(precision, shapes), step, recompute=recompute)
         kept = measured(module, lambda output=output: module(*tiny_inputs(), output=output))
         assert predicted == pytest.approx(kept, rel=0.1), output
 
 
+@backbones
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_a_gradient_through_the_frozen_critic_is_predicted(
-    precision: Precision, recompute: Recompute
+    precision: Precision, recompute: Recompute, shapes: BackboneConfig
 ) -> None:
-    module = critic(precision, recompute=recompute).requires_grad_(False)
+    module = critic(precision, recompute=recompute, shapes=shapes).requires_grad_(False)
     x, sigma, conditions = tiny_inputs()
     with lora_strength(module, 0.0):
         kept = measured(
@@ -118,7 +131,7 @@ def test_a_gradient_through_the_frozen_critic_is_predicted(
         )
     predicted = sum(
         saved_bytes(
-            sample(precision),
+            sample(precision, shapes),
             ForwardPass("critic", "", "inputs", blocks=blocks),
             recompute=recompute,
         )
@@ -127,13 +140,18 @@ def test_a_gradient_through_the_frozen_critic_is_predicted(
     assert predicted == pytest.approx(kept, rel=0.1)
 
 
+@backbones
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_operations_are_those_that_torch_counts(recompute: Recompute) -> None:
-    _, forward = generator("fp32", recompute=recompute)
+def test_operations_are_those_that_torch_counts(
+    recompute: Recompute, shapes: BackboneConfig
+) -> None:
+    _, forward = generator("fp32", recompute=recompute, shapes=shapes)
     ours = {op: FLOPS[op].__wrapped__ for op in FLOPS.keys() - flop_registry.keys()}
     with FlopCounterMode(display=False, custom_mapping=ours) as counter:
         forward().sum().backward()
-    predicted = operations(sample(), ForwardPass("generator", "", "weights"), recompute=recompute)
+    predicted = operations(
+        sample(shapes=shapes), ForwardPass("generator", "", "weights"), recompute=recompute
+    )
     assert predicted == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
@@ -169,6 +187,19 @@ def test_every_magic141_recipe_fits_on_its_gpus(name: str) -> None:
     assert made.fits, format_plan(made)
     network = next(row for row in made.held if row.kind == "parameters")
     assert network.bytes * made.recipe.cluster.num_workers == pytest.approx(2 * 12.82e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("wan21-i2v-4step-32xh100", 16.4), ("wan22-i2v-4step-32xh100", 14.3)]
+)
+def test_every_wan_recipe_fits_on_its_gpus(name: str, billions: float) -> None:
+    made = plan(load_recipe(name))
+    assert made.fits, format_plan(made)
+    network = next(row for row in made.held if row.kind == "parameters")
+    assert network.bytes * 32 == pytest.approx(2e9 * billions, rel=0.01)
+    assert made.sample.video_tokens == 21 * 30 * 52, "81 frames of 480 x 832"
+    steps = made.updates[0].forwards[0].repeats
+    assert steps == (4 if billions > 15 else 2), "an expert has its own steps alone"
 
 
 def test_parameters_that_stay_whole_are_planned() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DModel, WanTransformer3DModel
+from diffusers import LTXVideoTransformer3DModel, UNet2DModel
 
 from magicdistill.models.networks.backbones.hunyuan_video.network import HunyuanVideo
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
@@ -24,11 +24,13 @@ from magicdistill.models.networks.weights import save_transformer
 from tests.tiny import tiny_shapes
 
 ROOT = Path(__file__).parents[5]
-WAN = "WanTransformer3DModel"
+OTHER = "LTXVideoTransformer3DModel"
 ROOMS = ("models", "data_pipeline", "platform", "jobs")
 BACKBONES_ROOM = ROOT / "models" / "networks" / "backbones"
 OUTSIDE = {
-    "models/networks/autoencoder/vae.py",
+    "models/networks/autoencoder/hunyuan_video.py",
+    "models/networks/autoencoder/hunyuan_video_network.py",
+    "models/networks/autoencoder/registry.py",
     "models/networks/presets.py",  # their shapes
     "platform/export/model_card.py",  # the pipeline by whose text encoders prompts are embedded
 }
@@ -59,13 +61,13 @@ def test_a_folder_of_another_network_is_refused_in_a_sentence(load, tmp_path: Pa
     if load is load_int8:
         pytest.importorskip("torchao", reason="the extra int8 is not installed")
     with torch.device("meta"):
-        WanTransformer3DModel(num_layers=1).save_config(tmp_path)
+        LTXVideoTransformer3DModel(num_layers=1).save_config(tmp_path)
     with pytest.raises(ValueError) as refused:
         load(tmp_path)
     assert str(refused.value) == (
-        f"{tmp_path} holds weights of {WAN}, which is of no registered backbone; give weights of "
-        "HunyuanVideoTransformer3DModel, or name in `plugins` the module that registers its "
-        "backbone"
+        f"{tmp_path} holds weights of {OTHER}, which is of no registered backbone; give weights of "
+        f"{', '.join(family.class_name for family in BACKBONES)}, or name in `plugins` the module "
+        "that registers its backbone"
     )
 
 
