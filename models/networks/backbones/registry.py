@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.hunyuan_video15.shapes import HunyuanVideo15Config
 from magicdistill.models.registry import Registry
 
-BACKBONES = Registry("backbone", BackboneConfig, HunyuanVideoConfig)
+BACKBONES = Registry("backbone", BackboneConfig, HunyuanVideoConfig, HunyuanVideo15Config)
 AnyBackbone = Annotated[BackboneConfig, BACKBONES]
 """The type of a preset's field `transformer`."""
 
