@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import magicdistill
+from magicdistill.models.networks.autoencoder.registry import VAES
 from magicdistill.models.paths import PathError, local_path
 
 PROJECT = Path(magicdistill.__file__).resolve().parents[1]
@@ -11,9 +12,6 @@ CONFIG = "config.json"
 """File in a folder of weights that says how to build the network."""
 PIPELINE = "model_index.json"
 """File in a folder of diffusers that names a whole pipeline and its parts."""
-SUPPORTED = {"vae": ("AutoencoderKLHunyuanVideo",)}
-"""Classes of diffusers that can be loaded, by part of a pipeline. Those of transformers are the
-registered backbones', which `networks/backbones/registry.py` demands."""
 
 
 def find_weights(location: str, field: str) -> Path:
@@ -40,9 +38,11 @@ def find_weights(location: str, field: str) -> Path:
 def demand_supported(folder: Path, part: str, field: str) -> None:
     """Raise PathError where a folder of diffusers holds another network, or a pipeline without it.
 
-    What does not say its class, and what is no folder of diffusers, is left to its loader.
+    What does not say its class, and what is no folder of diffusers, is left to its loader. The
+    classes of VAEs are those of the registered families; those of transformers are the registered
+    backbones', which `networks/backbones/registry.py` demands.
     """
-    known = SUPPORTED.get(part, ())
+    known = [family.class_name for family in VAES] if part == "vae" else []
     named = f"give a folder of {' or '.join(known) or 'diffusers that has one'}"
     if (folder / CONFIG).is_file():
         found = _class_in(folder / CONFIG)

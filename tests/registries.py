@@ -9,15 +9,18 @@ from magicdistill.data_pipeline.scorers.registry import SCORERS
 from magicdistill.data_pipeline.sources.registry import SOURCES
 from magicdistill.models.methods.registry import METHODS
 from magicdistill.models.metrics.columns.registry import METRICS
+from magicdistill.models.networks.autoencoder.registry import VAES
 from magicdistill.models.networks.backbones.registry import BACKBONES
 from magicdistill.models.networks.presets import PRESETS
 from magicdistill.platform.config import plugins
+
+REGISTRIES = (METHODS, SOURCES, SCORERS, METRICS, BACKBONES, VAES)
 
 
 @contextmanager
 def registries_restored() -> Iterator[None]:
     """Take back, afterwards, what is registered and which plugins are loaded in the body."""
-    tables: list[Any] = [r._classes for r in (METHODS, SOURCES, SCORERS, METRICS, BACKBONES)]
+    tables: list[Any] = [r._classes for r in REGISTRIES]
     tables += [PRESETS, plugins._loaded]
     before = [dict(table) for table in tables]
     try:

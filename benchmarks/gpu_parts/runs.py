@@ -105,9 +105,10 @@ def training_recipe(bench: Bench, engine: dict[str, Any]) -> Recipe:
 
 def write_cache(folder: Path, recipe: Recipe) -> AnyPath:
     """Write random latents of the recipe's shape."""
-    bucket, shapes = recipe.data.bucket, recipe.model.shapes.transformer
-    latents = (shapes.latent_channels, (bucket.num_frames + 3) // 4)
-    sides = (bucket.height // 8, bucket.width // 8)
+    bucket, preset = recipe.data.bucket, recipe.model.shapes
+    shapes, vae = preset.transformer, preset.vae
+    latents = (shapes.latent_channels, vae.latent_frames(bucket.num_frames))
+    sides = (vae.latent_side(bucket.height), vae.latent_side(bucket.width))
     rows = [
         LatentRow(
             RowFacts(str(i), str(i), str(i), "", "", "", 0, False), torch.randn(*latents, *sides)

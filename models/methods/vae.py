@@ -1,5 +1,6 @@
 """The training of a VAE's decoder."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -30,6 +31,14 @@ class VaeMethod(MethodConfig):
     def headline(self) -> str:
         """The part that is trained."""
         return "**Training of a VAE decoder**"
+
+    def problems(self, model: ModelConfig, num_cycles: int) -> Iterator[str]:
+        """Yield that the encoder of another family has no closed form."""
+        if not (vae := model.shapes.vae).has_patch_code:
+            yield (
+                f"name vae: the preset {model.preset} has a {vae.class_name}, whose encoder has no "
+                "closed form; give its trained VAE to model.vae instead"
+            )
 
     def build(self, model: ModelConfig, placement: Placement) -> Method:
         """Load the VAE, or build it with random weights."""

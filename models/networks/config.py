@@ -7,15 +7,6 @@ from pydantic import Field, field_validator, model_validator
 from magicdistill.models.config import Config
 
 
-class VaeConfig(Config):
-    """Arguments of diffusers' AutoencoderKLHunyuanVideo (compression 4 x 8 x 8)."""
-
-    block_out_channels: tuple[int, int, int, int]
-    layers_per_block: int
-    norm_num_groups: int
-    latent_channels: int = 16
-
-
 class PatchDecoderConfig(Config):
     """Shape of the fast decoder that the tiny preset has beside the autoencoder's own."""
 

@@ -3,9 +3,11 @@
 from pydantic import field_validator
 
 from magicdistill.models.config import Config
+from magicdistill.models.networks.autoencoder.hunyuan_video import HunyuanVideoVaeConfig
+from magicdistill.models.networks.autoencoder.registry import AnyVae
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
 from magicdistill.models.networks.backbones.registry import AnyBackbone
-from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
+from magicdistill.models.networks.config import PatchDecoderConfig
 from magicdistill.models.paths import LocalPath
 
 
@@ -13,7 +15,7 @@ class NetworkPreset(Config):
     """The networks of one model size."""
 
     transformer: AnyBackbone
-    vae: VaeConfig
+    vae: AnyVae
     patch_decoder: PatchDecoderConfig | None = None
 
 
@@ -41,7 +43,9 @@ PRESETS |= {
             pooled_projection_dim=64,
             num_text_tokens=4,
         ),
-        vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
+        vae=HunyuanVideoVaeConfig(
+            block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4
+        ),
         patch_decoder=PatchDecoderConfig(),
     ),
     "nano": NetworkPreset(  # the heads of a sequence group of 8, and little else
@@ -56,7 +60,9 @@ PRESETS |= {
             pooled_projection_dim=64,
             num_text_tokens=4,
         ),
-        vae=VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4),
+        vae=HunyuanVideoVaeConfig(
+            block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4
+        ),
         patch_decoder=PatchDecoderConfig(),
     ),
     "magic141-13b": NetworkPreset(
@@ -71,7 +77,7 @@ PRESETS |= {
             pooled_projection_dim=768,
             num_text_tokens=256,
         ),
-        vae=VaeConfig(
+        vae=HunyuanVideoVaeConfig(
             block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32
         ),
     ),

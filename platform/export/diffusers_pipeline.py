@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
-from diffusers import AutoencoderKLHunyuanVideo, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
@@ -76,7 +75,7 @@ def write_pipeline_lora(folder: Path) -> None:
     save_file(named, folder / PIPELINE_LORA, {"format": "pt"})
 
 
-def stock_vae(vae: VideoVae) -> AutoencoderKLHunyuanVideo | PatchDecodedAutoencoder:
+def stock_vae(vae: VideoVae) -> ModelMixin:
     """Return the VAE as a pipeline takes it: diffusers' class, or ours with a patch decoder."""
     autoencoder = stock_autoencoder(vae)
     if vae.patch_decoder is None:
@@ -84,21 +83,11 @@ def stock_vae(vae: VideoVae) -> AutoencoderKLHunyuanVideo | PatchDecodedAutoenco
     return PatchDecodedAutoencoder.of(vae, autoencoder)
 
 
-@torch.no_grad()
-def stock_autoencoder(vae: VideoVae) -> AutoencoderKLHunyuanVideo:
-    """Fold the statistics of the latents into the weights, so that a scaling factor s normalises.
+def stock_autoencoder(vae: VideoVae) -> Any:
+    """Return diffusers' network, whose own configuration normalises the latents as the VAE does.
 
-    With k = s * std the encoder gives (z - mean) / k, and the decoder takes it. A patch decoder
-    has no place in it (`PatchDecodedAutoencoder`).
+    A patch decoder has no place in it (`PatchDecodedAutoencoder`).
     """
     autoencoder = copy.deepcopy(vae.autoencoder)
-    encode: Any = autoencoder.quant_conv
-    decode: Any = autoencoder.post_quant_conv
-    k = vae.std * autoencoder.config["scaling_factor"]
-    num = len(k)
-    encode.bias[:num].sub_(vae.mean).div_(k)
-    encode.weight[:num].div_(k.view(-1, 1, 1, 1, 1))
-    encode.bias[num:].sub_(2 * k.log())
-    decode.bias.add_(decode.weight.flatten(1) @ vae.mean)
-    decode.weight.mul_(k.view(1, -1, 1, 1, 1))
+    vae.family.with_statistics(autoencoder, vae.mean, vae.std)
     return autoencoder

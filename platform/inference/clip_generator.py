@@ -45,7 +45,7 @@ class ClipGenerator:
         model = self._model(variant.weights)
         assert batch.conditions is not None
         channels, length, *sides = batch.x0.shape[1:]
-        length = length if num_frames is None else 1 + (num_frames - 1) // 4
+        length = length if num_frames is None else self.vae.latent_frames(num_frames)
         start_s = time.monotonic()
         latents = generate(
             model,

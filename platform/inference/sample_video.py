@@ -158,7 +158,7 @@ class VideoSampler:
     ) -> Tensor:
         known = self.vae.encode(start)
         prompt, null = (replace(one, image_prior=known[:, :, :1]) for one in conditions)
-        shape = (known.shape[1], 1 + (num_frames - 1) // 4, *known.shape[3:])
+        shape = (known.shape[1], self.vae.latent_frames(num_frames), *known.shape[3:])
         latents = generate(
             self.velocity,
             self.model.sampler,

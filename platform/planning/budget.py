@@ -6,11 +6,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from magicdistill.data_pipeline.config import Bucket
+from magicdistill.models.networks.autoencoder.base import VaeConfig
 from magicdistill.models.networks.autoencoder.vae import build_autoencoder
-from magicdistill.models.networks.presets import VaeConfig
-from magicdistill.platform.planning.memory import DECODED_FRAMES
 from magicdistill.platform.planning.plan import Plan
 
+COUNTED_FRAMES = 17
+"""Frames of the run of an encoder by which the operations of a frame are counted."""
 STORAGE_BYTES_PER_S = {"EFS, elastic": 1e9, "FSx for Lustre, 2.4 TiB of 1,000 MB/s": 2.4e9}
 """What all nodes together write in a second, by storage (docs/first_run.md)."""
 HOST_COPY_BYTES_PER_S = 4e9
@@ -89,7 +90,8 @@ def copy_seconds(checkpoint_bytes: float, num_ranks: int) -> float:
 def encoding_operations(vae: VaeConfig, bucket: Bucket) -> float:
     """Return the operations that encode one window: those of one run of the encoder, counted by
     torch on tensors without storage, for each of its frames."""
-    frames = min(bucket.num_frames, DECODED_FRAMES)
+    frames = min(bucket.num_frames, COUNTED_FRAMES)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build_autoencoder(vae).encoder(torch.empty(1, 3, frames, bucket.height, bucket.width))
+        pixels = torch.empty(1, 3, frames, bucket.height, bucket.width)
+        vae.family().run_encoder(build_autoencoder(vae), pixels)
     return counter.get_total_flops() * bucket.num_frames / frames

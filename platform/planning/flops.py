@@ -6,12 +6,12 @@ compare the bytes with what autograd saves, and the operations with what torch c
 
 from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.methods.forward_passes import ForwardPass
-from magicdistill.models.networks.backbones.base import BackboneConfig, Sample
+from magicdistill.models.networks.autoencoder.base import VaeConfig
+from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient
 from magicdistill.models.networks.config import Recompute
+from magicdistill.models.networks.presets import NetworkPreset
 
-TIME_COMPRESSION, SPACE_COMPRESSION = 4, 8
-"""Of the VAE."""
 BACKWARD: dict[Gradient, float] = {"none": 0, "inputs": 1, "lora": 1, "weights": 2}
 """Linear operations of a backward over those of a forward."""
 ATTENTION_BACKWARD = 2.5
@@ -22,20 +22,21 @@ HEAD_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 2, "lora": 2, "weights":
 """Tensors that the discriminator's head keeps, in units of tokens * d."""
 
 
-def sample_of(bucket: Bucket, shapes: BackboneConfig, **share: int) -> Sample:
+def sample_of(bucket: Bucket, preset: NetworkPreset, **share: int) -> Sample:
     """Return the sample that a clip of a bucket's shape becomes."""
+    vae = preset.vae
     return Sample(
-        shapes,
-        frames=(bucket.num_frames - 1) // TIME_COMPRESSION + 1,
-        height=bucket.height // SPACE_COMPRESSION,
-        width=bucket.width // SPACE_COMPRESSION,
+        preset.transformer,
+        frames=vae.latent_frames(bucket.num_frames),
+        height=vae.latent_side(bucket.height),
+        width=vae.latent_side(bucket.width),
         **share,
     )
 
 
-def num_frames(sample: Sample) -> int:
+def num_frames(sample: Sample, vae: VaeConfig) -> int:
     """Return the frames of the decoded video."""
-    return (sample.frames - 1) * TIME_COMPRESSION + 1
+    return (sample.frames - 1) * vae.time_compression + 1
 
 
 def operations(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:

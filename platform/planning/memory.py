@@ -39,9 +39,6 @@ UPDATE_BYTES = 12
 """Bytes per trained parameter while it is updated: float32 gradient and AdamW's temporaries.
 Estimated, not measured."""
 
-DECODED_FRAMES = 17
-"""Frames that the autoencoder decodes in one run."""
-
 Place = Literal["gpu", "host"]
 
 
@@ -259,8 +256,8 @@ def decoding_rows(
     the autoencoder takes in one run.
     """
     bucket = evaluation.data.bucket
-    frames = min(bucket.num_frames, DECODED_FRAMES)
-    maps = shapes.vae.block_out_channels[0] * frames * bucket.height * bucket.width
+    frames = min(bucket.num_frames, shapes.vae.frames_at_once or bucket.num_frames)
+    maps = shapes.vae.first_width * frames * bucket.height * bucket.width
     if shapes.patch_decoder is not None:
         maps = shapes.patch_decoder.width * sample.frames * sample.height * sample.width
     return (Row("VAE", "decoding", "feature maps", num_clips * 3 * 4 * maps),)

@@ -220,7 +220,7 @@ class Plan:
         if gpu is None or not self.video_operations:
             return None
         seconds = self.video_operations / (gpu.operations_per_s * self.inference_mfu)
-        return seconds / (num_frames(self.sample) / window.fps)
+        return seconds / (num_frames(self.sample, self.recipe.model.shapes.vae) / window.fps)
 
     @property
     def num_pair_actors(self) -> int:
@@ -338,7 +338,7 @@ def _sample(recipe: Recipe) -> Sample:
     samples = (
         sample_of(
             bucket,
-            recipe.model.shapes.transformer,
+            recipe.model.shapes,
             sequence_parallel=recipe.cluster.sequence_parallel,
             activation_bytes=number_bytes(recipe.engine),
             lora_rank=recipe.method.lora_rank,

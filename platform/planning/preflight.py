@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from magicdistill.models.locations import find_weights
+from magicdistill.models.locations import CONFIG, find_weights
 from magicdistill.models.methods.registry import METHODS
 from magicdistill.models.metrics.columns.registry import METRICS
+from magicdistill.models.networks.autoencoder.registry import demand_vae
 from magicdistill.models.networks.backbones.registry import demand_family
 from magicdistill.models.networks.config import demand_share
 from magicdistill.models.paths import PathError
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import OptimizerConfig, Thresholds
 from magicdistill.platform.config.validation import RecipeError
-from magicdistill.platform.planning.flops import SPACE_COMPRESSION, sample_of
+from magicdistill.platform.planning.flops import sample_of
 
 
 def demand_trainable(recipe: Recipe) -> None:
@@ -50,9 +51,9 @@ def micro_batch(recipe: Recipe) -> int:
     Raises RecipeError where the workers, the batch, the heads or the tokens do not divide.
     """
     cluster, schedule = recipe.cluster, recipe.schedule
-    shapes = recipe.model.shapes.transformer
+    shapes = recipe.model.shapes
     try:
-        shapes.demand_split(cluster.sequence_parallel)
+        shapes.transformer.demand_split(cluster.sequence_parallel)
         for bucket in recipe.data.buckets:
             tokens = sample_of(bucket, shapes).video_tokens
             demand_share(f"video tokens of {bucket}", tokens, cluster.sequence_parallel)
@@ -84,6 +85,7 @@ def _batch(recipe: Recipe) -> Iterator[str]:
 
 def _shapes(recipe: Recipe) -> Iterator[str]:
     """Check that windows are whole patches, and prompts as wide as the network takes them."""
+    vae = recipe.model.shapes.vae
     if recipe.method.data != "latents":
         return
     if recipe.model.vae is None:
@@ -95,8 +97,10 @@ def _shapes(recipe: Recipe) -> Iterator[str]:
         configs["evaluation.data"] = recipe.evaluation.data
     for name, data in configs.items():
         for bucket in data.buckets:
+            if bucket.num_frames % (frames := vae.time_compression) != 1:
+                yield f"{name}.bucket {bucket}: give {frames}k+1 frames, as the VAE encodes them"
             for side, latents in zip((bucket.height, bucket.width), shapes.patch[1:], strict=True):
-                if side % (pixels := SPACE_COMPRESSION * latents):
+                if side % (pixels := vae.space_compression * latents):
                     yield (
                         f"{name}.bucket {bucket}: {side} pixels are no whole patches; choose a "
                         f"multiple of {pixels}"
@@ -203,7 +207,9 @@ def weight_problems(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for field, location in weight_locations(recipe):
         try:
             path = find_weights(location, field)
-            if field != "model.vae" and path.is_dir():
+            if path.is_dir() and field == "model.vae":
+                demand_vae(path / CONFIG, recipe.model.shapes.vae)
+            elif path.is_dir():
                 demand_family(path, recipe.model.shapes.transformer)
         except FileNotFoundError as error:
             yield field, f"{error}; give one that has them"

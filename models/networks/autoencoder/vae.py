@@ -4,15 +4,19 @@ import copy
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo
+from diffusers import ModelMixin
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from magicdistill.models.locations import CONFIG
+from magicdistill.models.networks.autoencoder.base import VaeConfig
 from magicdistill.models.networks.autoencoder.patch_decoder import PatchDecoder
-from magicdistill.models.networks.config import PatchDecoderConfig, VaeConfig
+from magicdistill.models.networks.autoencoder.registry import vae_named, vae_of
+from magicdistill.models.networks.config import PatchDecoderConfig
 from magicdistill.models.tensor_files import follow_umask, save_file
 
 STATISTICS = "latent_statistics.safetensors"
@@ -21,14 +25,9 @@ PATCH_DECODER = "patch_decoder"
 """Name of the two files of a patch decoder, weights and configuration, without suffix."""
 
 
-def build_autoencoder(config: VaeConfig) -> AutoencoderKLHunyuanVideo:
-    """Build diffusers' causal video VAE with random weights: 4k+1 frames, 4 x 8 x 8 smaller."""
-    levels = len(config.block_out_channels)
-    return AutoencoderKLHunyuanVideo(
-        down_block_types=("HunyuanVideoDownBlock3D",) * levels,
-        up_block_types=("HunyuanVideoUpBlock3D",) * levels,
-        **config.model_dump(),
-    )
+def build_autoencoder(config: VaeConfig) -> ModelMixin:
+    """Build diffusers' causal video VAE with random weights."""
+    return config.family().network(**config.arguments())
 
 
 class VideoVae(nn.Module):
@@ -43,25 +42,32 @@ class VideoVae(nn.Module):
 
     def __init__(
         self,
-        autoencoder: AutoencoderKLHunyuanVideo,
+        autoencoder: ModelMixin,
         mean: Float[Tensor, " c"] | None = None,
         std: Float[Tensor, " c"] | None = None,
         patch_decoder: PatchDecoder | None = None,
     ) -> None:
         super().__init__()
         self.patch_decoder = patch_decoder
-        channels = autoencoder.config["latent_channels"]
-        self.autoencoder = autoencoder
+        config, family = autoencoder.config, vae_of(autoencoder)
+        channels = config[family.channels_key]
+        self.family = family.family()
+        self.time_compression, self.space_compression = self.family.compression(config)
+        self.autoencoder: Any = autoencoder
         self.register_buffer("mean", torch.zeros(channels) if mean is None else mean)
         self.register_buffer("std", torch.ones(channels) if std is None else std)
 
     def encode(self, pixels: Float[Tensor, "b 3 t y x"]) -> Float[Tensor, "b c f h w"]:
-        """Return the posterior mean, normalised. t is 4k+1; y and x are multiples of 8."""
+        """Return the posterior mean, normalised.
+
+        t is 4k+1; y and x are multiples of 8, or what else the network compresses by.
+        """
         frames, height, width = pixels.shape[2:]
-        if frames % 4 != 1 or height % 8 or width % 8:
+        time, space = self.time_compression, self.space_compression
+        if frames % time != 1 or height % space or width % space:
             raise ValueError(
-                f"clips need 4k+1 frames and sides in multiples of 8, got {frames} frames of "
-                f"{height}x{width}"
+                f"clips need {time}k+1 frames and sides in multiples of {space}, got {frames} "
+                f"frames of {height}x{width}"
             )
         posterior = self.autoencoder.encode(pixels, return_dict=False)[0]
         latents = posterior.mode()
@@ -78,20 +84,15 @@ class VideoVae(nn.Module):
         """Encode and decode in overlapping square tiles, blended, which bounds memory.
 
         Long clips are always processed in blended groups of frames. Raises ValueError if a tile or
-        its stride is no multiple of 8.
+        its stride is no multiple of a latent's pixels.
         """
-        stride_px = tile_px - overlap_px
-        if tile_px % 8 or stride_px % 8 or not 0 < stride_px <= tile_px:
+        stride_px, space = tile_px - overlap_px, self.space_compression
+        if tile_px % space or stride_px % space or not 0 < stride_px <= tile_px:
             raise ValueError(
                 f"tiles of {tile_px} pixels that overlap by {overlap_px}: both need to be "
-                "multiples of 8, and the overlap smaller than the tile"
+                f"multiples of {space}, and the overlap smaller than the tile"
             )
-        self.autoencoder.enable_tiling(
-            tile_sample_min_height=tile_px,
-            tile_sample_min_width=tile_px,
-            tile_sample_stride_height=stride_px,
-            tile_sample_stride_width=stride_px,
-        )
+        self.autoencoder.enable_tiling(**self.family.tiling(tile_px, stride_px, space))
 
     def denormalise(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
         """Return latents in the autoencoder's own scale."""
@@ -102,7 +103,11 @@ class VideoVae(nn.Module):
         """The module that turns latents in the autoencoder's own scale into unclamped pixels."""
         if self.patch_decoder is not None:
             return self.patch_decoder
-        return nn.Sequential(self.autoencoder.post_quant_conv, self.autoencoder.decoder)
+        return self.family.decoder(self.autoencoder)
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Return the latent frames of a clip."""
+        return (num_frames - 1) // self.time_compression + 1
 
     def save(self, directory: Path | str) -> None:
         """Write a diffusers folder plus statistics and patch decoder; weights in float16."""
@@ -122,13 +127,13 @@ class VideoVae(nn.Module):
     def load(cls, directory: Path | str) -> "VideoVae":
         """Load a folder written by `save`, or by diffusers, in float32 and evaluation mode.
 
-        Without statistics beside the weights the scaling factor of the configuration normalises
-        (0.476986 for HunyuanVideo): latents times it have about unit variance.
+        The class that its configuration names decides the family. Without statistics beside the
+        weights those of the configuration normalise: a mean and a standard deviation for each
+        channel, or a scaling factor (0.476986 for HunyuanVideo).
         """
         directory = Path(directory)
-        autoencoder = AutoencoderKLHunyuanVideo.from_pretrained(
-            directory, torch_dtype=torch.float32
-        )
+        family = vae_named(json.loads((directory / CONFIG).read_text()).get("_class_name"))
+        autoencoder = family.family().network.from_pretrained(directory, torch_dtype=torch.float32)
         statistics = _load_statistics(directory, autoencoder)
         return cls(autoencoder, **statistics, patch_decoder=_load_patch_decoder(directory)).eval()
 
@@ -148,11 +153,12 @@ class VideoVae(nn.Module):
         return values.view(1, -1, 1, 1, 1)
 
 
-def _load_statistics(directory: Path, autoencoder: AutoencoderKLHunyuanVideo) -> dict[str, Tensor]:
+def _load_statistics(directory: Path, autoencoder: ModelMixin) -> dict[str, Tensor]:
     if (directory / STATISTICS).is_file():
         return load_file(directory / STATISTICS)
-    std = 1 / autoencoder.config["scaling_factor"]
-    return {"std": torch.full((autoencoder.config["latent_channels"],), std)}
+    family, config = vae_of(autoencoder), autoencoder.config
+    mean, std = family.family().statistics(config, config[family.channels_key])
+    return {"mean": mean, "std": std}
 
 
 def forget_origin(path: Path) -> None:

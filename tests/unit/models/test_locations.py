@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from magicdistill.models.locations import SUPPORTED, find_weights
+from magicdistill.models.locations import find_weights
 from magicdistill.models.paths import PathError
 from magicdistill.platform.export.pretrained_model import find_pretrained
 from magicdistill.platform.runs.logs import ExplainedError
@@ -29,7 +29,7 @@ def test_the_vae_of_another_pipeline_is_named_with_the_one_that_is_supported(
     folder = pipeline(tmp_path, "FluxPipeline", **FLUX)
     for place in (folder, folder / "vae"):
         with pytest.raises(
-            PathError, match=rf"model\.vae .*a AutoencoderKL.*{SUPPORTED['vae'][0]}"
+            PathError, match=r"model\.vae .*a AutoencoderKL.*AutoencoderKLHunyuanVideo"
         ):
             find_weights(str(place), "model.vae")
 
@@ -45,7 +45,7 @@ def test_a_pipeline_without_such_a_part_is_named(tmp_path: Path) -> None:
 def test_supported_networks_and_those_that_do_not_say_their_class_are_found(
     tmp_path: Path,
 ) -> None:
-    names = {"transformer": "HunyuanVideoTransformer3DModel", "vae": SUPPORTED["vae"][0]}
+    names = {"transformer": "HunyuanVideoTransformer3DModel", "vae": "AutoencoderKLHunyuanVideo"}
     folder = pipeline(tmp_path, "HunyuanVideoImageToVideoPipeline", **names)
     assert find_weights(str(folder), "model.vae") == folder / "vae"
     assert find_weights(str(folder), "model.teacher") == folder / "transformer"

@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from magicdistill.models.networks.autoencoder.hunyuan_video import HunyuanVideoVaeConfig
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
-from magicdistill.models.networks.config import VaeConfig
 from magicdistill.models.tensor_files import save_file
 
-SMALL = VaeConfig(block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4)
+SMALL = HunyuanVideoVaeConfig(
+    block_out_channels=(8, 16, 32, 48), layers_per_block=1, norm_num_groups=4
+)
 
 
 def modes(folder: Path) -> set[int]:
