@@ -285,8 +285,8 @@ class NullText(Config):
     """Tokens of the embedding."""
     token_dim: int = Field(default=64, ge=1)
     """Width of each token."""
-    pooled_dim: int = Field(default=64, ge=1)
-    """Width of the pooled embedding."""
+    pooled_dim: int = Field(default=64, ge=0)
+    """Width of the pooled embedding; 0 for a network that takes none."""
 
 
 class Prompts(Config):

@@ -4,8 +4,10 @@ from pydantic import field_validator
 
 from magicdistill.models.config import Config
 from magicdistill.models.networks.autoencoder.hunyuan_video import HunyuanVideoVaeConfig
+from magicdistill.models.networks.autoencoder.hunyuan_video15 import HunyuanVideo15VaeConfig
 from magicdistill.models.networks.autoencoder.registry import AnyVae
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.hunyuan_video15.shapes import HunyuanVideo15Config
 from magicdistill.models.networks.backbones.registry import AnyBackbone
 from magicdistill.models.networks.config import PatchDecoderConfig
 from magicdistill.models.paths import LocalPath
@@ -81,6 +83,36 @@ PRESETS |= {
             block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32
         ),
     ),
+    "hunyuan15-tiny": NetworkPreset(
+        transformer=HunyuanVideo15Config(
+            num_attention_heads=4,
+            attention_head_dim=32,
+            num_layers=6,
+            num_refiner_layers=1,
+            rope_axes_dim=(8, 12, 12),
+            text_embed_dim=64,
+            text_embed_2_dim=32,
+            image_embed_dim=32,
+            num_text_tokens=4,
+        ),
+        vae=HunyuanVideo15VaeConfig(block_out_channels=(8, 16, 32, 64, 64), layers_per_block=1),
+    ),
+    "hunyuan15-i2v-8b": NetworkPreset(
+        transformer=HunyuanVideo15Config(
+            num_attention_heads=16,
+            attention_head_dim=128,
+            num_layers=54,
+            num_refiner_layers=2,
+            rope_axes_dim=(16, 56, 56),
+            text_embed_dim=3584,
+            text_embed_2_dim=1472,
+            image_embed_dim=1152,
+            num_text_tokens=1000,
+        ),
+        vae=HunyuanVideo15VaeConfig(
+            block_out_channels=(128, 256, 512, 1024, 1024), layers_per_block=2
+        ),
+    ),
 }
 
 
@@ -88,8 +120,8 @@ class ModelConfig(Config):
     """The model of a recipe: a preset and where its weights are."""
 
     preset: str = "portrait-tiny"
-    """Shapes of the networks: portrait-tiny, nano, magic141-13b, or a name that a plugin
-    registers."""
+    """Shapes of the networks: portrait-tiny, nano, magic141-13b, hunyuan15-tiny, hunyuan15-i2v-8b,
+    or a name that a plugin registers."""
     vae: LocalPath | None = None
     """Folder of the VAE."""
     teacher: LocalPath | None = None

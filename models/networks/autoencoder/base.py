@@ -31,6 +31,8 @@ class VaeConfig(Config):
     """Name of the number of latent channels in diffusers' configuration."""
     frames_at_once: ClassVar[int | None] = None
     """Frames that the network decodes in one run; None is all of a clip."""
+    tile_px: ClassVar[int | None] = None
+    """Side of the tiles in which larger frames are encoded and decoded; None is whole frames."""
     has_patch_code: ClassVar[bool] = False
     """Whether a VAE can be trained from scratch: its encoder has a closed form (`patch_code`)."""
 

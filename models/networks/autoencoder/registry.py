@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from magicdistill.models.networks.autoencoder.base import VaeConfig
 from magicdistill.models.networks.autoencoder.hunyuan_video import HunyuanVideoVaeConfig
+from magicdistill.models.networks.autoencoder.hunyuan_video15 import HunyuanVideo15VaeConfig
 from magicdistill.models.registry import Registry
 
-VAES = Registry("VAE", VaeConfig, HunyuanVideoVaeConfig)
+VAES = Registry("VAE", VaeConfig, HunyuanVideoVaeConfig, HunyuanVideo15VaeConfig)
 AnyVae = Annotated[VaeConfig, VAES]
 """The type of a preset's field `vae`."""
 

@@ -11,6 +11,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor, multiprocessing, nn
 
 from magicdistill.models.networks.attention import set_kernels
+from magicdistill.models.networks.backbones.base import BackboneConfig
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig
 from magicdistill.models.networks.critic import Critic
@@ -18,6 +19,7 @@ from magicdistill.models.networks.lora import checkpoint_blocks, lora_strength
 from magicdistill.models.networks.sequence_parallel import SequenceGroup, join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from tests.tiny import tiny_shapes
+from tests.tiny15 import tiny15_conditions, tiny15_shapes
 
 NUM_RANKS = 4
 SIZES = (1, 2, 4)
@@ -39,10 +41,10 @@ def inputs(*lengths: int) -> tuple[Tensor, Conditions]:
     return torch.randn(2, 4, 3, 4, 8, requires_grad=True), conditions
 
 
-def critic() -> Critic:
+def critic(shapes: BackboneConfig = SHAPES) -> Critic:
     """A critic whose LoRA is not zero and whose base recomputes its blocks."""
     torch.manual_seed(0)
-    network = Critic(build_transformer(SHAPES), LoraConfig(rank=2), adversarial=True)
+    network = Critic(build_transformer(shapes), LoraConfig(rank=2), adversarial=True)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
@@ -112,6 +114,28 @@ def generator_through_the_critic(prepare: Prepare) -> list[Tensor]:
     return with_gradients(output, generator, x)
 
 
+def inputs15() -> tuple[Tensor, Conditions]:
+    """24 video tokens, and conditions of all kinds, of which one sample has no quoted words."""
+    torch.manual_seed(1)
+    conditions = tiny15_conditions((2, 5), (3, 0), num_image=3)
+    return torch.randn(2, 4, 3, 2, 4, requires_grad=True), conditions
+
+
+def hunyuan15_image_to_video(prepare: Prepare) -> list[Tensor]:
+    torch.manual_seed(0)
+    network = VelocityModel(build_transformer(tiny15_shapes()))
+    prepare(network)
+    x, conditions = inputs15()
+    return with_gradients(network(x, SIGMA, conditions), network, x)
+
+
+def hunyuan15_discriminator(prepare: Prepare) -> list[Tensor]:
+    network = critic(tiny15_shapes())
+    prepare(network)
+    x, conditions = inputs15()
+    return with_gradients(network.logits(x, SIGMA, conditions), network, x)
+
+
 SCENARIOS = (
     image_to_video,
     prompts_of_different_lengths,
@@ -119,6 +143,8 @@ SCENARIOS = (
     real_and_fake_score,
     discriminator,
     generator_through_the_critic,
+    hunyuan15_image_to_video,
+    hunyuan15_discriminator,
 )
 
 

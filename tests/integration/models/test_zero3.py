@@ -13,6 +13,7 @@ from magicdistill.models.networks.transformer import build_transformer, load_tra
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.checkpoints.role_weights import role_weights
 from tests.tiny import tiny_shapes
+from tests.tiny15 import tiny15_shapes
 
 ROOT = Path(__file__).parents[3]
 SMALL = tiny_shapes(num_single_layers=2)
@@ -31,7 +32,7 @@ LARGE = SMALL.model_copy(
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("zero3")
     torch.manual_seed(0)
-    for name, shapes in (("small", SMALL), ("large", LARGE)):
+    for name, shapes in (("small", SMALL), ("large", LARGE), ("small15", tiny15_shapes())):
         save_transformer(
             build_transformer(shapes), folder / name, torch.float32, max_file_bytes=2**24
         )
@@ -76,20 +77,22 @@ def test_every_rank_lists_the_keys_that_do_not_fit(ranks):
 
 
 def test_the_sharded_network_equals_the_whole_one(ranks):
-    assert [rank["sharded_minus_whole"] for rank in ranks] == [0, 0]
+    for rank in ranks:
+        assert rank["sharded_minus_whole"] == rank["hunyuan15"]["sharded_minus_whole"] == 0
 
 
 def test_strengths_per_sample_work_on_shards_in_bfloat16(ranks):
-    for rank in ranks:
+    for rank in (found for rank in ranks for found in (rank, rank["hunyuan15"])):
         assert all(norm > 0 for norm in rank["norms"])
         assert rank["doubled_minus_two"] == 0
         assert rank["weak_minus_strong"] > 0
 
 
-def test_shards_are_written_as_a_diffusers_folder_and_as_a_checkpoint(ranks, folder):
-    model = load_transformer(folder / "model")
-    saved = role_weights(folder / "generator")
-    before = dict(load_transformer(folder / "small").named_parameters())
+@pytest.mark.parametrize(("source", "out"), [("small", "."), ("small15", "hunyuan15")])
+def test_shards_are_written_as_a_diffusers_folder_and_as_a_checkpoint(ranks, folder, source, out):
+    model = load_transformer(folder / out / "model")
+    saved = role_weights(folder / out / "generator")
+    before = dict(load_transformer(folder / source).named_parameters())
     moved = 0.0
     for name, parameter in model.named_parameters():
         master = saved[f"transformer.{name}"]()

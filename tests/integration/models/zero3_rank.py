@@ -137,6 +137,7 @@ def main(folder: Path) -> None:
     found = memory_of_loading(folder / "large")
     found |= wrong_keys(folder / "small")
     found |= scores(folder / "small", folder)
+    found["hunyuan15"] = scores(folder / "small15", folder / "hunyuan15")
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 

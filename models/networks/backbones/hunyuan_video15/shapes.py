@@ -109,6 +109,14 @@ class HunyuanVideo15Config(BackboneConfig):
         """Return the shapes with one block before the features and one after them."""
         return self.model_copy(update={"num_layers": 2})
 
+    @property
+    def idle_parameters(self) -> str:
+        """What the last block, and the discriminator's, makes of the text: nobody reads it."""
+        last = self.num_layers - 1
+        return (
+            rf"(transformer_blocks\.{last}|discriminator\.block)\.(attn\.to_add_out|ff_context)\."
+        )
+
     def ends_bytes(self, sample: Sample, part: Part, gradient: Gradient) -> float:
         """Return what rotary phases, patch embedding, text refiner and output keep."""
         size = sample.activation_bytes

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.backbones.base import Sample
+from magicdistill.models.networks.backbones.base import BackboneConfig, Sample
 from magicdistill.models.networks.config import KernelsConfig, LoraConfig, Recompute
 from magicdistill.models.networks.critic import Critic
 from magicdistill.models.networks.lora import lora_strength
@@ -32,28 +32,37 @@ from magicdistill.platform.planning.plan import Change, changed, plan
 from magicdistill.platform.planning.plan_table import format_plan, to_json
 from magicdistill.platform.planning.rehearsal import FLOPS
 from tests.tiny import tiny_inputs, tiny_shapes
+from tests.tiny15 import tiny15_shapes
 
-SHAPES = tiny_shapes(num_attention_heads=8, num_layers=3, num_single_layers=5, num_text_tokens=4)
+SHAPES: BackboneConfig = tiny_shapes(
+    num_attention_heads=8, num_layers=3, num_single_layers=5, num_text_tokens=4
+)
+FAMILIES: dict[str, BackboneConfig] = {
+    "hunyuan-video": SHAPES,
+    "hunyuan-video-1.5": tiny15_shapes(num_attention_heads=8, num_layers=6, num_text_tokens=4),
+}
 RANK = 4
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PORTRAIT = "magic141-4step-8xh100"
 
 
-def sample(precision: Precision = "fp32") -> Sample:
+def sample(precision: Precision = "fp32", shapes: BackboneConfig = SHAPES) -> Sample:
     size = DTYPES[precision].itemsize
-    return Sample(SHAPES, 3, 12, 12, activation_bytes=size, lora_rank=RANK)
+    return Sample(shapes, 3, 12, 12, activation_bytes=size, lora_rank=RANK)
 
 
 def generator(
-    precision: Precision, *, recompute: Recompute
+    precision: Precision, *, recompute: Recompute, shapes: BackboneConfig = SHAPES
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
-    network = VelocityModel(build_transformer(SHAPES)).to(DTYPES[precision])
+    network = VelocityModel(build_transformer(shapes)).to(DTYPES[precision])
     set_kernels(network, KernelsConfig(recompute_blocks=recompute))
     return network, lambda: network(*tiny_inputs())
 
 
-def critic(precision: Precision, *, recompute: Recompute) -> Critic:
-    network = Critic(build_transformer(SHAPES), LoraConfig(rank=RANK), adversarial=True)
+def critic(
+    precision: Precision, *, recompute: Recompute, shapes: BackboneConfig = SHAPES
+) -> Critic:
+    network = Critic(build_transformer(shapes), LoraConfig(rank=RANK), adversarial=True)
     network = network.to(DTYPES[precision])
     set_kernels(network, KernelsConfig(recompute_blocks=recompute))
     return network
@@ -77,38 +86,43 @@ def measured(module: nn.Module, forward: Callable[[], Tensor]) -> int:
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_the_generators_saved_activations_are_predicted(
-    precision: Precision, recompute: Recompute
+    precision: Precision, recompute: Recompute, family: str
 ) -> None:
-    module, forward = generator(precision, recompute=recompute)
+    module, forward = generator(precision, recompute=recompute, shapes=FAMILIES[family])
     predicted = saved_bytes(
-        sample(precision), ForwardPass("generator", "", "weights"), recompute=recompute
+        sample(precision, FAMILIES[family]),
+        ForwardPass("generator", "", "weights"),
+        recompute=recompute,
     )
     assert predicted == pytest.approx(measured(module, forward), rel=0.1)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_the_critics_saved_activations_are_predicted(
-    precision: Precision, recompute: Recompute
+    precision: Precision, recompute: Recompute, family: str
 ) -> None:
-    module = critic(precision, recompute=recompute)
+    module = critic(precision, recompute=recompute, shapes=FAMILIES[family])
     steps = {
         "velocity": ForwardPass("critic", "", "lora"),
         "logits": ForwardPass("critic", "", "weights", blocks="discriminator"),
     }
     for output, step in steps.items():
-        predicted = saved_bytes(sample(precision), step, recompute=recompute)
+        predicted = saved_bytes(sample(precision, FAMILIES[family]), step, recompute=recompute)
         kept = measured(module, lambda output=output: module(*tiny_inputs(), output=output))
         assert predicted == pytest.approx(kept, rel=0.1), output
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_a_gradient_through_the_frozen_critic_is_predicted(
-    precision: Precision, recompute: Recompute
+    precision: Precision, recompute: Recompute, family: str
 ) -> None:
     module = critic(precision, recompute=recompute).requires_grad_(False)
     x, sigma, conditions = tiny_inputs()
@@ -118,7 +132,7 @@ def test_a_gradient_through_the_frozen_critic_is_predicted(
         )
     predicted = sum(
         saved_bytes(
-            sample(precision),
+            sample(precision, FAMILIES[family]),
             ForwardPass("critic", "", "inputs", blocks=blocks),
             recompute=recompute,
         )
@@ -127,13 +141,15 @@ def test_a_gradient_through_the_frozen_critic_is_predicted(
     assert predicted == pytest.approx(kept, rel=0.1)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_operations_are_those_that_torch_counts(recompute: Recompute) -> None:
-    _, forward = generator("fp32", recompute=recompute)
+def test_operations_are_those_that_torch_counts(recompute: Recompute, family: str) -> None:
+    _, forward = generator("fp32", recompute=recompute, shapes=FAMILIES[family])
     ours = {op: FLOPS[op].__wrapped__ for op in FLOPS.keys() - flop_registry.keys()}
     with FlopCounterMode(display=False, custom_mapping=ours) as counter:
         forward().sum().backward()
-    predicted = operations(sample(), ForwardPass("generator", "", "weights"), recompute=recompute)
+    of_sample = sample("fp32", FAMILIES[family])
+    predicted = operations(of_sample, ForwardPass("generator", "", "weights"), recompute=recompute)
     assert predicted == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
@@ -169,6 +185,16 @@ def test_every_magic141_recipe_fits_on_its_gpus(name: str) -> None:
     assert made.fits, format_plan(made)
     network = next(row for row in made.held if row.kind == "parameters")
     assert network.bytes * made.recipe.cluster.num_workers == pytest.approx(2 * 12.82e9, rel=0.01)
+
+
+def test_the_recipe_of_hunyuan_video_1_5_fits_on_a_node() -> None:
+    made = plan(load_recipe("hunyuan15-i2v-4step-8xh100"))
+    assert made.fits, format_plan(made)
+    network = next(row for row in made.held if row.kind == "parameters")
+    assert network.bytes * 8 == pytest.approx(2 * 8.33e9, rel=0.01)
+    assert made.sample.video_tokens == 31 * 30 * 52, "each side is 16 times smaller"
+    frozen = plan(changed(made.recipe, {"cluster.sequence_parallel": 8}))
+    assert frozen.sample.own_tokens < made.sample.own_tokens
 
 
 def test_parameters_that_stay_whole_are_planned() -> None:
