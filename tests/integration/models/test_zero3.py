@@ -82,10 +82,10 @@ def test_the_sharded_network_equals_the_whole_one(ranks):
 
 
 def test_strengths_per_sample_work_on_shards_in_bfloat16(ranks):
-    for rank in (found for rank in ranks for found in (rank, rank["hunyuan15"])):
-        assert all(norm > 0 for norm in rank["norms"])
-        assert rank["doubled_minus_two"] == 0
-        assert rank["weak_minus_strong"] > 0
+    for found in [*ranks, *(rank["hunyuan15"] for rank in ranks)]:
+        assert all(norm > 0 for norm in found["norms"])
+        assert found["doubled_minus_two"] == 0
+        assert found["weak_minus_strong"] > 0
 
 
 @pytest.mark.parametrize(("source", "out"), [("small", "."), ("small15", "hunyuan15")])

@@ -159,11 +159,8 @@ class HunyuanVideo15(Backbone):
         if guidance is not None:
             raise ValueError("HunyuanVideo-1.5 has no guidance input: leave cfg_distillation out")
         config, dtype = self.transformer.config, self.transformer.dtype
-        text, image, glyphs = conditions.text, conditions.image_tokens, conditions.glyphs
-        glyph_mask = conditions.glyph_mask
-        if glyphs is None or glyph_mask is None:
-            glyphs = text.new_zeros(len(text), 0, config["text_embed_2_dim"])
-            glyph_mask = conditions.text_mask[:, :0]
+        text, image = conditions.text, conditions.image_tokens
+        glyphs, glyph_mask = self._glyphs(conditions)
         if image is None:
             image = text.new_zeros(len(text), 0, config["image_embed_dim"])
         hidden = concat_image_prior(x_sigma, conditions.image_prior)
@@ -176,6 +173,29 @@ class HunyuanVideo15(Backbone):
             "encoder_attention_mask_2": glyph_mask,
             "image_embeds": image.to(dtype),
         }
+
+    def prompt_arguments(self, conditions: Conditions) -> TensorsByName:
+        """Return prompt and quoted words, each with its mask; there is no pooled text.
+
+        A pipeline takes at least one token of quoted words, which the mask may hide.
+        """
+        glyphs, glyph_mask = self._glyphs(conditions)
+        if not glyphs.shape[1]:
+            glyphs = glyphs.new_zeros(len(glyphs), 1, glyphs.shape[2])
+            glyph_mask = glyph_mask.new_zeros(len(glyphs), 1)
+        return {
+            "prompt_embeds": conditions.text,
+            "prompt_embeds_mask": conditions.text_mask,
+            "prompt_embeds_2": glyphs,
+            "prompt_embeds_mask_2": glyph_mask,
+        }
+
+    def _glyphs(self, conditions: Conditions) -> tuple[Float[Tensor, "b k e"], Bool[Tensor, "b k"]]:
+        """Return the tokens of quoted words and their mask, of no tokens where they are absent."""
+        if conditions.glyphs is not None and conditions.glyph_mask is not None:
+            return conditions.glyphs, conditions.glyph_mask
+        width, text = self.transformer.config["text_embed_2_dim"], conditions.text
+        return text.new_zeros(len(text), 0, width), conditions.text_mask[:, :0]
 
     def predict(self, inputs: Mapping[str, Any], lengths: Lengths) -> Float[Tensor, "b c f h w"]:
         """Run the whole transformer on the arguments of diffusers' forward, which it equals.
