@@ -46,11 +46,12 @@ def write_stock_parts(
     if (name := family.pipeline_of(transformer.config)) is not None:
         pipeline = getattr(diffusers, name)
         takes = signature(pipeline).parameters
-        if "guider" in takes:
-            parts["guider"] = ClassifierFreeGuidance(guidance_scale=sampler.guidance)
         known = (*ENCODERS, *IMAGE_ENCODERS)
         encoders: dict[str, Any] = {encoder: None for encoder in known if encoder in takes}
-        pipeline(transformer=transformer, **parts, **encoders).save_config(folder)
+        if "guider" in takes:
+            parts["guider"] = ClassifierFreeGuidance(guidance_scale=sampler.guidance)
+        if vae is not None or "guider" not in takes:  # such a pipeline cannot be without a VAE
+            pipeline(transformer=transformer, **parts, **encoders).save_config(folder)
     for name, part in parts.items():
         if part is not None:
             part.save_pretrained(folder / name)

@@ -36,6 +36,8 @@ class HunyuanVideo15Config(BackboneConfig):
     class_name: ClassVar = "HunyuanVideo15Transformer3DModel"
     pipeline: ClassVar = "HunyuanVideo15ImageToVideoPipeline"
     patch: ClassVar = (1, 1, 1)
+    forward_workspace: ClassVar = 16
+    backward_workspace: ClassVar = {**BackboneConfig.backward_workspace, "weights": 0}
     lora_targets: ClassVar = (  # refiner, projections of conditions and final projection stay out
         r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
         r"transformer_blocks\.\d+\.(ff|ff_context)\.net\.(0\.proj|2)",
