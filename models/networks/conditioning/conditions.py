@@ -18,7 +18,7 @@ class Conditions:
     text (b n d) and its mask (b n), valid tokens first; pooled text (b p); the image prior: the
     first-frame latent (b c 1 h w), normalised like the latents, or None for text-to-video; and
     the image tokens (b m i) of the text encoder's vision branch, or of an image encoder of their
-    own width, all valid, or None. A second text encoder has tokens (b k e) of the prompt's quoted
+    own width, all valid, or None. A second text encoder has tokens (b q e) of the prompt's quoted
     words, their glyphs, and a mask like the text's; None where there are none.
 
     The numbers of valid text tokens stay on the host, so that a forward never waits for a GPU to
@@ -31,8 +31,8 @@ class Conditions:
     image_prior: Float[Tensor, "b c 1 h w"] | None = None
     image_tokens: Float[Tensor, "b m i"] | None = None
     text_lengths: tuple[int, ...] = ()
-    glyphs: Float[Tensor, "b k e"] | None = None
-    glyph_mask: Bool[Tensor, "b k"] | None = None
+    glyphs: Float[Tensor, "b q e"] | None = None
+    glyph_mask: Bool[Tensor, "b q"] | None = None
     glyph_lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -190,7 +190,7 @@ class HunyuanVideo15(Backbone):
             "prompt_embeds_mask_2": glyph_mask,
         }
 
-    def _glyphs(self, conditions: Conditions) -> tuple[Float[Tensor, "b k e"], Bool[Tensor, "b k"]]:
+    def _glyphs(self, conditions: Conditions) -> tuple[Float[Tensor, "b q e"], Bool[Tensor, "b q"]]:
         """Return the tokens of quoted words and their mask, of no tokens where they are absent."""
         if conditions.glyphs is not None and conditions.glyph_mask is not None:
             return conditions.glyphs, conditions.glyph_mask
