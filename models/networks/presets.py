@@ -10,9 +10,11 @@ from pydantic import PrivateAttr, field_validator
 from magicdistill.models.config import Config
 from magicdistill.models.locations import CONFIG, find_weights
 from magicdistill.models.networks.autoencoder.hunyuan_video import HunyuanVideoVaeConfig
+from magicdistill.models.networks.autoencoder.hunyuan_video15 import HunyuanVideo15VaeConfig
 from magicdistill.models.networks.autoencoder.registry import AnyVae
 from magicdistill.models.networks.autoencoder.wan import WanVaeConfig
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.hunyuan_video15.shapes import HunyuanVideo15Config
 from magicdistill.models.networks.backbones.registry import AnyBackbone
 from magicdistill.models.networks.backbones.wan.shapes import WanConfig
 from magicdistill.models.networks.config import PatchDecoderConfig
@@ -119,6 +121,35 @@ PRESETS |= {
             text_embed_dim=4096,
         ),
         vae=WanVaeConfig(base_dim=96),
+    "hunyuan15-tiny": NetworkPreset(
+        transformer=HunyuanVideo15Config(
+            num_attention_heads=4,
+            attention_head_dim=32,
+            num_layers=6,
+            num_refiner_layers=1,
+            rope_axes_dim=(8, 12, 12),
+            text_embed_dim=64,
+            text_embed_2_dim=32,
+            image_embed_dim=32,
+            num_text_tokens=4,
+        ),
+        vae=HunyuanVideo15VaeConfig(block_out_channels=(8, 16, 32, 64, 64), layers_per_block=1),
+    ),
+    "hunyuan15-i2v-8b": NetworkPreset(
+        transformer=HunyuanVideo15Config(
+            num_attention_heads=16,
+            attention_head_dim=128,
+            num_layers=54,
+            num_refiner_layers=2,
+            rope_axes_dim=(16, 56, 56),
+            text_embed_dim=3584,
+            text_embed_2_dim=1472,
+            image_embed_dim=1152,
+            num_text_tokens=1000,
+        ),
+        vae=HunyuanVideo15VaeConfig(
+            block_out_channels=(128, 256, 512, 1024, 1024), layers_per_block=2
+        ),
     ),
 }
 PRESETS["hunyuan-i2v-13b"] = NetworkPreset(  # HunyuanVideo-I2V as published
@@ -134,7 +165,7 @@ class ModelConfig(Config):
 
     preset: str = "portrait-tiny"
     """Shapes of the networks: portrait-tiny, nano, magic141-13b, hunyuan-i2v-13b, wan-tiny,
-    wan21-i2v-14b, wan22-i2v-14b, or a name that a plugin registers."""
+    wan21-i2v-14b, wan22-i2v-14b, hunyuan15-tiny, hunyuan15-i2v-8b, or a name that a plugin registers."""
     vae: LocalPath | None = None
     """Folder of the VAE."""
     teacher: LocalPath | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, ModelMixin
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
@@ -24,6 +24,8 @@ TRANSFORMER = "transformer"
 PIPELINE_LORA = "pytorch_lora_weights.safetensors"
 """File of a LoRA that pipelines of diffusers look for."""
 ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
+IMAGE_ENCODERS = ("image_encoder", "feature_extractor")
+"""Parts of the pipelines whose network takes tokens of an image encoder of its own."""
 
 
 def write_stock_parts(
@@ -37,33 +39,31 @@ def write_stock_parts(
     """Write a pipeline except for its transformer, which may have no storage, and its encoders.
 
     The null prompt's tensors have the names of the pipeline's arguments. Where diffusers has no
-    pipeline for the backbone, only the parts are written. `experts` are further arguments of a
-    pipeline with two transformers.
+    pipeline for the backbone, only the parts are written. A pipeline that leaves guidance to an
+    object gets one of the sampler's scale. `experts` are further arguments of a pipeline with two
+    transformers.
     """
+    family = family_of(transformer)
     parts: dict[str, Any] = {"scheduler": stock_scheduler(sampler)}
     parts["vae"] = stock_vae(vae) if vae else None
-    name = family_of(transformer).pipeline_of(transformer.config)
-    takes: Mapping[str, Any] = {}
-    if name is not None:
+    if (name := family.pipeline_of(transformer.config)) is not None:
         pipeline = getattr(diffusers, name)
         takes = signature(pipeline).parameters
-        encoders: dict[str, Any] = {encoder: None for encoder in ENCODERS if encoder in takes}
+        known = (*ENCODERS, *IMAGE_ENCODERS)
+        encoders: dict[str, Any] = {encoder: None for encoder in known if encoder in takes}
+        if "guider" in takes:
+            parts["guider"] = ClassifierFreeGuidance(guidance_scale=sampler.guidance)
         given = parts | encoders | dict(experts or {})
-        pipeline(transformer=transformer, **given).save_config(folder)
-        takes = signature(pipeline.__call__).parameters
+        if vae is not None or "guider" not in takes:  # such a pipeline cannot be without a VAE
+            pipeline(transformer=transformer, **given).save_config(folder)
     for part_name, part in parts.items():
         if part is not None:
             part.save_pretrained(folder / part_name)
     if vae:
         forget_origin(folder / "vae" / "config.json")
     if null is not None:
-        tensors = {
-            "prompt_embeds": null.text,
-            "prompt_attention_mask": null.text_mask,
-            "pooled_prompt_embeds": null.pooled,
-        }
-        taken = {key: value for key, value in tensors.items() if name is None or key in takes}
-        save_file(taken, folder / NULL_PROMPT_FILE)
+        tensors = family.backbone()(transformer).prompt_arguments(null)
+        save_file(tensors, folder / NULL_PROMPT_FILE)
 
 
 def stock_scheduler(sampler: SamplerConfig) -> FlowMatchEulerDiscreteScheduler:

@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from typing import Any
+
+import diffusers
 
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, sigma_grid
 from magicdistill.models.networks.backbones.base import BackboneConfig
@@ -77,6 +80,14 @@ python jobs/sample.py --model "this folder" --image "first frame" --out video.mp
 
 diffusers has no pipeline for this network. `recipe.yaml` names the module of its class in
 `plugins`.
+"""
+OTHER_USE = """```sh
+python jobs/sample.py --model "this folder" --image "first frame" --out video.mp4
+```
+
+The folder is also a `{pipeline}` of diffusers without its encoders: give `from_pretrained` those of
+the teacher's folder, and the call the tensors of `null_prompt.safetensors` or a prompt. It always
+shows the first frame to its image encoder, which `jobs/sample.py` does not.
 """
 OWN_VAE = "import magicdistill.platform.export.patch_autoencoder  # the decoder of `vae`\n"
 PATCH_DECODER = """
@@ -206,6 +217,8 @@ def _use(
 ) -> str:
     if pipeline is None:
         return OWN_USE
+    if "height" not in signature(getattr(diffusers, pipeline).__call__).parameters:
+        return OTHER_USE.format(pipeline=pipeline)
     bucket, sampler = recipe.data.bucket, sampler_of(recipe)
     text = (stock_call or USE).format(
         pipeline=pipeline,

@@ -252,12 +252,13 @@ def decoding_rows(
 ) -> tuple[Row, ...]:
     """Return what it takes to decode so many held-out clips at once.
 
-    Estimated: three maps of the first width at full resolution, float32, over the frames that
-    the autoencoder takes in one run.
+    Estimated: three maps of the first width at full resolution, float32, over the frames and the
+    tile that the autoencoder takes in one run.
     """
     bucket = evaluation.data.bucket
     frames = min(bucket.num_frames, shapes.vae.frames_at_once or bucket.num_frames)
-    maps = shapes.vae.first_width * frames * bucket.height * bucket.width
+    tile = shapes.vae.tile_px or max(bucket.height, bucket.width)
+    maps = shapes.vae.first_width * frames * min(bucket.height, tile) * min(bucket.width, tile)
     if shapes.patch_decoder is not None:
         maps = shapes.patch_decoder.width * sample.frames * sample.height * sample.width
     return (Row("VAE", "decoding", "feature maps", num_clips * 3 * 4 * maps),)

@@ -5,6 +5,7 @@ sends nothing. What it computes, keeps and needs at the peak stands beside what 
 Sharding is not rehearsed: parameters are whole, and each gradient goes as soon as it is there.
 """
 
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -175,11 +176,15 @@ def _flash_attention() -> Iterator[None]:
 
 
 def rehearse_role(method: Method, role: str, batch: Batch, made: Plan) -> RoleRehearsal:
-    """Run one update of a role up to its gradients."""
+    """Run one update of a role up to its gradients.
+
+    Parameters that have no effect, by the backbone's own word, need none.
+    """
+    idle = made.recipe.model.shapes.transformer.idle_parameters
     trained = {
         name: parameter
         for name, parameter in method.modules[role].named_parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad and not (idle and re.search(idle, name))
     }
     waiting, problems = dict(trained), list[str]()
     names = {parameter: name for name, parameter in trained.items()}

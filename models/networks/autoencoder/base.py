@@ -35,6 +35,8 @@ class VaeConfig(Config):
     """Whether networks over its latents are conditioned on those of a whole clip that is gray after
     the first frame, which the cache then holds beside a clip's own; else on the first latent frame
     alone."""
+    tile_px: ClassVar[int | None] = None
+    """Side of the tiles in which larger frames are encoded and decoded; None is whole frames."""
     has_patch_code: ClassVar[bool] = False
     """Whether a VAE can be trained from scratch: its encoder has a closed form (`patch_code`)."""
 

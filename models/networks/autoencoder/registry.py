@@ -9,7 +9,8 @@ from magicdistill.models.networks.autoencoder.hunyuan_video import HunyuanVideoV
 from magicdistill.models.networks.autoencoder.wan import WanVaeConfig
 from magicdistill.models.registry import Registry
 
-VAES = Registry("VAE", VaeConfig, HunyuanVideoVaeConfig, WanVaeConfig)
+VAES = Registry("VAE", VaeConfig, HunyuanVideoVaeConfig, HunyuanVideo15VaeConfig, WanVaeConfig)
+
 AnyVae = Annotated[VaeConfig, VAES]
 """The type of a preset's field `vae`."""
 

@@ -56,6 +56,8 @@ class VideoVae(nn.Module):
         self.autoencoder: Any = autoencoder
         self.register_buffer("mean", torch.zeros(channels) if mean is None else mean)
         self.register_buffer("std", torch.ones(channels) if std is None else std)
+        if family.tile_px is not None:
+            self.enable_tiling(tile_px=family.tile_px, overlap_px=family.tile_px // 4)
 
     def encode(self, pixels: Float[Tensor, "b 3 t y x"]) -> Float[Tensor, "b c f h w"]:
         """Return the posterior mean, normalised.

@@ -113,6 +113,14 @@ class Backbone(ABC):
     ) -> tuple[Any, ...]:
         """Run the first part of the network; return the arguments of `discriminator_block`."""
 
+    def prompt_arguments(self, conditions: Conditions) -> TensorsByName:
+        """Return the arguments by which the family's pipeline takes prompts that are embedded."""
+        return {
+            "prompt_embeds": conditions.text,
+            "prompt_attention_mask": conditions.text_mask,
+            "pooled_prompt_embeds": conditions.pooled,
+        }
+
     @property
     @abstractmethod
     def discriminator_block(self) -> nn.Module:

@@ -96,6 +96,12 @@ class BackboneConfig(Config):
         """
         return self
 
+    @property
+    def idle_parameters(self) -> str | None:
+        """Pattern in the names of the parameters that have no effect on an output, and so no
+        gradient; None where all have one. The discriminator's block is `discriminator.block`."""
+        return None
+
     def ends_bytes(self, sample: "Sample", part: Part, gradient: Gradient) -> float:
         """Return what one rank keeps for the backward outside the blocks: embeddings and output.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from magicdistill.models.networks.config import AttentionKernel
+from magicdistill.models.networks.config import AttentionKernel, demand_share
 from magicdistill.models.networks.sequence_parallel import SequenceGroup
 
 BACKENDS = {
@@ -125,3 +125,19 @@ def attend(
 def _fused(kernel: AttentionKernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     with sdpa_kernel(BACKENDS[kernel]):
         return scaled_dot_product_attention(q, k, v)
+
+
+def split_video(transformer: Any, sequence: SequenceGroup) -> None:
+    """Split the patches and their rotary phases over a group's ranks; gather the output's patches.
+
+    `transformer` has diffusers' parts x_embedder, rope and proj_out. Raises ValueError where its
+    heads do not divide.
+    """
+
+    def split_phases(rope: nn.Module, inputs: Any, phases: tuple[Tensor, ...]) -> Any:
+        return tuple(sequence.split(part, dim=0) for part in phases)
+
+    demand_share("attention heads", transformer.config["num_attention_heads"], sequence.size)
+    sequence.split_output(transformer.x_embedder)
+    transformer.rope.register_forward_hook(split_phases)
+    sequence.gather_output(transformer.proj_out)

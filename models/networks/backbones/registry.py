@@ -10,7 +10,10 @@ from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanV
 from magicdistill.models.networks.backbones.wan.shapes import WanConfig
 from magicdistill.models.registry import Registry
 
-BACKBONES = Registry("backbone", BackboneConfig, HunyuanVideoConfig, WanConfig)
+BACKBONES = Registry(
+    "backbone", BackboneConfig, HunyuanVideoConfig, HunyuanVideo15Config, WanConfig
+)
+
 AnyBackbone = Annotated[BackboneConfig, BACKBONES]
 """The type of a preset's field `transformer`."""
 

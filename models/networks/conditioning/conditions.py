@@ -18,22 +18,29 @@ class Conditions:
     text (b n d) and its mask (b n), valid tokens first; pooled text (b p); the image prior: the
     first-frame latent (b c 1 h w), or that and those of gray frames after it
     (`VideoVae.image_prior`), normalised like the latents, or None for text-to-video; and
-    the image tokens (b m d) of the text encoder's vision branch, all valid, or None.
+    the image tokens (b m i) of the text encoder's vision branch, or of an image encoder of their
+    own width, all valid, or None. A second text encoder has tokens (b q e) of the prompt's quoted
+    words, their glyphs, and a mask like the text's; None where there are none.
 
     The numbers of valid text tokens stay on the host, so that a forward never waits for a GPU to
-    tell them. They are read from the mask once, where they are not given.
+    tell them. They are read from the masks once, where they are not given.
     """
 
     text: Float[Tensor, "b n d"]
     text_mask: Bool[Tensor, "b n"]
     pooled: Float[Tensor, "b p"]
     image_prior: Float[Tensor, "b c k h w"] | None = None
-    image_tokens: Float[Tensor, "b m d"] | None = None
+    image_tokens: Float[Tensor, "b m i"] | None = None
     text_lengths: tuple[int, ...] = ()
+    glyphs: Float[Tensor, "b q e"] | None = None
+    glyph_mask: Bool[Tensor, "b q"] | None = None
+    glyph_lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.text_lengths) != len(self.text_mask):
-            object.__setattr__(self, "text_lengths", tuple(self.text_mask.sum(dim=1).tolist()))
+            object.__setattr__(self, "text_lengths", _lengths(self.text_mask))
+        if self.glyph_mask is not None and len(self.glyph_lengths) != len(self.glyph_mask):
+            object.__setattr__(self, "glyph_lengths", _lengths(self.glyph_mask))
 
     @classmethod
     def null(
@@ -69,8 +76,11 @@ class Conditions:
 
     def __getitem__(self, index: slice | Tensor) -> "Conditions":
         kept = {name: tensor[index] for name, tensor in self._tensors().items()}
-        lengths = self.text_lengths[index] if isinstance(index, slice) else ()
-        return replace(self, text_lengths=lengths, **kept)
+        lengths = {
+            name: getattr(self, name)[index] if isinstance(index, slice) else ()
+            for name in ("text_lengths", "glyph_lengths")
+        }
+        return replace(self, **lengths, **kept)
 
     def to(self, device: torch.device | str) -> "Conditions":
         """Move every tensor to a device."""
@@ -81,15 +91,24 @@ class Conditions:
         """Concatenate along the batch.
 
         Raises:
-            ValueError: if some parts have an image prior or image tokens and others have none.
+            ValueError: if some parts have an image prior, image tokens or glyphs and others none.
         """
         tensors = [part._tensors() for part in parts]
         if any(part.keys() != tensors[0].keys() for part in tensors):
-            raise ValueError("either all conditions have an image prior and image tokens, or none")
+            raise ValueError(
+                "either all conditions have an image prior, image tokens and glyphs, or none"
+            )
         joined = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
-        lengths = tuple(length for part in parts for length in part.text_lengths)
-        return replace(parts[0], text_lengths=lengths, **joined)
+        lengths = {
+            name: tuple(length for part in parts for length in getattr(part, name))
+            for name in ("text_lengths", "glyph_lengths")
+        }
+        return replace(parts[0], **lengths, **joined)
 
     def _tensors(self) -> dict[str, Tensor]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _lengths(mask: Bool[Tensor, "b n"]) -> tuple[int, ...]:
+    return tuple(mask.sum(dim=1).tolist())

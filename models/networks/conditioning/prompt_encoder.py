@@ -32,6 +32,10 @@ from transformers import (
 from magicdistill.models.locations import is_int8
 from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT, Conditions
 from magicdistill.models.networks.conditioning.encoder_folders import is_wan
+from magicdistill.models.networks.conditioning.hunyuan_video15_encoder import (
+    HunyuanVideo15Encoder,
+    is_hunyuan_video15,
+)
 from magicdistill.models.networks.conditioning.wan_encoder import WanPromptEncoder
 from magicdistill.models.networks.int8 import encoder_arguments
 
@@ -105,8 +109,9 @@ class PromptEncoder(nn.Module):
         *,
         int8: bool = False,
         **options: Any,
-    ) -> "PromptEncoder | WanPromptEncoder":
-        """Load the encoders of a diffusers folder: of Wan where the text encoder is a UMT5.
+    ) -> "PromptEncoder | HunyuanVideo15Encoder | WanPromptEncoder":
+        """Load the encoders of a diffusers folder: of Wan where the text encoder is a UMT5, of
+        HunyuanVideo-1.5 where one is a Qwen2.5-VL.
 
         The folder has `text_encoder`, `tokenizer`, `text_encoder_2` and `tokenizer_2`, and for
         HunyuanVideo-I2V `image_processor`; `options` are those of the constructor. With `int8` the
@@ -117,6 +122,8 @@ class PromptEncoder(nn.Module):
         directory = Path(directory)
         if is_wan(directory):
             return WanPromptEncoder.load(directory, dtype, int8=int8, **options)
+        if is_hunyuan_video15(directory):
+            return HunyuanVideo15Encoder.load(directory, dtype, int8=int8, **options)
         names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
         missing = [name for name in names if not (directory / name).is_dir()]
         if missing:

@@ -20,6 +20,7 @@ from magicdistill.models.networks.lora import checkpoint_blocks, lora_strength
 from magicdistill.models.networks.sequence_parallel import SequenceGroup, join_sequence_group
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from tests.tiny import tiny_shapes, tiny_wan
+from tests.tiny15 import tiny15_conditions, tiny15_shapes
 
 NUM_RANKS = 4
 SIZES = (1, 2, 4)
@@ -133,6 +134,28 @@ def discriminator_of_wan(prepare: Prepare) -> list[Tensor]:
     return with_gradients(torch.cat([logits.flatten(), v.flatten()]), network, x)
 
 
+def inputs15() -> tuple[Tensor, Conditions]:
+    """24 video tokens, and conditions of all kinds, of which one sample has no quoted words."""
+    torch.manual_seed(1)
+    conditions = tiny15_conditions((2, 5), (3, 0), num_image=3)
+    return torch.randn(2, 4, 3, 2, 4, requires_grad=True), conditions
+
+
+def hunyuan15_image_to_video(prepare: Prepare) -> list[Tensor]:
+    torch.manual_seed(0)
+    network = VelocityModel(build_transformer(tiny15_shapes()))
+    prepare(network)
+    x, conditions = inputs15()
+    return with_gradients(network(x, SIGMA, conditions), network, x)
+
+
+def hunyuan15_discriminator(prepare: Prepare) -> list[Tensor]:
+    network = critic(tiny15_shapes())
+    prepare(network)
+    x, conditions = inputs15()
+    return with_gradients(network.logits(x, SIGMA, conditions), network, x)
+
+
 SCENARIOS = (
     image_to_video,
     prompts_of_different_lengths,
@@ -142,6 +165,8 @@ SCENARIOS = (
     generator_through_the_critic,
     wan,
     discriminator_of_wan,
+    hunyuan15_image_to_video,
+    hunyuan15_discriminator,
 )
 
 

@@ -13,6 +13,7 @@ from magicdistill.models.networks.transformer import build_transformer, load_tra
 from magicdistill.models.networks.weights import save_transformer
 from magicdistill.platform.checkpoints.role_weights import role_weights
 from tests.tiny import tiny_shapes, tiny_wan
+from tests.tiny15 import tiny15_shapes
 
 ROOT = Path(__file__).parents[3]
 SMALL = tiny_shapes(num_single_layers=2)
@@ -25,13 +26,23 @@ LARGE = SMALL.model_copy(
         "num_single_layers": 6,
     }
 )
+SHAPES = {
+    "small": SMALL,
+    "large": LARGE,
+    "wan": tiny_wan(image_dim=6),
+    "small15": tiny15_shapes(),
+}
+
+
+def of_all_families(ranks: list[dict]) -> list[dict]:
+    return [*ranks, *(rank[family] for rank in ranks for family in ("wan", "hunyuan15"))]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("zero3")
     torch.manual_seed(0)
-    for name, shapes in (("small", SMALL), ("large", LARGE), ("wan", tiny_wan(image_dim=6))):
+    for name, shapes in SHAPES.items():
         save_transformer(
             build_transformer(shapes), folder / name, torch.float32, max_file_bytes=2**24
         )
@@ -76,18 +87,20 @@ def test_every_rank_lists_the_keys_that_do_not_fit(ranks):
 
 
 def test_the_sharded_network_equals_the_whole_one(ranks):
-    assert [rank["sharded_minus_whole"] for rank in ranks] == [0, 0]
-    assert [rank["wan"]["sharded_minus_whole"] for rank in ranks] == [0, 0]
+    for found in of_all_families(ranks):
+        assert found["sharded_minus_whole"] == 0
 
 
 def test_strengths_per_sample_work_on_shards_in_bfloat16(ranks):
-    for rank in (*ranks, *(rank["wan"] for rank in ranks)):
-        assert all(norm > 0 for norm in rank["norms"])
-        assert rank["doubled_minus_two"] == 0
-        assert rank["weak_minus_strong"] > 0
+    for found in of_all_families(ranks):
+        assert all(norm > 0 for norm in found["norms"])
+        assert found["doubled_minus_two"] == 0
+        assert found["weak_minus_strong"] > 0
 
 
-@pytest.mark.parametrize(("start", "written"), [("small", "."), ("wan", "of-wan")])
+@pytest.mark.parametrize(
+    ("start", "written"), [("small", "."), ("wan", "of-wan"), ("small15", "hunyuan15")]
+)
 def test_shards_are_written_as_a_diffusers_folder_and_as_a_checkpoint(
     ranks, folder, start, written
 ):

@@ -138,6 +138,7 @@ def main(folder: Path) -> None:
     found |= wrong_keys(folder / "small")
     found |= scores(folder / "small", folder)
     found["wan"] = scores(folder / "wan", folder / "of-wan", pooled_dim=0)
+    found["hunyuan15"] = scores(folder / "small15", folder / "hunyuan15")
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 

@@ -30,9 +30,13 @@ from magicdistill.models.networks.backbones.hunyuan_video.layouts import (
     image_layout,
     input_layout,
 )
-from magicdistill.models.networks.backbones.joint_attention import JointAttention, TextMask
+from magicdistill.models.networks.backbones.joint_attention import (
+    JointAttention,
+    TextMask,
+    split_video,
+)
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.config import AttentionKernel, demand_share
+from magicdistill.models.networks.config import AttentionKernel
 from magicdistill.models.networks.lora import run_block
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.sequence_parallel import SequenceGroup
@@ -286,15 +290,7 @@ class HunyuanVideo(Backbone):
 
     def split_sequence(self, sequence: SequenceGroup) -> None:
         """Split the patches and their rotary phases; gather the output's patches."""
-
-        def split_phases(rope: nn.Module, inputs: Any, phases: tuple[Tensor, ...]) -> Any:
-            return tuple(sequence.split(part, dim=0) for part in phases)
-
-        heads = self.transformer.config["num_attention_heads"]
-        demand_share("attention heads", heads, sequence.size)
-        sequence.split_output(self.transformer.x_embedder)
-        self.transformer.rope.register_forward_hook(split_phases)
-        sequence.gather_output(self.transformer.proj_out)
+        split_video(self.transformer, sequence)
 
     @property
     def _replaces_first_frame(self) -> bool:

@@ -96,6 +96,7 @@ class HunyuanVideoConfig(BackboneConfig):
 
     def blocks(self, sample: Sample, part: Part, gradient: Gradient) -> tuple[BlockCosts, ...]:
         """Return the double-stream blocks and the single-stream blocks."""
+        heads = self.num_attention_heads
         double, single = {
             "all": (self.num_layers, self.num_single_layers),
             "features": (self.num_layers, 0),
@@ -104,14 +105,14 @@ class HunyuanVideoConfig(BackboneConfig):
         return (
             sample.block(
                 double,
-                self._saved(sample, gradient, DOUBLE_SAVED, DOUBLE_LORA),
-                num_heads=self.num_attention_heads,
+                block_bytes(sample, gradient, DOUBLE_SAVED, DOUBLE_LORA, heads),
+                num_heads=heads,
                 lora_width=DOUBLE_LORA_WIDTH,
             ),
             sample.block(
                 single,
-                self._saved(sample, gradient, SINGLE_SAVED, SINGLE_LORA),
-                num_heads=self.num_attention_heads,
+                block_bytes(sample, gradient, SINGLE_SAVED, SINGLE_LORA, heads),
+                num_heads=heads,
                 lora_width=SINGLE_LORA_WIDTH,
             ),
         )
@@ -119,17 +120,6 @@ class HunyuanVideoConfig(BackboneConfig):
     def shallow(self) -> "HunyuanVideoConfig":
         """Return the shapes with one double-stream and one single-stream block."""
         return self.model_copy(update={"num_layers": 1, "num_single_layers": 1})
-
-    def _saved(
-        self, sample: Sample, gradient: Gradient, counts: Mapping[Gradient, int], branches: int
-    ) -> int | float:
-        """Queries and keys are normalised in float32: each keeps its input, and in bf16 a copy."""
-        copy = 4 / sample.activation_bytes if sample.activation_bytes < 4 else 0
-        normalised = 2 * (1 + copy + (gradient == "weights"))
-        statistics = 12 * self.num_attention_heads + 4 * sample.activation_bytes
-        if gradient == "lora":
-            statistics += branches * sample.lora_rank * sample.activation_bytes
-        return sample.units(counts[gradient] + normalised) + sample.own_tokens * statistics
 
     def ends_bytes(self, sample: Sample, part: Part, gradient: Gradient) -> float:
         """Return what rotary phases, patch embedding, text refiner and output keep."""
@@ -164,3 +154,23 @@ class HunyuanVideoConfig(BackboneConfig):
     def pipeline_of(cls, config: Mapping[str, Any]) -> str | None:
         """SkyReels-V1 has a pipeline of its own."""
         return SKYREELS_PIPELINE if image_layout(config) == SKYREELS else cls.pipeline
+
+
+def block_bytes(
+    sample: Sample,
+    gradient: Gradient,
+    counts: Mapping[Gradient, int],
+    branches: int,
+    num_heads: int,
+) -> int | float:
+    """Return the bytes that a block with joint attention keeps for its backward.
+
+    `counts` are its tensors and `branches` its linears with a LoRA, as above. Queries and keys are
+    normalised in float32: each keeps its input, and in bf16 a copy.
+    """
+    copy = 4 / sample.activation_bytes if sample.activation_bytes < 4 else 0
+    normalised = 2 * (1 + copy + (gradient == "weights"))
+    statistics = 12 * num_heads + 4 * sample.activation_bytes
+    if gradient == "lora":
+        statistics += branches * sample.lora_rank * sample.activation_bytes
+    return sample.units(counts[gradient] + normalised) + sample.own_tokens * statistics

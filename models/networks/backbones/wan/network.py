@@ -146,6 +146,10 @@ class Wan(Backbone):
             "encoder_hidden_states_image": None if image is None else image.to(dtype),
         }
 
+    def prompt_arguments(self, conditions: Conditions) -> TensorsByName:
+        """Return the prompt: the pipeline takes neither a mask nor pooled text."""
+        return {"prompt_embeds": conditions.text}
+
     @property
     def discriminator_block(self) -> nn.Module:
         """The first block of the second half."""

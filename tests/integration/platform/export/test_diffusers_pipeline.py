@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,29 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideoImageToVideoPipeline,
 )
 from einops import rearrange
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
 from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.guidance import guided
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import sample
 from magicdistill.models.metrics.fidelity import psnr_db
-from magicdistill.models.networks.autoencoder.vae import VideoVae
+from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.placement import WHOLE
-from magicdistill.models.networks.transformer import VelocityModel, load_transformer
+from magicdistill.models.networks.presets import PRESETS
+from magicdistill.models.networks.transformer import (
+    VelocityModel,
+    build_transformer,
+    load_transformer,
+)
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.platform.checkpoints.checkpoints import Checkpoints
 from magicdistill.platform.config.recipe import load_recipe
@@ -193,6 +201,50 @@ def test_skyreels_is_written_as_its_own_pipeline(tmp_path):
     assert index["_class_name"] == "HunyuanSkyreelsImageToVideoPipeline"
     assert "image_processor" not in index
     assert load_transformer(tmp_path / "transformer").config["in_channels"] == 8
+
+
+@torch.no_grad()
+def test_hunyuan_video_1_5_is_a_stock_pipeline_with_equal_frames(tmp_path):
+    """Random weights; the tokens of the image are those of a small SigLIP, as is the pipeline's."""
+    torch.manual_seed(0)
+    shapes = PRESETS["hunyuan15-tiny"]
+    sides = shapes.transformer.model_copy(update={"target_size": 64})
+    transformer, config = (
+        build_transformer(sides),
+        SamplerConfig(name="euler", num_steps=3, shift=5),
+    )
+    build_autoencoder(shapes.vae).save_pretrained(tmp_path / "random")
+    vae = VideoVae.load(tmp_path / "random")
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    seen = SiglipVisionModel(
+        SiglipVisionConfig(hidden_size=32, image_size=32, patch_size=16, **layers)
+    ).eval()
+    processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    picture = Image.fromarray(PICTURE)
+    first = rearrange(torch.from_numpy(PICTURE).float() / 127.5 - 1, "y x c -> 1 c 1 y x")
+    pixels = processor.preprocess(images=picture, return_tensors="pt")
+    null = Conditions.null(vae.encode(first), num_tokens=4, text_dim=64, pooled_dim=0)
+    write_stock_parts(tmp_path, transformer, config, vae, null)
+    transformer.save_pretrained(tmp_path / "transformer")
+
+    encoders = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipeline: Any = HunyuanVideo15ImageToVideoPipeline.from_pretrained(
+        tmp_path, image_encoder=seen, feature_extractor=processor, **encoders
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 32, 5, 4, 4)
+    found = pipeline(
+        picture,
+        **load_file(tmp_path / "null_prompt.safetensors"),
+        **{"num_frames": 17, "num_inference_steps": 3, "latents": noise, "output_type": "pt"},
+    )
+    tokens = replace(null, image_tokens=seen(**pixels).last_hidden_state)
+    grid = sigma_grid(config.num_steps, config.shift)
+    ours = vae.decode(sample(VelocityModel(transformer), noise, grid, tokens))
+    stock = rearrange(found.frames, "b t c y x -> b c t y x") * 2 - 1
+    torch.testing.assert_close(stock, ours, atol=PIXELS_ATOL, rtol=0)
+    without = vae.decode(sample(VelocityModel(transformer), noise, grid, null))
+    assert (without - ours).abs().max() > 10 * PIXELS_ATOL, "the pipeline sees the first frame"
 
 
 def test_files_are_safe_and_the_pipeline_names_its_parts(folder):

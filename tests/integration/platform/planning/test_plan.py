@@ -32,12 +32,14 @@ from magicdistill.platform.planning.plan import Change, changed, plan
 from magicdistill.platform.planning.plan_table import format_plan, to_json
 from magicdistill.platform.planning.rehearsal import FLOPS
 from tests.tiny import tiny_inputs, tiny_shapes, tiny_wan
+from tests.tiny15 import tiny15_shapes
 
 SHAPES = tiny_shapes(num_attention_heads=8, num_layers=3, num_single_layers=5, num_text_tokens=4)
-FAMILIES = {
+FAMILIES: dict[str, BackboneConfig] = {
     "hunyuan-video": SHAPES,
     "wan2.1": tiny_wan(attention_head_dim=24, num_layers=4, ffn_dim=192, image_dim=6),
     "wan2.2": tiny_wan(attention_head_dim=24, num_layers=4, ffn_dim=192),
+    "hunyuan-video-1.5": tiny15_shapes(num_attention_heads=8, num_layers=6, num_text_tokens=4),
 }
 RANK = 4
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

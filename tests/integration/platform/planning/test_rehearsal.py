@@ -20,6 +20,7 @@ from magicdistill.platform.planning.rehearsal import (
     rehearse_role,
 )
 from magicdistill.platform.planning.rehearsal_report import format_rehearsal, report_rehearsal
+from tests.registries import registries_restored
 
 LARGE = [name for name in recipe_names() if name.startswith("magic141")]
 FORTY = "magic141-4step-40xh100"
@@ -40,6 +41,15 @@ def test_every_magic141_recipe_trains_all_its_parameters_as_planned(name: str, s
     recipe = load_recipe(name, ["--model.preset", shallow])
     assert plan(recipe).sample.video_tokens == 67_320
     demand_as_planned(recipe)
+
+
+def test_hunyuan_video_1_5_trains_all_parameters_that_have_an_effect_as_planned():
+    whole = PRESETS["hunyuan15-i2v-8b"]
+    few = whole.transformer.model_copy(update={"num_layers": 4})
+    with registries_restored():
+        PRESETS["hunyuan15-shallow"] = whole.model_copy(update={"transformer": few})
+        flags = ["--model.preset", "hunyuan15-shallow"]
+        demand_as_planned(load_recipe("hunyuan15-i2v-4step-8xh100", flags))
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective"])

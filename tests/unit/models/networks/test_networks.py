@@ -14,6 +14,7 @@ from magicdistill.models.networks.config import KernelsConfig, PatchDecoderConfi
 from magicdistill.models.networks.critic import Judged
 from magicdistill.models.networks.lora import checkpoint_blocks, lora_layers, lora_strength
 from magicdistill.models.networks.presets import PRESETS
+from magicdistill.models.networks.state_dicts import public
 from magicdistill.models.networks.transformer import build_transformer
 
 
@@ -107,6 +108,48 @@ def test_tiling_bounds_what_the_networks_see_and_keeps_the_geometry(plain_vae):
 def test_tiles_that_do_not_fit_latents_are_refused(plain_vae):
     with pytest.raises(ValueError, match="multiples of 8"):
         plain_vae.enable_tiling(tile_px=100)
+
+
+@torch.no_grad()
+def test_the_vae_of_hunyuan_video_1_5_tiles_and_normalises_by_its_own_configuration(tmp_path):
+    torch.manual_seed(0)
+    shapes = PRESETS["hunyuan15-tiny"].vae
+    network = build_autoencoder(shapes)
+    network.save_pretrained(tmp_path)
+    vae = VideoVae.load(tmp_path)
+    pixels = torch.rand(1, 3, 5, 64, 64) * 2 - 1
+    latents = vae.encode(pixels)
+    assert latents.shape == (1, 32, 2, 4, 4)
+    posterior = network.encode(pixels, return_dict=False)[0].mode()
+    torch.testing.assert_close(latents, 1.03682 * posterior)
+    own = network.decode(posterior, return_dict=False)[0].clamp(-1, 1)
+    torch.testing.assert_close(vae.decode(latents), own, atol=1e-5, rtol=0)
+    sides = []
+    vae.autoencoder.encoder.register_forward_pre_hook(
+        lambda module, inputs: sides.extend(inputs[0].shape[-2:])
+    )
+    vae.encode(torch.zeros(1, 3, 1, 288, 32))
+    assert max(sides) == 256, "larger frames are tiled without being asked"
+    sides.clear()
+    vae.enable_tiling(tile_px=32, overlap_px=16)
+    tiled = vae.encode(pixels)
+    assert tiled.shape == latents.shape and vae.decode(tiled).shape == pixels.shape
+    torch.testing.assert_close(tiled[..., 0, 0], vae.encode(pixels[..., :32, :32])[..., 0, 0])
+    assert set(sides) == {32, 16}
+    for tile, overlap, message in ((64, 0, "a quarter or a half"), (80, 16, "a quarter or a half")):
+        with pytest.raises(ValueError, match=message):
+            vae.enable_tiling(tile_px=tile, overlap_px=overlap)
+
+
+def test_the_preset_of_hunyuan_video_1_5_has_the_published_shapes():
+    preset = PRESETS["hunyuan15-i2v-8b"]
+    with torch.device("meta"):
+        network = build_transformer(preset.transformer)
+        autoencoder = build_autoencoder(preset.vae)
+        published = type(network)()  # the published shapes are the class's defaults
+    assert public(network.config) == public(published.config)
+    assert public(autoencoder.config) == public(type(autoencoder)().config)
+    assert sum(p.numel() for p in network.parameters()) == 8_326_608_160
 
 
 def test_the_tiny_and_the_large_preset_are_one_class():

@@ -1,0 +1,171 @@
+"""HunyuanVideo-1.5: the shapes of diffusers' HunyuanVideo15Transformer3DModel, and what they cost.
+
+All blocks are dual-stream ones, equal to HunyuanVideo's, whose counts of saved tensors they share.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig, Sample
+from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient, Part
+from magicdistill.models.networks.backbones.hunyuan_video.shapes import (
+    DOUBLE_LORA,
+    DOUBLE_LORA_WIDTH,
+    DOUBLE_SAVED,
+    OUTPUT_SAVED,
+    REFINER_SAVED,
+    block_bytes,
+)
+from magicdistill.models.networks.config import demand_share
+
+CONCAT, TEXT_TO_VIDEO = "latent_concat", "text_to_video"
+TASKS = {CONCAT: "i2v", TEXT_TO_VIDEO: "t2v"}
+"""How the first frame enters, and diffusers' `task_type` of it. Both networks have the same
+tensors: text-to-video gets zeros for the image's latents and their mask."""
+
+
+class HunyuanVideo15Config(BackboneConfig):
+    """Arguments of diffusers' HunyuanVideo15Transformer3DModel, image-to-video input layout.
+
+    A plan counts the tokens of the prompt alone beside the video's: those of the image and of
+    quoted words, 985 at most in the published model, are 2 of 100 tokens of its videos.
+    """
+
+    class_name: ClassVar = "HunyuanVideo15Transformer3DModel"
+    pipeline: ClassVar = "HunyuanVideo15ImageToVideoPipeline"
+    patch: ClassVar = (1, 1, 1)
+    forward_workspace: ClassVar = 16
+    backward_workspace: ClassVar = {**BackboneConfig.backward_workspace, "weights": 0}
+    lora_targets: ClassVar = (  # refiner, projections of conditions and final projection stay out
+        r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
+        r"transformer_blocks\.\d+\.(ff|ff_context)\.net\.(0\.proj|2)",
+    )
+
+    kind: Literal["hunyuan-video-1.5"] = "hunyuan-video-1.5"
+    num_attention_heads: int
+    attention_head_dim: int
+    num_layers: int = Field(ge=2)
+    """Dual-stream blocks."""
+    num_refiner_layers: int
+    rope_axes_dim: tuple[int, int, int]
+    text_embed_2_dim: int
+    """Width of ByT5's tokens, the glyphs of quoted words."""
+    image_embed_dim: int
+    """Width of SigLIP's tokens of the first frame."""
+    target_size: int = 640
+    """Side in pixels of the square whose area the pipeline's videos have."""
+    pooled_projection_dim: int = 0
+    latent_channels: int = 32
+
+    @classmethod
+    def backbone(cls) -> type[Backbone]:
+        """Return the answers about diffusers' network."""
+        from magicdistill.models.networks.backbones.hunyuan_video15.network import HunyuanVideo15
+
+        return HunyuanVideo15
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the image-to-video layout: the input is [noisy C | image prior C | mask 1]."""
+        left_out = {
+            "kind",
+            "latent_channels",
+            "num_text_tokens",
+            "pooled_projection_dim",
+            "guidance_embeds",
+        }
+        return {
+            "in_channels": 2 * self.latent_channels + 1,
+            "out_channels": self.latent_channels,
+            "task_type": TASKS[CONCAT],
+            "use_meanflow": False,
+            **self.model_dump(exclude=left_out),
+        }
+
+    @property
+    def model_dim(self) -> int:
+        """The width of all heads."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    def blocks(self, sample: Sample, part: Part, gradient: Gradient) -> tuple[BlockCosts, ...]:
+        """Return the blocks before the discriminator's features, and those after them."""
+        before = num_feature_blocks(self.num_layers)
+        counts = {
+            "all": (before, self.num_layers - before),
+            "features": (before, 0),
+            "discriminator": (0, 1),
+        }[part]
+        saved = block_bytes(sample, gradient, DOUBLE_SAVED, DOUBLE_LORA, self.num_attention_heads)
+        return tuple(
+            sample.block(
+                count,
+                saved,
+                num_heads=self.num_attention_heads,
+                lora_width=DOUBLE_LORA_WIDTH,
+            )
+            for count in counts
+        )
+
+    def shallow(self) -> "HunyuanVideo15Config":
+        """Return the shapes with one block before the features and one after them."""
+        return self.model_copy(update={"num_layers": 2})
+
+    @property
+    def idle_parameters(self) -> str:
+        """What the last block, and the discriminator's, makes of the text: nobody reads it."""
+        last = self.num_layers - 1
+        return (
+            rf"(transformer_blocks\.{last}|discriminator\.block)\.(attn\.to_add_out|ff_context)\."
+        )
+
+    def ends_bytes(self, sample: Sample, part: Part, gradient: Gradient) -> float:
+        """Return what rotary phases, patch embedding, text refiner and output keep."""
+        size = sample.activation_bytes
+        kept = 2 * 4 * self.attention_head_dim * sample.video_tokens / sample.sequence_parallel
+        if gradient != "lora":  # the patch embedding's input, before the sequence is split
+            kept += (2 * self.latent_channels + 1) * sample.video_tokens * size
+        if part == "all":
+            kept += sample.units(OUTPUT_SAVED[gradient])
+        if gradient == "weights":
+            text = self.num_text_tokens * self.model_dim * size
+            kept += self.num_refiner_layers * REFINER_SAVED * text
+        return kept
+
+    def demand_split(self, size: int) -> None:
+        """Attention shares the heads."""
+        demand_share("attention heads", self.num_attention_heads, size)
+
+    @classmethod
+    def image_layout(cls, config: Mapping[str, Any]) -> str | None:
+        """Return the layout's name; None for text-to-video.
+
+        Raises ValueError for a network with another input: the step-distilled one, which takes a
+        second noise level, and those of super-resolution.
+        """
+        if config["use_meanflow"]:
+            raise ValueError(
+                "use_meanflow: this network is distilled to few steps already and takes a second "
+                "noise level; give the weights of the 480p_i2v or 720p_i2v model"
+            )
+        demand_channels(config["in_channels"], config["out_channels"])
+        return CONCAT if config["task_type"] == TASKS[CONCAT] else None
+
+
+def num_feature_blocks(num_layers: int) -> int:
+    """Return how many blocks make the discriminator's features: a third, as in HunyuanVideo.
+
+    There 20 of 60 blocks are double-stream ones, whose output 002 takes; here all blocks are, and
+    no paper says which. Ours.
+    """
+    return max(1, num_layers // 3)
+
+
+def demand_channels(in_channels: int, latent_channels: int) -> None:
+    """Raise ValueError where an input is not noisy latents, the image's and their mask."""
+    if in_channels != (wanted := 2 * latent_channels + 1):
+        raise ValueError(
+            f"{in_channels} input channels are of no layout of HunyuanVideo-1.5 for "
+            f"{latent_channels} latent channels: give weights with {wanted} (480p or 720p, not "
+            "super-resolution)"
+        )
