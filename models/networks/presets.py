@@ -121,6 +121,7 @@ PRESETS |= {
             text_embed_dim=4096,
         ),
         vae=WanVaeConfig(base_dim=96),
+    ),
     "hunyuan15-tiny": NetworkPreset(
         transformer=HunyuanVideo15Config(
             num_attention_heads=4,
@@ -165,7 +166,8 @@ class ModelConfig(Config):
 
     preset: str = "portrait-tiny"
     """Shapes of the networks: portrait-tiny, nano, magic141-13b, hunyuan-i2v-13b, wan-tiny,
-    wan21-i2v-14b, wan22-i2v-14b, hunyuan15-tiny, hunyuan15-i2v-8b, or a name that a plugin registers."""
+    wan21-i2v-14b, wan22-i2v-14b, hunyuan15-tiny, hunyuan15-i2v-8b, or a name that a plugin
+    registers."""
     vae: LocalPath | None = None
     """Folder of the VAE."""
     teacher: LocalPath | None = None

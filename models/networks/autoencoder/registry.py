@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from magicdistill.models.networks.autoencoder.base import VaeConfig
 from magicdistill.models.networks.autoencoder.hunyuan_video import HunyuanVideoVaeConfig
+from magicdistill.models.networks.autoencoder.hunyuan_video15 import HunyuanVideo15VaeConfig
 from magicdistill.models.networks.autoencoder.wan import WanVaeConfig
 from magicdistill.models.registry import Registry
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from magicdistill.models.locations import CONFIG
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig
 from magicdistill.models.networks.backbones.hunyuan_video.shapes import HunyuanVideoConfig
+from magicdistill.models.networks.backbones.hunyuan_video15.shapes import HunyuanVideo15Config
 from magicdistill.models.networks.backbones.wan.shapes import WanConfig
 from magicdistill.models.registry import Registry
 
