@@ -44,7 +44,7 @@ class Rollouts:
 
         It comes from a pair's noise only where the generator's update shares the rollout.
         """
-        index = grid_index(rng, self.sampler.num_steps)
+        index = rng.grid_index(self.sampler.num_steps)
         if self.shared:
             return self._shared_visits(generator, batch, rng)[index][2]
         noise = rng.normal("noise", batch.x0.shape[1:])
@@ -53,7 +53,7 @@ class Rollouts:
 
     def start(self, generator: Velocity, batch: Batch, rng: Rng) -> Start:
         """Return where the update's network call starts, as the generator needs it."""
-        index = grid_index(rng, self.sampler.num_steps)
+        index = rng.grid_index(self.sampler.num_steps)
         if self.shared:
             return Start(*self._shared_visits(generator, batch, rng)[index][:2])
         noise = self._noise(batch, rng)
@@ -95,8 +95,3 @@ class Rollouts:
             lambda step: rng.normal(f"fresh-{step}", shape),
             num_steps,
         )
-
-
-def grid_index(rng: Rng, num_steps: int) -> int:
-    """Draw the step of the sampler that an update trains, the same on every rank."""
-    return rng.shared_index("grid", num_steps)

@@ -26,7 +26,6 @@ from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.placement import WHOLE
 from magicdistill.models.networks.sequence_parallel import join_sequence_group
-from magicdistill.models.objectives.rollouts import grid_index
 from magicdistill.models.objectives.types import Batch, Method, Pair
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.planning.flops import operations
@@ -251,7 +250,7 @@ def _longest(rng: Rng, made: Plan) -> Rng:
     updates = (replace(rng, cycle=cycle, update=number) for number in itertools.count())
     if sampler is None:
         return next(updates)
-    return next(u for u in updates if grid_index(u, sampler.num_steps) == sampler.num_steps - 1)
+    return next(u for u in updates if u.grid_index(sampler.num_steps) == sampler.num_steps - 1)
 
 
 def _where(error: BaseException, modules: Mapping[str, nn.Module]) -> str:

@@ -26,7 +26,7 @@ from magicdistill.models.objectives.distribution_matching import DistributionMat
 from magicdistill.models.objectives.dmd import real_and_fake_x0
 from magicdistill.models.objectives.flow_matching import Finetune
 from magicdistill.models.objectives.lcm import Lcm
-from magicdistill.models.objectives.rollouts import Rollouts, grid_index
+from magicdistill.models.objectives.rollouts import Rollouts
 
 DRAWS = Rng(0, cycle=0, update=0, positions=range(2))
 CONFIGS: TypeAdapter[Any] = TypeAdapter(AnyMethod)
@@ -291,7 +291,7 @@ def test_a_fresh_rollout_runs_no_forward_that_its_update_does_not_need(generator
     by_index = {}
     for update in range(40):
         rng = replace(DRAWS, update=update)
-        if (index := grid_index(rng, 4)) not in by_index:
+        if (index := rng.grid_index(4)) not in by_index:
             seen, before = Counted(generator), Counted(generator)
             x0 = rollouts.prediction(seen, batch, rng)
             start = rollouts.start(before, batch, rng)
@@ -323,7 +323,7 @@ def test_a_shared_rollout_runs_once_a_cycle_and_its_visits_serve_the_fakes(gener
     visits = [rollouts.prediction(network, batch, rng) for rng in updates]
     start = rollouts.start(network, batch, updates[-1])
     assert len(network.calls) == 4 and torch.equal(
-        start.x, network.calls[grid_index(updates[-1], 4)][0]
+        start.x, network.calls[updates[-1].grid_index(4)][0]
     )
     assert len({float(x0.sum()) for x0 in visits}) > 1
     rollouts.prediction(network, batch, replace(DRAWS, cycle=1))

@@ -13,7 +13,6 @@ from magicdistill.models.methods.magic import MagicMethod
 from magicdistill.models.objectives.config import PairSupervision, SamplerConfig
 from magicdistill.models.objectives.distribution_matching import DistributionMatching
 from magicdistill.models.objectives.huber import pseudo_huber
-from magicdistill.models.objectives.rollouts import grid_index
 from magicdistill.models.objectives.types import Pair
 
 ONE_STEP = SamplerConfig(num_steps=1)
@@ -79,7 +78,7 @@ def test_every_step_of_a_generator_is_pulled_to_the_video_of_the_pairs_noise(
     method = magic(generator, critic, sampler=SamplerConfig(), share_rollout=share)
     rng = next(
         rng for update in range(99)
-        if grid_index(rng := Rng(0, 0, update, paired.positions), 4) == 2
+        if (rng := Rng(0, 0, update, paired.positions)).grid_index(4) == 2
     )  # fmt: skip
     with method.prepared_for("generator"):
         found = method.loss("generator", method.modules, paired, rng).terms["pairs"]
