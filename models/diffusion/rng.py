@@ -47,6 +47,10 @@ class Rng:
         """Draw one index in [0, count) that is the same on every rank."""
         return int(torch.randint(count, (), generator=self._generator(stream, None)))
 
+    def grid_index(self, num_steps: int) -> int:
+        """Draw the step of a sampler that an update trains, which is the same on every rank."""
+        return self.shared_index("grid", num_steps)
+
     def _stack(self, values: list[Tensor]) -> Tensor:
         return torch.stack(values).to(self.device, non_blocking=True)
 

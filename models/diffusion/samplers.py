@@ -61,9 +61,23 @@ def rollout(
     after step i; the Euler sampler never asks. Raises ValueError for a consistency sampler without
     noise.
     """
+    num_steps = len(sigmas) - 1 if num_steps is None else num_steps
+    visited, _ = run_steps(velocity, noise, sigmas, conditions, sampler, fresh_noise, num_steps)
+    return visited
+
+
+def run_steps(
+    velocity: Velocity,
+    noise: Tensor,
+    sigmas: Tensor,
+    conditions: Conditions,
+    sampler: SamplerName,
+    fresh_noise: FreshNoise | None,
+    num_steps: int,
+) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+    """Return what `rollout` does, and the input of the network call after the last one."""
     if sampler == "consistency" and fresh_noise is None:
         raise ValueError("the consistency sampler needs fresh_noise")
-    num_steps = len(sigmas) - 1 if num_steps is None else num_steps
     x, visited = noise, []
     for step in range(num_steps):
         sigma = sigmas[step].expand(len(x))
@@ -71,7 +85,7 @@ def rollout(
         x0 = x0_from_velocity(x, v, sigma)
         visited.append((x, sigma, x0))
         x = advance(x, v, x0, sigmas, step, fresh_noise if sampler == "consistency" else None)
-    return visited
+    return visited, x
 
 
 def advance(

@@ -60,13 +60,8 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
 
     @property
     def uses_pairs(self) -> bool:
-        """Whether it supervises a 1-step generator by pairs."""
+        """Whether it supervises the generator by pairs."""
         return self.pairs is not None
-
-    @property
-    def shares_batch(self) -> bool:
-        """One shared rollout is of one batch."""
-        return self.share_rollout
 
     @property
     def lora_rank(self) -> int:
@@ -109,7 +104,7 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
             yield from _target_problems(self.lora, shapes)
 
     def cycle_updates(self, *, embeds: bool) -> tuple[Update, ...]:
-        """Return the rollout, the critic's updates and the generator's."""
+        """Return the critic's updates and the generator's, with their rollouts or after one."""
         critic = self._critic_forwards()
         generator = self._generator_forwards(embeds=embeds)
         steps = len(self.interval.steps(self.sampler))
@@ -119,11 +114,10 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
                 Update("critic", critic, self.num_fake_updates),
                 Update("generator", generator),
             )
-        # each update's own rollout ends at a step that is drawn evenly
-        rollout = ForwardPass("generator", "rollout", repeats=(steps + 1) / 2)
+        # the step that an update trains is drawn evenly; the generator's own forward is its last
         return (
-            Update("critic", (rollout, *critic), self.num_fake_updates),
-            Update("generator", (rollout, *generator)),
+            Update("critic", (*_drawn_rollout(1, steps), *critic), self.num_fake_updates),
+            Update("generator", (*_drawn_rollout(0, steps - 1), *generator)),
         )
 
     def _critic_forwards(self) -> tuple[ForwardPass, ...]:
@@ -171,6 +165,13 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         adversarial = self.adversarial.adversarial_weight > 0
         critic = Critic(base, self.lora, adversarial=adversarial, placement=placement)
         return DistributionMatching(self, VelocityModel(generator), critic)
+
+
+def _drawn_rollout(fewest: int, most: int) -> tuple[ForwardPass, ...]:
+    """Return an update's own rollout, whose number of steps is drawn evenly; none of no step."""
+    if most == 0:
+        return ()
+    return (ForwardPass("generator", "rollout", repeats=(fewest + most) / 2, most=most),)
 
 
 def _target_problems(lora: LoraConfig, shapes: BackboneConfig) -> Iterator[str]:

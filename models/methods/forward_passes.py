@@ -17,6 +17,8 @@ class ForwardPass:
     """Samples in one batch for each sample of the micro-batch."""
     repeats: int | float = 1
     """Number of such forward passes one after the other; a mean where the number is drawn."""
+    most: int | None = None
+    """Largest number where it is drawn."""
     blocks: Part = "all"
 
 

@@ -177,9 +177,11 @@ class CfgDistillation(Config):
 
 
 class PairSupervision(Config):
-    """Supervision of a 1-step generator by the pairs of noise and video of a frozen few-step one.
+    """Supervision of a generator by the noise and the videos of a frozen one of more steps.
 
-    Known in words: 002 section 4.
+    Known in words for one step: 002 section 4. With more steps, in each of which the generator is
+    to predict the video, it is the regression of DMD (arXiv:2311.18828, section 3.3), which holds
+    a student against drift and stills; there it is ours.
     """
 
     num_cycles: int = Field(ge=1)
@@ -207,6 +209,10 @@ class AdversarialPart(Config):
     """Weight of the finite-difference R1 penalty on real samples."""
     r1_step: float = Field(default=0.01, gt=0)
     """Standard deviation of the penalty's perturbation, in units of the latents."""
+    same_noise: bool = False
+    """Real samples are noised for the discriminator as the generated ones are, with the same noise
+    and noise level; otherwise each draws its own. FastGen's `gan_use_same_t_noise`, which its
+    recipes for Wan, CogVideoX and Cosmos set. Not in the papers."""
 
 
 class WeakToStrongPart(Config):
@@ -250,27 +256,43 @@ class DistributionMatchingConfig(Config):
     """Number of critic updates for each generator update."""
     warmup_cycles: int = Field(default=0, ge=0)
     """Number of cycles at the start in which the generator is not updated."""
-    share_rollout: bool = True
-    """One rollout serves a whole cycle, its earlier x0 predictions the fake updates; otherwise
-    each update makes its own, up to its grid index, on samples of its own."""
+    share_rollout: bool = False
+    """The fast choice: one rollout serves a whole cycle, its earlier x0 predictions the critic's
+    updates. Otherwise each update draws noise of its own and rolls out to its grid index, as DMD2,
+    CausVid and Self-Forcing do, and takes samples of its own unless there are `pairs`; on
+    portrait-tiny that took 1.6 times as long and came nearer (docs/experiments.md)."""
     dmd_weight: float = Field(default=1.0, ge=0)
     """Weight of distribution matching in the generator's loss."""
     real_guidance: float | None = Field(default=None, ge=0)
     """Ho scale of the real score; null takes the generator's (sampler.guidance, or the scales
     that `cfg_distillation` draws). Not in the paper."""
     pairs: PairSupervision | None = None
-    """Supervision of a 1-step generator by pairs, which the recipe's `pairs` makes, or null."""
+    """Supervision of the generator by pairs, which the recipe's `pairs` makes, or null. Its update
+    starts from the pair's noise, and so do those of the critic where they share its rollout."""
     cfg_distillation: CfgDistillation | None = None
     """Distillation of the guidance scale in the same stage (003 section 3.1), or null."""
     lora_loss_scale: float = Field(default=1.0, gt=0)
     """Factor on the fake-score loss; the paper has 1e4 under bf16 and ZeRO (002 section 3.4). It
     acts as a smaller `eps` of the critic's optimiser would, and changes no clipping."""
+    fake_score_target: Literal["velocity", "x0"] = "velocity"
+    """What the fake score's squared error is of: the `velocity` (003 Eq. 5, and Self-Forcing's
+    `flow`), or `x0` as in CausVid and FastGen, which weighs each sample by its sigma squared and so
+    high noise most."""
 
     @model_validator(mode="after")
-    def _pairs_are_for_one_step(self) -> "DistributionMatchingConfig":
-        if self.pairs is not None and (self.sampler.num_steps, self.share_rollout) != (1, True):
-            raise ValueError("pairs: they need sampler.num_steps 1 and share_rollout true")
-        return self
+    def _pairs_lead_to_their_video(self) -> "DistributionMatchingConfig":
+        if self.pairs is None or self.sampler.num_steps == 1 or self.sampler.name == "euler":
+            return self
+        raise ValueError(
+            f"pairs: sampler.name {self.sampler.name} adds noise after a step, which leads to "
+            "another video than the pair's; use euler, or sampler.num_steps 1"
+        )
+
+    @property
+    def shares_batch(self) -> bool:
+        """Whether a cycle's updates see the same samples: those of one rollout, or of the pairs,
+        which are made for the generator's update alone and cost a rollout of more steps."""
+        return self.share_rollout or self.pairs is not None
 
     @model_validator(mode="after")
     def _an_expert_has_steps(self) -> "DistributionMatchingConfig":

@@ -29,7 +29,7 @@ from magicdistill.models.objectives.dmd import (
     dmd_gradient,
     fake_score_loss,
 )
-from magicdistill.models.objectives.rollouts import Rollouts, Visit
+from magicdistill.models.objectives.rollouts import Rollouts, Start
 from magicdistill.models.objectives.score_gap import weak_to_strong_gap
 from magicdistill.models.objectives.supervision import ground_truth_loss, pair_loss
 from magicdistill.models.objectives.types import (
@@ -79,7 +79,7 @@ class DistributionMatching(Method):
             config.truth,
         )
         self.generator, self.critic = generator, critic
-        self.shares_batch = config.share_rollout
+        self.shares_batch = config.shares_batch
         self.rollouts = Rollouts(
             config.sampler, shared=config.share_rollout, interval=config.interval
         )
@@ -119,10 +119,10 @@ class DistributionMatching(Method):
     def loss(self, role: str, networks: Networks, batch: Batch, rng: Rng) -> Loss:
         """Return the loss of a role on generated samples of its update's grid index."""
         inputs = LossInputs(networks, batch, rng, self._guidance(rng))
-        visit = self.rollouts.visit(self._generator(inputs), batch, rng)
+        generator = self._generator(inputs)
         if role == "critic":
-            return self._critic_loss(inputs, visit.x0)
-        return self._generator_loss(inputs, visit)
+            return self._critic_loss(inputs, self.rollouts.prediction(generator, batch, rng))
+        return self._generator_loss(inputs, self.rollouts.start(generator, batch, rng))
 
     def validation_terms(
         self, networks: Networks, latents: Tensor, conditions: Conditions, rng: Rng
@@ -191,13 +191,16 @@ class DistributionMatching(Method):
         return self._fake_score_loss(v_fake, x_hat, fake) + self._discriminator_loss(logits)
 
     def _fake_score_loss(self, v_fake: Tensor, x_hat: Tensor, fake: Noised) -> Loss:
-        score = fake_score_loss(v_fake, x_hat, fake.eps)
+        weight = fake.sigma.square() if self.config.fake_score_target == "x0" else None
+        score = fake_score_loss(v_fake, x_hat, fake.eps, weight)
         return Loss(self.config.lora_loss_scale * score, {"fake_score": score.detach()})
 
     def _fake_and_real(self, inputs: LossInputs, fake: Noised) -> Judged:
         """Return generated and real samples, and with R1 the real ones moved."""
         config, rng = self.adversarial, inputs.rng
-        real = self._noise(inputs.batch.x0, rng, "real")
+        x0 = inputs.batch.x0
+        same = config.same_noise
+        real = noised(x0, fake.eps, fake.sigma) if same else self._noise(x0, rng, "real")
         parts = [fake, real]
         if config.r1_weight > 0:
             step = config.r1_step * rng.normal("r1", real.x_sigma.shape[1:])
@@ -217,9 +220,9 @@ class DistributionMatching(Method):
         r1 = adversarial.finite_difference_r1(on_real, on_moved[0], config.r1_step)
         return Loss(loss + config.r1_weight * r1, terms | {"r1": r1.detach()})
 
-    def _generator_loss(self, inputs: LossInputs, visit: Visit) -> Loss:
-        v = self._generator(inputs)(visit.x, visit.sigma, inputs.conditions)
-        x_hat = x0_from_velocity(visit.x, v, visit.sigma)
+    def _generator_loss(self, inputs: LossInputs, start: Start) -> Loss:
+        v = self._generator(inputs)(start.x, start.sigma, inputs.conditions)
+        x_hat = x0_from_velocity(start.x, v, start.sigma)
         at = self._noise(x_hat, inputs.rng, "score")
         pair_weight, dmd_weight = 0.0, self.config.dmd_weight
         if (pairs := self.config.pairs) is not None:

@@ -88,6 +88,14 @@ def descend(x_hat: Latents, gradient: Latents) -> Float[Tensor, ""]:
     return 0.5 * functional.mse_loss(x_hat, (x_hat - gradient).detach())
 
 
-def fake_score_loss(v_fake: Latents, x_hat: Latents, eps: Latents) -> Float[Tensor, ""]:
-    """Return MSE(v_fake(x_sigma), eps - x_hat), the only loss of the LoRA (003 Eq. 5). Known."""
-    return functional.mse_loss(v_fake, velocity(x_hat.detach(), eps))
+def fake_score_loss(
+    v_fake: Latents, x_hat: Latents, eps: Latents, weight: Float[Tensor, " b"] | None = None
+) -> Float[Tensor, ""]:
+    """Return MSE(v_fake(x_sigma), eps - x_hat), the only loss of the LoRA (003 Eq. 5). Known.
+
+    `weight` weighs samples. With sigma^2 it is MSE(x0_fake, x_hat), as x0 = x_sigma - sigma v.
+    """
+    target = velocity(x_hat.detach(), eps)
+    if weight is None:
+        return functional.mse_loss(v_fake, target)
+    return (weight * (v_fake - target).square().flatten(1).mean(1)).mean()

@@ -1,9 +1,9 @@
 """How a run is executed: engine, cluster and tracking."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from magicdistill.data_pipeline.config import DataConfig, Gpus
 from magicdistill.models.config import Config, demand_range
@@ -182,17 +182,43 @@ class ScheduleConfig(Config):
     """Samples of one update over all workers and micro-batches."""
     num_micro_batches: PositiveInt = 1
     """Micro-batches whose gradients are accumulated for one update."""
+    critic_rate: float | None = Field(default=None, gt=0)
+    """Learning rate of the critic as a multiple of the generator's, in place of an `lr` of its own;
+    null leaves it that. It is 1 in DMD2's scripts and 0.2 in Self-Forcing's."""
     optimizers: dict[str, OptimizerConfig]
     """One optimiser for each trained role of the method."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the average of the generator's weights that is sampled and exported; null takes the
-    last weights."""
+    last weights. Self-Forcing has 0.99; 002 names none."""
+    ema_start: int = Field(default=0, ge=0)
+    """Cycles after which the average begins; until then it is the last weights. Self-Forcing begins
+    after 200 updates."""
     checkpoint_every: PositiveInt = 50
     """Cycles between checkpoints."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept, beside the best one."""
     sample_every: PositiveInt | None = None
     """Cycles between validation pictures."""
+
+    @field_validator("optimizers", mode="before")
+    @classmethod
+    def _rate_of_the_critic(cls, optimizers: Any, info: ValidationInfo) -> Any:
+        """Write down the critic's rate where it is a multiple, so that a stored recipe says it."""
+        multiple = info.data.get("critic_rate")
+        if multiple is None or not isinstance(optimizers, dict):
+            return optimizers
+        given = {
+            role: one.model_dump() if isinstance(one, Config) else one
+            for role, one in optimizers.items()
+        }
+        generator, critic = given.get("generator"), given.get("critic", {})
+        rate = generator.get("lr") if isinstance(generator, dict) else None
+        if not isinstance(rate, int | float) or not isinstance(critic, dict):
+            raise ValueError(
+                f"critic_rate {multiple:g} is a multiple of optimizers.generator.lr; give that, or "
+                "set critic_rate to null"
+            )
+        return given | {"critic": critic | {"lr": multiple * rate}}
 
     def has_line(self, cycle: int) -> bool:
         """Tell whether a progress line is due after a cycle: about twenty times a run."""

@@ -21,8 +21,9 @@ from magicdistill.platform.engines.engine import Engine
 class Ema:
     """Exponential moving average of a role's master weights, each rank of its own part."""
 
-    def __init__(self, role: str, engine: Engine, decay: float) -> None:
-        self.role, self.engine, self.decay = role, engine, decay
+    def __init__(self, role: str, engine: Engine, decay: float, start: int = 0) -> None:
+        """Average from cycle `start` on; until then the average is the present weights."""
+        self.role, self.engine, self.decay, self.start = role, engine, decay, start
         self.places = engine.places()
         self.live = [place.piece(WEIGHT, place.owner).values for place in self.places]
         self.average = [values.clone() for values in self.live]
@@ -44,9 +45,10 @@ class Ema:
             yield FlatShard(f"{WEIGHT}/{place.name}", place.start, average)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the present weights."""
-        torch._foreach_lerp_(self.average, self.live, 1 - self.decay)
+    def update(self, cycle: int = 0) -> None:
+        """Move the average towards the weights that a cycle has trained."""
+        decay = self.decay if cycle >= self.start else 0.0
+        torch._foreach_lerp_(self.average, self.live, 1 - decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

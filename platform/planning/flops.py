@@ -18,6 +18,8 @@ ATTENTION_BACKWARD = 2.5
 """The same of attention, of which fused kernels compute the scores again: five products for two."""
 NUM_LATENTS = 8
 """Latents in float32 that live during an update: noise, samples, predictions, noised ones."""
+FRESH_LATENTS = 2
+"""The same of a critic that makes a rollout of its own. Counted in rehearsals."""
 HEAD_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 2, "lora": 2, "weights": 4}
 """Tensors that the discriminator's head keeps, in units of tokens * d."""
 

@@ -25,6 +25,7 @@ from magicdistill.platform.config.sections import (
     EvaluationConfig,
 )
 from magicdistill.platform.planning.flops import (
+    FRESH_LATENTS,
     NUM_LATENTS,
     backward_bytes,
     forward_bytes,
@@ -210,8 +211,14 @@ def activation_rows(
 
 
 def latents_row(update: Update, sample: Sample, num_samples: int) -> Row:
-    """Return the latents of an update, of which every rank of a sequence group has all."""
-    count = num_samples * NUM_LATENTS * 4 * sample.latent_numel
+    """Return the latents of an update, of which every rank of a sequence group has all.
+
+    A critic that makes a rollout of its own keeps none of it but the last prediction.
+    """
+    rolls_out = any(step.what == "rollout" for step in update.forwards)
+    trains_it = any(step.gradient == "weights" for step in update.forwards if step.role != "critic")
+    number = NUM_LATENTS if trains_it or not rolls_out else FRESH_LATENTS
+    count = num_samples * number * 4 * sample.latent_numel
     return Row(update.forwards[0].role, "latents", "float32", count)
 
 

@@ -5,6 +5,7 @@ sends nothing. What it computes, keeps and needs at the peak stands beside what 
 Sharding is not rehearsed: parameters are whole, and each gradient goes as soon as it is there.
 """
 
+import itertools
 import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -196,7 +197,7 @@ def rehearse_role(method: Method, role: str, batch: Batch, made: Plan) -> RoleRe
     hooks = [p.register_post_accumulate_grad_hook(take) for p in trained.values()]
     meter = _Meter(method.modules.values())
     kept = 0
-    rng = Rng(made.recipe.seed, made.recipe.schedule.num_cycles - 1, 0, batch.positions, "meta")
+    rng = _longest(Rng(made.recipe.seed, 0, 0, batch.positions, "meta"), made)
     try:
         with _flash_attention(), meter, method.prepared_for(role):
             loss = method.loss(role, method.modules, batch, rng).total
@@ -233,19 +234,27 @@ def _figures(made: Plan, role: str, meter: "_Meter", kept: int) -> tuple[Figure,
 def _planned_operations(made: Plan, role: str) -> float:
     """Return a rank's operations in one update of a role and one micro-batch.
 
-    The first role makes the rollout that all updates share; one of its own goes to its last step.
+    The first role makes the rollout that all updates share; one of its own has its largest length.
     """
     updates = cycle_updates(made.recipe)
     forwards = [step for update in updates if update.name == role for step in update.forwards]
     if role == next(update.name for update in updates if update.name != "rollout"):
         forwards += [s for update in updates if update.name == "rollout" for s in update.forwards]
-    sampler, mode = made.recipe.method.trained_sampler, made.recipe.kernels.recompute_blocks
-    of_sample = 0.0
-    for step in forwards:
-        if step.what == "rollout" and sampler is not None:
-            step = replace(step, repeats=sampler.num_steps)
-        of_sample += operations(made.sample, step, recompute=mode)
+    mode = made.recipe.kernels.recompute_blocks
+    of_sample = sum(
+        operations(made.sample, replace(step, repeats=step.most or step.repeats), recompute=mode)
+        for step in forwards
+    )
     return of_sample * made.num_samples / made.sample.sequence_parallel
+
+
+def _longest(rng: Rng, made: Plan) -> Rng:
+    """Return the draws of an update in the last cycle that trains the sampler's last step."""
+    cycle, sampler = made.recipe.schedule.num_cycles - 1, made.recipe.method.trained_sampler
+    updates = (replace(rng, cycle=cycle, update=number) for number in itertools.count())
+    if sampler is None:
+        return next(updates)
+    return next(u for u in updates if u.grid_index(sampler.num_steps) == sampler.num_steps - 1)
 
 
 def _where(error: BaseException, modules: Mapping[str, nn.Module]) -> str:

@@ -11,6 +11,7 @@ What is left out: what the processor takes to launch kernels, ranks that differ,
 slow each other down where they share a link.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,8 +64,8 @@ class Lanes:
     """What one update does, kind by kind."""
 
     name: str
-    times: int = 1
-    """Number of such updates in a cycle."""
+    times: float = 1
+    """Number of such updates in a cycle; of drawn ones, on average."""
     spans: list[Span] = field(default_factory=list)
     gathers: list[float] = field(default_factory=list)
     """Bytes of each gather, in order: of whole parameters."""
@@ -77,7 +78,7 @@ class Lanes:
 
 @dataclass(frozen=True)
 class TimeLine:
-    """A cycle: each of its updates once."""
+    """A cycle: each of its updates once, and twice where the number of its passes is drawn."""
 
     updates: tuple[Lanes, ...]
 
@@ -118,11 +119,11 @@ def time_line(
     `num_samples` are those of one micro-batch, which the ranks of a sequence group share.
     """
     found = []
-    for update in updates:
+    for update in itertools.chain.from_iterable(map(lengths, updates)):
         run = _Run(Lanes(update.name, update.times), rates, network, sharding, sample)
         passes = [
             Pass(step.role, trace_of(sample, step, kernels), step.samples * num_samples)
-            for step in repeated(update.forwards)
+            for step in update.forwards
         ]
         for _ in range(num_micro_batches):
             run.follow(in_order(passes))
@@ -131,10 +132,25 @@ def time_line(
     return TimeLine(tuple(found))
 
 
-def repeated(passes: Sequence[ForwardPass]) -> Iterator[ForwardPass]:
-    """Yield each pass as often as it is run; the mean of a drawn number is rounded up."""
-    for step in passes:
-        yield from [step] * math.ceil(step.repeats)
+class Length(NamedTuple):
+    """An update with so many passes, and how often a cycle has it."""
+
+    name: str
+    times: float
+    forwards: list[ForwardPass]
+
+
+def lengths(update: Update) -> Iterator[Length]:
+    """Yield an update with each pass as often as it is run.
+
+    Where a number is drawn, these are the update with the mean rounded down and rounded up, in the
+    shares that give the mean.
+    """
+    longer = max(step.repeats % 1 for step in update.forwards)
+    for rounded, share in ((math.floor, 1 - longer), (math.ceil, longer)):
+        if share:
+            forwards = [step for step in update.forwards for _ in range(rounded(step.repeats))]
+            yield Length(update.name, share * update.times, forwards)
 
 
 class Pass(NamedTuple):

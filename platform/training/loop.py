@@ -63,7 +63,7 @@ class Loop:
             for name, norm in norms.items():
                 sums.setdefault(f"{role}/{name}", []).append(torch.tensor(norm))
             if self.ema is not None and role == self.ema.role:
-                self.ema.update()
+                self.ema.update(cycle)
         means = {name: torch.stack(values).mean() for name, values in sums.items()}
         with span("other ranks"):
             metrics = mean_over_ranks(means, self.device)

@@ -244,8 +244,10 @@ def _build_engines(recipe: Recipe, method: Method, device: torch.device | str) -
 
 def _build_ema(recipe: Recipe, engines: Mapping[str, Engine]) -> Ema | None:
     """Return the average of the first role's weights, which is the one that is exported."""
-    role, decay = next(iter(engines)), recipe.schedule.ema_decay
-    return Ema(role, engines[role], decay) if decay else None
+    role, schedule = next(iter(engines)), recipe.schedule
+    if schedule.ema_decay is None:
+        return None
+    return Ema(role, engines[role], schedule.ema_decay, schedule.ema_start)
 
 
 def _build_validation(

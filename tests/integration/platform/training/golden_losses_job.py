@@ -22,15 +22,17 @@ LATENTS = (16, 3, 4, 4)
 TEACHER = "assets/portrait-tiny/teacher"
 RATE = {"lr": 1.0e-3, "betas": (0.5, 0.99), "warmup_steps": 2, "decay_steps": 6}
 TWO = {"num_fake_updates": 2}
+AS_FASTGEN = {"same_noise": True, "fake_score_target": "x0"}
 CASES: dict[str, dict[str, Any]] = {
     "vae": {"name": "vae"},
     "finetune": {"name": "finetune", "uniform_share": 0.5},
     "cfg-distill": {"name": "cfg-distill"},
     "lcm": {"name": "lcm", "sampler": {"name": "consistency"}},
     "dmd": {"name": "dmd", "real_guidance": 3.0} | TWO,
-    "dmd2": {"name": "dmd2", "r1_weight": 0.1, "share_rollout": False} | TWO,
-    "magic": {"name": "magic", "alpha_weak": 0.5, "warmup_cycles": 1} | TWO,
+    "dmd2": {"name": "dmd2", "r1_weight": 0.1} | TWO,
+    "magic": {"name": "magic", "alpha_weak": 0.5, "warmup_cycles": 1, "share_rollout": True} | TWO,
     "magic-pairs": {"name": "magic", "sampler": {"num_steps": 1}, "pairs": {"num_cycles": 3}} | TWO,
+    "magic-anchored": {"name": "magic", "pairs": {"num_cycles": 3}} | AS_FASTGEN | TWO,
     "magic-gt": {"name": "magic-gt"} | TWO,
     "magic-gt-guided": {"name": "magic-gt", "ground_truth": "huber", "cfg_distillation": {}} | TWO,
 }

@@ -5,7 +5,12 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from magicdistill.models.diffusion.flow import sigma_grid
+from magicdistill.models.diffusion.flow import (
+    add_noise,
+    score_sigma,
+    sigma_grid,
+    x0_from_velocity,
+)
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import sample
 from magicdistill.models.methods.registry import AnyMethod
@@ -165,16 +170,22 @@ def test_the_generators_update_trains_the_generator_only(
 
 
 def test_guidance_is_distilled_inside_the_stage(generator, critic, prompted):
-    """Scales are drawn in the Ho form, the same for all updates of a cycle, and reach the input."""
+    """Scales are drawn in the Ho form, where a rollout is shared for its cycle, and reach the
+    input."""
     student = guided_student(generator)
     scales = {"min": 0.0, "max": 5.0, "form": "magic141"}
-    magic = method(student, critic, "dmd2", cfg_distillation={"guidance": scales})
+    fresh = method(student, critic, "dmd2", cfg_distillation={"guidance": scales})
+    magic = method(
+        student, critic, "dmd2", cfg_distillation={"guidance": scales}, share_rollout=True
+    )
     with magic.prepared_for("critic"):
         magic.loss("critic", magic.modules, prompted, DRAWS).total.backward()
     assert gradients(student) == set()
     loss = generator_loss(magic, prompted, replace(DRAWS, update=1))
     assert {"cfg", "cfg_base", "dmd", "adversarial"} <= loss.terms.keys()
     assert loss.terms["guidance"] == (1 + 5 * DRAWS.of_cycle().uniform("guidance")).mean()
+    own = generator_loss(fresh, prompted).terms["guidance"]
+    assert own == (1 + 5 * DRAWS.uniform("guidance")).mean()
     assert_frozen_is_untouched(critic)
     assert any("guidance_embedder" in name for name in gradients(student))
 
@@ -246,41 +257,99 @@ def test_the_rollout_is_the_sampler(generator, batch, name):
         rng for update in range(99)
         if (rng := replace(DRAWS, update=update)).shared_index("grid", 3) == 2
     )  # fmt: skip
-    assert torch.equal(rollouts.visit(generator, batch, last).x0, latents)
+    assert torch.equal(rollouts.prediction(generator, batch, last), latents)
+
+
+class Counted:
+    """The generator's velocity, and the inputs of its calls."""
+
+    def __init__(self, generator) -> None:
+        self.generator = generator
+        self.calls: list[tuple[torch.Tensor, ...]] = []
+
+    def __call__(self, *inputs):
+        self.calls.append(inputs)
+        return self.generator(*inputs)
 
 
 def test_all_ranks_train_the_same_grid_index_and_so_the_same_number_of_forwards(generator, batch):
     for cycle in range(6):
         counts, sigmas = [], []
         for positions in (range(2), range(2, 4)):
-            calls = []
-
-            def network(*inputs, calls=calls):
-                calls.append(inputs)
-                return generator(*inputs)
-
-            rng = Rng(0, cycle, 0, positions)
-            rollouts = Rollouts(SamplerConfig(), shared=False)
-            visit = rollouts.visit(network, replace(batch, positions=positions), rng)
-            counts.append(len(calls))
-            sigmas.append(visit.sigma)
+            network, own = Counted(generator), replace(batch, positions=positions)
+            rollouts, rng = Rollouts(SamplerConfig(), shared=False), Rng(0, cycle, 0, positions)
+            rollouts.prediction(network, own, rng)
+            sigmas.append(rollouts.start(network, own, rng).sigma)
+            counts.append(len(network.calls))
         assert counts[0] == counts[1] and torch.equal(*sigmas)
 
 
+@pytest.mark.parametrize("name", ["euler", "consistency"])
+def test_a_fresh_rollout_runs_no_forward_that_its_update_does_not_need(generator, batch, name):
+    """The generator's own forward, with a gradient, is the last one of the critic's rollout."""
+    rollouts = Rollouts(SamplerConfig(name=name), shared=False)
+    by_index = {}
+    for update in range(40):
+        rng = replace(DRAWS, update=update)
+        if (index := rng.grid_index(4)) not in by_index:
+            seen, before = Counted(generator), Counted(generator)
+            x0 = rollouts.prediction(seen, batch, rng)
+            start = rollouts.start(before, batch, rng)
+            v = generator(*start, batch.conditions)
+            torch.testing.assert_close(x0_from_velocity(start.x, v, start.sigma), x0)
+            by_index[index] = len(seen.calls), len(before.calls)
+    assert by_index == {index: (index + 1, index) for index in range(4)}
+    planned = CONFIGS.validate_python({"name": "dmd"}).cycle_updates(embeds=False)
+    rollout = {update.name: update.forwards[0] for update in planned}
+    for role, place in (("critic", 0), ("generator", 1)):
+        lengths = [counts[place] for counts in by_index.values()]
+        assert rollout[role].what == "rollout" and rollout[role].most == max(lengths)
+        assert rollout[role].repeats == sum(lengths) / len(lengths)
+
+
+def test_every_update_draws_fresh_noise_unless_it_shares_a_rollout(generator, batch):
+    for shared, num_noises in ((False, 6), (True, 1)):
+        network, rollouts = Counted(generator), Rollouts(SamplerConfig(), shared=shared)
+        for update in range(6):
+            rollouts.prediction(network, batch, replace(DRAWS, update=update))
+        starts = [x for x, sigma, _ in network.calls if sigma[0] == 1]
+        assert len({float(x.sum()) for x in starts}) == num_noises
+    assert not CONFIGS.validate_python({"name": "magic"}).share_rollout, "quality is the default"
+
+
 def test_a_shared_rollout_runs_once_a_cycle_and_its_visits_serve_the_fakes(generator, batch):
-    calls = []
-
-    def network(*inputs):
-        calls.append(inputs)
-        return generator(*inputs)
-
-    rollouts = Rollouts(SamplerConfig(), shared=True)
+    network, rollouts = Counted(generator), Rollouts(SamplerConfig(), shared=True)
     updates = [replace(DRAWS, update=update) for update in range(6)]
-    visits = [rollouts.visit(network, batch, rng) for rng in updates]
-    assert len(calls) == 4
-    assert len({float(visit.sigma[0]) for visit in visits}) > 1
-    rollouts.visit(network, batch, replace(DRAWS, cycle=1))
-    assert len(calls) == 8
+    visits = [rollouts.prediction(network, batch, rng) for rng in updates]
+    start = rollouts.start(network, batch, updates[-1])
+    assert len(network.calls) == 4 and torch.equal(
+        start.x, network.calls[updates[-1].grid_index(4)][0]
+    )
+    assert len({float(x0.sum()) for x0 in visits}) > 1
+    rollouts.prediction(network, batch, replace(DRAWS, cycle=1))
+    assert len(network.calls) == 8
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_discriminator_sees_real_samples_in_the_noise_of_the_generated_ones(
+    generator, critic, batch, same
+):
+    """Real samples that are the generated ones are then judged alike."""
+    magic = method(generator, critic, same_noise=same)
+    generated = magic.rollouts.prediction(generator, batch, DRAWS)
+    loss = magic.loss("critic", magic.modules, replace(batch, x0=generated), DRAWS)
+    assert (loss.terms["logit_margin"].abs() < 1e-6) == same
+
+
+@torch.no_grad()
+def test_a_fake_score_of_x0_errs_by_its_distance_to_the_generated_sample(generator, critic, batch):
+    magic = method(generator, critic, "dmd", fake_score_target="x0")
+    loss = magic.loss("critic", magic.modules, batch, DRAWS).terms["fake_score"]
+    x_hat = magic.rollouts.prediction(generator, batch, DRAWS)
+    sigma = score_sigma(DRAWS.uniform("fake-sigma"), 5.0, 0.02, 0.98)
+    x_sigma = add_noise(x_hat, DRAWS.normal("fake-eps", x_hat.shape[1:]), sigma)
+    fake_x0 = x0_from_velocity(x_sigma, critic.score(x_sigma, sigma, batch.conditions), sigma)
+    torch.testing.assert_close(loss, (fake_x0 - x_hat).square().mean())
 
 
 def test_warm_up_cycles_leave_the_generator_alone(generator, critic):

@@ -1,4 +1,4 @@
-"""The 1-step stage: one forward from the pair's noise serves pairs and distribution matching."""
+"""Pairs: one forward on the way from the pair's noise serves them and distribution matching."""
 
 from dataclasses import replace
 
@@ -6,10 +6,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from magicdistill.models.diffusion.flow import sigma_grid
 from magicdistill.models.diffusion.rng import Rng
+from magicdistill.models.diffusion.samplers import rollout
 from magicdistill.models.methods.magic import MagicMethod
 from magicdistill.models.objectives.config import PairSupervision, SamplerConfig
 from magicdistill.models.objectives.distribution_matching import DistributionMatching
+from magicdistill.models.objectives.huber import pseudo_huber
 from magicdistill.models.objectives.types import Pair
 
 ONE_STEP = SamplerConfig(num_steps=1)
@@ -17,7 +20,7 @@ PAIRS = PairSupervision(num_cycles=5)
 
 
 def magic(generator, critic, **changes) -> DistributionMatching:
-    config = MagicMethod(name="magic", sampler=ONE_STEP, pairs=PAIRS, **changes)
+    config = MagicMethod(**{"name": "magic", "sampler": ONE_STEP, "pairs": PAIRS} | changes)
     return DistributionMatching(config, generator, critic)
 
 
@@ -54,13 +57,34 @@ def test_the_total_weighs_both_by_the_cycle(generator, critic, paired):
         torch.testing.assert_close(loss.total.detach(), expected)
 
 
-def test_the_critic_sees_what_the_pairs_noise_gives(generator, critic, paired):
-    method = magic(generator, critic)
-    terms = [
-        method.loss("critic", method.modules, batch, Rng(0, cycle, 0, batch.positions)).terms
-        for cycle, batch in enumerate((paired, replace(paired, pair=None)))
-    ]
-    assert terms[0]["fake_score"] != terms[1]["fake_score"]
+@pytest.mark.parametrize("share", [True, False])
+def test_the_critic_sees_what_the_pairs_noise_gives_where_it_shares_the_rollout(
+    generator, critic, paired, share
+):
+    method = magic(generator, critic, share_rollout=share)
+    terms = []
+    for batch in (paired, replace(paired, pair=None)):
+        rng = Rng(0, len(terms) if share else 0, 0, batch.positions)
+        terms.append(method.loss("critic", method.modules, batch, rng).terms["fake_score"])
+    assert (terms[0] == terms[1]) != share
+    assert method.shares_batch, "pairs are made for the generator's update alone"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [True, False])
+def test_every_step_of_a_generator_is_pulled_to_the_video_of_the_pairs_noise(
+    generator, critic, paired, share
+):
+    method = magic(generator, critic, sampler=SamplerConfig(), share_rollout=share)
+    rng = next(
+        rng for update in range(99)
+        if (rng := Rng(0, 0, update, paired.positions)).grid_index(4) == 2
+    )  # fmt: skip
+    with method.prepared_for("generator"):
+        found = method.loss("generator", method.modules, paired, rng).terms["pairs"]
+    noise, video = paired.pair
+    visits = rollout(generator, noise, sigma_grid(4, 5.0), paired.conditions, sampler="euler")
+    torch.testing.assert_close(found, pseudo_huber(visits[2][2], video))
 
 
 def test_a_batch_without_pairs_is_an_error(generator, critic, batch):
@@ -68,6 +92,13 @@ def test_a_batch_without_pairs_is_an_error(generator, critic, batch):
         loss_of(magic(generator, critic), batch)
 
 
-def test_pairs_are_for_one_step_alone():
-    with pytest.raises(ValidationError, match=r"sampler\.num_steps 1"):
-        MagicMethod(name="magic", pairs=PAIRS)
+def test_a_sampler_that_leaves_the_way_to_the_pairs_video_is_refused():
+    consistency = {"name": "consistency"}
+    with pytest.raises(ValidationError, match=r"sampler\.name consistency.*use euler"):
+        MagicMethod.model_validate({"name": "magic", "pairs": PAIRS, "sampler": consistency})
+    assert magic_config(name="consistency", num_steps=1).pairs == PAIRS
+    assert magic_config(num_steps=4).pairs == PAIRS
+
+
+def magic_config(**sampler) -> MagicMethod:
+    return MagicMethod.model_validate({"name": "magic", "pairs": PAIRS, "sampler": sampler})

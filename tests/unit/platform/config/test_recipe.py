@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from magicdistill.data_pipeline.scorers.base import ABSENT
 from magicdistill.platform.config.overrides import RecipeError
-from magicdistill.platform.config.recipe import flatten, load_recipe, recipe_names, to_yaml
+from magicdistill.platform.config.recipe import Recipe, flatten, load_recipe, recipe_names, to_yaml
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig, TorchEngineConfig
 
 
@@ -173,3 +174,25 @@ def test_a_path_that_is_given_goes_before_the_root_and_without_a_root_nothing_mo
     tiny = ["portrait-tiny", "portrait-tiny-1step"]
     moved = [load_recipe(name, ["--assets_root", "/mnt"]).model for name in tiny]
     assert moved == [load_recipe(name).model for name in tiny]
+
+
+@pytest.mark.parametrize(
+    ("flags", "rate"),
+    [
+        ([], 1e-3),
+        (["--schedule.critic_rate", "0.2"], 2e-5),
+        (["--schedule.critic_rate", "5", "--schedule.optimizers.generator.lr", "1e-5"], 5e-5),
+    ],
+)
+def test_a_critics_rate_may_be_a_multiple_of_the_generators(flags: list[str], rate: float):
+    recipe = load_recipe("portrait-tiny", flags)
+    assert recipe.schedule.optimizers["critic"].lr == pytest.approx(rate)
+    again = Recipe.model_validate(recipe.model_dump())
+    assert again == recipe
+
+
+def test_a_multiple_of_no_rate_is_refused():
+    values = load_recipe("portrait-tiny").model_dump()
+    schedule = values["schedule"] | {"critic_rate": 2.0, "optimizers": {"critic": {"lr": 1.0}}}
+    with pytest.raises(ValidationError, match=r"critic_rate 2 is a multiple of.*generator\.lr"):
+        Recipe.model_validate(values | {"schedule": schedule})

@@ -102,6 +102,22 @@ def test_the_average_is_of_the_master_weights() -> None:
     assert not torch.equal(last, expected)
 
 
+def test_the_average_begins_after_its_first_cycles() -> None:
+    engine = linear_engine("fp32", lr=1e-2)
+    average = Ema("net", engine, 0.5, start=2)
+    for cycle in range(2):
+        train(engine, 1)
+        average.update(cycle)
+        assert torch.equal(
+            torch.cat([values.flatten() for values in average.average]), masters(engine)
+        )
+    before = masters(engine).clone()
+    train(engine, 1)
+    average.update(2)
+    found = torch.cat([values.flatten() for values in average.average])
+    torch.testing.assert_close(found, (before + masters(engine)) / 2)
+
+
 def test_groups_that_leave_out_a_parameter_are_refused() -> None:
     module = nn.Linear(2, 2)
     groups = {"weights": ParameterGroup(list(module.parameters())[:1])}
