@@ -105,6 +105,12 @@ class BackboneConfig(Config):
         return None
 
     @classmethod
+    def image_token_stride(cls, config: Mapping[str, Any]) -> int | None:
+        """Return of how many image tokens one is kept for a network as published; None where its
+        text encoder sees no first frame."""
+        return None
+
+    @classmethod
     def pipeline_of(cls, config: Mapping[str, Any]) -> str | None:
         """Return the name of the pipeline that takes a network of a diffusers configuration."""
         return cls.pipeline

@@ -131,6 +131,14 @@ class HunyuanVideoConfig(BackboneConfig):
         return image_layout(config)
 
     @classmethod
+    def image_token_stride(cls, config: Mapping[str, Any]) -> int | None:
+        """Return 2 where the first frame enters by channels, 4 where it replaces a latent frame.
+
+        Known: the default of diffusers' HunyuanVideoImageToVideoPipeline.
+        """
+        return {"latent_concat": 2, "token_replace": 4}.get(image_layout(config) or "")
+
+    @classmethod
     def pipeline_of(cls, config: Mapping[str, Any]) -> str | None:
         """SkyReels-V1 has a pipeline of its own."""
         return SKYREELS_PIPELINE if image_layout(config) == SKYREELS else cls.pipeline
