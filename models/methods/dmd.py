@@ -54,6 +54,11 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         return self.sampler
 
     @property
+    def distils_guidance(self) -> bool:
+        """Whether the guidance scale is distilled in the same stage."""
+        return self.cfg_distillation is not None
+
+    @property
     def uses_pairs(self) -> bool:
         """Whether it supervises a 1-step generator by pairs."""
         return self.pairs is not None

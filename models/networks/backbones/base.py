@@ -131,6 +131,8 @@ class Sample:
     activation_bytes: int = 2
     """Bytes of one number."""
     lora_rank: int = 0
+    image_tokens: int = 0
+    """Tokens of the first frame before the text's."""
 
     @property
     def model_dim(self) -> int:
@@ -146,7 +148,12 @@ class Sample:
     @property
     def own_tokens(self) -> int:
         """Tokens that a rank holds: its share of the video's, and all of the longest text."""
-        return self.video_tokens // self.sequence_parallel + self.shapes.num_text_tokens
+        return self.video_tokens // self.sequence_parallel + self.context_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the longest text, the first frame's before it included."""
+        return self.shapes.num_text_tokens + self.image_tokens
 
     @property
     def latent_numel(self) -> int:
@@ -174,7 +181,7 @@ class Sample:
         widths, in and out, of the linears that get a LoRA, in units of d. A multiplication and an
         addition are two operations.
         """
-        tokens, d = self.video_tokens + self.shapes.num_text_tokens, self.model_dim
+        tokens, d = self.video_tokens + self.context_tokens, self.model_dim
         held = self.own_tokens * self.sequence_parallel
         return BlockCosts(
             count,

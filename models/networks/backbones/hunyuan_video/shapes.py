@@ -117,7 +117,7 @@ class HunyuanVideoConfig(BackboneConfig):
         if part == "all":
             kept += sample.units(OUTPUT_SAVED[gradient])
         if gradient == "weights":
-            text = self.num_text_tokens * self.model_dim * size
+            text = sample.context_tokens * self.model_dim * size
             kept += self.num_refiner_layers * REFINER_SAVED * text
         return kept
 
