@@ -159,13 +159,13 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
         yield f"health.best_by {health.best_by}: no such metric; choose one of {', '.join(known)}"
     if evaluation is None:
         return
-    strides = [
+    held_out, trained = (
         data.prompts and data.prompts.image_token_stride for data in (evaluation.data, recipe.data)
-    ]
-    if len(set(strides)) > 1:
+    )
+    if held_out != trained:
         yield (
-            f"evaluation.data.prompts.image_token_stride {strides[0]}: the training has "
-            f"{strides[1]}; give the same"
+            f"evaluation.data.prompts.image_token_stride {held_out or 'null'}: the training has "
+            f"{trained or 'null'}; give the same"
         )
     if not evaluation.has_clips:
         yield (

@@ -16,6 +16,7 @@ from magicdistill.data_pipeline.config import (
     Encoding,
     Measures,
     Policy,
+    Prompts,
 )
 from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.data_pipeline.latents.windows import read_windows
@@ -28,6 +29,7 @@ from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
+from tests.tiny_encoders import tiny_encoder
 
 NUM_PORTRAITS = 5
 
@@ -250,6 +252,33 @@ def test_clips_of_two_shapes_go_to_their_buckets_and_stay_there(
     before = state_of(tmp_path / "root")
     assert curate(config, vae, tmp_path / "root", silent).version == result.version
     assert state_of(tmp_path / "root") == before
+
+
+def test_first_frames_are_embedded_once_beside_latents_that_are_kept(
+    curated: tuple[CurationResult, Path],
+    own_root: Path,
+    vae: Path,
+    folder: Path,
+    tmp_path: Path,
+):
+    tiny_encoder(64, sees_images=True).save(tmp_path / "encoders")
+    prompts = Prompts(encoder=str(tmp_path / "encoders"), num_tokens=8, image_token_stride=2)
+    config, before = make_config(folder, prompts=prompts), state_of(own_root)
+    result = curate(config, vae, own_root, silent)
+    assert result.counts == curated[0].counts and result.version != curated[0].version
+    after = state_of(own_root)
+    assert before.items() <= after.items()
+    written = {path.parent.name for path in after.keys() - before.keys()}
+    assert written == {"texts", result.version}, "no latents are encoded again"
+    cache = LatentCache(result.cache_path)
+    texts = [cache.text(cache.read(position).text_key) for position in range(len(cache))]
+    seen = [text.image_tokens for text in texts if text.null is not None]
+    different = {tokens.float().numpy().tobytes() for tokens in seen if tokens is not None}
+    assert len(different) == len(cache)
+    assert curate(config, vae, own_root, silent).version == result.version
+    assert state_of(own_root) == after
+    again = curate(make_config(folder), vae, own_root, silent)
+    assert again.version == curated[0].version
 
 
 def test_real_films_are_split_into_shots(cluster: None, vae: Path, tmp_path: Path):
