@@ -50,7 +50,7 @@ from tests.tiny_encoders import NUM_IMAGE_TOKENS, PROMPTS, tiny_encoder
 from tests.tiny_run import tiny_recipe
 
 TINY = ASSETS / "portrait-tiny"
-STRIDE, NUM_TOKENS = 2, 32
+STRIDE, NUM_TOKENS = 2, 96
 SEEN = (NUM_IMAGE_TOKENS // STRIDE, 64)
 """Image tokens of a sample."""
 PICTURE = np.asarray(Image.open(TINY / "face.png").convert("RGB").resize((64, 64))).copy()
@@ -190,7 +190,12 @@ def recipe_of(method: dict[str, Any], config: DataConfig) -> Recipe:
         schedule={"num_cycles": 1, "sample_every": 1},
         data={"prompts": config.prompts and config.prompts.model_dump()},
     ).model_dump()
-    values["evaluation"] |= {"num_shown": 1, "num_scored": 1, "num_clips": 1, "scored_by": "ranks"}
+    values["evaluation"] |= {
+        "num_shown": 1,
+        "num_scored": 1,
+        "num_clips": 1,
+        "scored_by": "workers",
+    }
     values["evaluation"]["data"] |= {"prompts": values["data"]["prompts"]}
     values |= {"method": method, "health": {"action": "off"}, "name": "seeing"}
     return Recipe.model_validate(values)
