@@ -184,18 +184,13 @@ def test_other_frames_captions_strides_and_encoders_have_other_keys(
 
 
 def recipe_of(method: dict[str, Any], config: DataConfig) -> Recipe:
-    """Return a training of one cycle that shows and scores held-out clips after it."""
+    """Return a training of one cycle that shows a held-out clip after it."""
     values = tiny_recipe(
         2,
         schedule={"num_cycles": 1, "sample_every": 1},
         data={"prompts": config.prompts and config.prompts.model_dump()},
     ).model_dump()
-    values["evaluation"] |= {
-        "num_shown": 1,
-        "num_scored": 1,
-        "num_clips": 1,
-        "scored_by": "workers",
-    }
+    values["evaluation"] |= {"num_shown": 1, "num_scored": None, "num_clips": 1}
     values["evaluation"]["data"] |= {"prompts": values["data"]["prompts"]}
     values |= {"method": method, "health": {"action": "off"}, "name": "seeing"}
     return Recipe.model_validate(values)
