@@ -72,10 +72,11 @@ def tiny_encoder(width: int, *, sees_images: bool = False) -> PromptEncoder:
     pooled = CLIPTextModel(clip)
     if not sees_images:
         return PromptEncoder(LlamaModel(llama), words, pooled, clip_words)
+    image: Any = words.convert_tokens_to_ids("<image>")
     config: Any = LlavaConfig(
         vision_config=CLIPVisionConfig(image_size=8, patch_size=4, **sizes),
         text_config=llama,
-        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_token_index=image,
         image_seq_length=NUM_IMAGE_TOKENS,
     )
     config.pad_token_id = words.pad_token_id
