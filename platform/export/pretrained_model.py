@@ -135,7 +135,13 @@ def find_student(model: Pretrained, num_steps: int) -> Pretrained:
     beside = model.transformer.with_name(f"student-{num_steps}step")
     if model.transformer in _students() and (beside / CONFIG).is_file():
         found = find_pretrained(str(beside))
-        model = replace(found, dtype=model.dtype, offload=model.offload)
+        model = replace(
+            found,
+            encoders=model.encoders,
+            dtype=model.dtype,
+            offload=model.offload,
+            image_token_stride=model.image_token_stride,
+        )
     return model.changed(num_steps=num_steps)
 
 

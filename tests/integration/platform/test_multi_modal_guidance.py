@@ -43,6 +43,7 @@ from magicdistill.platform.export.diffusers_pipeline import stock_scheduler, sto
 from magicdistill.platform.export.pretrained_model import ASSETS, find_pretrained
 from magicdistill.platform.inference.orders import Order, plan_windows
 from magicdistill.platform.inference.sample_video import VideoSampler, describe
+from magicdistill.platform.inference.web_page import Studio
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.worker import Worker
@@ -316,6 +317,16 @@ def test_the_null_prompt_of_a_model_that_sees_the_frame_sees_it_too(sampler: Vid
     network.remove()
     first, *_, last = frames
     assert first.shape[1:] == SEEN and not torch.allclose(first[:1], last[:1])
+
+
+def test_the_page_takes_a_prompt_where_the_model_reads_one(encoders: Path) -> None:
+    student = replace(
+        find_pretrained("student-4step"), encoders=encoders, image_token_stride=STRIDE
+    )
+    studio, face = Studio(student), (TINY / "face.png").read_bytes()
+    assert studio.reads_prompts
+    null, spoken = (studio.make(face, 1, prompt=prompt).mp4 for prompt in (None, PROMPTS[1]))
+    assert null != spoken
 
 
 def test_what_shapes_the_image_tokens_names_the_video(
