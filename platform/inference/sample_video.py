@@ -147,7 +147,8 @@ class VideoSampler:
 
     def parts(self, image: np.ndarray, order: Order, windows: ContextWindows) -> Iterator[Tensor]:
         """Yield pixels (1 3 t y x) from a first frame (y x 3) of the model's size."""
-        first = torch.from_numpy(image).to(self.device).float() / 127.5 - 1
+        # a copy: a picture that needed no crop is read-only
+        first = torch.tensor(image, device=self.device).float() / 127.5 - 1
         first = rearrange(first, "y x c -> 1 c 1 y x")
         window = partial(
             self._window, self._conditions_of(order.prompt), order.seed, windows.num_frames
