@@ -209,8 +209,9 @@ class Curator:
                 job = EncodeJob(group[0].config, vae_directory.absolute(), fingerprint, cache)
                 rows = [wanted[self._states.index(state)] for state in group]
                 num_failures += self._encode_missing(job, group, rows)
-            for state, rows in zip(self._states, wanted, strict=True):
-                num_failures += self._embed_first_frames(state, rows, cache)
+            if not num_failures:
+                for state, rows in zip(self._states, wanted, strict=True):
+                    num_failures += self._embed_first_frames(state, rows, cache)
         for state in self._states:
             self._embed_missing(state, cache)
         selections = self._select()
