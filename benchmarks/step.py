@@ -230,7 +230,7 @@ def measure(folder: Path, engine: str, repeats: int, batch_size: int) -> list[di
 
 
 def bench_recipe(engine: str, batch_size: int) -> Recipe:
-    """Return portrait-tiny with random weights and one rollout a cycle, which updates both roles."""
+    """Return portrait-tiny with random weights, and one rollout a cycle for both roles."""
     values = load_recipe("portrait-tiny").model_dump(exclude={"engine"})
     values["model"]["teacher"] = None
     values["method"] |= {"warmup_cycles": 0, "share_rollout": True}

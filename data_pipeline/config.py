@@ -311,6 +311,15 @@ class Prompts(Config):
     """Tokens of a prompt; longer ones are cut."""
     drop: float = Field(default=0.1, ge=0, le=1)
     """Share of the training samples that get the null prompt."""
+    image_token_stride: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda stride: stride is None,  # recipes without it keep their digests
+    )
+    """Multi-modal guidance (003 section 3): the encoder, the LLaVA of HunyuanVideo-I2V, sees each
+    window's first frame too, and one of so many of its image tokens stands before the text. As
+    published, it is one of 2 where the first frame enters the network by channels, and one of 4
+    where it replaces a latent frame. Null encodes the text alone."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Numbers in which the text encoders compute."""
     stored_dtype: Literal["float32", "bfloat16"] = "bfloat16"

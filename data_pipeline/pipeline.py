@@ -49,7 +49,11 @@ from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,
     Embed,
     EmbedJob,
-    encoder_fingerprint,
+    prompts_fingerprint,
+)
+from magicdistill.data_pipeline.stages.embed_first_frames import (
+    EmbedFirstFrames,
+    EmbedFirstFramesJob,
 )
 from magicdistill.data_pipeline.stages.encode import Encode, EncodeJob, fingerprint_of
 from magicdistill.data_pipeline.stages.run_scorers import AddScores, gpus_for
@@ -235,6 +239,9 @@ class Curator:
                 job = EncodeJob(group[0].config, vae_directory.absolute(), fingerprint, cache)
                 rows = [wanted[self._states.index(state)] for state in group]
                 num_failures += self._encode_missing(job, group, rows)
+            if not num_failures:
+                for state, rows in zip(self._states, wanted, strict=True):
+                    num_failures += self._embed_first_frames(state, rows, cache)
         for state in self._states:
             self._embed_missing(state, cache)
         selections = self._select()
@@ -335,22 +342,53 @@ class Curator:
         if not count:
             return 0
         size = config.encoding.rows_per_shard // max(rows.most_per_clip() for rows in wanted)
-        clips = self._by_shape(group, files)
+        clips = in_blocks(self._by_shape(group, files), max(1, size))
+        num_gpus = config.encoding.num_gpus_per_actor
+        with self._timed("encode", count, "clips") as advance:
+            return self._reported(clips, "encode", Encode, job, config, num_gpus, advance)
+
+    def _embed_first_frames(
+        self, state: CurationState, wanted: WantedRows, cache_root: AnyPath
+    ) -> int:
+        """Embed first frames, with captions, that the cache lacks; return how many clips failed."""
+        config, prompts = state.config, state.config.prompts
+        if prompts is None or prompts.image_token_stride is None:
+            return 0
+        missing = state.new_file("to-embed")
+        wanted.write_without_text(cache_root, missing)
+        count = self._db.value(f"SELECT count(*) FROM {self._db.files([missing])}")
+        if not count:
+            return 0
+        job = EmbedFirstFramesJob(config, prompts_fingerprint(prompts), cache_root)
+        size = config.encoding.rows_per_shard // wanted.most_per_clip()
+        clips = in_blocks(self._by_shape([state], [missing]), max(1, size))
+        num_gpus = prompts.num_gpus_per_actor
+        with self._timed("embed", count, "clips") as advance:
+            return self._reported(clips, "embed", EmbedFirstFrames, job, config, num_gpus, advance)
+
+    def _reported(
+        self,
+        clips: Iterator[pa.Table],
+        name: str,
+        stage: type,
+        job: Any,
+        config: DataConfig,
+        num_gpus: float,
+        advance: Callable[[int], None],
+    ) -> int:
+        """Run a stage that reports on clips; commit those that failed and return how many did."""
         sent: dict[str, pa.Table] = {}
         num_failures = 0
-        with self._timed("encode", count, "clips") as advance:
-            blocks = noted(in_blocks(clips, max(1, size)), sent)
-            num_gpus = config.encoding.num_gpus_per_actor
-            for table in self._through(blocks, Encode, (job,), config, num_gpus):
-                lost: list[ClipRow] = []
-                for report in table.to_pylist():
-                    row = sent.pop(report["clip_id"])
-                    if report["failure"]:
-                        (clip,) = clips_from_table(row)
-                        lost.append(replace(clip, failure=f"encode: {report['failure']}"))
-                self._commit(clips_to_table(lost))
-                num_failures += len(lost)
-                advance(len(table))
+        for table in self._through(noted(clips, sent), stage, (job,), config, num_gpus):
+            lost: list[ClipRow] = []
+            for report in table.to_pylist():
+                row = sent.pop(report["clip_id"])
+                if report["failure"]:
+                    (clip,) = clips_from_table(row)
+                    lost.append(replace(clip, failure=f"{name}: {report['failure']}"))
+            self._commit(clips_to_table(lost))
+            num_failures += len(lost)
+            advance(len(table))
         return num_failures
 
     def _by_shape(
@@ -366,9 +404,9 @@ class Curator:
     def _embed_missing(self, state: CurationState, cache_root: AnyPath) -> None:
         """Embed those captions of accepted clips that the cache lacks, and the null prompt."""
         prompts = state.config.prompts
-        if prompts is None:
+        if prompts is None or prompts.image_token_stride is not None:
             return
-        job = EmbedJob(prompts, encoder_fingerprint(prompts.encoder), cache_root)
+        job = EmbedJob(prompts, prompts_fingerprint(prompts), cache_root)
         missing = state.new_file("to-embed")
         write_missing_prompts(state.clips, job, missing)
         stored = self._db.files([missing])

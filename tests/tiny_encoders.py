@@ -5,10 +5,14 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPVisionConfig,
     LlamaConfig,
     LlamaModel,
+    LlavaConfig,
+    LlavaModel,
     PreTrainedTokenizerFast,
 )
 
@@ -44,8 +48,13 @@ def word_tokenizer(start: str, end: str, pattern: str = WORDS) -> PreTrainedToke
     )
 
 
-def tiny_encoder(width: int) -> PromptEncoder:
-    """Return a Llama and a CLIP whose embeddings are `width` wide.
+NUM_IMAGE_TOKENS = 4
+"""Tokens of a first frame in the tiny LLaVA."""
+
+
+def tiny_encoder(width: int, *, sees_images: bool = False) -> PromptEncoder:
+    """Return a Llama, or a LLaVA that sees first frames, and a CLIP whose embeddings are `width`
+    wide.
 
     Syllables make the template long enough for what the published one crops.
     """
@@ -60,4 +69,18 @@ def tiny_encoder(width: int) -> PromptEncoder:
     llama = LlamaConfig(vocab_size=len(words), **sizes)
     eos: Any = clip_words.eos_token_id
     clip = CLIPTextConfig(vocab_size=len(clip_words), eos_token_id=eos, **sizes)
-    return PromptEncoder(LlamaModel(llama), words, CLIPTextModel(clip), clip_words)
+    pooled = CLIPTextModel(clip)
+    if not sees_images:
+        return PromptEncoder(LlamaModel(llama), words, pooled, clip_words)
+    image: Any = words.convert_tokens_to_ids("<image>")
+    config: Any = LlavaConfig(
+        vision_config=CLIPVisionConfig(image_size=8, patch_size=4, **sizes),
+        text_config=llama,
+        image_token_index=image,
+        image_seq_length=NUM_IMAGE_TOKENS,
+    )
+    config.pad_token_id = words.pad_token_id
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, do_convert_rgb=True
+    )
+    return PromptEncoder(LlavaModel(config), words, pooled, clip_words, processor)

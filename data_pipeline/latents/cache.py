@@ -104,27 +104,22 @@ _SHARD_SCHEMA = pa.schema([*_FACTS_SCHEMA, *BLOB_FIELDS])
 INDEX_SCHEMA = pa.schema([*_FACTS_SCHEMA, ("shard", pa.string()), ("row_group", pa.int64())])
 
 
-def row_facts(
-    clip: ClipRow, window: Window, bucket: Bucket, vae_fingerprint: str, dtypes: str
-) -> RowFacts:
-    """Return a window's index entry; its key is a hash of everything that shapes the latents."""
+def what_shapes(clip: ClipRow, window: Window, bucket: Bucket) -> tuple[object, ...]:
+    """Return everything that shapes the frames of a window."""
     transform = f"frames as shown, by time stamp; centre-crop area {bucket}"
     if clip.crop:
         transform += f" of {clip.crop}"
     if clip.video.time_scale != 1:
         transform += f" at time scale {clip.video.time_scale:g}"
-    key = digest(
-        clip.content_hash,
-        clip.start,
-        clip.stop,
-        window.start,
-        window.flipped,
-        transform,
-        vae_fingerprint,
-        dtypes,
-    )
+    return clip.content_hash, clip.start, clip.stop, window.start, window.flipped, transform
+
+
+def row_facts(
+    clip: ClipRow, window: Window, bucket: Bucket, vae_fingerprint: str, dtypes: str
+) -> RowFacts:
+    """Return a window's index entry; its key is a hash of everything that shapes the latents."""
     return RowFacts(
-        key=key,
+        key=digest(*what_shapes(clip, window, bucket), vae_fingerprint, dtypes),
         clip_id=clip.clip_id,
         source_id=clip.video.source_id,
         license=clip.video.license,

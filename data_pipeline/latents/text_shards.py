@@ -1,11 +1,12 @@
 """Embeddings of prompts in a latent cache: committed shards with one prompt per row group.
 
 They lie apart from the latents because clips share captions: a prompt is embedded and stored once,
-and each row of latents names it by its key.
+and each row of latents names it by its key. Where the encoder sees first frames too, each window
+has an embedding of its own, and in the same row group that of the null prompt beside its frame.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,9 +36,8 @@ TEXT_SCHEMA = pa.schema([("key", pa.string()), ("part", pa.string()), *BLOB_FIEL
 TEXT_INDEX_SCHEMA = pa.schema(
     [("key", pa.string()), ("shard", pa.string()), ("row_group", pa.int64())]
 )
-_TEXT_PARTS = 3
-"""Rows that hold one prompt's embedding: its tokens, its mask and its pooled embedding. They are
-one row group, so that a random read is one request."""
+_NULL = "null_"
+"""Prefix of the parts that are the null prompt's."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,17 @@ class TextRow:
     """Which tokens are valid."""
     pooled: Float[Tensor, " p"]
     """The pooled embedding of the whole prompt."""
+    image_tokens: Float[Tensor, "m d"] | None = None
+    """Tokens of the first frame that the encoder saw before the prompt, all valid; None if none."""
+    null: "TextRow | None" = None
+    """The null prompt beside the same first frame; None where none was seen."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether a token is valid, as attention demands, and all numbers are finite."""
+        image = self.image_tokens is None or bool(self.image_tokens.isfinite().all())
+        own = bool(self.mask.any() and self.tokens[self.mask].isfinite().all()) and image
+        return own and (self.null is None or self.null.is_sound)
 
 
 def write_texts(root: AnyPath, texts: Mapping[str, TextRow]) -> str:
@@ -60,18 +71,22 @@ def write_texts(root: AnyPath, texts: Mapping[str, TextRow]) -> str:
             finite; nothing is written then.
     """
     for key, text in texts.items():
-        if not text.mask.any() or not text.tokens[text.mask].isfinite().all():
+        if not text.is_sound:
             raise CacheError(f"text {key!r} has no valid token or one that is not finite")
     records = [record for key, text in texts.items() for record in text_records(key, text)]
     return _commit_texts(root, list(texts), pa.Table.from_pylist(records, schema=TEXT_SCHEMA))
 
 
 def _commit_texts(root: AnyPath, keys: Sequence[str], table: pa.Table) -> str:
+    """Commit rows of which as many belong to each key: its parts.
+
+    They are one row group, so that a random read is one request.
+    """
     return commit_shard(
         root / "texts",
         [{"key": key} for key in keys],
         table,
-        rows_per_group=_TEXT_PARTS,
+        rows_per_group=len(table) // len(keys),
         index_schema=TEXT_INDEX_SCHEMA,
     )
 
@@ -79,7 +94,8 @@ def _commit_texts(root: AnyPath, keys: Sequence[str], table: pa.Table) -> str:
 def rewrite_texts(root: AnyPath, name: str, without: Collection[str]) -> None:
     """Commit a new shard with the texts of an old one except some keys; the old one stays."""
     with pq.ParquetFile(local_copy(root / "texts" / f"{name}.parquet")) as file:
-        keys = file.read(columns=["key"])["key"].to_pylist()[::_TEXT_PARTS]
+        num_parts = file.metadata.row_group(0).num_rows
+        keys = file.read(columns=["key"])["key"].to_pylist()[::num_parts]
         kept = [position for position, key in enumerate(keys) if key not in without]
         if kept:
             _commit_texts(root, [keys[i] for i in kept], file.read_row_groups(kept))
@@ -107,9 +123,18 @@ def zero_text(text: NullText) -> TextRow:
 
 def text_records(key: str, text: TextRow) -> list[dict[str, object]]:
     """Return an embedding as the rows of one row group; only valid tokens are stored."""
+    return [{"key": key, "part": name} | to_blob(part) for name, part in _parts(text).items()]
+
+
+def _parts(text: TextRow) -> dict[str, Tensor]:
     num_valid = int(text.mask.sum())
     parts = {"tokens": text.tokens[:num_valid], "mask": text.mask.float(), "pooled": text.pooled}
-    return [{"key": key, "part": name} | to_blob(part) for name, part in parts.items()]
+    if text.image_tokens is not None:
+        parts["image_tokens"] = text.image_tokens
+    if text.null is not None:  # the image tokens stand first, so that no prompt changes them
+        null = replace(text.null, image_tokens=None)
+        parts |= {f"{_NULL}{name}": part for name, part in _parts(null).items()}
+    return parts
 
 
 def open_text_shard(root: AnyPath, entry: dict[str, object]) -> pq.ParquetFile:
@@ -129,6 +154,12 @@ def read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:
         if record["key"] != entry["key"]:
             raise CacheError(f"{where} is not the text {entry['key']!r} that the index names")
         parts[record["part"]] = from_blob(record, where)
-    tokens, mask = parts["tokens"], parts["mask"].bool()
+    image = parts.get("image_tokens")
+    null = _row(parts, image, _NULL) if f"{_NULL}tokens" in parts else None
+    return replace(_row(parts, image), null=null)
+
+
+def _row(parts: Mapping[str, Tensor], image_tokens: Tensor | None, prefix: str = "") -> TextRow:
+    tokens, mask, pooled = (parts[f"{prefix}{name}"] for name in ("tokens", "mask", "pooled"))
     padded = torch.cat([tokens, tokens.new_zeros(len(mask) - len(tokens), tokens.shape[1])])
-    return TextRow(padded, mask, parts["pooled"])
+    return TextRow(padded, mask.bool(), pooled, image_tokens)

@@ -56,7 +56,9 @@ def windows_of(clip: ClipRow, bucket: Bucket, windows_per_clip: int, flip: bool)
     ]
 
 
-def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: int) -> Array:
+def decode_windows(
+    clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: int, num_frames: int | None = None
+) -> Array:
     """Return the clip's windows, uint8 RGB (n, f, h, w, 3), not mirrored.
 
     Frames are the nearest in time, cropped about the centre to the bucket's aspect and resized.
@@ -66,6 +68,7 @@ def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: 
         path: its local file.
         bucket: the shape of a window.
         windows_per_clip: the largest number of windows.
+        num_frames: the first frames of each window that are wanted; None is all of them.
 
     Raises:
         VideoError: if a frame cannot be decoded, the file's content is not the scored one, or its
@@ -76,7 +79,7 @@ def decode_windows(clip: ClipRow, path: Path, bucket: Bucket, windows_per_clip: 
     if clip.content_hash and is_kept and hash_content(path) != clip.content_hash:
         raise VideoError(f"{UNREACHABLE}: the file was replaced since it was scored")
     starts = window_starts(clip, bucket, windows_per_clip)
-    spans = np.array(starts)[:, None] + np.arange(bucket.num_frames)
+    spans = np.array(starts)[:, None] + np.arange(num_frames or bucket.num_frames)
     wanted = np.unique(spans)
     rate = bucket.fps * clip.video.time_scale
     numbers = np.minimum(probe(path).nearest(clip.start, wanted, rate), clip.stop - 1)
@@ -106,14 +109,20 @@ def _checksums(clip: ClipRow, windows: Array) -> dict[int, str]:
 
 
 def fetch_windows(
-    sandbox: Sandbox, scratch: Scratch, clip: ClipRow, bucket: Bucket, windows_per_clip: int
+    sandbox: Sandbox,
+    scratch: Scratch,
+    clip: ClipRow,
+    bucket: Bucket,
+    windows_per_clip: int,
+    num_frames: int | None = None,
 ) -> Outcome:
-    """Fetch the clip's file and decode its windows in a child process; failures are returned."""
+    """Fetch the clip's file and decode its windows, or the first frames of each, in a child
+    process; failures are returned."""
     try:
         path = scratch.fetch(clip.video.uri, clip.video.path)
     except VideoError as error:
         return Outcome(failure=f"VideoError: {error}")
-    return sandbox.call(decode_windows, clip, path, bucket, windows_per_clip)
+    return sandbox.call(decode_windows, clip, path, bucket, windows_per_clip, num_frames)
 
 
 def read_windows(

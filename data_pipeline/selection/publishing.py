@@ -1,9 +1,9 @@
 """Publish a version of the latent cache that lists the windows of accepted clips."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from magicdistill.data_pipeline.io.storage import AnyPath, write_batches
 from magicdistill.data_pipeline.latents.cache import publish, read_index
 from magicdistill.data_pipeline.latents.shard_format import CacheError
 from magicdistill.data_pipeline.latents.text_shards import NULL_TEXT, read_index_of_texts
-from magicdistill.data_pipeline.rows import clips_from_table
+from magicdistill.data_pipeline.rows import ClipRow, clips_from_table
 from magicdistill.data_pipeline.selection.curation_result import CurationResult, Selection
 from magicdistill.data_pipeline.selection.judged_clips import (
     BATCH_ROWS,
@@ -24,9 +24,10 @@ from magicdistill.data_pipeline.selection.judged_clips import (
 from magicdistill.data_pipeline.stages.embed import (
     PROMPT_SCHEMA,
     EmbedJob,
-    encoder_fingerprint,
+    prompts_fingerprint,
     text_key,
 )
+from magicdistill.data_pipeline.stages.embed_first_frames import first_frame_keys
 from magicdistill.data_pipeline.stages.encode import facts_of
 from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT
 
@@ -70,6 +71,12 @@ class WantedRows:
         with self._db.named(present=present):
             self._db.write(f"SELECT DISTINCT clip_id FROM ({rows})", path)
 
+    def write_without_text(self, cache_root: AnyPath, path: Path) -> None:
+        """Write the ids of the clips of which a row's embedding is not in the cache."""
+        rows = f"{self.sql} AS w ANTI JOIN present ON w.text_key = present.key"
+        with self._db.named(present=read_index_of_texts(cache_root)):
+            self._db.write(f"SELECT DISTINCT clip_id FROM {rows}", path)
+
     def entries(self, cache_root: AnyPath) -> pa.Table:
         """Return the index entries of all rows, with what the clips of this config say of them.
 
@@ -93,7 +100,7 @@ def _keys(
     judged: JudgedClips, config: DataConfig, vae_fingerprint: str
 ) -> Iterator[pa.RecordBatch]:
     positions, prompts = count(), config.prompts
-    encoders = encoder_fingerprint(prompts.encoder) if prompts else ""
+    encoders = prompts_fingerprint(prompts) if prompts else ""
     for table in judged.tables("status = 'accepted'"):
         rows = [
             {
@@ -103,14 +110,26 @@ def _keys(
                 "source_id": clip.video.source_id,
                 "license": clip.video.license,
                 "mixture": clip.video.mixture,
-                "text_key": text_key(clip.video.caption, prompts, encoders)
-                if prompts
-                else NULL_TEXT,
+                "text_key": key,
             }
             for clip in clips_from_table(table)
-            for facts in facts_of(clip, config, vae_fingerprint)
+            for facts, key in zip(
+                facts_of(clip, config, vae_fingerprint),
+                _text_keys(clip, config, encoders),
+                strict=False,  # a key for all rows is repeated without end
+            )
         ]
         yield pa.RecordBatch.from_pylist(rows, schema=_KEY_SCHEMA)
+
+
+def _text_keys(clip: ClipRow, config: DataConfig, encoders: str) -> Iterable[str]:
+    """Return the keys of the embeddings of a clip's rows; one for all of them is repeated."""
+    prompts = config.prompts
+    if prompts is None:
+        return repeat(NULL_TEXT)
+    if prompts.image_token_stride is None:
+        return repeat(text_key(clip.video.caption, prompts, encoders))
+    return first_frame_keys(clip, config, encoders)
 
 
 def write_missing_prompts(clips: ClipTable, job: EmbedJob, path: Path) -> None:
@@ -149,10 +168,9 @@ def publish_selection(
         found = [*judged.count_by("reason", source=reasons).items()][:3]
         raise NothingAcceptedError(f"no clip was accepted; the most frequent reasons: {found}")
     entries = wanted.entries(cache_root)
-    null_key = NULL_TEXT
-    if config.prompts is not None:
-        fingerprint = encoder_fingerprint(config.prompts.encoder)
-        null_key = text_key(NULL_PROMPT, config.prompts, fingerprint)
+    null_key, prompts = NULL_TEXT, config.prompts
+    if prompts is not None and prompts.image_token_stride is None:  # else each row has its own
+        null_key = text_key(NULL_PROMPT, prompts, prompts_fingerprint(prompts))
     path = publish(cache_root, entries.to_pylist(), config.null_text, null_key)
     known = {f.name: getattr(selection, f.name) for f in fields(Selection)}
     result = CurationResult(**known, cache_path=path, num_rows=len(entries))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import torch
@@ -12,9 +13,14 @@ from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.text_shards import TextRow, write_texts
 from magicdistill.data_pipeline.rows import ClipRow, digest
 from magicdistill.models.checksums import digest_ends
-from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT
+from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT, Conditions
 from magicdistill.models.networks.conditioning.encoder_folders import encoder_folders
 
+if TYPE_CHECKING:
+    from magicdistill.models.networks.conditioning.prompt_encoder import PromptEncoder
+
+IMAGE_FOLDERS = ("image_processor",)
+"""Folders in addition where the encoder sees first frames."""
 PROMPT_SCHEMA = pa.schema([("key", pa.string()), ("prompt", pa.string())])
 
 
@@ -28,18 +34,24 @@ class EmbedJob:
     cache_root: AnyPath
 
 
-def encoder_fingerprint(directory: Path | str) -> str:
+def encoder_fingerprint(directory: Path | str, *, sees_images: bool = False) -> str:
     """Return a hash of the encoders in a folder: names, sizes and both ends of all their files.
 
     Raises:
-        FileNotFoundError: if one of the folders of encoders and tokenizers is missing.
+        FileNotFoundError: if one of the folders of encoders and their preprocessing is missing.
     """
     root = Path(directory)
-    folders = encoder_folders(root)
+    folders = (*encoder_folders(root), *(IMAGE_FOLDERS if sees_images else ()))
     if missing := [name for name in folders if not (root / name).is_dir()]:
         raise FileNotFoundError(f"text encoders {root}: no folder {', '.join(missing)}")
     files = sorted(file for name in folders for file in (root / name).rglob("*") if file.is_file())
     return digest_ends(root, files)
+
+
+def prompts_fingerprint(config: Prompts) -> str:
+    """Return the fingerprint of the encoders of a recipe; raises as `encoder_fingerprint`."""
+    sees_images = config.image_token_stride is not None
+    return encoder_fingerprint(config.encoder, sees_images=sees_images)
 
 
 def text_key(prompt: str, config: Prompts, fingerprint: str) -> str:
@@ -58,17 +70,8 @@ class Embed:
     """Writes one text shard for each table of prompts and returns their keys."""
 
     def __init__(self, job: EmbedJob) -> None:
-        from magicdistill.models.networks.conditioning.prompt_encoder import (
-            PromptEncoder,  # imports language models
-        )
-
-        config = self._config = job.config
-        self._root = job.cache_root
-        if encoder_fingerprint(config.encoder) != job.fingerprint:
-            raise RuntimeError(f"the text encoders in {config.encoder} changed meanwhile")
-        dtype = getattr(torch, config.compute_dtype)
-        encoder = PromptEncoder.load(config.encoder, dtype, num_text_tokens=config.num_tokens)
-        self._encoder = encoder.to("cuda" if config.num_gpus_per_actor else "cpu")
+        self._config, self._root = job.config, job.cache_root
+        self._encoder = load_encoder(job.config, job.fingerprint)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Embed a table of PROMPT_SCHEMA; return its column `key`."""
@@ -82,7 +85,30 @@ class Embed:
         return table.select(["key"])
 
     def _embed(self, prompts: list[str]) -> list[TextRow]:
-        found = self._encoder(prompts)
-        dtype = getattr(torch, self._config.stored_dtype)
-        tokens, pooled = (part.to("cpu", dtype) for part in (found.text, found.pooled))
-        return [TextRow(*row) for row in zip(tokens, found.text_mask.cpu(), pooled, strict=True)]
+        return text_rows(self._encoder(prompts), self._config)
+
+
+def load_encoder(config: Prompts, fingerprint: str) -> "PromptEncoder":
+    """Load the encoders of a recipe, which still have the fingerprint that keys were made with."""
+    from magicdistill.models.networks.conditioning.prompt_encoder import (
+        PromptEncoder,  # imports language models
+    )
+
+    if prompts_fingerprint(config) != fingerprint:
+        raise RuntimeError(f"the text encoders in {config.encoder} changed meanwhile")
+    encoder = PromptEncoder.load(
+        config.encoder,
+        getattr(torch, config.compute_dtype),
+        num_text_tokens=config.num_tokens,
+        image_token_stride=config.image_token_stride or 1,
+    )
+    return encoder.to("cuda" if config.num_gpus_per_actor else "cpu")
+
+
+def text_rows(found: Conditions, config: Prompts) -> list[TextRow]:
+    """Return the embeddings of prompts, one each, as they are stored."""
+    dtype = getattr(torch, config.stored_dtype)
+    parts = [found.text.to("cpu", dtype), found.text_mask.cpu(), found.pooled.to("cpu", dtype)]
+    if found.image_tokens is not None:
+        parts.append(found.image_tokens.to("cpu", dtype))
+    return [TextRow(*row) for row in zip(*parts, strict=True)]

@@ -65,6 +65,11 @@ class MethodConfig(Config):
         return False
 
     @property
+    def distils_guidance(self) -> bool:
+        """Whether it teaches the guidance scale, for which clips need captions."""
+        return False
+
+    @property
     def shares_batch(self) -> bool:
         """Whether all updates of a cycle see the same samples."""
         return False

@@ -13,6 +13,11 @@ class CfgDistillMethod(CfgDistillation, MethodConfig):
 
     name: Literal["cfg-distill"]
 
+    @property
+    def distils_guidance(self) -> bool:
+        """It teaches nothing else."""
+        return True
+
     def cycle_updates(self, *, embeds: bool) -> tuple[Update, ...]:
         """Return the one update of the student, which carries its teacher."""
         return (Update("generator", cfg_distillation_forwards("generator", embeds=embeds)),)

@@ -59,6 +59,11 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         return self.interval.min, self.interval.max
 
     @property
+    def distils_guidance(self) -> bool:
+        """Whether the guidance scale is distilled in the same stage."""
+        return self.cfg_distillation is not None
+
+    @property
     def uses_pairs(self) -> bool:
         """Whether it supervises the generator by pairs."""
         return self.pairs is not None

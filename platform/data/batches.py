@@ -6,14 +6,15 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from magicdistill.data_pipeline.config import DataConfig
+from magicdistill.data_pipeline.config import DataConfig, Prompts
 from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.data_pipeline.latents.row_order import RowOrder, open_row_order
-from magicdistill.data_pipeline.latents.text_shards import NULL_TEXT, TextRow
+from magicdistill.data_pipeline.latents.text_shards import TextRow
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.config.sections import ScheduleConfig
+from magicdistill.platform.runs.logs import ExplainedError
 
 
 class Batches(Protocol):
@@ -78,6 +79,7 @@ class LatentBatches:
         config: DataConfig | None = None,
     ) -> None:
         self.cache, self.positions, self.device = LatentCache(data), positions, device
+        demand_image_tokens(self.cache, config and config.prompts, "data")
         weights = config.mixture_weights if config else {}
         self.sampler = open_row_order(self.cache.index, weights, positions.batch_size, seed)
         self.seed = seed
@@ -96,6 +98,19 @@ class LatentBatches:
         positions, rows = self.positions.at(index), self.rows(index)
         dropped = [is_dropped(self.seed, position, self.drop) for position in positions]
         return collate(self.cache, rows, positions, self.device, dropped)
+
+
+def demand_image_tokens(cache: LatentCache, prompts: Prompts | None, field: str) -> None:
+    """Raise ExplainedError where a recipe asks for image tokens and its cache has none, or fewer.
+
+    `field` is the recipe's field of the data.
+    """
+    stride = prompts.image_token_stride if prompts else None
+    if stride is not None and cache.text(cache.read(0).text_key).image_tokens is None:
+        raise ExplainedError(
+            f"{field}.prompts.image_token_stride {stride}: the latent cache {cache.version} has no "
+            "image tokens; curate it with this recipe (jobs/curate.py), or leave the stride out"
+        )
 
 
 class PixelBatches:
@@ -139,18 +154,22 @@ def collate(
     read = [cache.read(row) for row in rows]
     x0 = torch.stack([row.latents for row in read]).float().to(device)
     x0, prior = x0.unbind(1) if x0.ndim == 6 else (x0, x0[:, :, :1])
-    keys = [row.text_key for row in read]
+    own = [cache.text(row.text_key) for row in read]
+    nulls = [text.null or cache.text() for text in own]
+    given = own
     if dropped is not None:
-        keys = [NULL_TEXT if drop else key for key, drop in zip(keys, dropped, strict=True)]
-    prompts = [cache.text(key) for key in keys]
-    null = _conditions([cache.text()] * len(read), prior)
-    return Batch(x0, _conditions(prompts, prior), positions, null=null)
+        choices = zip(own, nulls, dropped, strict=True)
+        given = [null if drop else text for text, null, drop in choices]
+    conditions, null = (_conditions(texts, prior) for texts in (given, nulls))
+    return Batch(x0, conditions, positions, null=null)
 
 
 def _conditions(texts: Sequence[TextRow], image_prior: torch.Tensor) -> Conditions:
+    images = [text.image_tokens for text in texts if text.image_tokens is not None]
     return Conditions(
         text=torch.stack([text.tokens for text in texts]).float(),
         text_mask=torch.stack([text.mask for text in texts]),
         pooled=torch.stack([text.pooled for text in texts]).float(),
         image_prior=image_prior,
+        image_tokens=torch.stack(images).float() if images else None,
     ).to(image_prior.device)

@@ -9,11 +9,13 @@ from pathlib import Path
 from magicdistill.data_pipeline.config import DataConfig
 from magicdistill.data_pipeline.io.object_stores import is_remote
 from magicdistill.data_pipeline.io.storage import AnyPath, place
+from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.data_pipeline.pipeline import curate_together
 from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.selection.curation_result import CurationResult, Selection
 from magicdistill.models.locations import find_weights
 from magicdistill.platform.config.recipe import Recipe
+from magicdistill.platform.data.batches import demand_image_tokens
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
@@ -54,10 +56,30 @@ def prepare_latents(recipe: Recipe, run: RunDirectory) -> Prepared:
     found = dict(zip(configs, results, strict=True))
     for title, result in found.items():
         tell(title, result)
+    demand_captions(recipe, found["training"])
+    for field, config, title in (
+        ("data", recipe.data, "training"),
+        ("evaluation.data", recipe.evaluation and recipe.evaluation.data, "held-out"),
+    ):
+        if config is not None:
+            demand_image_tokens(LatentCache(found[title].cache_path), config.prompts, field)
     _demand_the_same(run, found)
     run.store_data(lineage(found))
     held_out = found.get("held-out")
     return found["training"].cache_path, held_out and held_out.cache_path
+
+
+def demand_captions(recipe: Recipe, selection: Selection) -> None:
+    """Raise ExplainedError where guidance is to be distilled and no accepted clip has a caption."""
+    if not recipe.method.distils_guidance:
+        return
+    for clips in selection.judged.tables("status = 'accepted'"):
+        if any(clips["caption"].to_pylist()):
+            return
+    raise ExplainedError(
+        f"data.sources: no accepted clip has a caption, and {recipe.method.name} distils guidance, "
+        "which compares captions with the null prompt; add sources with captions"
+    )
 
 
 def data_configs(recipe: Recipe) -> dict[str, DataConfig]:

@@ -98,6 +98,12 @@ PROMPTS = """
 The prompt, and the empty one, are what `HunyuanVideoPipeline.encode_prompt` makes of them with the
 encoders of `{encoder}`; they take the place of `null_prompt.safetensors`.
 """
+SEEN_PROMPTS = """
+The prompt, and the empty one, are what `HunyuanVideoImageToVideoPipeline.encode_prompt` makes of
+them and of the first frame with the encoders of `{encoder}` and `image_embed_interleave={stride}`;
+they take the place of `null_prompt.safetensors`. The frame is cropped and resized to the video's
+size before.
+"""
 LORA_CARD = """---
 library_name: peft
 base_model: {teacher}
@@ -231,7 +237,11 @@ def _use(
     )
     text += PATCH_DECODER if patch_decoder else ""
     prompts = recipe.data.prompts
-    return text + PROMPTS.format(encoder=prompts.encoder) if prompts else text
+    if prompts is None:
+        return text
+    if prompts.image_token_stride is None:
+        return text + PROMPTS.format(encoder=prompts.encoder)
+    return text + SEEN_PROMPTS.format(encoder=prompts.encoder, stride=prompts.image_token_stride)
 
 
 def _licence(recipe: Recipe) -> str:

@@ -63,6 +63,8 @@ class Pretrained:
     """Noise level from which on the transformer works where there are two experts."""
     offload: bool = False
     """Keep the transformer in host memory and copy each layer to the GPU while it computes."""
+    image_token_stride: int | None = None
+    """Of how many image tokens of the first frame one stands before the text; None gives none."""
 
     def changed(
         self, size: tuple[int, int, int] | None = None, **sampler: float | None
@@ -119,16 +121,18 @@ def find_pretrained(
     text = transformer.parent if (transformer.parent / "text_encoder").is_dir() else None
     if text is None and recipe and recipe.data.prompts:
         text = Path(recipe.data.prompts.encoder)
+    text = Path(encoders) if encoders else text
     return Pretrained(
         transformer,
         _find_vae(transformer, recipe, vae),
         recipe.data.buckets if recipe else (LARGE,),
         _sampler(transformer, recipe),
         recipe.data.null_text.num_tokens if recipe else 1,
-        Path(encoders) if encoders else text,
+        text,
         "int8" if is_int8(transformer) else None,
         _low_noise(transformer),
         _boundary(transformer.parent / PIPELINE),
+        image_token_stride=_image_token_stride(transformer, recipe, text),
     )
 
 
@@ -159,7 +163,13 @@ def find_student(model: Pretrained, num_steps: int) -> Pretrained:
     beside = model.transformer.with_name(f"student-{num_steps}step")
     if model.transformer in _students() and (beside / CONFIG).is_file():
         found = find_pretrained(str(beside))
-        model = replace(found, dtype=model.dtype, offload=model.offload)
+        model = replace(
+            found,
+            encoders=model.encoders,
+            dtype=model.dtype,
+            offload=model.offload,
+            image_token_stride=model.image_token_stride,
+        )
     return model.changed(num_steps=num_steps)
 
 
@@ -247,6 +257,16 @@ def _find_vae(transformer: Path, recipe: Recipe | None, vae: str | None) -> Path
         return find_weights(location, "vae")
     except FileNotFoundError as error:
         raise ExplainedError(f"{error}; name the folder with --vae") from None
+
+
+def _image_token_stride(transformer: Path, recipe: Recipe | None, text: Path | None) -> int | None:
+    """Return how the recipe gives image tokens; without one, as published for such encoders."""
+    if recipe is not None:
+        return recipe.data.prompts and recipe.data.prompts.image_token_stride
+    if text is None or not (text / "image_processor").is_dir():
+        return None
+    config = json.loads((transformer / CONFIG).read_text(encoding="utf-8"))
+    return family_in(transformer).image_token_stride(config)
 
 
 def _sampler(transformer: Path, recipe: Recipe | None) -> SamplerConfig:

@@ -108,11 +108,17 @@ class VideoSampler:
             PromptEncoder,  # seconds to import, and the shipped models have none
         )
 
-        int8 = self.model.dtype == "int8"
+        int8, stride = self.model.dtype == "int8", self.model.image_token_stride
+        options = {} if stride is None else {"image_token_stride": stride}
         try:
-            encoder = PromptEncoder.load(self.model.encoders, torch.float32, int8=int8)
+            encoder = PromptEncoder.load(self.model.encoders, torch.float32, int8=int8, **options)
         except (FileNotFoundError, ModuleNotFoundError) as error:
             raise ExplainedError(f"the text encoders: {error}") from None
+        if stride is not None and not encoder.sees_images:
+            raise ExplainedError(
+                f"--encoders {self.model.encoders}: this model takes image tokens of the first "
+                "frame, which these encoders cannot see; name a folder of HunyuanVideo-I2V"
+            )
         return encoder.to("cpu" if self.model.offload else self.device)
 
     def make(
@@ -151,16 +157,18 @@ class VideoSampler:
 
     def parts(self, image: np.ndarray, order: Order, windows: ContextWindows) -> Iterator[Tensor]:
         """Yield pixels (1 3 t y x) from a first frame (y x 3) of the model's size."""
-        first = torch.from_numpy(image).to(self.device).float() / 127.5 - 1
+        # a copy: a picture that needed no crop is read-only
+        first = torch.tensor(image, device=self.device).float() / 127.5 - 1
         first = rearrange(first, "y x c -> 1 c 1 y x")
-        conditions = self._conditions(order.prompt)
-        window = partial(self._window, conditions, order.seed, windows.num_frames)
+        window = partial(
+            self._window, self._conditions_of(order.prompt), order.seed, windows.num_frames
+        )
         with torch.no_grad():
             yield from slide(window, first, windows, pull=order.pull)
 
     def _window(
         self,
-        conditions: tuple[Conditions, Conditions],
+        conditions_of: Callable[[Tensor], tuple[Conditions, Conditions]],
         seed: int,
         num_frames: int,
         start: Tensor,
@@ -168,6 +176,7 @@ class VideoSampler:
     ) -> Tensor:
         known = self.vae.encode(start)
         prior = self.vae.image_prior(start, known, num_frames)
+        conditions = conditions_of(start[:, :, 0])
         prompt, null = (replace(one, image_prior=prior) for one in conditions)
         shape = (known.shape[1], self.vae.latent_frames(num_frames), *known.shape[3:])
         latents = generate(
@@ -183,7 +192,22 @@ class VideoSampler:
         )
         return self.vae.decode(latents)
 
-    def _conditions(self, prompt: str | None) -> tuple[Conditions, Conditions]:
+    def _conditions_of(
+        self, prompt: str | None
+    ) -> Callable[[Tensor], tuple[Conditions, Conditions]]:
+        """Return what gives a window's conditions from its first frame (1 3 y x).
+
+        They are those of the prompt and of the null prompt, the same in every window unless the
+        encoder sees the frame.
+        """
+        if self.model.image_token_stride is not None:
+            return partial(self._conditions, prompt)
+        found = self._conditions(prompt)
+        return lambda frame: found
+
+    def _conditions(
+        self, prompt: str | None, frame: Tensor | None = None
+    ) -> tuple[Conditions, Conditions]:
         """Return the conditions of the prompt and the null prompt, without an image prior."""
         if self.encoder is None:
             if prompt is not None:
@@ -196,8 +220,8 @@ class VideoSampler:
                 pooled_dim=pooled_dim,
             )
             return null, null
-        null = self.encoder.null(1).to(self.device)
-        return (null if prompt is None else self.encoder([prompt]).to(self.device)), null
+        null = self.encoder.null(1, frame).to(self.device)
+        return (null if prompt is None else self.encoder([prompt], frame).to(self.device)), null
 
 
 def sample_one(model: Pretrained, order: Order) -> None:
@@ -264,6 +288,8 @@ def describe(model: Pretrained, order: Order) -> str:
         replace(order, image=Path(), out=Path()),
     )
     encoders = () if order.prompt is None else (_encoders_of(model),)
+    if (stride := model.image_token_stride) is not None:
+        encoders = (_encoders_of(model), stride)
     return f"{MARK} {digest(*parts, *encoders)}"
 
 
@@ -271,7 +297,8 @@ def _encoders_of(model: Pretrained) -> str | None:
     from magicdistill.data_pipeline.stages.embed import encoder_fingerprint  # a second to import
 
     try:
-        return model.encoders and encoder_fingerprint(model.encoders)
+        sees_images = model.image_token_stride is not None
+        return model.encoders and encoder_fingerprint(model.encoders, sees_images=sees_images)
     except FileNotFoundError as error:
         raise ExplainedError(str(error)) from None
 

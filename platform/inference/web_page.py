@@ -87,14 +87,24 @@ class Studio:
             for count in self.models:
                 self.make(Path(grey.name).read_bytes(), count)
 
-    def make(self, picture: bytes, num_steps: int, seed: int = 0) -> Made:
-        """Make a video from a picture file; raise ExplainedError if it is not a picture."""
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the models come with text encoders."""
+        return all(model.encoders is not None for model in self.models.values())
+
+    def make(
+        self, picture: bytes, num_steps: int, seed: int = 0, prompt: str | None = None
+    ) -> Made:
+        """Make a video from a picture file, by default with the null prompt.
+
+        Raises ExplainedError if it is not a picture.
+        """
         model = self.models[num_steps]
         with self._lock, tempfile.TemporaryDirectory() as folder:
             sampler = self._samplers[model.transformer]
             watch = self._watches[model.transformer]
             sampler.model = model
-            order = Order(Path(folder) / "portrait", Path(folder) / "video.mp4", seed)
+            order = Order(Path(folder) / "portrait", Path(folder) / "video.mp4", seed, prompt)
             order.image.write_bytes(picture)
             start_s, before_s = _now_s(), watch.total_s
             try:
@@ -108,7 +118,10 @@ class Studio:
 
 
 def web_app(studio: Studio) -> Starlette:
-    """Return the application: the page, and POST /videos?steps=4&seed=0 with a picture."""
+    """Return the application: the page, and POST /videos?steps=4&seed=0 with a picture.
+
+    A model with text encoders also takes `&prompt=`; without it, or empty, it is the null prompt.
+    """
 
     async def page(request: Request) -> Response:
         return HTMLResponse(_page(studio), headers={"Content-Security-Policy": POLICY})
@@ -119,10 +132,14 @@ def web_app(studio: Studio) -> Starlette:
     async def video(request: Request) -> Response:
         num_steps = _integer(request, "steps", min(STUDENT_STEPS))
         seed = _integer(request, "seed", 0)
+        prompt = request.query_params.get("prompt") or None
         if num_steps not in studio.models:
             raise HTTPException(422, f"steps {num_steps}: choose one of {[*studio.models]}")
+        if prompt is not None and not studio.reads_prompts:
+            raise HTTPException(422, "prompt: this model comes without text encoders; leave it out")
+        picture = await _upload(request)
         try:
-            made = await run_in_threadpool(studio.make, await _upload(request), num_steps, seed)
+            made = await run_in_threadpool(studio.make, picture, num_steps, seed, prompt)
         except ExplainedError as error:
             raise HTTPException(422, str(error)) from None
         parts = {"network": made.network_s, "total": made.total_s}  # the header has milliseconds
@@ -213,4 +230,10 @@ def _page(studio: Studio) -> str:
     many = max(studio.models)
     names = {count: model.transformer.name for count, model in studio.models.items()}
     template = _template().get_template("web_page.html.jinja")
-    return template.render(names=names, many=many, max_mb=MAX_MB, max_megapixels=MAX_MEGAPIXELS)
+    return template.render(
+        names=names,
+        many=many,
+        max_mb=MAX_MB,
+        max_megapixels=MAX_MEGAPIXELS,
+        reads_prompts=studio.reads_prompts,
+    )

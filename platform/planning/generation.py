@@ -24,7 +24,8 @@ def pair_operations(pairs: PairsConfig | None, sample: Sample) -> float:
     """Return the operations of one pair; 0 where none are made."""
     if pairs is None or pairs.stored is not None:
         return 0
-    return operations(replace(sample, sequence_parallel=1), _pair_steps(pairs), recompute="none")
+    alone = replace(sample, sequence_parallel=1)
+    return operations(alone, _pair_steps(pairs, sample), recompute="none")
 
 
 def pair_rows(
@@ -37,7 +38,7 @@ def pair_rows(
     size = number_bytes(recipe.engine)
     numel = sum(part.total for part in parts if part.role == "generator")
     alone = replace(sample, sequence_parallel=1)
-    space = num_samples * forward_bytes(alone, _pair_steps(pairs), recompute="none")
+    space = num_samples * forward_bytes(alone, _pair_steps(pairs, sample), recompute="none")
     return (
         Row("pairs", "generator", "parameters", size * numel),
         Row("pairs", "steps", "inside a block", space),
@@ -51,7 +52,7 @@ def evaluation_rows(recipe: Recipe, parts: Sequence[Parameters], sample: Sample)
         return ()
     numel = sum(part.total for part in parts if (part.role, part.part) == ("generator", "network"))
     alone = replace(sample, sequence_parallel=1, activation_bytes=2)
-    steps = ForwardPass("evaluation", "sampling")
+    steps = ForwardPass("evaluation", "sampling", samples=_samples(teacher_sampler(recipe), sample))
     space = evaluation.batch_size * forward_bytes(alone, steps, recompute="none")
     sampling = Row("evaluation", "sampling", "inside a block", space)
     (decoding,) = decoding_rows(evaluation, recipe.model.shapes, sample, evaluation.batch_size)
@@ -70,13 +71,9 @@ def evaluation_operations(recipe: Recipe, sample: Sample) -> float:
     if few is not None:
         samplers += [few] * (len({"euler", few.name}) + 1)
         samplers += [pairs.sampler, few] if pairs is not None else []
-    embeds = recipe.model.shapes.transformer.guidance_embeds
     passes = (
         ForwardPass(
-            "evaluation",
-            "sampling",
-            samples=forwards_per_step(sampler.cfg(embeds=embeds), embeds=False),
-            repeats=sampler.num_steps,
+            "evaluation", "sampling", samples=_samples(sampler, sample), repeats=sampler.num_steps
         )
         for sampler in samplers
     )
@@ -84,8 +81,15 @@ def evaluation_operations(recipe: Recipe, sample: Sample) -> float:
     return evaluation.num_clips * sum(operations(alone, step, recompute="none") for step in passes)
 
 
-def _pair_steps(pairs: PairsConfig) -> ForwardPass:
-    return ForwardPass("pairs", "steps", repeats=pairs.sampler.num_steps)
+def _samples(sampler: SamplerConfig, sample: Sample) -> int:
+    """Return the samples in the batch of a sampler's step for each clip, two where it is guided."""
+    cfg = sampler.cfg(embeds=sample.shapes.guidance_embeds)
+    return forwards_per_step(cfg, embeds=False)
+
+
+def _pair_steps(pairs: PairsConfig, sample: Sample) -> ForwardPass:
+    samples = _samples(pairs.sampler, sample)
+    return ForwardPass("pairs", "steps", samples=samples, repeats=pairs.sampler.num_steps)
 
 
 def video_operations(recipe: Recipe, sample: Sample) -> float:
@@ -93,7 +97,6 @@ def video_operations(recipe: Recipe, sample: Sample) -> float:
     sampler = recipe.method.trained_sampler
     if sampler is None:
         return 0
-    embeds = recipe.model.shapes.transformer.guidance_embeds
-    forwards = forwards_per_step(sampler.guidance, embeds=embeds)
-    steps = ForwardPass("generator", "sampling", samples=forwards, repeats=sampler.num_steps)
+    samples = _samples(sampler, sample)
+    steps = ForwardPass("generator", "sampling", samples=samples, repeats=sampler.num_steps)
     return operations(replace(sample, sequence_parallel=1), steps, recompute="none")

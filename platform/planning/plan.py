@@ -13,7 +13,12 @@ from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.platform.config.overrides import RecipeError, merge, validate
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import DeepSpeedEngineConfig
-from magicdistill.platform.planning.flops import num_frames, operations, sample_of
+from magicdistill.platform.planning.flops import (
+    num_frames,
+    num_image_tokens,
+    operations,
+    sample_of,
+)
 from magicdistill.platform.planning.generation import (
     evaluation_operations,
     evaluation_rows,
@@ -343,6 +348,7 @@ def _sample(recipe: Recipe) -> Sample:
             sequence_parallel=recipe.cluster.sequence_parallel,
             activation_bytes=number_bytes(recipe.engine),
             lora_rank=recipe.method.lora_rank,
+            image_tokens=num_image_tokens(recipe.data.prompts),
         )
         for bucket in recipe.data.buckets
     )
@@ -382,7 +388,7 @@ def _sample_bytes(sample: Sample, vae: VaeConfig) -> float:
     """Return what a cache stores of a sample: latents, a padded image prior, and its own prompt,
     in bf16."""
     shapes = sample.shapes
-    text = shapes.num_text_tokens * shapes.text_embed_dim + shapes.pooled_projection_dim
+    text = sample.context_tokens * shapes.text_embed_dim + shapes.pooled_projection_dim
     return 2.0 * ((1 + vae.pads_prior) * sample.latent_numel + text)
 
 

@@ -91,6 +91,7 @@ def _setting(made: Plan) -> Iterator[str]:
     yield (
         f"{recipe.name}: {recipe.method.name} on {buckets}, "
         f"{sample.video_tokens} video and up to {sample.shapes.num_text_tokens} text tokens"
+        + (f", {sample.image_tokens} image tokens" if sample.image_tokens else "")
     )
     yield (
         f"{cluster.num_workers} {device}, {sharding}, {engine.precision}, sequence parallel "

@@ -154,6 +154,14 @@ def _rate(recipe: Recipe, role: str, optimizer: OptimizerConfig) -> Iterator[str
 
 
 def _method(recipe: Recipe) -> Iterator[str]:
+    prompts = recipe.data.prompts
+    if recipe.method.distils_guidance and (prompts is None or prompts.drop == 1):
+        given = "data.prompts: null" if prompts is None else "data.prompts.drop: 1"
+        yield (
+            f"{given}: {recipe.method.name} distils guidance, which compares captions with the "
+            "null prompt, and every clip would have the null prompt; give data.prompts with text "
+            "encoders, and a drop below 1"
+        )
     for problem in recipe.method.problems(recipe.model, recipe.schedule.num_cycles):
         yield f"method.{problem}"
 
@@ -166,6 +174,14 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
         yield f"health.best_by {health.best_by}: no such metric; choose one of {', '.join(known)}"
     if evaluation is None:
         return
+    held_out, trained = (
+        data.prompts and data.prompts.image_token_stride for data in (evaluation.data, recipe.data)
+    )
+    if held_out != trained:
+        yield (
+            f"evaluation.data.prompts.image_token_stride {held_out or 'null'}: the training has "
+            f"{trained or 'null'}; give the same"
+        )
     if not evaluation.has_clips:
         yield (
             "evaluation: a training is judged beside held-out clips, and these are pictures; give "
@@ -229,6 +245,8 @@ def weight_problems(recipe: Recipe) -> Iterator[tuple[str, str]]:
     ):
         if location is not None and not Path(location).is_dir():
             yield field, f"{field}: there is no folder {location}; give one that exists"
+    if prompts is not None and prompts.image_token_stride is not None:
+        yield from _blindness(prompts.encoder, prompts.image_token_stride)
 
 
 def unfit_weights(recipe: Recipe, *, trained: bool = True) -> Iterator[tuple[str, str]]:
@@ -271,4 +289,15 @@ def _demand_sight(recipe: Recipe, path: Path, config: Mapping[str, Any]) -> None
         raise ValueError(
             f"{path} is text-to-video and takes no first frame, so its student would ignore the "
             "picture; train it with jobs/finetune.py first, or give image-to-video weights"
+        )
+
+
+def _blindness(encoder: str, stride: int) -> Iterator[tuple[str, str]]:
+    """Yield why an encoder cannot see first frames."""
+    if Path(encoder).is_dir() and not (Path(encoder) / "image_processor").is_dir():
+        yield (
+            "data.prompts.encoder",
+            f"data.prompts.encoder {encoder}: it has no image_processor, and image_token_stride "
+            f"{stride} gives it first frames; name a folder of HunyuanVideo-I2V, or leave the "
+            "stride out",
         )

@@ -149,6 +149,9 @@ def batch_of(recipe: Recipe, made: Plan) -> Batch:
         null = Conditions.null(
             x0[:, :, :1], num_tokens=tokens, text_dim=dims[0], pooled_dim=dims[1]
         )
+        if sample.image_tokens:
+            image = torch.empty(count, sample.image_tokens, dims[0])
+            given, null = (replace(one, image_tokens=image) for one in (given, null))
         pair = Pair(x0.clone(), x0.clone()) if recipe.method.uses_pairs else None
     return Batch(x0, given, range(count), null, pair)
 

@@ -142,6 +142,12 @@ class BackboneConfig(Config):
         return True
 
     @classmethod
+    def image_token_stride(cls, config: Mapping[str, Any]) -> int | None:
+        """Return of how many image tokens one is kept for a network as published; None where its
+        text encoder sees no first frame."""
+        return None
+
+    @classmethod
     def pipeline_of(cls, config: Mapping[str, Any]) -> str | None:
         """Return the name of the pipeline that takes a network of a diffusers configuration."""
         return cls.pipeline
@@ -167,6 +173,8 @@ class Sample:
     activation_bytes: int = 2
     """Bytes of one number."""
     lora_rank: int = 0
+    image_tokens: int = 0
+    """Tokens of the first frame before the text's."""
 
     @property
     def model_dim(self) -> int:
@@ -182,7 +190,17 @@ class Sample:
     @property
     def own_tokens(self) -> int:
         """Tokens that a rank holds: its share of the video's, and what is joined of the text."""
-        return self.video_tokens // self.sequence_parallel + self.shapes.joined_text_tokens
+        return self.video_tokens // self.sequence_parallel + self.joined_tokens
+
+    @property
+    def joined_tokens(self) -> int:
+        """Tokens that attend together with the video's: text, the first frame's before it."""
+        return self.shapes.joined_text_tokens + self.image_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the longest text, the first frame's before it included."""
+        return self.shapes.num_text_tokens + self.image_tokens
 
     @property
     def latent_numel(self) -> int:
@@ -210,7 +228,7 @@ class Sample:
         widths, in and out, of the linears that get a LoRA, in units of d. A multiplication and an
         addition are two operations.
         """
-        tokens, d = self.video_tokens + self.shapes.joined_text_tokens, self.model_dim
+        tokens, d = self.video_tokens + self.joined_tokens, self.model_dim
         held = self.own_tokens * self.sequence_parallel
         return BlockCosts(
             count,

@@ -170,6 +170,11 @@ class PromptEncoder(nn.Module):
         image_tokens, text, mask = self._image_and_text_tokens(prompts, images)
         return Conditions(text, mask, self._pooled(prompts), image_tokens=image_tokens)
 
+    @property
+    def sees_images(self) -> bool:
+        """Whether first frames can be given: the folder is one of HunyuanVideo-I2V."""
+        return self.image_processor is not None and isinstance(self.language, LlavaModel)
+
     def null(self, batch: int, images: Float[Tensor, "b 3 y x"] | None = None) -> Conditions:
         """Encode the null prompt for `batch` samples: the empty one, in the same template."""
         return self([NULL_PROMPT] * batch, images)

@@ -16,6 +16,7 @@ from magicdistill.data_pipeline.config import (
     Encoding,
     Measures,
     Policy,
+    Prompts,
 )
 from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.data_pipeline.latents.windows import read_windows
@@ -28,6 +29,7 @@ from magicdistill.data_pipeline.sources.portrait_world.world import render_clip
 from magicdistill.models.networks.autoencoder.vae import VideoVae
 from magicdistill.platform.cluster.ray_cluster import ray_cluster
 from magicdistill.platform.config.sections import ClusterConfig
+from tests.tiny_encoders import tiny_encoder
 
 NUM_PORTRAITS = 5
 
@@ -95,6 +97,11 @@ def state_of(root: Path) -> dict[Path, int]:
     """Return when each file of scores, clips and latents was written."""
     patterns = ("ledger/scores/*", "clips/*/*", "latents/**/*")
     return {p: p.stat().st_mtime_ns for pattern in patterns for p in root.glob(pattern)}
+
+
+def files_of(root: Path) -> dict[Path, int]:
+    """Return the same of the files alone, without their folders."""
+    return {path: written for path, written in state_of(root).items() if path.is_file()}
 
 
 def test_every_file_is_accounted_for_with_its_reason(curated: tuple[CurationResult, Path]):
@@ -250,6 +257,38 @@ def test_clips_of_two_shapes_go_to_their_buckets_and_stay_there(
     before = state_of(tmp_path / "root")
     assert curate(config, vae, tmp_path / "root", silent).version == result.version
     assert state_of(tmp_path / "root") == before
+
+
+def test_first_frames_are_embedded_once_beside_latents_that_are_kept(
+    curated: tuple[CurationResult, Path],
+    own_root: Path,
+    vae: Path,
+    folder: Path,
+    tmp_path: Path,
+):
+    tiny_encoder(64, sees_images=True).save(tmp_path / "encoders")
+    prompts = Prompts(
+        encoder=str(tmp_path / "encoders"),
+        num_tokens=8,
+        image_token_stride=2,
+        stored_dtype="float32",
+    )
+    config, before = make_config(folder, prompts=prompts), files_of(own_root)
+    result = curate(config, vae, own_root, silent)
+    assert result.counts == curated[0].counts and result.version != curated[0].version
+    after = files_of(own_root)
+    assert before.items() <= after.items()
+    written = {path.parent.name for path in after.keys() - before.keys()}
+    assert written == {"texts", result.version}, "no latents are encoded again"
+    cache = LatentCache(result.cache_path)
+    texts = [cache.text(cache.read(position).text_key) for position in range(len(cache))]
+    seen = [text.image_tokens for text in texts if text.null is not None]
+    different = {tokens.numpy().tobytes() for tokens in seen if tokens is not None}
+    assert len(seen) == len(cache) and len(different) > len(cache) / 2
+    assert curate(config, vae, own_root, silent).version == result.version
+    assert files_of(own_root) == after
+    again = curate(make_config(folder), vae, own_root, silent)
+    assert again.version == curated[0].version
 
 
 def test_real_films_are_split_into_shots(cluster: None, vae: Path, tmp_path: Path):

@@ -132,7 +132,7 @@ class HunyuanVideoConfig(BackboneConfig):
         if part == "all":
             kept += sample.units(OUTPUT_SAVED[gradient])
         if gradient == "weights":
-            text = self.num_text_tokens * self.model_dim * size
+            text = sample.context_tokens * self.model_dim * size
             kept += self.num_refiner_layers * REFINER_SAVED * text
         return kept
 
@@ -149,6 +149,14 @@ class HunyuanVideoConfig(BackboneConfig):
     def sees_image(cls, config: Mapping[str, Any]) -> bool:
         """Text-to-video weights get channels for it that are zero, and have yet to learn it."""
         return image_layout(config) is not None
+
+    @classmethod
+    def image_token_stride(cls, config: Mapping[str, Any]) -> int | None:
+        """Return 2 where the first frame enters by channels, 4 where it replaces a latent frame.
+
+        Known: the default of diffusers' HunyuanVideoImageToVideoPipeline.
+        """
+        return {"latent_concat": 2, "token_replace": 4}.get(image_layout(config) or "")
 
     @classmethod
     def pipeline_of(cls, config: Mapping[str, Any]) -> str | None:

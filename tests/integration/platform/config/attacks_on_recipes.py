@@ -52,6 +52,11 @@ REFUSED_RECIPES = {
     "method: {score_sigma: {low: 0.1}}": "it is method.score_sigma.min now",
     "method: {cfg_distillation: {guidance: {min: 9, max: 8}}}": "min 9 is above max 8",
     "method: {cfg_distillation: {weight: .nan}}": "method.cfg_distillation.weight: nan",
+    "method: {name: cfg-distill}": "data.prompts: null: cfg-distill distils guidance",
+    "method: {cfg_distillation: {}}": "data.prompts: null: magic-gt distils guidance",
+    "method: {cfg_distillation: {}}\ndata: {prompts: {encoder: assets, drop: 1}}": (
+        "data.prompts.drop: 1: magic-gt distils guidance"
+    ),
     "method: {pairs: {num_cycles: 5}}": "they need sampler.num_steps 1",
     "method: {alpha_weak: 0.8, alpha_strong: 0.4}": "alpha_weak 0.8 is above alpha_strong 0.4",
     "method: {real_guidance: .inf}": "method.real_guidance: inf",
@@ -123,6 +128,13 @@ REFUSED_RECIPES = {
     "model: {generator: assets/portrait-tiny/vae}": "holds weights of AutoencoderKLHunyuanVideo",
     "data: {prompts: {encoder: nowhere}}": "data.prompts.encoder: there is no folder nowhere",
     "data: {prompts: {encoder: assets, drop: 2}}": "data.prompts.drop: 2",
+    "data: {prompts: {encoder: assets, image_token_stride: 0}}": "image_token_stride: 0",
+    "data: {prompts: {encoder: assets, image_token_stride: 2}}": (
+        "evaluation.data.prompts.image_token_stride null: the training has 2; give the same"
+    ),
+    "data: {prompts: {encoder: assets, image_token_stride: 2}}\nevaluation: null": (
+        "data.prompts.encoder assets: it has no image_processor"
+    ),
     "data: {sources: []}": "data.sources",
     "data: {sources: [{kind: nope}]}": "is no source; there are",
     "data: {sources: [{kind: portrait-world, num_clips: 0}]}": "data.sources.0.num_clips: 0",
@@ -227,6 +239,7 @@ ACCEPTED_RECIPES = [
     "method: {name: lcm}",
     "method: {name: finetune}",
     "method: {warmup_cycles: 79}",
+    "method: {name: cfg-distill}\ndata: {prompts: {encoder: assets}}",
     "method: {alpha_weak: 1}",
     "method: {score_sigma: {min: 0.5, max: 0.5}}",
     "engine: {kind: torch}",

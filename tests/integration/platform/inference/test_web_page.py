@@ -98,6 +98,7 @@ def png_header(width: int, height: int) -> bytes:
         ("steps=7", FACE, "image/png", 422, "choose one of [1, 4, 28]"),
         ("steps=four", FACE, "image/png", 422, "steps 'four'"),
         ("seed=-1", FACE, "image/png", 422, "seed '-1'"),
+        ("prompt=a+man", FACE, "image/png", 422, "this model comes without text encoders"),
     ],
 )
 def test_what_is_wrong_with_an_upload_is_said(port, query, body, kind, status, reason) -> None:

@@ -18,12 +18,13 @@ from magicdistill.models.metrics.frechet import frechet_distance
 from magicdistill.models.metrics.proxies import ProxyVideoFeatures, motion
 from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.critic import Critic
+from magicdistill.models.networks.lora import lora_strength
 from magicdistill.models.networks.student import Student
 from magicdistill.models.networks.transformer import VelocityModel, copy_transformer
 from magicdistill.models.objectives.cfg_distillation import CfgDistill
 from magicdistill.models.objectives.config import CfgDistillation, SamplerConfig
 from magicdistill.models.objectives.distribution_matching import DistributionMatching
-from magicdistill.models.objectives.dmd import real_and_fake_x0
+from magicdistill.models.objectives.dmd import BothScores, real_and_fake_x0
 from magicdistill.models.objectives.flow_matching import Finetune
 from magicdistill.models.objectives.lcm import Lcm
 from magicdistill.models.objectives.rollouts import Rollouts
@@ -99,6 +100,32 @@ def test_the_real_score_at_strength_zero_is_the_teacher(generator, critic, batch
     teacher = batch.x0 - sigma.view(-1, 1, 1, 1, 1) * generator(batch.x0, sigma, batch.conditions)
     torch.testing.assert_close(real, teacher, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(fake, teacher, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sees_frames", [False, True])
+def test_the_guided_real_score_is_the_guided_velocity_of_the_weak_lora(
+    critic, prompted, sees_frames
+):
+    conditions, null = prompted.conditions, prompted.null
+    if sees_frames:
+        image = torch.randn(2, 3, 6)
+        conditions, null = (replace(one, image_tokens=image) for one in (conditions, null))
+    x, sigma = prompted.x0, torch.tensor([0.3, 0.8])
+    both = BothScores(x, sigma, conditions, guidance=(4.5, null))
+    with both.strengths(critic, 0.25, 1.0):
+        real, fake = both.x0(critic.score(*both.inputs()))
+
+    def velocity(strength, given):
+        with lora_strength(critic, strength):
+            return critic.score(x, sigma, given)
+
+    unguided, without = velocity(0.25, conditions), velocity(0.25, null)
+    guided = without + 4.5 * (unguided - without)
+    for found, v in ((real, guided), (fake, velocity(1.0, conditions))):
+        expected = x - sigma.view(-1, 1, 1, 1, 1) * v
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (guided - unguided).abs().mean() > 1e-3
 
 
 def test_weak_to_strong_scales_the_gradient_of_a_small_lora(generator, critic, batch):

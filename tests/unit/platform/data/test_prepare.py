@@ -7,7 +7,9 @@ import pytest
 from magicdistill.data_pipeline.config import DataConfig, Policy
 from magicdistill.data_pipeline.rows import ClipRow, Video
 from magicdistill.data_pipeline.selection.curation_result import Selection
-from magicdistill.platform.data.prepare import MAX_LOST, name_of, tell
+from magicdistill.platform.config.recipe import load_recipe
+from magicdistill.platform.data.prepare import MAX_LOST, demand_captions, name_of, tell
+from magicdistill.platform.runs.logs import ExplainedError
 from tests.curation_tables import judged_clips
 from tests.scored_clips import scored_clip
 
@@ -54,3 +56,14 @@ def test_what_has_no_span_goes_by_its_entry_in_the_manifest() -> None:
     video = replace(FILM, entry="clip-17")
     assert name_of(ClipRow("c", video, "m")) == "folder/films/long.mp4 clip-17"
     assert name_of(ClipRow("c", FILM, "m")) == "folder/films/long.mp4"
+
+
+def test_guidance_is_not_distilled_from_clips_without_captions() -> None:
+    guided, plain = load_recipe("magic141-cfg-dmd2"), load_recipe("magic141-4step-8xh100")
+    silent = selection([replace(clip, scores={}) for clip in CLIPS])
+    spoken = selection([scored_clip("talks", caption="A man talks."), scored_clip("silent")])
+    assert silent.counts["accepted"] and spoken.counts["accepted"] == 2
+    demand_captions(guided, spoken)
+    demand_captions(plain, silent)
+    with pytest.raises(ExplainedError, match="no accepted clip has a caption, and magic distils"):
+        demand_captions(guided, silent)
