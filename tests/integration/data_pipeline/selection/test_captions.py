@@ -253,10 +253,10 @@ def test_copies_and_clips_beyond_a_films_cap_get_no_caption(
 def test_the_ledger_knows_what_all_runs_cost(
     server: ChatServer, film: Path, sandbox: Sandbox, tmp_path: Path
 ):
-    curation, config = (
-        Curation(tmp_path, film, sandbox),
-        config_of(server, price_in=1.5, price_out=6.0),
-    )
+    curation = Curation(tmp_path, film, sandbox)
+    config = config_of(server, price_in=1.5, price_out=6.0)
+    captions, free = config.captions, config_of(server).captions
+    assert captions is not None and free is not None
     (version,) = {scorer.version for scorer in config.scorers if scorer.kind == "caption"}
     assert cost_of_all(curation.ledger, version) == CaptionCost()
     server.faults[:] = [error(400, "too large"), error(503)]
@@ -266,10 +266,9 @@ def test_the_ledger_knows_what_all_runs_cost(
     cost = cost_of_all(curation.ledger, version)
     assert (cost.captions, cost.requests) == (4, 5)
     assert (cost.tokens_in, cost.tokens_out) == (300, 60)
-    assert cost.money(config.captions) == pytest.approx((300 * 1.5 + 60 * 6.0) / 1e6)
-    assert "0.00081 by the recipe's prices" in cost.describe(config.captions)
-    free = config_of(server).captions
-    assert free is not None and cost.money(free) is None
+    assert cost.money(captions) == pytest.approx((300 * 1.5 + 60 * 6.0) / 1e6)
+    assert "0.00081 by the recipe's prices" in cost.describe(captions)
+    assert cost.money(free) is None
     assert cost_of_all(curation.ledger, "another") == CaptionCost()
 
 
