@@ -26,7 +26,7 @@ SIDE, PATCH = 8, 4
 def save_tiny_vlm(folder: Path, seed: int = 0) -> Path:
     """Write a Llava with its processor, which writes words of the test's prompts at random."""
     torch.manual_seed(seed)
-    words = word_tokenizer("<s>", "</s>")
+    words: Any = word_tokenizer("<s>", "</s>")
     sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     config: Any = LlavaConfig(
         vision_config=CLIPVisionConfig(

@@ -20,7 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def local(folder: Path, **changes: Any) -> LocalModel:
-    return LocalModel(model=folder, **({"compute_dtype": "float32"} | changes))
+    settings: dict[str, Any] = {"compute_dtype": "float32"}
+    return LocalModel(model=folder, **(settings | changes))
 
 
 def frames(seed: int, count: int) -> list[np.ndarray]:
