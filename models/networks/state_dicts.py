@@ -76,7 +76,7 @@ def sizes_in(file: Path, backbone: type[Backbone]) -> dict[str, torch.Size]:
         part = backbone.in_diffusers_names(_without_wrapper(_read_outline(file)))
     except Exception as error:  # whatever torch, safetensors or a renaming raises
         raise ValueError(
-            f"{file} cannot be read as weights ({type(error).__name__}: {error}); give a diffusers "
+            f"{file} cannot be read as weights ({type(error).__name__}); give a diffusers "
             "folder, or a file of tensors by name"
         ) from None
     return {name: tensor.shape for name, tensor in part.items()}
