@@ -100,6 +100,11 @@ class BackboneConfig(Config):
         """
         return 0.0
 
+    def context_bytes(self, sample: "Sample", part: Part, gradient: Gradient) -> float:
+        """Return what one rank keeps for the backward of tensors that every block takes, and that
+        no block returns."""
+        return 0.0
+
     def demand_split(self, size: int) -> None:
         """Raise ValueError where a sequence group of `size` ranks cannot share a sample."""
         if size > 1:
