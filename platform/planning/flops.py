@@ -94,7 +94,8 @@ def saved_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> f
         ends = sample.units(HEAD_SAVED[step.gradient])
     else:
         ends = shapes.ends_bytes(sample, step.blocks, step.gradient)
-    return step.samples * (kept + ends)
+    context = shapes.context_bytes(sample, step.blocks, step.gradient)
+    return step.samples * (kept + ends + context)
 
 
 def forward_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:

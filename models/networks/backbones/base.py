@@ -123,6 +123,11 @@ class BackboneConfig(Config):
         pairs = {name: (_plain(own[name]), _plain(config[name])) for name in sorted(names)}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
+    def context_bytes(self, sample: "Sample", part: Part, gradient: Gradient) -> float:
+        """Return what one rank keeps for the backward of tensors that every block takes, and that
+        no block returns."""
+        return 0.0
+
     def demand_split(self, size: int) -> None:
         """Raise ValueError where a sequence group of `size` ranks cannot share a sample."""
         if size > 1:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from magicdistill.models.networks.backbones.registry import family_in
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.critic import Critic
@@ -67,6 +68,7 @@ def inputs(pooled_dim: int = 6) -> tuple[torch.Tensor, torch.Tensor, Conditions]
 def memory_of_loading(folder: Path) -> dict[str, Any]:
     """Stream the large folder into shards."""
     found: dict[str, float] = {}
+    family_in(folder).backbone()  # imports what is the interpreter's own
     with peak_memory(found):
         transformer = load_transformer(
             folder, placement=placement(DeepSpeedEngineConfig(zero_stage=3))

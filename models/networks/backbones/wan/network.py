@@ -187,15 +187,17 @@ class Wan(Backbone):
         sequence.gather_output(self.transformer.proj_out)
 
     def _keep_phases(self) -> None:
-        """Make the tables of rotary phases again where the network was cast, and they with it.
+        """Make the tables of rotary phases again where a cast, or ZeRO-3 as it built the network,
+        has rounded them.
 
         In bfloat16 their sines would have two to three digits; diffusers keeps them in float32 too.
         """
-        rope = self.transformer.rope
-        if rope.freqs_cos.dtype != torch.float32:
+        rope: Any = self.transformer.rope
+        if not getattr(rope, "is_exact", False) or rope.freqs_cos.dtype != torch.float32:
             device = rope.freqs_cos.device
             fresh = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
             rope.freqs_cos, rope.freqs_sin = fresh.freqs_cos.to(device), fresh.freqs_sin.to(device)
+            rope.is_exact = True
 
 
 class SelfAttention:

@@ -61,6 +61,7 @@ IMAGE_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 1, "lora": 2, "weights"
 OUTPUT_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 1, "lora": 0, "weights": 3}
 """The same of the transformer's last normalisation and projection; with a LoRA, the first block
 keeps as much less, as its input has no gradient."""
+OUTPUT_FLOAT_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 1, "lora": 1, "weights": 2}
 VIDEO_LORA, CONTEXT_LORA = 8, 2
 """Number of linears with a LoRA that a token of the video, and one of text or image, goes through
 in a block."""
@@ -188,14 +189,23 @@ class WanConfig(BackboneConfig):
             _, height, width = self.patch
             channels = 2 * self.latent_channels + 4
             kept += channels * height * width * sample.video_tokens * size
-        if gradient in ("lora", "weights"):  # what all blocks attend to
-            kept += (NUM_TEXT_TOKENS + self.num_image_tokens) * d * size
         if gradient == "weights":
             kept += NUM_TEXT_TOKENS * (self.text_embed_dim + 2 * d) * size
             kept += self.num_image_tokens * d * (4 + size)
         if part == "all":
-            kept += sample.units(OUTPUT_SAVED[gradient])
+            more = OUTPUT_FLOAT_SAVED[gradient] * (4 / size - 1)
+            kept += sample.units(OUTPUT_SAVED[gradient] + more)
         return kept
+
+    def context_bytes(self, sample: Sample, part: Part, gradient: Gradient) -> float:
+        """Return the embedded text and image, to which all blocks attend.
+
+        A gradient through the frozen discriminator keeps what its features have kept already.
+        """
+        if (part, gradient) == ("discriminator", "inputs"):
+            return 0.0
+        tokens = NUM_TEXT_TOKENS + self.num_image_tokens
+        return tokens * self.model_dim * sample.activation_bytes
 
     def shallow(self) -> "WanConfig":
         """Return the shapes with one block before the features and one after."""
