@@ -32,7 +32,8 @@ class VaeConfig(Config):
     frames_at_once: ClassVar[int | None] = None
     """Frames that the network decodes in one run; None is all of a clip."""
     tile_px: ClassVar[int | None] = None
-    """Side of the tiles in which larger frames are encoded and decoded; None is whole frames."""
+    """Side of the tiles in which larger frames are encoded and decoded, clip by clip; None is whole
+    frames of all clips."""
     has_patch_code: ClassVar[bool] = False
     """Whether a VAE can be trained from scratch: its encoder has a closed form (`patch_code`)."""
 
