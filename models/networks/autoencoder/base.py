@@ -36,7 +36,8 @@ class VaeConfig(Config):
     the first frame, which the cache then holds beside a clip's own; else on the first latent frame
     alone."""
     tile_px: ClassVar[int | None] = None
-    """Side of the tiles in which larger frames are encoded and decoded; None is whole frames."""
+    """Side of the tiles in which larger frames are encoded and decoded, clip by clip; None is whole
+    frames of all clips."""
     has_patch_code: ClassVar[bool] = False
     """Whether a VAE can be trained from scratch: its encoder has a closed form (`patch_code`)."""
 

@@ -8,7 +8,8 @@ from magicdistill.models.networks.autoencoder.base import VaeConfig, VaeFamily
 class HunyuanVideo15VaeConfig(VaeConfig):
     """Arguments of diffusers' AutoencoderKLHunyuanVideo15 (compression 4 x 16 x 16).
 
-    It takes all frames of a clip in one run, so that only tiles bound its memory.
+    It takes all frames of a clip in one run, so that only tiles bound its memory, and one clip at
+    a time: diffusers' mask of its attention has no place for a batch.
     """
 
     class_name: ClassVar = "AutoencoderKLHunyuanVideo15"

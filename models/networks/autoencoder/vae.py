@@ -57,6 +57,7 @@ class VideoVae(nn.Module):
         self.register_buffer("mean", torch.zeros(channels) if mean is None else mean)
         self.register_buffer("std", torch.ones(channels) if std is None else std)
         if family.tile_px is not None:
+            self.autoencoder.enable_slicing()  # tiles and single clips are what bounds its memory
             self.enable_tiling(tile_px=family.tile_px, overlap_px=family.tile_px // 4)
 
     def encode(self, pixels: Float[Tensor, "b 3 t y x"]) -> Float[Tensor, "b c f h w"]:

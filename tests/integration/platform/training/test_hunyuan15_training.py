@@ -49,7 +49,7 @@ def test_a_tiny_hunyuan15_is_trained_by_w2s_and_exported(tmp_path: Path) -> None
 
     export(str(run.path), tmp_path / "model", dtype="fp32", say=lambda line: None)
     folder = tmp_path / "model" / "transformer"
-    assert family_in(folder).kind == "hunyuan-video-1.5"
+    assert family_in(folder).class_name == "HunyuanVideo15Transformer3DModel"
     assert "jobs/sample.py" in (tmp_path / "model" / "README.md").read_text()
     student = VelocityModel(load_transformer(folder))
     saved = role_weights(run.checkpoints / "cycle-0000001" / "generator")

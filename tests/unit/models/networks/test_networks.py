@@ -124,6 +124,9 @@ def test_the_vae_of_hunyuan_video_1_5_tiles_and_normalises_by_its_own_configurat
     torch.testing.assert_close(latents, 1.03682 * posterior)
     own = network.decode(posterior, return_dict=False)[0].clamp(-1, 1)
     torch.testing.assert_close(vae.decode(latents), own, atol=1e-5, rtol=0)
+    both = torch.cat([pixels.flip(2), pixels])  # of which its attention takes one at a time
+    torch.testing.assert_close(vae.encode(both)[1:], latents)
+    torch.testing.assert_close(vae.decode(vae.encode(both))[1:], own, atol=1e-5, rtol=0)
     sides = []
     vae.autoencoder.encoder.register_forward_pre_hook(
         lambda module, inputs: sides.extend(inputs[0].shape[-2:])
