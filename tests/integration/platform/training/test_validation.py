@@ -1,5 +1,6 @@
 """Validation keeps no graph, and ranks that share the clips out see what one rank sees."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
 
 from magicdistill.data_pipeline.io.storage import AnyPath
+from magicdistill.models.networks.presets import PRESETS
+from magicdistill.models.networks.transformer import VelocityModel, build_transformer
 from magicdistill.platform.config.recipe import Recipe, load_recipe
+from magicdistill.platform.config.sections import DeepSpeedEngineConfig, OptimizerConfig
+from magicdistill.platform.engines.engine import build_engine
 from magicdistill.platform.training.validation import Validation
 from tests.tiny_run import write_cache
 
@@ -39,24 +44,48 @@ class Counted(nn.Module):
         return self.weight * x
 
 
-def validate(cache: AnyPath, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+def validate(
+    cache: AnyPath, rank: int = 0, world_size: int = 1, network: Any = None
+) -> dict[str, Any]:
     """Go through a validation as a training does; return what it gives."""
     torch.manual_seed(0)  # of the VAE's weights
     validation = Validation(
         small_recipe(), cache, rank=rank, world_size=world_size, device="cpu", num_scored=4
     )
     assert any(weight.requires_grad for weight in validation.vae.parameters())
-    network = Counted()
+    network = network or Counted()
     validation.measure_teacher(network)
     shown = validation.look(validation.generate(network))
     found = validation.health(shown) | validation.scores(network)
-    return {"found": found, "pictures": shown.pictures, "calls": network.num_calls}
+    return {"found": found, "pictures": shown.pictures, "calls": getattr(network, "num_calls", 0)}
+
+
+def generator() -> VelocityModel:
+    """The tiny network with random weights."""
+    torch.manual_seed(1)
+    return VelocityModel(build_transformer(PRESETS["portrait-tiny"].transformer))
+
+
+def validate_sharded(cache: AnyPath, rank: int) -> dict[str, Any]:
+    """Validate the network that ZeRO-3 shards; its gathers hang if ranks do not call alike."""
+    engine = build_engine(
+        DeepSpeedEngineConfig(zero_stage=3),
+        generator(),
+        OptimizerConfig(lr=1e-3),
+        num_micro_batches=1,
+    )
+    weights = list(engine.module.parameters())
+    found = validate(cache, rank, 2, engine.module)
+    return found | {"sharded": all(weight.numel() == 0 for weight in weights)}
 
 
 def run_rank(rank: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ["DS_ACCELERATOR"] = "cpu"
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     cache = Path((folder / "cache").read_text())
     torch.save(validate(cache, rank, 2), folder / f"{rank}.pt")
+    torch.save(validate_sharded(cache, rank), folder / f"{rank}-sharded.pt")
     dist.destroy_process_group()
 
 
@@ -77,7 +106,7 @@ def test_no_validation_keeps_a_tensor_for_a_backward(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_see_the_numbers_and_clips_of_one(tmp_path: Path) -> None:
+def test_two_ranks_see_the_numbers_and_clips_of_one_also_under_zero_3(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "data", LATENTS, num_rows=4)
     (tmp_path / "cache").write_text(str(cache))
     multiprocessing.start_processes(run_rank, (tmp_path,), nprocs=2, start_method="forkserver")
@@ -87,3 +116,8 @@ def test_two_ranks_see_the_numbers_and_clips_of_one(tmp_path: Path) -> None:
     assert first["found"] == second["found"] == pytest.approx(alone["found"], rel=1e-4)
     assert torch.equal(first["pictures"], alone["pictures"]) and len(alone["pictures"]) == NUM_SHOWN
     assert len(second["pictures"]) == 0
+    alone = validate(cache, network=generator())
+    first, second = (torch.load(tmp_path / f"{rank}-sharded.pt") for rank in (0, 1))
+    assert first["sharded"] and second["sharded"]
+    assert first["found"] == second["found"] == pytest.approx(alone["found"], rel=1e-3)
+    torch.testing.assert_close(first["pictures"], alone["pictures"], atol=0.02, rtol=0)
