@@ -18,6 +18,8 @@ class ForwardPass:
     repeats: int | float = 1
     """Number of such forward passes one after the other; a mean where the number is drawn."""
     blocks: Part = "all"
+    lora_rank: int = 0
+    """Rank of the LoRA in the blocks of a role other than the critic, whose method tells its own."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from magicdistill.models.locations import CONFIG
+from magicdistill.models.networks.lora import merged
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.state_dicts import INDEX, public
 from magicdistill.models.tensor_files import save_file
@@ -27,15 +28,21 @@ def save_transformer(
 ) -> None:
     """Write a diffusers folder in `dtype`, leaving the transformer as it is.
 
-    Every rank calls it; one rank of a sharded placement writes, and holds one file at a time.
+    A LoRA is merged into the weights. Every rank calls it; one rank of a sharded placement writes, and holds one file at a time.
     """
     parameters = dict(transformer.named_parameters())
 
     def read(name: str) -> Tensor | None:
         with placement.gathered([parameters[name]]) as writes:
-            return parameters[name].detach().to("cpu", dtype, copy=True) if writes else None
+            return parameters[name].detach().to("cpu", torch.float32, copy=True) if writes else None
 
-    write_transformer(transformer, directory, read, dtype, max_file_bytes=max_file_bytes)
+    whole = merged(transformer, read)
+
+    def read_rounded(name: str) -> Tensor | None:
+        tensor = whole(name)
+        return None if tensor is None else tensor.to(dtype)
+
+    write_transformer(transformer, directory, read_rounded, dtype, max_file_bytes=max_file_bytes)
 
 
 def write_transformer(
