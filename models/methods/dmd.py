@@ -107,7 +107,9 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         steps = self.sampler.num_steps
         if self.share_rollout:
             return (
-                Update("rollout", (ForwardPass("generator", "rollout", repeats=steps, lora_rank=rank),)),
+                Update(
+                    "rollout", (ForwardPass("generator", "rollout", repeats=steps, lora_rank=rank),)
+                ),
                 Update("critic", critic, self.num_fake_updates),
                 Update("generator", generator),
             )

@@ -19,7 +19,7 @@ class ForwardPass:
     """Number of such forward passes one after the other; a mean where the number is drawn."""
     blocks: Part = "all"
     lora_rank: int = 0
-    """Rank of the LoRA in the blocks of a role other than the critic, whose method tells its own."""
+    """Rank of the LoRA in the blocks, where that is not the critic's own."""
 
 
 @dataclass(frozen=True)

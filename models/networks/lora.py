@@ -21,8 +21,8 @@ from magicdistill.models.networks.backbones.kept_attention import keep_attention
 from magicdistill.models.tensor_files import save_file
 
 ADAPTER = "default"
-BASE = "base_layer."
-"""What the names of a linear's own parameters get where it has a branch."""
+BASE = "base_layer"
+"""Name of the plain linear inside one that has a branch."""
 IN_PEFT = "base_model.model."
 """Prefix of the names in a file of peft."""
 
@@ -57,7 +57,7 @@ def merged(
         module, _, kind = name.rpartition(".")
         if module not in branched:
             return read(name)
-        weight = read(f"{module}.{BASE}{kind}")
+        weight = read(f"{module}.{BASE}.{kind}")
         if kind != "weight":
             return weight
         down, up = (read(f"{module}.lora_{part}.{ADAPTER}.weight") for part in "AB")

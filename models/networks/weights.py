@@ -28,7 +28,8 @@ def save_transformer(
 ) -> None:
     """Write a diffusers folder in `dtype`, leaving the transformer as it is.
 
-    A LoRA is merged into the weights. Every rank calls it; one rank of a sharded placement writes, and holds one file at a time.
+    A LoRA is merged into the weights. Every rank calls it; one rank of a sharded placement writes,
+    and holds one file at a time.
     """
     parameters = dict(transformer.named_parameters())
 
@@ -59,7 +60,8 @@ def write_transformer(
     whole parameter in `dtype` by its name, and None on a rank that does not write. config.json
     comes last: a folder without it is not complete.
     """
-    sizes = {name: numel * dtype.itemsize for name, numel in _numels(transformer).items()}
+    shapes = plain_shapes(transformer)
+    sizes = {name: shape.numel() * dtype.itemsize for name, shape in shapes.items()}
     plan = _files_of(sizes, max_file_bytes)
     writes = False
     for file, names in plan.items():
@@ -80,11 +82,12 @@ def write_transformer(
         transformer.save_config(directory)
 
 
-def _numels(transformer: ModelMixin) -> dict[str, int]:
-    """Return the numbers of elements of whole parameters, also if this rank has only shards."""
+def plain_shapes(transformer: ModelMixin) -> dict[str, torch.Size]:
+    """Return the shapes of the plain network's whole parameters, also if this rank has only shards
+    or the network has a LoRA."""
     with torch.device("meta"):
         whole = type(transformer)(**public(transformer.config))
-    return {name: parameter.numel() for name, parameter in whole.named_parameters()}
+    return {name: parameter.shape for name, parameter in whole.named_parameters()}
 
 
 def _files_of(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:

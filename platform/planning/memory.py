@@ -88,9 +88,7 @@ def count_parameters(method: MethodConfig, model: ModelConfig) -> tuple[Paramete
     return tuple(parts)
 
 
-def parts_of(
-    role: str, module: nn.Module, held: Collection[nn.Parameter] = ()
-) -> list[Parameters]:
+def parts_of(role: str, module: nn.Module, held: Collection[nn.Parameter] = ()) -> list[Parameters]:
     """Count a role's parameters by part; `held` are those of other roles."""
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
