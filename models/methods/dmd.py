@@ -97,6 +97,11 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
                 f"warmup_cycles {self.warmup_cycles}: the run has {num_cycles} cycles and would "
                 f"never update the generator; give at most {num_cycles - 1}"
             )
+        if self.student_lora is not None and model.teacher is None:
+            yield (
+                "student.kind lora: model.teacher is null, and its random weights would be lost "
+                "with the run's processes; name the teacher, or give student.kind full"
+            )
         for name, lora in self._loras().items():
             yield from _lora_problems(name, lora, model.shapes.transformer)
 

@@ -108,6 +108,7 @@ def test_a_lora_students_rank_and_linears_are_checked_like_the_critics() -> None
     assert cls is not None
     student = {"kind": "lora", "rank": 500, "targets": ["nothing"]}
     method = cls.model_validate({"name": "dmd", "student": student})
-    rank, targets = method.problems(ModelConfig(preset="nano"), 10)
+    teacher, rank, targets = method.problems(ModelConfig(preset="nano"), 10)
+    assert teacher.startswith("student.kind lora: model.teacher is null")
     assert rank == "student.rank 500: the network is 96 wide; give at most that"
     assert targets.startswith("student.targets 'nothing': names no linear of the network")
