@@ -41,7 +41,10 @@ from magicdistill.platform.export.export import (
 from magicdistill.platform.runs.run_directory import RunDirectory
 from tests.tiny_run import tiny_recipe
 
-STUDENTS: dict[str, dict[str, Any]] = {"full": {"kind": "full"}, "lora": {"kind": "lora", "rank": 3}}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "full": {"kind": "full"},
+    "lora": {"kind": "lora", "rank": 3},
+}
 
 
 class Trained(NamedTuple):

@@ -99,7 +99,7 @@ def test_the_branches_of_a_lora_student_and_of_its_critic_have_strengths_of_thei
 
 
 def test_a_lora_student_cannot_learn_the_guidance_input() -> None:
-    with pytest.raises(ValueError, match="give student.kind full, or leave cfg_distillation out"):
+    with pytest.raises(ValueError, match=r"give student\.kind full, or leave cfg_distillation out"):
         built(cfg_distillation={})
 
 

@@ -256,7 +256,7 @@ def test_diffusers_reads_a_lora_student_of_13b_back_from_the_original_names():
     assert original["single_blocks.0.linear1.lora_B.weight"].shape == (7 * 3072, 8)
     assert original["double_blocks.0.img_attn_qkv.lora_A.weight"].shape == (4, 3072)
     found = _convert_hunyuan_video_lora_to_diffusers(original)
-    probe = torch.randn(4 * 3072)
+    probe = torch.randn(5 * 3072)
     for name in linears:
         if not targets.fullmatch(name):
             continue
