@@ -25,7 +25,7 @@ def recipe_of(teacher: Path) -> Recipe:
     values = tiny_recipe(2, model={"preset": "nano", "teacher": str(teacher)}).model_dump()
     values["method"] |= {"num_fake_updates": 1, "student": {"kind": "lora", "rank": 4}}
     values["schedule"] |= {"num_cycles": 1, "ema_decay": 0.5}
-    values["schedule"]["optimizers"]["generator"] |= {"lr": 0.05}
+    values["schedule"]["optimizers"]["generator"] |= {"lr": 0.3}
     values["evaluation"] |= {"num_shown": 1, "num_scored": 2}
     values["health"] = {"action": "off"}
     return Recipe.model_validate(values)
@@ -49,5 +49,4 @@ def test_a_lora_student_is_scored_and_written_as_it_was_trained(tmp_path):
     teacher = own.scores(VelocityModel(load_transformer(tmp_path / "teacher")))
     assert found == pytest.approx(expected, rel=1e-4)
     assert written == pytest.approx(expected, rel=0.05)  # it is in fp16
-    name = "validation/temporal_flickering"
-    assert found[name] != pytest.approx(teacher[name], rel=1e-4)
+    assert found != pytest.approx(teacher, rel=1e-2)
