@@ -1,4 +1,4 @@
-"""Write a run's generator as a pipeline of diffusers with a model card, or its LoRA for peft.
+"""Write a run's generator as a pipeline of diffusers with a model card, as one file, or a LoRA.
 
 SOURCE is a run (a folder, a name in --runs, or `latest`), whose newest intact checkpoint is taken,
 or the folder of one checkpoint.
@@ -21,6 +21,10 @@ class Arguments(Config):
     """Run or checkpoint to export."""
     to: Annotated[LocalFile, tyro.conf.arg(metavar="DIR")]
     """Folder to write, which must be new or empty."""
+    format: Literal["diffusers", "original", "lora"] = "diffusers"
+    """What is written: a pipeline of `diffusers`, into which a LoRA student is merged; one file
+    with the names of the `original` code, which ComfyUI reads; or a student that is a LoRA alone,
+    as peft, diffusers and ComfyUI read it."""
     role: str = "generator"
     """Role whose network is exported."""
     no_ema: Switch = False
@@ -44,23 +48,24 @@ def main() -> None:
     args = parse_arguments("export", Arguments, __doc__)
     logs.configure(verbose=args.verbose)
 
-    from magicdistill.platform.export.export import ExportError, export, export_lora
+    from magicdistill.platform.export.export import (
+        ExportError,
+        export,
+        export_lora,
+        export_original,
+    )
 
+    where = {"source": args.source, "directory": args.to, "runs": args.runs, "say": logs.say}
+    network = {"role": args.role, "ema": not args.no_ema, "dtype": args.dtype}
     try:
         if args.lora_only:
-            export_lora(args.source, args.to, runs=args.runs, say=logs.say)
-            return
-        export(
-            args.source,
-            args.to,
-            runs=args.runs,
-            role=args.role,
-            ema=not args.no_ema,
-            dtype=args.dtype,
-            encoders=args.encoders,
-            low_noise=args.low_noise,
-            say=logs.say,
-        )
+            export_lora(**where)
+        elif args.format == "lora":
+            export_lora(**where, of_student=True, ema=not args.no_ema)
+        elif args.format == "original":
+            export_original(**where, **network)
+        else:
+            export(**where, **network, encoders=args.encoders, low_noise=args.low_noise)
     except (ExportError, FileNotFoundError, PathError) as error:
         refuse("export", error)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from magicdistill.models.config import Config
 from magicdistill.models.methods.forward_passes import Update
 from magicdistill.models.networks.backbones.base import BackboneConfig
+from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.objectives.config import SamplerConfig
 
@@ -78,6 +79,11 @@ class MethodConfig(Config):
     def lora_rank(self) -> int:
         """The rank of the LoRA that it trains; 0 where it trains none."""
         return 0
+
+    @property
+    def generator_lora(self) -> LoraConfig | None:
+        """The LoRA as which it trains the generator; None where it trains all weights."""
+        return None
 
     def fitted_to(self, shapes: BackboneConfig) -> "MethodConfig":
         """Return the method with the settings that a backbone decides where they are left open."""

@@ -7,7 +7,9 @@ from diffusers import ModelMixin
 from magicdistill.models.locations import find_weights
 from magicdistill.models.networks.autoencoder.vae import VideoVae, build_autoencoder
 from magicdistill.models.networks.backbones.base import BackboneConfig
-from magicdistill.models.networks.backbones.registry import backbone_of
+from magicdistill.models.networks.backbones.registry import backbone_of, family_of, lora_targets
+from magicdistill.models.networks.config import LoraConfig
+from magicdistill.models.networks.lora import add_lora
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.networks.student import Student
@@ -15,6 +17,7 @@ from magicdistill.models.networks.transformer import (
     build_transformer,
     copy_transformer,
     load_transformer,
+    sharing_weights,
 )
 
 
@@ -30,6 +33,32 @@ def copy_of(transformer: ModelMixin, placement: Placement, *, takes_guidance: bo
     if takes_guidance:
         backbone_of(copied).add_guidance(placement)
     return copied
+
+
+def lora_student(
+    base: ModelMixin, lora: LoraConfig, model: ModelConfig, placement: Placement
+) -> ModelMixin:
+    """Return a LoRA on the weights of the teacher `base`, which both then hold.
+
+    Where the recipe goes on from an earlier stage, its weights are the frozen ones.
+    """
+    first = model.generator
+    own = sharing_weights(base) if first is None else trained(first, model, placement)
+    return with_lora(own, lora)
+
+
+def with_lora(transformer: ModelMixin, lora: LoraConfig) -> ModelMixin:
+    """Freeze a transformer, and add a LoRA to the linears that the recipe names."""
+    add_lora(transformer, lora.rank, lora_targets(family_of(transformer), lora.targets))
+    return transformer
+
+
+def untrained_generator(model: ModelConfig, lora: LoraConfig | None) -> ModelMixin:
+    """Return the network that a generator is trained as; with a LoRA its frozen weights count."""
+    if lora is None:
+        return teacher(model)
+    first = model.generator
+    return with_lora(teacher(model) if first is None else trained(first, model), lora)
 
 
 def teacher(model: ModelConfig, placement: Placement = WHOLE) -> ModelMixin:

@@ -74,10 +74,22 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         return self.lora.rank
 
     def fitted_to(self, shapes: BackboneConfig) -> "DistributionMatchingMethod":
-        """Return the method with the linears that get the LoRA."""
-        targets = lora_targets(type(shapes), self.lora.targets)
-        lora = self.lora.model_copy(update={"targets": targets})
-        return self.model_copy(update={"lora": lora})
+        """Return the method with the linears that get each LoRA."""
+        changed = {
+            name: lora.model_copy(update={"targets": lora_targets(type(shapes), lora.targets)})
+            for name, lora in self._loras().items()
+        }
+        return self.model_copy(update=changed)
+
+    @property
+    def generator_lora(self) -> LoraConfig | None:
+        """The LoRA as which the generator is trained."""
+        return self.student_lora
+
+    def _loras(self) -> dict[str, LoraConfig]:
+        """Return the settings of each LoRA by their field."""
+        found = {"lora": self.lora, "student": self.student_lora}
+        return {name: lora for name, lora in found.items() if lora is not None}
 
     def updates_per_cycle(self, role: str) -> int:
         """Return the critic's updates, or the one of the generator after its warm-up."""
@@ -90,11 +102,10 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
                 f"warmup_cycles {self.warmup_cycles}: the run has {num_cycles} cycles and would "
                 f"never update the generator; give at most {num_cycles - 1}"
             )
-        shapes = model.shapes.transformer
-        if self.lora.rank > shapes.model_dim:
+        if self.student_lora is not None and model.teacher is None:
             yield (
-                f"lora.rank {self.lora.rank}: the network is {shapes.model_dim} wide; give at most "
-                "that"
+                "student.kind lora: model.teacher is null, and its random weights would be lost "
+                "with the run's processes; name the teacher, or give student.kind full"
             )
         if (
             self.sampler.guidance != 1
@@ -105,25 +116,32 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
                 f"sampler.guidance {self.sampler.guidance:g}: these weights have no input for it; "
                 "give 1, weights or a preset with the input, or method.cfg_distillation to add it"
             )
-        if self.lora.targets != type(shapes).lora_targets:  # those fit the network
-            yield from _target_problems(self.lora, shapes)
+        for name, lora in self._loras().items():
+            yield from _lora_problems(name, lora, model.shapes.transformer)
 
     def cycle_updates(self, *, embeds: bool) -> tuple[Update, ...]:
         """Return the critic's updates and the generator's, with their rollouts or after one."""
-        critic = self._critic_forwards()
+        critic, rank = self._critic_forwards(), self._student_rank
         generator = self._generator_forwards(embeds=embeds)
         steps = len(self.interval.steps(self.sampler))
         if self.share_rollout:
             return (
-                Update("rollout", (ForwardPass("generator", "rollout", repeats=steps),)),
+                Update(
+                    "rollout", (ForwardPass("generator", "rollout", repeats=steps, lora_rank=rank),)
+                ),
                 Update("critic", critic, self.num_fake_updates),
                 Update("generator", generator),
             )
         # the step that an update trains is drawn evenly; the generator's own forward is its last
+        to_x0, to_input = (_drawn_rollout(n, steps - 1 + n, rank) for n in (1, 0))
         return (
-            Update("critic", (*_drawn_rollout(1, steps), *critic), self.num_fake_updates),
-            Update("generator", (*_drawn_rollout(0, steps - 1), *generator)),
+            Update("critic", (*to_x0, *critic), self.num_fake_updates),
+            Update("generator", (*to_input, *generator)),
         )
+
+    @property
+    def _student_rank(self) -> int:
+        return self.student_lora.rank if self.student_lora else 0
 
     def _critic_forwards(self) -> tuple[ForwardPass, ...]:
         score = ForwardPass("critic", "fake score", "lora")
@@ -139,7 +157,11 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
         )
 
     def _generator_forwards(self, *, embeds: bool) -> tuple[ForwardPass, ...]:
-        forwards = [ForwardPass("generator", "generator", "weights"), self._scores(embeds=embeds)]
+        trained, rank = "lora" if self.student_lora else "weights", self._student_rank
+        forwards = [
+            ForwardPass("generator", "generator", trained, lora_rank=rank),
+            self._scores(embeds=embeds),
+        ]
         if self.adversarial.adversarial_weight > 0:
             forwards += [
                 ForwardPass("critic", "features", "inputs", blocks="features"),
@@ -159,27 +181,41 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
 
     def build(self, model: ModelConfig, placement: Placement) -> Method:
         """Build generator and critic from one teacher."""
-        from magicdistill.models.methods.build import copy_of, teacher, trained
+        from magicdistill.models.methods.build import copy_of, lora_student, teacher, trained
         from magicdistill.models.networks.critic import Critic
         from magicdistill.models.networks.transformer import VelocityModel
         from magicdistill.models.objectives.distribution_matching import DistributionMatching
 
         base = teacher(model, placement)
-        first = base if model.generator is None else trained(model.generator, model, placement)
-        generator = copy_of(first, placement, takes_guidance=self.cfg_distillation is not None)
+        if self.student_lora is not None:
+            generator = lora_student(base, self.student_lora, model, placement)
+        else:
+            first = base if model.generator is None else trained(model.generator, model, placement)
+            generator = copy_of(first, placement, takes_guidance=self.cfg_distillation is not None)
         adversarial = self.adversarial.adversarial_weight > 0
         critic = Critic(base, self.lora, adversarial=adversarial, placement=placement)
         return DistributionMatching(self, VelocityModel(generator), critic)
 
 
-def _drawn_rollout(fewest: int, most: int) -> tuple[ForwardPass, ...]:
+def _drawn_rollout(fewest: int, most: int, rank: int) -> tuple[ForwardPass, ...]:
     """Return an update's own rollout, whose number of steps is drawn evenly; none of no step."""
     if most == 0:
         return ()
-    return (ForwardPass("generator", "rollout", repeats=(fewest + most) / 2, most=most),)
+    repeats = (fewest + most) / 2
+    return (ForwardPass("generator", "rollout", repeats=repeats, most=most, lora_rank=rank),)
 
 
-def _target_problems(lora: LoraConfig, shapes: BackboneConfig) -> Iterator[str]:
+def _lora_problems(name: str, lora: LoraConfig, shapes: BackboneConfig) -> Iterator[str]:
+    """Yield why the LoRA of a field does not fit the network."""
+    if lora.rank > shapes.model_dim:
+        yield (
+            f"{name}.rank {lora.rank}: the network is {shapes.model_dim} wide; give at most that"
+        )
+    if lora.targets != type(shapes).lora_targets:  # those fit the network
+        yield from _target_problems(f"{name}.targets", lora, shapes)
+
+
+def _target_problems(name: str, lora: LoraConfig, shapes: BackboneConfig) -> Iterator[str]:
     """Yield the patterns that name no linear of the network, which is built without storage."""
     import torch
 
@@ -192,10 +228,10 @@ def _target_problems(lora: LoraConfig, shapes: BackboneConfig) -> Iterator[str]:
         try:
             matches = any(re.fullmatch(pattern, name) for name in linears)
         except re.error as error:
-            yield f"lora.targets {pattern!r}: no regular expression ({error}); correct it"
+            yield f"{name} {pattern!r}: no regular expression ({error}); correct it"
             continue
         if not matches:
-            yield f"lora.targets {pattern!r}: names no linear of the network, such as {linears[-2]}"
+            yield f"{name} {pattern!r}: names no linear of the network, such as {linears[-2]}"
 
 
 class DmdMethod(DistributionMatchingMethod):

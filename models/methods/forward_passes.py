@@ -20,6 +20,8 @@ class ForwardPass:
     most: int | None = None
     """Largest number where it is drawn."""
     blocks: Part = "all"
+    lora_rank: int = 0
+    """Rank of the LoRA in the blocks, where that is not the critic's own."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ class PatchDecoderConfig(Config):
 
 
 class LoraConfig(Config):
-    """The low-rank branch that turns the frozen base into the fake score.
+    """A low-rank branch beside the linears of a frozen base.
 
-    Rank and targets are not in the paper.
+    The critic's turns the base into the fake score. Rank and targets are not in the paper.
     """
 
     rank: int = Field(default=16, ge=1)

@@ -1,6 +1,6 @@
 """LoRA: a low-rank branch beside a frozen base, at a strength that may differ from call to call."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,8 @@ from magicdistill.models.networks.backbones.kept_attention import keep_attention
 from magicdistill.models.tensor_files import save_file
 
 ADAPTER = "default"
+BASE = "base_layer"
+"""Name of the plain linear inside one that has a branch."""
 IN_PEFT = "base_model.model."
 """Prefix of the names in a file of peft."""
 
@@ -39,6 +41,31 @@ def add_lora(transformer: ModelMixin, rank: int, targets: Sequence[str]) -> None
         ),
         adapter_name=ADAPTER,
     )
+
+
+def merged(
+    transformer: ModelMixin, read: Callable[[str], Tensor | None]
+) -> Callable[[str], Tensor | None]:
+    """Return a function that reads a parameter of the plain network, with the branch added.
+
+    `read` returns a parameter by its name in the transformer, in float32, or None on a rank that
+    does not write. The branch counts at strength 1. Without one, what `read` returns is returned.
+    """
+    branched = {name for name, part in transformer.named_modules() if isinstance(part, LoraLayer)}
+
+    def read_merged(name: str) -> Tensor | None:
+        module, _, kind = name.rpartition(".")
+        if module not in branched:
+            return read(name)
+        weight = read(f"{module}.{BASE}.{kind}")
+        if kind != "weight":
+            return weight
+        down, up = (read(f"{module}.lora_{part}.{ADAPTER}.weight") for part in "AB")
+        if weight is None or down is None or up is None:
+            return None
+        return weight + up @ down
+
+    return read_merged
 
 
 def write_lora(

@@ -1,5 +1,6 @@
 """The video transformer as a velocity field."""
 
+import copy
 from pathlib import Path
 
 from diffusers import ModelMixin
@@ -54,6 +55,14 @@ def copy_transformer(transformer: ModelMixin, placement: Placement = WHOLE) -> M
     copied = _empty(type(transformer), public(transformer.config), placement)
     copy_parameters(transformer, copied, placement)
     return copied
+
+
+def sharing_weights(transformer: ModelMixin) -> ModelMixin:
+    """Return a second transformer whose parameters are those of the first one, not copies.
+
+    Its modules are its own, so that each of the two may get a LoRA and an engine.
+    """
+    return copy.deepcopy(transformer, {id(p): p for p in transformer.parameters()})
 
 
 def _empty(network: type[ModelMixin], arguments: Arguments, placement: Placement) -> ModelMixin:

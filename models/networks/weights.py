@@ -10,6 +10,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from magicdistill.models.locations import CONFIG
+from magicdistill.models.networks.lora import merged
 from magicdistill.models.networks.placement import WHOLE, Placement
 from magicdistill.models.networks.state_dicts import INDEX, public
 from magicdistill.models.tensor_files import save_file
@@ -27,15 +28,22 @@ def save_transformer(
 ) -> None:
     """Write a diffusers folder in `dtype`, leaving the transformer as it is.
 
-    Every rank calls it; one rank of a sharded placement writes, and holds one file at a time.
+    A LoRA is merged into the weights. Every rank calls it; one rank of a sharded placement writes,
+    and holds one file at a time.
     """
     parameters = dict(transformer.named_parameters())
 
     def read(name: str) -> Tensor | None:
         with placement.gathered([parameters[name]]) as writes:
-            return parameters[name].detach().to("cpu", dtype, copy=True) if writes else None
+            return parameters[name].detach().to("cpu", torch.float32, copy=True) if writes else None
 
-    write_transformer(transformer, directory, read, dtype, max_file_bytes=max_file_bytes)
+    whole = merged(transformer, read)
+
+    def read_rounded(name: str) -> Tensor | None:
+        tensor = whole(name)
+        return None if tensor is None else tensor.to(dtype)
+
+    write_transformer(transformer, directory, read_rounded, dtype, max_file_bytes=max_file_bytes)
 
 
 def write_transformer(
@@ -52,7 +60,8 @@ def write_transformer(
     whole parameter in `dtype` by its name, and None on a rank that does not write. config.json
     comes last: a folder without it is not complete.
     """
-    sizes = {name: numel * dtype.itemsize for name, numel in _numels(transformer).items()}
+    shapes = plain_shapes(transformer)
+    sizes = {name: shape.numel() * dtype.itemsize for name, shape in shapes.items()}
     plan = _files_of(sizes, max_file_bytes)
     writes = False
     for file, names in plan.items():
@@ -73,11 +82,12 @@ def write_transformer(
         transformer.save_config(directory)
 
 
-def _numels(transformer: ModelMixin) -> dict[str, int]:
-    """Return the numbers of elements of whole parameters, also if this rank has only shards."""
+def plain_shapes(transformer: ModelMixin) -> dict[str, torch.Size]:
+    """Return the shapes of the plain network's whole parameters, also if this rank has only shards
+    or the network has a LoRA."""
     with torch.device("meta"):
         whole = type(transformer)(**public(transformer.config))
-    return {name: parameter.numel() for name, parameter in whole.named_parameters()}
+    return {name: parameter.shape for name, parameter in whole.named_parameters()}
 
 
 def _files_of(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:

@@ -1,11 +1,12 @@
 """Settings of the objectives, of which the configurations of training methods are made."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from magicdistill.models.config import Config, demand_range
 from magicdistill.models.networks.config import LoraConfig
+from magicdistill.models.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor as Latents
@@ -242,10 +243,33 @@ class GroundTruthPart(Config):
     """Weight of this supervision. Not in the paper."""
 
 
+class FullStudent(Config):
+    """All weights of the generator are trained, as in the papers."""
+
+    kind: Literal["full"] = "full"
+    """What is trained of the generator: `full` is all, `lora` a branch on the frozen teacher."""
+
+
+class LoraStudent(LoraConfig):
+    """The generator is a LoRA on the frozen teacher, whose weights the critic holds too.
+
+    It needs no gradients, moments and master weights but the LoRA's own. Not in the papers.
+    """
+
+    kind: Literal["lora"] = "lora"
+    """What is trained of the generator: `full` is all, `lora` a branch on the frozen teacher."""
+
+
+STUDENTS: Registry[Config] = Registry("student", Config, FullStudent, LoraStudent)
+AnyStudent = Annotated[FullStudent | LoraStudent, STUDENTS]
+
+
 class DistributionMatchingConfig(Config):
     """What all methods of distribution matching have; the parts above make the difference."""
 
     lora: LoraConfig = LoraConfig()
+    student: AnyStudent = FullStudent()
+    """What is trained of the generator."""
     sampler: SamplerConfig = SamplerConfig()
     score_sigma: ScoreSigmaConfig = ScoreSigmaConfig()
     interval: NoiseInterval = NoiseInterval()
@@ -302,6 +326,20 @@ class DistributionMatchingConfig(Config):
                 f"{self.interval.max:g}; give more sampler.num_steps"
             )
         return self
+
+    @model_validator(mode="after")
+    def _guidance_is_no_lora(self) -> "DistributionMatchingConfig":
+        if self.student_lora is not None and self.cfg_distillation is not None:
+            raise ValueError(
+                "student.kind lora and cfg_distillation: the embedding of the guidance scale is "
+                "no LoRA; give student.kind full, or leave cfg_distillation out"
+            )
+        return self
+
+    @property
+    def student_lora(self) -> LoraConfig | None:
+        """The generator's LoRA, where it is one."""
+        return self.student if isinstance(self.student, LoraConfig) else None
 
     @property
     def adversarial(self) -> AdversarialPart:

@@ -151,6 +151,12 @@ class DistributionMatching(Method):
             strong=self.strengths.alpha_strong,
         )
 
+    def student_lora(self) -> Lora | None:
+        """Return the generator's LoRA, where it is one."""
+        if self.config.student_lora is None:
+            return None
+        return Lora("generator", self.generator.transformer, WRAPPER)
+
     def _guidance(self, rng: Rng) -> Scale:
         if self.config.cfg_distillation is None:
             return self.config.sampler.guidance

@@ -82,9 +82,9 @@ class Lora(NamedTuple):
     """The transformer of diffusers with the LoRA's layers."""
     prefix: str
     """Prefix of the transformer's parameters in the checkpoint."""
-    weak: float
+    weak: float = 1.0
     """Strength of the real score."""
-    strong: float
+    strong: float = 1.0
     """Strength of the fake score."""
 
 
@@ -136,4 +136,8 @@ class Method(ABC):
 
     def lora(self) -> Lora | None:
         """Return the LoRA that can be exported; None where the method trains none."""
+        return None
+
+    def student_lora(self) -> Lora | None:
+        """Return the LoRA that is the generator; None where all its weights are trained."""
         return None

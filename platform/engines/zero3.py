@@ -1,7 +1,8 @@
 """ZeRO-3's side of weights: networks are built in shards and gathered for a while."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
@@ -37,3 +38,20 @@ class Zero3:
         """Gather; rank 0 writes, and its values go to all."""
         with import_deepspeed().zero.GatheredParameters(list(parameters), modifier_rank=0):
             yield dist.get_rank() == 0
+
+
+def share_gathers(modules: Iterable[nn.Module]) -> None:
+    """Let the engines of modules that hold the same parameters wait for each other's gathers.
+
+    Call before the engines are built. Each gathers ahead of its own modules' use; the other one
+    would take a parameter that is under way for one that is there.
+    """
+    import_deepspeed()
+    from deepspeed.runtime.zero.partitioned_param_coordinator import InflightParamRegistry
+
+    roots = list(modules)
+    held = [set(root.parameters()) for root in roots]
+    registry: Any = InflightParamRegistry()
+    for root, own in zip(roots, held, strict=True):
+        if any(own & other for other in held if other is not own):
+            root.ds_inflight_param_registry = registry

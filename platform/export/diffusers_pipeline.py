@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import diffusers
 from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, ModelMixin
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
+from torch import nn
 
 from magicdistill.models.networks.autoencoder.vae import VideoVae, forget_origin
 from magicdistill.models.networks.backbones.registry import family_of
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.lora import IN_PEFT
+from magicdistill.models.networks.lora import BASE, IN_PEFT
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.tensor_files import save_file
 from magicdistill.platform.export.patch_autoencoder import PatchDecodedAutoencoder
@@ -23,6 +25,8 @@ NULL_PROMPT_FILE = "null_prompt.safetensors"
 TRANSFORMER = "transformer"
 PIPELINE_LORA = "pytorch_lora_weights.safetensors"
 """File of a LoRA that pipelines of diffusers look for."""
+ORIGINAL_LORA = "original_lora.safetensors"
+"""File of a LoRA in the names of the family's original code, which ComfyUI takes."""
 ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
 IMAGE_ENCODERS = ("image_encoder", "feature_extractor")
 """Parts of the pipelines whose network takes tokens of an image encoder of its own."""
@@ -81,6 +85,22 @@ def write_pipeline_lora(folder: Path) -> None:
     tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     named = {f"{TRANSFORMER}.{name.removeprefix(IN_PEFT)}": t for name, t in tensors.items()}
     save_file(named, folder / PIPELINE_LORA, {"format": "pt"})
+
+
+def write_original_lora(folder: Path, transformer: ModelMixin) -> None:
+    """Write the LoRA of a folder of peft once more, in the names of the family's original code.
+
+    Writes nothing for a family without such names. ComfyUI reads the file, and diffusers too.
+    """
+    tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    linears = (item for item in transformer.named_modules() if isinstance(item[1], nn.Linear))
+    widths = {name.removesuffix(f".{BASE}"): part.out_features for name, part in linears}
+    own = {name.removeprefix(IN_PEFT): tensor for name, tensor in tensors.items()}
+    backbone = family_of(transformer).backbone()
+    with suppress(ValueError):
+        named = backbone.lora_in_original_names(own, widths)
+        named = {f"{TRANSFORMER}.{name}": tensor for name, tensor in named.items()}
+        save_file(named, folder / ORIGINAL_LORA, {"format": "pt"})
 
 
 def stock_vae(vae: VideoVae) -> ModelMixin:

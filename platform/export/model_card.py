@@ -141,6 +141,53 @@ every constant of the training.
 
 {licence}
 """
+STUDENT_CARD = """---
+library_name: peft
+base_model: {base}
+---
+# {name}, LoRA of the student
+
+On the frozen `{base}` this branch, at strength 1, is a few-step generator of `{network}`.
+
+| | |
+|---|---|
+{facts}
+
+| file | for |
+|---|---|
+| `pytorch_lora_weights.safetensors` | `load_lora_weights` of diffusers' pipelines |
+| `adapter_model.safetensors`, `adapter_config.json` | peft |
+| `original_lora.safetensors`, if the original code has other names | ComfyUI |
+
+## Use
+
+```python
+pipeline.load_lora_weights("this folder")  # of diffusers, with the base as its transformer
+```
+
+or `peft.PeftModel.from_pretrained(transformer, "this folder")`. The sampler's grid is part of the
+student: the flow shift is {shift:g}, and guidance {guidance:g}. `recipe.yaml` holds every constant
+of the training.
+
+## Licence
+
+{licence}
+"""
+ORIGINAL_CARD = """# {name}
+
+`{file}` holds the weights of `{network}` in the names of its original code, for programs that read
+its published files: ComfyUI, or `from_single_file` of diffusers.
+
+| | |
+|---|---|
+{facts}
+
+`recipe.yaml` holds every constant of the training.
+
+## Licence
+
+{licence}
+"""
 LICENCE = """The code is Apache-2.0. These weights start from the teacher `{teacher}` and
 stay under its licence; the VAE `{vae}` has its own. They were trained on
 
@@ -196,6 +243,40 @@ def lora_card(run: RunDirectory, cycle: int, num_parameters: int, lora: Lora) ->
         strong=lora.strong,
         weak=lora.weak,
         facts=_facts(run, cycle, {"parameters": f"{num_parameters:,}"}),
+        licence=_licence(recipe),
+    )
+
+
+def student_card(run: RunDirectory, cycle: int, num_parameters: int, lora: Lora) -> str:
+    """Return the Markdown text of a student that is a LoRA, after `cycle` cycles of a run."""
+    recipe = run.recipe()
+    sampler = sampler_of(recipe)
+    facts = {"parameters": f"{num_parameters:,}", "sampler": _sampler(sampler)}
+    return STUDENT_CARD.format(
+        name=run.path.name,
+        network=type(lora.transformer).__name__,
+        base=recipe.model.generator or recipe.model.teacher,
+        facts=_facts(run, cycle, facts),
+        shift=sampler.shift,
+        guidance=sampler.guidance,
+        licence=_licence(recipe),
+    )
+
+
+def original_card(
+    run: RunDirectory, cycle: int, num_parameters: int, dtype: str, *, file: str
+) -> str:
+    """Return the Markdown text of a network in one file, after `cycle` cycles of a run."""
+    recipe = run.recipe()
+    facts = {
+        "parameters": f"{num_parameters:,} in {dtype}",
+        "sampler": _sampler(sampler_of(recipe)),
+    }
+    return ORIGINAL_CARD.format(
+        name=run.path.name,
+        file=file,
+        network=recipe.model.shapes.transformer.class_name,
+        facts=_facts(run, cycle, facts),
         licence=_licence(recipe),
     )
 

@@ -5,6 +5,7 @@ compare the bytes with what autograd saves, and the operations with what torch c
 """
 
 import math
+from dataclasses import replace
 
 from magicdistill.data_pipeline.config import Bucket, Prompts
 from magicdistill.models.methods.forward_passes import ForwardPass
@@ -63,24 +64,27 @@ def operations(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> fl
     def of_block(block: BlockCosts) -> float:
         linear = block.linear * (1 + again + BACKWARD[step.gradient])
         attention = block.attention * (1 + attends_again + ATTENTION_BACKWARD * has_backward)
-        if not carries_lora(step):
-            return linear + attention
         trained = step.gradient == "lora"
         return linear + attention + block.lora * (1 + again + has_backward + trained)
 
-    blocks = sample.shapes.blocks(sample, step.blocks, step.gradient)
+    blocks = sample.shapes.blocks(with_rank_of(step, sample), step.blocks, step.gradient)
     return sum(block.count * of_block(block) for block in blocks) * step.samples * step.repeats
 
 
-def carries_lora(step: ForwardPass) -> bool:
-    """Tell whether the blocks of a pass have the LoRA of distribution matching, at any strength."""
-    return step.role == "critic" and step.blocks != "discriminator"
+def with_rank_of(step: ForwardPass, sample: Sample) -> Sample:
+    """Return the sample with the rank of the LoRA, at any strength, in the blocks of a pass.
+
+    The critic's is the sample's own, but for the discriminator's block; 0 where there is none.
+    """
+    is_branched = step.role == "critic" and step.blocks != "discriminator"
+    return replace(sample, lora_rank=step.lora_rank or is_branched * sample.lora_rank)
 
 
 def saved_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:
     """Return the bytes that a rank keeps from a forward pass to its backward."""
     if step.gradient == "none":
         return 0
+    sample = with_rank_of(step, sample)
     shapes, mode = sample.shapes, recompute_of(step, recompute)
     blocks = shapes.blocks(sample, step.blocks, step.gradient)
     if mode == "none":
@@ -108,7 +112,8 @@ def forward_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) ->
 def backward_bytes(sample: Sample, step: ForwardPass, *, recompute: Recompute) -> float:
     """Return the bytes that the backward of the worst block needs for a while, recomputed tensors
     included."""
-    shapes, block = sample.shapes, 0.0
+    sample, block = with_rank_of(step, sample), 0.0
+    shapes = sample.shapes
     if recompute_of(step, recompute) != "none":
         kinds = shapes.blocks(sample, step.blocks, step.gradient)
         block = max(kind.saved_bytes for kind in kinds if kind.count)

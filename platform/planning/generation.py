@@ -50,7 +50,8 @@ def evaluation_rows(recipe: Recipe, parts: Sequence[Parameters], sample: Sample)
     evaluation = recipe.evaluation
     if evaluation is None:
         return ()
-    numel = sum(part.total for part in parts if (part.role, part.part) == ("generator", "network"))
+    whole = ("network", "frozen base")  # a LoRA is merged into it
+    numel = sum(p.total for p in parts if p.role == "generator" and p.part in whole)
     alone = replace(sample, sequence_parallel=1, activation_bytes=2)
     steps = ForwardPass("evaluation", "sampling", samples=_samples(teacher_sampler(recipe), sample))
     space = evaluation.batch_size * forward_bytes(alone, steps, recompute="none")

@@ -4,7 +4,7 @@ Parameters are counted exactly, on networks without storage; what the engines ke
 follows from the ZeRO stage; activations come from `flops`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -53,6 +53,8 @@ class Parameters:
     trained: int
     sizes: tuple[int, ...]
     """Numbers in each of them."""
+    is_shared: bool = False
+    """Whether a role before holds them."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,23 @@ def count_parameters(method: MethodConfig, model: ModelConfig) -> tuple[Paramete
     weightless = model.without_weights().model_copy(update={"generator": model.generator})
     with torch.device("meta"):
         modules = method.build(weightless, WHOLE).modules
-    return tuple(part for role, module in modules.items() for part in parts_of(role, module))
+    held, parts = set[nn.Parameter](), list[Parameters]()
+    for role, module in modules.items():
+        parts += parts_of(role, module, held)
+        held |= set(module.parameters())
+    return tuple(parts)
 
 
-def parts_of(role: str, module: nn.Module) -> list[Parameters]:
-    """Count a role's parameters by part."""
+def parts_of(role: str, module: nn.Module, held: Collection[nn.Parameter] = ()) -> list[Parameters]:
+    """Count a role's parameters by part; `held` are those of other roles."""
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        parts.setdefault(_part(role, name), []).append(parameter)
-    return [_counted(role, part, parameters) for part, parameters in parts.items()]
+        is_frozen = role == "critic" or not parameter.requires_grad
+        parts.setdefault(_part(name, is_frozen=is_frozen), []).append(parameter)
+    return [
+        replace(_counted(role, part, parameters), is_shared=parameters[0] in held)
+        for part, parameters in parts.items()
+    ]
 
 
 def _counted(role: str, part: str, parameters: Sequence[nn.Parameter]) -> Parameters:
@@ -94,14 +104,14 @@ def _counted(role: str, part: str, parameters: Sequence[nn.Parameter]) -> Parame
     return Parameters(role, part, sum(sizes), trained, sizes)
 
 
-def _part(role: str, name: str) -> str:
+def _part(name: str, *, is_frozen: bool) -> str:
     if "lora_" in name:
         return "LoRA"
     if name.startswith("discriminator."):
         return "discriminator"
     if name.startswith("teacher."):
         return "frozen teacher"
-    return "frozen base" if role == "critic" else "network"
+    return "frozen base" if is_frozen else "network"
 
 
 def state_rows(part: Parameters, engine: EngineConfig, num_workers: int) -> list[Row]:
@@ -113,7 +123,7 @@ def state_rows(part: Parameters, engine: EngineConfig, num_workers: int) -> list
     if stage == 1 and engine.precision == "bf16":
         of_gradient += size  # DeepSpeed keeps those of the micro-batch too
     sizes = {
-        "parameters": size * part.total / parameters,
+        "parameters": 0 if part.is_shared else size * part.total / parameters,
         "gradients": of_gradient * part.trained / gradients,
         "optimiser": _optimizer_bytes(engine) * part.trained / optimizer,
     }
@@ -151,7 +161,8 @@ def engine_rows(parts: Sequence[Parameters], engine: EngineConfig, num_workers: 
     for role in dict.fromkeys(part.role for part in parts):
         if engine.zero_stage == 3:
             numel = sum(part.total for part in parts if part.role == role)
-            sizes = [count for part in parts if part.role == role for count in part.sizes]
+            own = [part for part in parts if part.role == role and not part.is_shared]
+            sizes = [count for part in own for count in part.sizes]
             whole = sum(count for count in sizes if count <= engine.whole_numel)
             if whole:
                 rows.append(Row(role, "all parts", "small parameters", size * whole))

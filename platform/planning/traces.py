@@ -31,7 +31,7 @@ from magicdistill.models.networks.discriminator import Discriminator
 from magicdistill.models.networks.lora import add_lora
 from magicdistill.models.networks.sequence_parallel import WHOLE_SEQUENCE, SequenceGroup
 from magicdistill.models.networks.transformer import VelocityModel, build_transformer
-from magicdistill.platform.planning.flops import ATTENTION_BACKWARD
+from magicdistill.platform.planning.flops import ATTENTION_BACKWARD, with_rank_of
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 """The operator that stands for every kernel of attention."""
@@ -94,8 +94,7 @@ def trace_of(sample: Sample, step: ForwardPass, kernels: KernelsConfig) -> Trace
 
     It is the same for every kernel of attention, and for compiled blocks.
     """
-    has_lora = step.role == "critic" and sample.lora_rank > 0
-    alone = replace(sample, lora_rank=sample.lora_rank * has_lora)
+    alone = with_rank_of(step, sample)
     computed = kernels.model_copy(update={"attention": "sdpa", "compile_blocks": False})
     if step.gradient == "none":
         computed = KernelsConfig()

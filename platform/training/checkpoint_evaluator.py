@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from magicdistill.data_pipeline.io.storage import place
-from magicdistill.models.methods.build import teacher
+from magicdistill.models.methods.build import untrained_generator
 from magicdistill.models.networks.attention import set_kernels
 from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.platform.checkpoints.checkpoints import EMA, GENERATOR
@@ -30,7 +30,7 @@ class CheckpointEvaluator:
             device=device,
             num_scored=num_scored(recipe),
         )
-        network = VelocityModel(teacher(recipe.model))
+        network = VelocityModel(untrained_generator(recipe.model, recipe.method.generator_lora))
         set_kernels(network, recipe.kernels)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.network = network.to(device, dtype).eval()
@@ -41,5 +41,6 @@ class CheckpointEvaluator:
         averaged = checkpoint / EMA
         weights = role_weights(averaged if averaged.is_dir() else checkpoint / GENERATOR)
         for name, parameter in self.network.named_parameters():
-            parameter.copy_(weights[name]())
+            if parameter.requires_grad:
+                parameter.copy_(weights[name]())
         return self.validation.scores(self.network)

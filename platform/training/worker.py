@@ -19,7 +19,7 @@ from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.data.stream_source import open_batches
 from magicdistill.platform.engines.ema import Ema, averaged
 from magicdistill.platform.engines.engine import Engine, build_engine
-from magicdistill.platform.engines.zero3 import placement
+from magicdistill.platform.engines.zero3 import placement, share_gathers
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.run_directory import RunDirectory
 from magicdistill.platform.training.callbacks import (
@@ -230,6 +230,8 @@ def _build_engines(recipe: Recipe, method: Method, device: torch.device | str) -
     """Return an engine for each role, in the method's order."""
     schedule = recipe.schedule
     updates = method.updates(schedule.num_cycles)
+    if placement(recipe.engine) is not WHOLE:
+        share_gathers(method.modules.values())
     return {
         role: build_engine(
             recipe.engine,

@@ -43,6 +43,25 @@ class Backbone(ABC):
         return part
 
     @classmethod
+    def in_original_names(cls, weights: TensorsByName) -> TensorsByName:
+        """Rename the weights of a whole network to those of the family's published files.
+
+        Raises:
+            ValueError: there are no such files.
+        """
+        raise ValueError(f"{cls.network.__name__} is published in the names of diffusers alone")
+
+    @classmethod
+    def lora_in_original_names(
+        cls, weights: TensorsByName, widths: Mapping[str, int]
+    ) -> TensorsByName:
+        """Rename a LoRA's `MODULE.lora_A.weight` and `lora_B` alike; raises as the above does.
+
+        `widths` are the output widths of the network's linears.
+        """
+        return cls.in_original_names(weights)
+
+    @classmethod
     def arguments_of_file(
         cls, arguments: Arguments, sizes: Mapping[str, torch.Size], layout: str | None
     ) -> Arguments:

@@ -23,6 +23,8 @@ from magicdistill.models.networks.backbones.backbone import Arguments, Backbone,
 from magicdistill.models.networks.backbones.hunyuan_video.files import (
     PATCH_EMBEDDING,
     in_diffusers_names,
+    in_original_names,
+    lora_in_original_names,
     widened,
 )
 from magicdistill.models.networks.backbones.hunyuan_video.layouts import (
@@ -76,6 +78,18 @@ class HunyuanVideo(Backbone):
     def in_diffusers_names(cls, part: TensorsByName) -> TensorsByName:
         """Rename the tensors of the original HunyuanVideo file."""
         return in_diffusers_names(part)
+
+    @classmethod
+    def in_original_names(cls, weights: TensorsByName) -> TensorsByName:
+        """Return the names of the original HunyuanVideo file."""
+        return in_original_names(weights)
+
+    @classmethod
+    def lora_in_original_names(
+        cls, weights: TensorsByName, widths: Mapping[str, int]
+    ) -> TensorsByName:
+        """Return the names by which ComfyUI and diffusers know a LoRA of the original network."""
+        return lora_in_original_names(weights, widths)
 
     @classmethod
     def arguments_of_file(

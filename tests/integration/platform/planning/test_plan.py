@@ -204,6 +204,30 @@ def test_every_wan_recipe_fits_on_its_gpus(name: str, billions: float) -> None:
     assert steps == (4 if billions > 15 else 2), "an expert has its own steps alone"
 
 
+def test_a_lora_student_needs_twenty_gib_less_of_each_of_eight_gpus() -> None:
+    full, lora = (plan(load_recipe(name)) for name in (PORTRAIT, "magic141-lora-4step-8xh100"))
+    assert full.gpu_bytes - lora.gpu_bytes > 20 * 2**30
+    bases = [row for row in lora.held if (row.part, row.kind) == ("frozen base", "parameters")]
+    assert [row.role for row in bases] == ["generator"]  # the critic's is the same
+    assert lora.checkpoint_bytes < 0.1 * full.checkpoint_bytes
+    states = {(row.part, row.kind): row.bytes for row in lora.held if row.role == "generator"}
+    critic = {(row.part, row.kind): row.bytes for row in lora.held if row.role == "critic"}
+    for kind in ("parameters", "gradients", "optimiser"):
+        assert states["LoRA", kind] == critic["LoRA", kind] > 0
+        assert ("network", kind) not in states
+    assert lora.evaluation_bytes == full.evaluation_bytes  # it is sampled merged
+
+
+def test_the_rank_of_a_lora_student_costs_operations() -> None:
+    small, large = (
+        plan(load_recipe("magic141-lora-4step-8xh100", ["--method.student.rank", rank]))
+        for rank in ("16", "256")
+    )
+    full = plan(load_recipe(PORTRAIT))
+    assert small.operations_per_cycle < large.operations_per_cycle
+    assert small.operations_per_cycle < full.operations_per_cycle  # no gradients of weights
+
+
 def test_parameters_that_stay_whole_are_planned() -> None:
     recipe = load_recipe(PORTRAIT)
     rows = {

@@ -5,8 +5,10 @@ import re
 import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
+from diffusers.loaders.lora_conversion_utils import _convert_hunyuan_video_lora_to_diffusers
 from torch import Tensor
 
+from magicdistill.models.networks.backbones.hunyuan_video import files
 from magicdistill.models.networks.backbones.hunyuan_video.files import in_diffusers_names
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.networks.presets import PRESETS
@@ -224,3 +226,43 @@ def test_the_fused_projection_of_the_original_13b_file_is_split_in_its_order():
     split = [block[f"single_transformer_blocks.3.{name}.bias"] for name in parts]
     assert [len(part) for part in split] == [3072, 3072, 3072, 4 * 3072]
     assert torch.equal(torch.cat(split), fused)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_lora_student_or_a_full_one_gets_the_names_of_the_original_file(name):
+    state = weights(network(**LAYOUTS[name]))
+    expected, found = in_original_names(state), files.in_original_names(state)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
+def test_diffusers_reads_a_lora_student_of_13b_back_from_the_original_names():
+    """Each linear has the change that it had, at the width that diffusers' converter knows."""
+    config = PRESETS["magic141-13b"].transformer
+    with torch.device("meta"):
+        shallow = config.shallow()
+        large = HunyuanVideoTransformer3DModel(**shallow.arguments())
+    linears = {n: part for n, part in large.named_modules() if isinstance(part, torch.nn.Linear)}
+    targets = re.compile("|".join(config.lora_targets))
+    state: dict[str, Tensor] = {}
+    for name, linear in linears.items():
+        if targets.fullmatch(name):
+            state[f"{name}.lora_A.weight"] = torch.randn(2, linear.in_features)
+            state[f"{name}.lora_B.weight"] = torch.randn(linear.out_features, 2)
+    del state["transformer_blocks.0.attn.to_k.lora_A.weight"]  # a recipe may leave a part out
+    del state["transformer_blocks.0.attn.to_k.lora_B.weight"]
+    widths = {name: linear.out_features for name, linear in linears.items()}
+    original = files.lora_in_original_names(state, widths)
+    assert original["single_blocks.0.linear1.lora_B.weight"].shape == (7 * 3072, 8)
+    assert original["double_blocks.0.img_attn_qkv.lora_A.weight"].shape == (4, 3072)
+    found = _convert_hunyuan_video_lora_to_diffusers(original)
+    probe = torch.randn(5 * 3072)
+    for name in linears:
+        if not targets.fullmatch(name):
+            continue
+        down, up = (found[f"transformer.{name}.lora_{part}.weight"] for part in "AB")
+        x = probe[: down.shape[1]]
+        expected = torch.zeros(len(up))
+        if f"{name}.lora_A.weight" in state:
+            expected = state[f"{name}.lora_B.weight"] @ (state[f"{name}.lora_A.weight"] @ x)
+        torch.testing.assert_close(up @ (down @ x), expected, atol=1e-4, rtol=1e-4)
