@@ -43,7 +43,8 @@ class GivenVideos:
     def tables(self, number: int, seen: Seen) -> Iterator[pa.Table]:
         if videos := [*self._parts[number]]:
             table = videos_to_table(videos)
-            yield table.filter(pa.array(seen.add(table["video_id"].combine_chunks())))
+            seen.add(table["video_id"].combine_chunks())
+            yield table
 
     def take_asked(self) -> pa.Table:
         return ASKED.empty_table()

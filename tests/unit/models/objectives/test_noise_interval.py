@@ -1,5 +1,7 @@
 """An expert is trained at its own noise levels alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -32,7 +34,7 @@ def test_the_steps_of_a_sampler_are_shared_out_at_the_boundary(interval, steps) 
 
 
 def test_an_expert_without_a_step_is_refused() -> None:
-    magic = METHODS.get("magic")
+    magic: Any = METHODS.get("magic")
     with pytest.raises(ValidationError, match=r"no step of the sampler is from 0\.95 to 0\.99"):
         magic(name="magic", interval={"min": 0.95, "max": 0.99})
 
@@ -64,9 +66,9 @@ def test_rollouts_of_the_second_expert_begin_at_data_with_noise(shared) -> None:
     for cycle in range(12):
         rng = Rng(0, cycle, 0, range(2))
         rollouts = Rollouts(FOUR, shared=shared, interval=LOW)
-        visit = rollouts.visit(towards_data, batch, rng)
-        torch.testing.assert_close(visit.x0, x0)
-        if visit.sigma[0] > 0.7:
+        torch.testing.assert_close(rollouts.prediction(towards_data, batch, rng), x0)
+        start = rollouts.start(towards_data, batch, rng)
+        if start.sigma[0] > 0.7:
             eps = (rng.of_cycle() if shared else rng).normal("noise", x0.shape[1:])
-            torch.testing.assert_close(visit.x, add_noise(x0, eps, visit.sigma))
+            torch.testing.assert_close(start.x, add_noise(x0, eps, start.sigma))
     assert {round(level, 4) for level in seen} == {0.8333, 0.625}

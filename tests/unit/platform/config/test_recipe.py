@@ -115,7 +115,7 @@ def test_the_nightly_recipe_takes_every_score_that_it_limits_and_no_package_lack
     data = load_recipe("nightly").data
     taken = {scorer.kind for scorer in data.measures.scorers}
     limited = {name.partition(".")[0] for name in data.policy.limits_of("portrait")}
-    assert limited - taken == {"aesthetics", "koala", "motion", "video"}
+    assert limited - taken == {"aesthetics", "caption", "koala", "motion", "video"}
     assert not [s.version for s in data.measures.scorers if s.version.startswith(ABSENT)]
 
 
