@@ -23,7 +23,7 @@ from magicdistill.models.networks.backbones.wan.files import (
     demand_image_to_video,
     in_diffusers_names,
 )
-from magicdistill.models.networks.backbones.wan.shapes import (
+from magicdistill.models.networks.backbones.wan.layout import (
     NUM_IMAGE_TOKENS,
     NUM_TEXT_TOKENS,
     num_feature_blocks,
