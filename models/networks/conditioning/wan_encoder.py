@@ -56,7 +56,9 @@ class WanPromptEncoder(nn.Module):
             image_encoder = CLIPVisionModel.from_pretrained(root / "image_encoder", dtype=dtype)
             image_processor = CLIPImageProcessorPil.from_pretrained(root / "image_processor")
         folder = root / "text_encoder"
-        arguments = encoder_arguments(folder) if int8 or is_int8(folder) else {"dtype": dtype}
+        arguments: dict[str, Any] = {"dtype": dtype}
+        if int8 or is_int8(folder):
+            arguments = encoder_arguments(folder)
         return cls(
             UMT5EncoderModel.from_pretrained(folder, **arguments),
             AutoTokenizer.from_pretrained(root / "tokenizer"),
@@ -101,6 +103,11 @@ class WanPromptEncoder(nn.Module):
             hidden.new_zeros(len(hidden), 0),
             image_tokens=None if images is None else self._image_tokens(images),
         )
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it has an encoder of first frames."""
+        return self.image_encoder is not None
 
     def null(self, batch: int, images: Float[Tensor, "b 3 y x"] | None = None) -> Conditions:
         """Encode the null prompt for `batch` samples: the empty one."""

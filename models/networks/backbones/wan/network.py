@@ -23,7 +23,7 @@ from magicdistill.models.networks.backbones.wan.files import (
     demand_image_to_video,
     in_diffusers_names,
 )
-from magicdistill.models.networks.backbones.wan.shapes import (
+from magicdistill.models.networks.backbones.wan.layout import (
     NUM_IMAGE_TOKENS,
     NUM_TEXT_TOKENS,
     num_feature_blocks,
@@ -217,7 +217,7 @@ class SelfAttention:
     ) -> Float[Tensor, "b n d"]:
         """Return the output of `attn`, a WanAttention, for this rank's tokens."""
         assert rotary_emb is not None
-        phases = tuple(part[0, :, 0] for part in rotary_emb)
+        phases: Any = tuple(part[0, :, 0] for part in rotary_emb)
         q, k, v = (
             part.unflatten(2, (attn.heads, -1))
             for part in (
@@ -226,8 +226,8 @@ class SelfAttention:
                 attn.to_v(hidden_states),
             )
         )
-        q, k = (apply_rotary_emb(x, phases, sequence_dim=1) for x in (q, k))
-        q, k, v = (self.sequence.to_heads(x) for x in (q, k, v))
+        rotated: list[Any] = [apply_rotary_emb(x, phases, sequence_dim=1) for x in (q, k)]
+        q, k, v = (self.sequence.to_heads(x) for x in (*rotated, v))
         out = self.sequence.to_tokens(attend(q, k, v, None, self.kernel))
         return attn.to_out[1](attn.to_out[0](out.flatten(2)))
 

@@ -9,43 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from magicdistill.models.networks.backbones.base import Backbone, BackboneConfig, Sample
 from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient, Part
+from magicdistill.models.networks.backbones.wan.layout import (
+    NUM_IMAGE_TOKENS,
+    NUM_TEXT_TOKENS,
+    STOCK_CALL,
+    num_feature_blocks,
+)
 from magicdistill.models.networks.config import demand_share
-
-STOCK_CALL = """```python
-from functools import partial
-
-import torch
-from diffusers import {pipeline}
-from diffusers.utils import load_image
-from safetensors.torch import load_file
-
-folder = "this folder"
-pipeline = {pipeline}.from_pretrained(folder, text_encoder=None, tokenizer=None)
-times = [1 - step / {num_steps} for step in range({num_steps})]
-scheduler = pipeline.scheduler
-scheduler.set_timesteps = partial(scheduler.set_timesteps, sigmas=times)
-video = pipeline(
-    load_image("first frame").resize(({width}, {height})),
-    **load_file(f"{{folder}}/null_prompt.safetensors"),
-    num_frames={num_frames},
-    height={height},
-    width={width},
-    num_inference_steps={num_steps},
-    guidance_scale={guidance:g},
-    generator=torch.Generator().manual_seed(0),
-    output_type="pt",
-).frames
-```
-
-The pipeline asks its scheduler for a grid of times that ends before 0; the network was trained on
-the one that the line with `set_timesteps` gives. A network that takes CLIP's tokens of the image
-was trained on zeros in their place: give `image_embeds=torch.zeros(1, 257, 1280)`.
-"""
-NUM_TEXT_TOKENS = 512
-"""Text tokens of the published networks, padding included, which they attend to."""
-NUM_IMAGE_TOKENS = 257
-"""Tokens that CLIP makes of the first frame: its patches and the class."""
-
 
 SAVED: dict[Gradient, int] = {"none": 0, "inputs": 12, "lora": 15, "weights": 22}
 """Tensors that a block keeps, in units of the video's tokens * d, those of the MLP left out."""
@@ -67,15 +37,6 @@ VIDEO_LORA, CONTEXT_LORA = 8, 2
 in a block."""
 NUM_STATISTICS = 9
 """Numbers that normalisations keep for a token."""
-
-
-def num_feature_blocks(num_layers: int) -> int:
-    """Return how many blocks come before the discriminator's features: half of them.
-
-    The paper's backbone has single-stream blocks, of which the discriminator copies the first one,
-    a third of the way through. Wan's blocks are all alike; the half is our choice.
-    """
-    return num_layers // 2
 
 
 class WanConfig(BackboneConfig):
@@ -205,7 +166,7 @@ class WanConfig(BackboneConfig):
         if (part, gradient) == ("discriminator", "inputs"):
             return 0.0
         tokens = NUM_TEXT_TOKENS + self.num_image_tokens
-        return tokens * self.model_dim * sample.activation_bytes
+        return float(tokens * self.model_dim * sample.activation_bytes)
 
     def shallow(self) -> "WanConfig":
         """Return the shapes with one block before the features and one after."""
