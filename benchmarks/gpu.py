@@ -72,6 +72,7 @@ CUDA_PATHS = {
     "platform/inference/web_page.py": "not run: a page waits for a visitor",
     "platform/inference/first_frames.py": "not run: needs weights of a text-to-image pipeline",
     "data_pipeline/scorers/embedding.py": "not run: needs weights of CLIP",
+    "data_pipeline/captioning/local_model.py": "not run: needs weights of a vision-language model",
     "data_pipeline/stages/embed.py": "not run: needs weights of a text encoder",
     "data_pipeline/stages/transnet.py": "not run: scorers on a GPU need a film with cuts",
     "data_pipeline/stages/run_scorers.py": "not run: as the scorers",
