@@ -75,4 +75,6 @@ def from_blob(record: dict[str, object], where: str) -> Tensor:
     assert isinstance(data, bytes) and isinstance(shape, list) and isinstance(dtype, str)
     if zlib.crc32(data) != record["crc32"]:
         raise CacheError(f"{where} does not match its checksum")
+    if not data:  # a prompt without a pooled embedding has one of width 0
+        return torch.empty(shape, dtype=_DTYPES[dtype])
     return torch.frombuffer(bytearray(data), dtype=_DTYPES[dtype]).view(shape)
