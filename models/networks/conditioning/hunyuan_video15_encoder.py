@@ -83,7 +83,8 @@ class HunyuanVideo15Encoder(nn.Module):
         if (root / "image_encoder").is_dir():
             siglip = SiglipVisionModel.from_pretrained(root / "image_encoder", dtype=dtype)
             processor = SiglipImageProcessorPil.from_pretrained(root / "feature_extractor")
-        arguments = encoder_arguments(folder) if int8 or is_int8(folder) else {"dtype": dtype}
+        own: dict[str, Any] = {"dtype": dtype}
+        arguments = encoder_arguments(folder) if int8 or is_int8(folder) else own
         return cls(
             Qwen2_5_VLTextModel.from_pretrained(folder, **arguments),
             AutoTokenizer.from_pretrained(root / "tokenizer"),
@@ -102,7 +103,8 @@ class HunyuanVideo15Encoder(nn.Module):
 
         The conditions are float32 and have no image prior, which is the VAE's work.
         """
-        pipeline, device = HunyuanVideo15ImageToVideoPipeline, self.language.device
+        pipeline: Any = HunyuanVideo15ImageToVideoPipeline  # whose types are of its own classes
+        device = self.language.device
         text, mask = pipeline._get_mllm_prompt_embeds(
             self.language, self.tokenizer, list(prompts), device, self.num_text_tokens
         )
@@ -140,6 +142,7 @@ class HunyuanVideo15Encoder(nn.Module):
         if self.siglip is None or self.image_processor is None:
             return None
         frames = ((images.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-        return HunyuanVideo15ImageToVideoPipeline._get_image_embeds(
+        pipeline: Any = HunyuanVideo15ImageToVideoPipeline
+        return pipeline._get_image_embeds(
             self.siglip, self.image_processor, list(frames), self.siglip.device
         ).float()

@@ -18,11 +18,11 @@ from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS
 from magicdistill.models.networks.backbones.backbone import Arguments, Backbone, TensorsByName
 from magicdistill.models.networks.backbones.hunyuan_video.network import concat_image_prior
 from magicdistill.models.networks.backbones.hunyuan_video15.files import in_diffusers_names
-from magicdistill.models.networks.backbones.hunyuan_video15.shapes import (
+from magicdistill.models.networks.backbones.hunyuan_video15.layouts import (
     CONCAT,
     TASKS,
-    HunyuanVideo15Config,
     demand_channels,
+    image_layout,
     num_feature_blocks,
 )
 from magicdistill.models.networks.backbones.joint_attention import (
@@ -98,7 +98,7 @@ class HunyuanVideo15(Backbone):
             )
         is_distilled = any("timestep_embedder_r" in name for name in sizes)
         found = arguments | {"task_type": TASKS[layout], "use_meanflow": is_distilled}
-        HunyuanVideo15Config.image_layout(found)
+        image_layout(found)
         return found
 
     @classmethod
@@ -106,7 +106,7 @@ class HunyuanVideo15(Backbone):
         cls, arguments: Arguments, parts: Iterable[TensorsByName]
     ) -> tuple[Arguments, Iterable[TensorsByName]]:
         """Let a text-to-video network ignore the image at first: zero weights of its channels."""
-        if HunyuanVideo15Config.image_layout(arguments) is not None:
+        if image_layout(arguments) is not None:
             return arguments, parts
         num_noisy = arguments["out_channels"]
         return arguments | {"task_type": TASKS[CONCAT]}, _without_image(parts, num_noisy)

@@ -18,12 +18,13 @@ from magicdistill.models.networks.backbones.hunyuan_video.shapes import (
     REFINER_SAVED,
     block_bytes,
 )
+from magicdistill.models.networks.backbones.hunyuan_video15.layouts import (
+    CONCAT,
+    TASKS,
+    image_layout,
+    num_feature_blocks,
+)
 from magicdistill.models.networks.config import demand_share
-
-CONCAT, TEXT_TO_VIDEO = "latent_concat", "text_to_video"
-TASKS = {CONCAT: "i2v", TEXT_TO_VIDEO: "t2v"}
-"""How the first frame enters, and diffusers' `task_type` of it. Both networks have the same
-tensors: text-to-video gets zeros for the image's latents and their mask."""
 
 
 class HunyuanVideo15Config(BackboneConfig):
@@ -37,7 +38,7 @@ class HunyuanVideo15Config(BackboneConfig):
     pipeline: ClassVar = "HunyuanVideo15ImageToVideoPipeline"
     patch: ClassVar = (1, 1, 1)
     forward_workspace: ClassVar = 16
-    backward_workspace: ClassVar = {**BackboneConfig.backward_workspace, "weights": 0}
+    backward_workspace: ClassVar = {**BackboneConfig.backward_workspace, "inputs": 10, "weights": 0}
     lora_targets: ClassVar = (  # refiner, projections of conditions and final projection stay out
         r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
         r"transformer_blocks\.\d+\.(ff|ff_context)\.net\.(0\.proj|2)",
@@ -138,34 +139,5 @@ class HunyuanVideo15Config(BackboneConfig):
 
     @classmethod
     def image_layout(cls, config: Mapping[str, Any]) -> str | None:
-        """Return the layout's name; None for text-to-video.
-
-        Raises ValueError for a network with another input: the step-distilled one, which takes a
-        second noise level, and those of super-resolution.
-        """
-        if config["use_meanflow"]:
-            raise ValueError(
-                "use_meanflow: this network is distilled to few steps already and takes a second "
-                "noise level; give the weights of the 480p_i2v or 720p_i2v model"
-            )
-        demand_channels(config["in_channels"], config["out_channels"])
-        return CONCAT if config["task_type"] == TASKS[CONCAT] else None
-
-
-def num_feature_blocks(num_layers: int) -> int:
-    """Return how many blocks make the discriminator's features: a third, as in HunyuanVideo.
-
-    There 20 of 60 blocks are double-stream ones, whose output 002 takes; here all blocks are, and
-    no paper says which. Ours.
-    """
-    return max(1, num_layers // 3)
-
-
-def demand_channels(in_channels: int, latent_channels: int) -> None:
-    """Raise ValueError where an input is not noisy latents, the image's and their mask."""
-    if in_channels != (wanted := 2 * latent_channels + 1):
-        raise ValueError(
-            f"{in_channels} input channels are of no layout of HunyuanVideo-1.5 for "
-            f"{latent_channels} latent channels: give weights with {wanted} (480p or 720p, not "
-            "super-resolution)"
-        )
+        """Return the layout's name; None for text-to-video."""
+        return image_layout(config)

@@ -1,6 +1,7 @@
 """Conditions of HunyuanVideo-1.5 are those that diffusers' pipeline makes of the same encoders."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,8 +33,8 @@ def encoders() -> dict:
     torch.manual_seed(0)
     words = ByT5Tokenizer()
     words.chat_template = TEMPLATE
-    sizes = {"num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
+    sizes: Any = {"num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    rope: Any = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
     language = Qwen2_5_VLTextConfig(
         vocab_size=512, hidden_size=16, num_key_value_heads=2, rope_parameters=rope, **sizes
     )
@@ -59,7 +60,7 @@ def test_conditions_are_what_the_hunyuan15_pipeline_encodes(encoders: dict) -> N
     pixels = torch.tensor(list(picture.tobytes())).view(40, 48, 3).permute(2, 0, 1)
     first = (pixels / 127.5 - 1)[None].expand(2, -1, -1, -1)
     found = encoder_of(encoders)(PROMPTS, first)
-    pipeline = HunyuanVideo15ImageToVideoPipeline
+    pipeline: Any = HunyuanVideo15ImageToVideoPipeline
     assert found.text.shape == (2, 600, 16) and found.image_tokens is not None
     text, mask = pipeline._get_mllm_prompt_embeds(
         encoders["text_encoder"], encoders["tokenizer"], PROMPTS, torch.device("cpu"), 600
@@ -79,7 +80,7 @@ def test_conditions_are_what_the_hunyuan15_pipeline_encodes(encoders: dict) -> N
 def test_a_folder_of_hunyuan15_is_loaded_by_its_own_encoder(encoders: dict, tmp_path: Path) -> None:
     encoder_of(encoders).save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(encoders)
-    sizes = {"num_text_tokens": 600, "num_glyph_tokens": 48}
+    sizes: Any = {"num_text_tokens": 600, "num_glyph_tokens": 48}
     loaded = PromptEncoder.load(tmp_path, torch.float32, **sizes)
     assert isinstance(loaded, HunyuanVideo15Encoder)
     null = loaded.null(2)

@@ -1,6 +1,7 @@
 """HunyuanVideo-1.5 computes what diffusers' own forward does, for conditions of every kind."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ CASES: dict[str, tuple] = {
 """Valid tokens of prompts and of quoted words, and the number of image tokens."""
 
 
-def published(seed: int = 0, **changes: object) -> HunyuanVideo15Transformer3DModel:
+def published(seed: int = 0, **changes: Any) -> HunyuanVideo15Transformer3DModel:
     """Return diffusers' network with random weights, some of its arguments changed."""
     torch.manual_seed(seed)
     return HunyuanVideo15Transformer3DModel(**SHAPES.arguments() | changes).eval()
