@@ -17,7 +17,7 @@ from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT, Co
 from magicdistill.models.networks.conditioning.encoder_folders import encoder_folders
 
 if TYPE_CHECKING:
-    from magicdistill.models.networks.conditioning.prompt_encoder import PromptEncoder
+    from magicdistill.models.networks.conditioning.prompt_encoder import AnyPromptEncoder
 
 IMAGE_FOLDERS = ("image_processor",)
 """Folders in addition where the encoder sees first frames."""
@@ -88,7 +88,7 @@ class Embed:
         return text_rows(self._encoder(prompts), self._config)
 
 
-def load_encoder(config: Prompts, fingerprint: str) -> "PromptEncoder":
+def load_encoder(config: Prompts, fingerprint: str) -> "AnyPromptEncoder":
     """Load the encoders of a recipe, which still have the fingerprint that keys were made with."""
     from magicdistill.models.networks.conditioning.prompt_encoder import (
         PromptEncoder,  # imports language models

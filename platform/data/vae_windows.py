@@ -1,6 +1,7 @@
 """Prepare the training of a VAE: clip windows of pixels, and its closed-form encoder."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def initial_vae(model: ModelConfig, windows: np.ndarray) -> VideoVae:
     """Build a VAE with the patch code of `windows`, uint8 (n t y x 3), and its linear inverse."""
     chosen = windows[:: max(1, len(windows) // CODE_CLIPS)][:CODE_CLIPS]
     pixels = torch.from_numpy(chosen).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    autoencoder = build_autoencoder(model.shapes.vae)
+    autoencoder: Any = build_autoencoder(model.shapes.vae)
     set_patch_code(autoencoder, pixels)
     decoder = None
     if model.shapes.patch_decoder is not None:

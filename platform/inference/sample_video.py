@@ -47,7 +47,7 @@ from magicdistill.platform.inference.output_files import MARK, demand_free
 from magicdistill.platform.runs.logs import ExplainedError, say
 
 if TYPE_CHECKING:
-    from magicdistill.models.networks.conditioning.prompt_encoder import PromptEncoder
+    from magicdistill.models.networks.conditioning.prompt_encoder import AnyPromptEncoder
 
 NUM_SHOWN = 16
 """Number of frames in a contact sheet."""
@@ -100,7 +100,7 @@ class VideoSampler:
         return VelocityModel(load_transformer(folder)).to(DTYPES[name])
 
     @cached_property
-    def encoder(self) -> "PromptEncoder | None":
+    def encoder(self) -> "AnyPromptEncoder | None":
         """The prompt encoder, if the model comes with one; stays on the CPU under offload."""
         if self.model.encoders is None:
             return None

@@ -109,7 +109,7 @@ class PromptEncoder(nn.Module):
         *,
         int8: bool = False,
         **options: Any,
-    ) -> "PromptEncoder | HunyuanVideo15Encoder | WanPromptEncoder":
+    ) -> "AnyPromptEncoder":
         """Load the encoders of a diffusers folder: of Wan where the text encoder is a UMT5, of
         HunyuanVideo-1.5 where one is a Qwen2.5-VL.
 
@@ -275,3 +275,7 @@ def _arguments(folder: Path, dtype: torch.dtype, *, int8: bool) -> dict[str, Any
 def _expand(rows: Tensor, at: int, count: int) -> Tensor:
     """Repeat column `at` of (b, n) until it is there `count` times."""
     return torch.cat([rows[:, :at], rows[:, at : at + 1].expand(-1, count), rows[:, at + 1 :]], 1)
+
+
+AnyPromptEncoder = PromptEncoder | HunyuanVideo15Encoder | WanPromptEncoder
+"""The encoder of any family."""

@@ -125,9 +125,11 @@ def without(config: DataConfig, cache: LatentCache) -> LatentCache:
 
 
 def seeing(encoders: Path) -> PromptEncoder:
-    return PromptEncoder.load(
+    encoder = PromptEncoder.load(
         encoders, torch.float32, num_text_tokens=NUM_TOKENS, image_token_stride=STRIDE
     )
+    assert isinstance(encoder, PromptEncoder)
+    return encoder
 
 
 def test_the_cache_holds_what_the_encoder_says_of_every_windows_first_frame(

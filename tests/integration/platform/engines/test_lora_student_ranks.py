@@ -155,7 +155,7 @@ def test_the_model_of_a_lora_student_is_the_teacher_with_the_branch_merged(
     base, found = (load_transformer(folder / at) for at in ("teacher", f"{name}/model"))
     written = dict(found.named_parameters())
     for key, weight in base.named_parameters():
-        parts = [
+        parts: list[Any] = [
             branch.get(f"{WRAPPER}{key.removesuffix('.weight')}.lora_{part}.default.weight")
             for part in "BA"
         ]

@@ -215,7 +215,7 @@ def test_hunyuan_video_1_5_is_a_stock_pipeline_with_equal_frames(tmp_path):
     )
     build_autoencoder(shapes.vae).save_pretrained(tmp_path / "random")
     vae = VideoVae.load(tmp_path / "random")
-    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    layers: Any = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     seen = SiglipVisionModel(
         SiglipVisionConfig(hidden_size=32, image_size=32, patch_size=16, **layers)
     ).eval()

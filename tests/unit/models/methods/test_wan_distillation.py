@@ -1,5 +1,7 @@
 """The tiny Wan is distilled weak to strong, from random weights, as HunyuanVideo is."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,7 +17,8 @@ from magicdistill.models.objectives.types import Batch
 def test_the_tiny_wan_is_distilled_weak_to_strong(interval) -> None:
     torch.manual_seed(0)
     model = ModelConfig(preset="wan-tiny")
-    config = METHODS.get("magic-gt")(
+    magic: Any = METHODS.get("magic-gt")
+    config = magic(
         name="magic-gt", num_fake_updates=2, lora={"rank": 4}, interval=interval
     ).fitted_to(model.shapes.transformer)
     assert not list(config.problems(model, 6))

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def smooth_pixels(count: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def vae() -> VideoVae:
     torch.manual_seed(0)
-    autoencoder = build_autoencoder(PRESETS["portrait-tiny"].vae)
+    autoencoder: Any = build_autoencoder(PRESETS["portrait-tiny"].vae)
     pixels = smooth_pixels(12)
     set_patch_code(autoencoder, pixels)
     decoder = PatchDecoder(PatchDecoderConfig(width=16, num_blocks=1))

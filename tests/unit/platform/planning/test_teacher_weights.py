@@ -36,10 +36,11 @@ def folder(tmp_path: Path) -> Write:
 
     def write(network: type[ModelMixin] = HunyuanVideoTransformer3DModel, **changes: Any) -> str:
         arguments = PRESETS["magic141-13b"].transformer.arguments()
-        own = arguments if network is HunyuanVideoTransformer3DModel else {}
+        own: dict[str, Any] = arguments if network is HunyuanVideoTransformer3DModel else {}
         small = {"num_layers": 1, "num_single_layers": 1} if own else {}
+        given: dict[str, Any] = own | small | changes
         with torch.device("meta"):  # the sizes of one block of each kind are written by hand
-            network(**own | small | changes).save_config(tmp_path / "teacher")
+            network(**given).save_config(tmp_path / "teacher")
         config = tmp_path / "teacher" / "config.json"
         found = json.loads(config.read_text())
         kept = {name: own[name] for name in small if name not in changes}
@@ -109,12 +110,13 @@ def test_a_plan_has_the_inputs_of_the_teachers_own_configuration(
 
 
 @pytest.fixture
-def plans(tmp_path: Path) -> dict[bool, Recipe]:
+def plans(tmp_path: Path) -> dict[bool, Any]:
     """Recipes of small teachers without and with the guidance input, sampled at scale 2."""
     shapes = PRESETS["nano"].transformer
     found = {}
     for embeds in (False, True):
-        network = HunyuanVideoTransformer3DModel(**shapes.arguments() | {"guidance_embeds": embeds})
+        arguments: dict[str, Any] = shapes.arguments() | {"guidance_embeds": embeds}
+        network = HunyuanVideoTransformer3DModel(**arguments)
         network.save_config(tmp_path / str(embeds))
         flags = ["--model.preset", "nano", "--model.teacher", str(tmp_path / str(embeds))]
         found[embeds] = load_recipe("portrait-tiny", [*flags, "--evaluation.teacher.guidance", "2"])
@@ -122,7 +124,7 @@ def plans(tmp_path: Path) -> dict[bool, Recipe]:
 
 
 def test_the_guidance_input_of_a_teacher_is_counted_and_saves_its_second_forward(
-    plans: dict[bool, Recipe],
+    plans: dict[bool, Any],
 ) -> None:
     numels = {
         embeds: sum(part.total for part in count_parameters(recipe.method, recipe.model))
@@ -134,7 +136,7 @@ def test_the_guidance_input_of_a_teacher_is_counted_and_saves_its_second_forward
 
 
 def test_a_student_is_guided_only_where_its_teachers_weights_take_the_scale(
-    plans: dict[bool, Recipe],
+    plans: dict[bool, Any],
 ) -> None:
     def problems(recipe: Recipe, name: str) -> list[str]:
         sampler = {"num_steps": 4, "guidance": 6}

@@ -44,7 +44,8 @@ CASES: dict[str, tuple] = {
 def published(seed: int = 0, **changes: Any) -> HunyuanVideo15Transformer3DModel:
     """Return diffusers' network with random weights, some of its arguments changed."""
     torch.manual_seed(seed)
-    return HunyuanVideo15Transformer3DModel(**SHAPES.arguments() | changes).eval()
+    arguments: dict[str, Any] = SHAPES.arguments() | changes
+    return HunyuanVideo15Transformer3DModel(**arguments).eval()
 
 
 def inputs_of(case: str) -> tuple[Tensor, Tensor, Conditions]:
@@ -60,6 +61,7 @@ def as_published(
     """Call diffusers' network as its own pipeline does, where absent conditions are zeros."""
     batch = len(x)
     prior = torch.zeros_like(x)
+    assert conditions.image_prior is not None
     prior[:, :, :1] = conditions.image_prior
     mask = torch.zeros_like(x[:, :1])
     mask[:, :, 0] = 1
@@ -113,7 +115,7 @@ def test_the_backbone_equals_diffusers_own_forward(case, kernel):
 )
 def test_only_conditions_of_different_lengths_need_a_mask(case, lengths):
     x, sigma, conditions = inputs_of(case)
-    features = VelocityModel(published()).backbone.features(x, sigma, conditions, None)
+    features: Any = VelocityModel(published()).backbone.features(x, sigma, conditions, None)
     assert (features.mask and features.mask.lengths) == lengths
     num_valid = max(map(sum, zip(*lengths_of(conditions), strict=True)))
     num_image = 0 if conditions.image_tokens is None else conditions.image_tokens.shape[1]
@@ -125,6 +127,7 @@ def test_the_discriminator_copies_the_block_after_a_third_of_them():
     base = build_transformer(tiny15_shapes(num_layers=6))
     own = weights(base.transformer_blocks[2])
     critic = Critic(base, LoraConfig(rank=2), adversarial=True)
+    assert critic.discriminator is not None
     torch.testing.assert_close(weights(critic.discriminator.block), own, rtol=0, atol=0)
     x, sigma, conditions = inputs_of("all of different lengths")
     assert critic.logits(x, sigma, conditions).shape == (2, 24)
@@ -290,6 +293,6 @@ def test_a_folder_says_itself_what_it_is(tmp_path):
 
 
 def test_a_built_network_attends_jointly_from_the_start():
-    block = VelocityModel(build_transformer(SHAPES)).backbone.blocks[0]
+    block: Any = VelocityModel(build_transformer(SHAPES)).backbone.blocks[0]
     assert isinstance(block.attn.processor, JointAttention)
     assert isinstance(VelocityModel(published()).backbone, HunyuanVideo15)
