@@ -140,7 +140,7 @@ REFUSED_COMMANDS = {
         "--cluster.sequence_parallel 7": "24 attention heads do not divide",
     },
     "curate": {
-        "--stage nope": "choose one of all, decide, encode, ingest, null, score",
+        "--stage nope": "choose one of all, caption, decide, encode, ingest, null, score",
         "--repair": "--repair goes with --verify",
         "--data.num_actors 0": "--data.num_actors: 0",
         "--data.policy.limits.portrait.text.aera.max 1": "limits name scores",

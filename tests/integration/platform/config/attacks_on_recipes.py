@@ -57,7 +57,9 @@ REFUSED_RECIPES = {
     "method: {cfg_distillation: {}}\ndata: {prompts: {encoder: assets, drop: 1}}": (
         "data.prompts.drop: 1: magic-gt distils guidance"
     ),
-    "method: {pairs: {num_cycles: 5}}": "they need sampler.num_steps 1",
+    "method: {pairs: {num_cycles: 5}, sampler: {name: consistency, num_steps: 4}}": (
+        "adds noise after a step"
+    ),
     "method: {alpha_weak: 0.8, alpha_strong: 0.4}": "alpha_weak 0.8 is above alpha_strong 0.4",
     "method: {real_guidance: .inf}": "method.real_guidance: inf",
     "method: {name: lcm, teacher: {name: consistency}}": "the teacher's step is euler's",
