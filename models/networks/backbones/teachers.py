@@ -74,8 +74,8 @@ TEACHERS = (
         guidance=6.0,
         layout="text_to_video",
         has_guidance_input=False,
-        source="Tencent-Hunyuan/HunyuanVideo: hyvideo/config.py, and the default scale of predict "
-        "in hyvideo/inference.py for its model HYVideo-T/2",
+        source="Tencent-Hunyuan/HunyuanVideo: hyvideo/config, and the default scale of predict "
+        "in hyvideo/inference for its model HYVideo-T/2",
     ),
     Teacher(
         "HunyuanVideo T2V-cfgdistill",
@@ -85,7 +85,7 @@ TEACHERS = (
         embedded=6.0,
         layout="text_to_video",
         has_guidance_input=True,
-        source="Tencent-Hunyuan/HunyuanVideo: hyvideo/config.py",
+        source="Tencent-Hunyuan/HunyuanVideo: hyvideo/config",
     ),
     Teacher(
         "HunyuanVideo-I2V latent_concat",
@@ -116,7 +116,7 @@ TEACHERS = (
         embedded=1.0,
         guidance=6.0,
         layout="skyreels",
-        source="SkyworkAI/SkyReels-V1: video_generate.py (30 steps, scales 6 and embedded 1); the "
+        source="SkyworkAI/SkyReels-V1: video_generate (30 steps, scales 6 and embedded 1); the "
         "scheduler of hunyuanvideo-community/HunyuanVideo, which it loads (shift 7)",
     ),
     Teacher(
@@ -143,7 +143,7 @@ TEACHERS = (
         shift=5.0,
         guidance=3.5,
         needs={"in_channels": 36, "image_dim": None},
-        source="Wan-Video/Wan2.2: wan/configs/wan_i2v_A14B.py (both experts 3.5; the first works "
+        source="Wan-Video/Wan2.2: wan/configs/wan_i2v_A14B (both experts 3.5; the first works "
         "down to noise level 0.9)",
     ),
     Teacher(
@@ -154,7 +154,7 @@ TEACHERS = (
         guidance=5.0,
         needs={"in_channels": 36},
         max_pixels=832 * 480,
-        source="Wan-Video/Wan2.1: generate.py, image to video at 832*480",
+        source="Wan-Video/Wan2.1: generate, image to video at 832*480",
     ),
     Teacher(
         "Wan2.1-I2V-14B-720P",
@@ -163,7 +163,7 @@ TEACHERS = (
         shift=5.0,
         guidance=5.0,
         needs={"in_channels": 36},
-        source="Wan-Video/Wan2.1: generate.py, image to video",
+        source="Wan-Video/Wan2.1: generate, image to video",
     ),
 )
 """The first that fits counts."""
