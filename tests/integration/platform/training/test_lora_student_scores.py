@@ -49,4 +49,4 @@ def test_a_lora_student_is_scored_and_written_as_it_was_trained(tmp_path):
     teacher = own.scores(VelocityModel(load_transformer(tmp_path / "teacher")))
     assert found == pytest.approx(expected, rel=1e-4)
     assert written == pytest.approx(expected, rel=0.05)  # it is in fp16
-    assert found != pytest.approx(teacher, rel=1e-2)
+    assert found != pytest.approx(teacher, rel=1e-3)
