@@ -21,6 +21,14 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+def inflight_registry() -> Any:
+    """Return a new list of the parameters that ZeRO-3 is gathering."""
+    import_deepspeed()
+    from deepspeed.runtime.zero.partitioned_param_coordinator import InflightParamRegistry
+
+    return InflightParamRegistry()
+
+
 def _skip_operator_probes(deepspeed: Any) -> None:
     """Say that no compiled operator is there.
 

@@ -12,7 +12,7 @@ from magicdistill.platform.config.sections import (
     DeepSpeedEngineConfig,
     EngineConfig,
 )
-from magicdistill.platform.engines.deepspeed_import import import_deepspeed
+from magicdistill.platform.engines.deepspeed_import import import_deepspeed, inflight_registry
 from magicdistill.platform.engines.engine import deepspeed_config
 
 
@@ -46,12 +46,9 @@ def share_gathers(modules: Iterable[nn.Module]) -> None:
     Call before the engines are built. Each gathers ahead of its own modules' use; the other one
     would take a parameter that is under way for one that is there.
     """
-    import_deepspeed()
-    from deepspeed.runtime.zero.partitioned_param_coordinator import InflightParamRegistry
-
     roots = list(modules)
     held = [set(root.parameters()) for root in roots]
-    registry: Any = InflightParamRegistry()
+    registry: Any = inflight_registry()
     for root, own in zip(roots, held, strict=True):
         if any(own & other for other in held if other is not own):
             root.ds_inflight_param_registry = registry
