@@ -200,7 +200,7 @@ def test_every_wan_recipe_fits_on_its_gpus(name: str, billions: float) -> None:
     network = next(row for row in made.held if row.kind == "parameters")
     assert network.bytes * 32 == pytest.approx(2e9 * billions, rel=0.01)
     assert made.sample.video_tokens == 21 * 30 * 52, "81 frames of 480 x 832"
-    steps = made.updates[0].forwards[0].repeats
+    steps = made.updates[0].forwards[0].most
     assert steps == (4 if billions > 15 else 2), "an expert has its own steps alone"
 
 
