@@ -107,7 +107,8 @@ class EmbedFirstFrames:
         prompts = self._job.prompts
         for first in range(0, len(frames), prompts.batch_size):
             batch = frames[first : first + prompts.batch_size]
-            images = to_pixels(batch, self._encoder.language.device, torch.float32)[:, :, 0]
+            device = next(self._encoder.parameters()).device
+            images = to_pixels(batch, device, torch.float32)[:, :, 0]
             captioned = self._encoder([caption] * len(batch), images)
             null = captioned if not caption else self._encoder.null(len(batch), images)
             pairs = zip(text_rows(captioned, prompts), text_rows(null, prompts), strict=True)
