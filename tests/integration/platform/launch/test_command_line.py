@@ -93,3 +93,11 @@ def test_a_resumed_run_brings_its_recipe_and_takes_overrides(job: Job) -> None:
     assert job("--resume", "latest", *elsewhere, "--dry-run").returncode == 0
     forced = ("--resume", run.path.name, "--seed", "22", "--force-changed", "seed")
     assert job(*forced).stdout == f"22 {run.path} False\n"
+
+
+def test_a_dry_run_shows_the_protocol_with_overrides() -> None:
+    command = [sys.executable, "jobs/evaluate.py", "--recipe", "magic141-4step-8xh100"]
+    command += ["--protocol", "vfhq", "--evaluation.num_clips", "7", "--model", "x", "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "num_clips: 7" in done.stdout and "name: vfhq" in done.stdout

@@ -1,6 +1,7 @@
 """Scores of clips that are made so that their truth is known, as tables of truth and measure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,32 +163,33 @@ def title_card(colour: tuple[int, int, int]) -> list[np.ndarray]:
 
 
 NONE = (0.0, 0.0, 0.0, 0.0)
-BARS: dict[str, tuple[list[np.ndarray], tuple[float, float, float, float]]] = {
-    **{f"level {n}": (framed(n, 60, 60), (0.125, 0.125, 0, 0)) for n in (0, 16, 235, 255)},
-    "grey": (framed(200, 60, 60), (0.125, 0.125, 0, 0)),
-    "one side": (framed(0, left=80), (0, 0, 80 / 720, 0)),
-    "uneven sides": (framed(255, left=100, right=40), (0, 0, 100 / 780, 40 / 780)),
-    "all sides": (framed(0, 60, 60, 80, 80), (0.125, 0.125, 0.1, 0.1)),
-    "text on black": (framed(0, 60, 90, text=True), (60 / 510, 90 / 510, 0, 0)),
-    "text on white": (framed(255, 60, 90, text=True), (60 / 510, 90 / 510, 0, 0)),
-    "blurred": (beside_a_blurred_copy(12, 1.0), (0, 0, 220 / 640, 220 / 640)),
-    "blurred, darker": (beside_a_blurred_copy(20, 0.6), (0, 0, 220 / 640, 220 / 640)),
-    "no bars": (framed(0), NONE),
-    "a head before a dark wall": (head_before_a_wall(12), NONE),
-    "a head before a white wall": (head_before_a_wall(250), NONE),
-    "stripes of two colours": (before_curtains(), NONE),
-    "a stripe at one side": (framed(120, left=60), NONE),
-    "a backdrop that fades": (fading_backdrop(), NONE),
-    "a blue title card": (title_card((20, 40, 160)), NONE),
-    "a black title card": (title_card((0, 0, 0)), NONE),
-    "black": ([np.zeros((360, 640, 3), np.uint8)] * 3, NONE),
+BARS: dict[str, tuple[Callable[[], list[np.ndarray]], tuple[float, float, float, float]]] = {
+    **{f"level {n}": (partial(framed, n, 60, 60), (0.125, 0.125, 0, 0)) for n in (0, 16, 235, 255)},
+    "grey": (partial(framed, 200, 60, 60), (0.125, 0.125, 0, 0)),
+    "one side": (partial(framed, 0, left=80), (0, 0, 80 / 720, 0)),
+    "uneven sides": (partial(framed, 255, left=100, right=40), (0, 0, 100 / 780, 40 / 780)),
+    "all sides": (partial(framed, 0, 60, 60, 80, 80), (0.125, 0.125, 0.1, 0.1)),
+    "text on black": (partial(framed, 0, 60, 90, text=True), (60 / 510, 90 / 510, 0, 0)),
+    "text on white": (partial(framed, 255, 60, 90, text=True), (60 / 510, 90 / 510, 0, 0)),
+    "blurred": (partial(beside_a_blurred_copy, 12, 1.0), (0, 0, 220 / 640, 220 / 640)),
+    "blurred, darker": (partial(beside_a_blurred_copy, 20, 0.6), (0, 0, 220 / 640, 220 / 640)),
+    "no bars": (partial(framed, 0), NONE),
+    "a head before a dark wall": (partial(head_before_a_wall, 12), NONE),
+    "a head before a white wall": (partial(head_before_a_wall, 250), NONE),
+    "stripes of two colours": (before_curtains, NONE),
+    "a stripe at one side": (partial(framed, 120, left=60), NONE),
+    "a backdrop that fades": (fading_backdrop, NONE),
+    "a blue title card": (partial(title_card, (20, 40, 160)), NONE),
+    "a black title card": (partial(title_card, (0, 0, 0)), NONE),
+    "black": (lambda: [np.zeros((360, 640, 3), np.uint8)] * 3, NONE),
 }
 
 
 @pytest.mark.parametrize("crf", [None, 30])
 @pytest.mark.parametrize("name", BARS)
 def test_bars_are_as_wide_as_they_were_made(name: str, crf: int | None, tmp_path: Path):
-    frames, truth = BARS[name]
+    make, truth = BARS[name]
+    frames = make()
     shown = frames if crf is None else encoded(frames, crf, tmp_path / "clip.mp4")
     scores = scores_of(Letterbox(), shown)
     height, width = frames[0].shape[:2]
