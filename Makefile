@@ -63,13 +63,14 @@ $(INT8)/torchao: constraints.txt | $(STAMP)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $(INT8) torchao
 	@touch $@
 
-# The tests of int8 run on the core that pyright leaves free. A new environment has no bytecode:
-# their process collects all tests and so writes most of it.
-test: setup  ## everything that CI runs: make check, then pytest
+# The first tests run on the core that pyright leaves free. A new environment has no bytecode:
+# the process of those of int8 collects all tests and so writes most of it.
+test: setup  ## everything that CI runs: make check beside int8's and all other tests
 ifeq ($(ARGS),)
-	@$(MAKE) --no-print-directory test-int8 & \
-	$(MAKE) --no-print-directory check; checked=$$?; wait $$! && exit $$checked
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15
+	@$(MAKE) --no-print-directory check & \
+	$(MAKE) --no-print-directory test-int8 && \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 \
+		tests/unit tests/integration; tested=$$?; wait $$! && exit $$tested
 else
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest $(ARGS)

@@ -4,7 +4,7 @@ r"""What the data pipeline costs, as ratios in one run; every pair works on the 
 loop over the same callables, random reads of the latent cache against FastVideo's shape of
 Parquet, a manifest of a million rows, memory as the number of clips grows tenfold, copies among up
 to a million clips, and listing of and decisions on as many (36 million take 45 GB below `TMPDIR`:
-`--only decisions --rows 36000000`).
+`--only decisions --rows 36000000`), and the nightly job itself over as many rows.
 `--data_juicer DIR`, the environment that Data-Juicer is installed in, adds its Ray executor; with
 a later PyAV than the one it pins, it drops every clip:
     python -m venv DIR
@@ -20,13 +20,14 @@ from pathlib import Path
 import ray
 from data_curation import against_a_bare_loop, memory_as_clips_grow
 from data_duplicates import near_duplicates
+from data_nightly import nights_over_millions
 from data_peer import against_data_juicer
 from data_rows import a_long_manifest, against_one_row_group
 from data_shared import Row
 from data_tables import decisions_on_millions
 from timing import write_result
 
-MEASURES = ("ray", "juicer", "reads", "rows", "memory", "copies", "decisions")
+MEASURES = ("ray", "juicer", "reads", "rows", "memory", "copies", "decisions", "nights")
 
 
 def main() -> None:
@@ -51,6 +52,7 @@ def main() -> None:
             "reads": lambda: [against_one_row_group(folder)],
             "rows": lambda: a_long_manifest(folder, args.rows),
             "decisions": lambda: decisions_on_millions(folder, args.rows),
+            "nights": lambda: nights_over_millions(folder, args.rows),
             "memory": lambda: memory_as_clips_grow(folder, args.clips // 2),
             "copies": lambda: near_duplicates(
                 folder, [args.rows // 100, args.rows // 10, args.rows]

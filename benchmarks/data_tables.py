@@ -34,8 +34,14 @@ ROWS_PER_FILE = 1_000_000
 NIGHT = 10_000
 """Rows that a later night adds."""
 STORE = "s3://bucket/koala"
+FILMS = "films"
 SCORERS = (Black(), Blur(), Exposure(), Frozen(), Letterbox(), Text())
 CAPTION = "A person walks along a street while cars pass by, number "
+
+
+def film_of(row: str) -> str:
+    """Return the expression of the name of a row's film."""
+    return f"left(md5(({row} // {CLIPS_PER_FILM})::VARCHAR), 11)"
 
 
 def decisions_on_millions(folder: Path, count: int) -> Iterator[Row]:
@@ -59,9 +65,13 @@ def decisions_on_millions(folder: Path, count: int) -> Iterator[Row]:
 
 
 def config(place: Path, policy: Policy | None = None) -> DataConfig:
-    """Return the config whose policy decides; the bucket's listing is never too old for it."""
+    """Return the config whose policy decides; the bucket's listing is never too old for it.
+
+    The films lie in the place itself, if it has a folder of them.
+    """
     manifests = tuple(map(str, sorted((place / "manifests").iterdir())))
-    store = Store(path=STORE, holds="videos")
+    films = place / FILMS
+    store = Store(path=str(films) if films.is_dir() else STORE, holds="videos")
     source = Koala(manifests=manifests, store=store, listing_max_age_h=1e6)
     return DataConfig(
         sources=(source,),
@@ -76,7 +86,7 @@ def make_rows(place: Path) -> Row:
     count, database = int((place / "count").read_text()), Database()
     for first in range(0, count, ROWS_PER_FILE):
         write_manifest(database, place, first, min(ROWS_PER_FILE, count - first))
-    film = f"left(md5((i // {CLIPS_PER_FILM})::VARCHAR), 11)"
+    film = film_of("i")
     films = database.table(
         f"SELECT concat({film}, '.mp4') AS name, concat('10485760-', md5({film})) AS state "
         f"FROM range(0, {count + NIGHT}, {CLIPS_PER_FILM}) AS r(i) "
@@ -88,7 +98,7 @@ def make_rows(place: Path) -> Row:
 
 def write_manifest(database: Database, place: Path, first: int, count: int) -> None:
     """Write one file of the manifest."""
-    film = f"left(md5((i // {CLIPS_PER_FILM})::VARCHAR), 11)"
+    film = film_of("i")
     score = "(hash(i, {}) % 100000) / 100000"
     start = f"(4 * (i % {CLIPS_PER_FILM}))"
     path = place / "manifests" / f"{first:012d}.csv"
@@ -118,20 +128,24 @@ def state_of(place: Path, database: Database) -> CurationState:
     )
 
 
-def know_rows(place: Path, first: int = 0) -> Row:
-    """Write scored rows, as merging leaves them, of the listed videos from the first one on."""
+def know_rows(place: Path, first: int = 0, luma: str = "15 + r2 * 200") -> Row:
+    """Write scored rows, as merging leaves them, of the listed videos from the first one on.
+
+    The luma is an expression of r1 to r5, uniform noises between 0 and 1.
+    """
     database = Database()
     state = state_of(place, database)
     for listed, ordinals in state.listing.ranges:
         written = place / "data" / "ledger" / "scores"
+        written.mkdir(parents=True, exist_ok=True)
         path = written / f"{first}-{len([*written.iterdir()]):06d}{MERGED}"
         wanted = f"(FROM {listed} WHERE {ordinals} AND ordinal >= {first} AND fault = '')"
         if database.value(f"SELECT count(*) FROM {wanted}"):
-            database.write(f"{scored(wanted)} ORDER BY {SLICE}", path)
+            database.write(f"{scored(wanted, luma)} ORDER BY {SLICE}", path)
     return {"bytes": _bytes(place / "data" / "ledger")}
 
 
-def scored(videos: str) -> str:
+def scored(videos: str, luma: str) -> str:
     """Return the query of scored rows of videos."""
     measures = Measures(scorers=SCORERS)
     columns = [
@@ -139,7 +153,7 @@ def scored(videos: str) -> str:
         for scorer in SCORERS
     ]
     values = {
-        "black.longest_s": "r1 * 0.55", "exposure.luma": "15 + r2 * 200",
+        "black.longest_s": "r1 * 0.55", "exposure.luma": luma,
         "frozen.longest_s": "r3 * 0.6", "letterbox.share": "r4 * 0.022", "text.area": "r5 * 0.022",
     }  # fmt: skip
     for number, scorer in enumerate(SCORERS):

@@ -163,10 +163,13 @@ def publish_selection(
     """
     config = selection.config
     if not selection.counts["accepted"]:
-        judged = selection.judged
-        reasons = f"(SELECT unnest(reasons) AS reason, ordinal FROM {judged.sql})"
-        found = [*judged.count_by("reason", source=reasons).items()][:3]
-        raise NothingAcceptedError(f"no clip was accepted; the most frequent reasons: {found}")
+        found = selection.judged.database.rows(
+            "SELECT count(*) AS n, min(reason) FROM "
+            f"(SELECT unnest(reasons) AS reason FROM {selection.judged.sql}) "
+            "GROUP BY split_part(reason, ':', 1) ORDER BY n DESC, min(reason) LIMIT 3"
+        )
+        reasons = "; ".join(f"{count:,} clips as {example!r}" for count, example in found)
+        raise NothingAcceptedError(f"no clip was accepted, for these reasons mostly: {reasons}")
     entries = wanted.entries(cache_root)
     null_key, prompts = NULL_TEXT, config.prompts
     if prompts is not None and prompts.image_token_stride is None:  # else each row has its own

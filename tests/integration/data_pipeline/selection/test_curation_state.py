@@ -246,7 +246,7 @@ def made_as(
     return state.clips.made_as
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_after_any_nights_what_is_taken_over_equals_what_is_made_anew(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

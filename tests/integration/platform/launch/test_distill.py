@@ -99,6 +99,7 @@ def test_the_log_of_a_submitted_job_is_dated_lines_without_those_of_frameworks(s
     assert not [line for line in lines if re.search(r"\.(cc|h):\d", line)]
 
 
+@pytest.mark.long
 def test_a_run_resumes_after_its_last_checkpoint_and_shows_it_on_a_terminal(smoke, runs):
     copy = shutil.copytree(run_of(smoke).path, runs / "copy")
     program = [sys.executable, "jobs/distill.py", "--runs", str(runs), "--resume", "copy"]

@@ -49,6 +49,7 @@ def test_the_command_prints_a_plan() -> None:
     assert "magic141-4step-40xh100 fits" in fitting.stdout
 
 
+@pytest.mark.long
 def test_the_command_tells_by_its_status_what_does_not_fit() -> None:
     other = plan("--recipe", "magic141-4step-8xh100", "--json", "--engine.zero_stage", "1")
     assert other.returncode == 1

@@ -31,9 +31,11 @@ from magicdistill.platform.planning.memory import parts_of, state_rows, total
 from magicdistill.platform.planning.plan import Change, changed, plan
 from magicdistill.platform.planning.plan_table import format_plan, to_json
 from magicdistill.platform.planning.rehearsal import FLOPS
+from tests.jobs_in_process import apart, run
 from tests.tiny import tiny_inputs, tiny_shapes, tiny_wan
 from tests.tiny15 import tiny15_shapes
 
+__all__ = ["apart"]
 SHAPES = tiny_shapes(num_attention_heads=8, num_layers=3, num_single_layers=5, num_text_tokens=4)
 FAMILIES: dict[str, BackboneConfig] = {
     "hunyuan-video": SHAPES,
@@ -243,8 +245,9 @@ def test_parameters_that_stay_whole_are_planned() -> None:
 
 
 def test_what_does_not_fit_is_refused_and_each_remedy_makes_it_fit(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], apart: None
 ) -> None:
+    assert run("plan", f"--recipe {PORTRAIT} --engine.zero_stage 2")[0] == 1
     flags = ["--recipe", PORTRAIT, "--engine.zero_stage", "2", "--dry_run"]
     with pytest.raises(SystemExit) as stop:
         parse_job("distill", default_recipe=PORTRAIT, description="", arguments=flags)
