@@ -68,7 +68,12 @@ def _night(place: Path) -> Row:
     data = {
         "sources": [source],
         "measures": config(place).measures.model_dump(mode="json"),
-        "policy": {"min_short_side": 64, "min_long_side": 64, "max_clips_per_source": 8},
+        "policy": {
+            "min_short_side": 64,
+            "min_long_side": 64,
+            "max_clips_per_source": 8,
+            "limits": {"all": {"text.area": {"max": 1}}},  # portraits so small look like letters
+        },
     }
     values = {"extends": "portrait-tiny-data", "runs": str(place), "data": data}
     recipe = place / "nightly.yaml"
