@@ -142,12 +142,6 @@ class HunyuanVideo(Backbone):
         self.transformer.register_to_config(guidance_embeds=True)
 
     @property
-    def model_dim(self) -> int:
-        """The width of all heads."""
-        config = self.transformer.config
-        return config["num_attention_heads"] * config["attention_head_dim"]
-
-    @property
     def text_dims(self) -> tuple[int, int]:
         """The widths of the tokens of a Llama or LLaVA and of CLIP's pooled text."""
         config = self.transformer.config

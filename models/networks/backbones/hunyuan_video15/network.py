@@ -112,12 +112,6 @@ class HunyuanVideo15(Backbone):
         return arguments | {"task_type": TASKS[CONCAT]}, _without_image(parts, num_noisy)
 
     @property
-    def model_dim(self) -> int:
-        """The width of all heads."""
-        config = self.transformer.config
-        return config["num_attention_heads"] * config["attention_head_dim"]
-
-    @property
     def text_dims(self) -> tuple[int, int]:
         """The width of the tokens of Qwen2.5-VL; there is no pooled text."""
         return self.transformer.config["text_embed_dim"], 0
