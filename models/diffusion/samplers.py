@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicdistill.models.diffusion.flow import add_noise, x0_from_velocity
+from magicdistill.models.diffusion.noise_levels import reaches
 from magicdistill.models.networks.conditioning.conditions import Conditions
 
 SamplerName = Literal["euler", "consistency"]
@@ -50,7 +51,7 @@ class Experts:
     def __call__(
         self, x: Tensor, sigma: Tensor, conditions: Conditions, **guidance: Tensor
     ) -> Tensor:
-        expert = self.high if sigma[0] >= self.boundary else self.low
+        expert = self.high if reaches(sigma[0], self.boundary) else self.low
         return expert(x, sigma, conditions, **guidance)
 
 
