@@ -50,6 +50,8 @@ def caches(latents: str) -> tuple[AnyPath, AnyPath]:
     """Publish the rows of all clips but the last fifth, and one row of each of those."""
     root = place(latents)
     rows = list(committed_rows(root).values())
+    if not rows:
+        sys.exit(f"{latents}: no latents are there; give those that jobs/curate.py has written")
     clips = sorted({str(row["source_id"]) for row in rows})
     last = clips[len(clips) * 4 // 5 :]
     text = load_recipe("portrait-tiny").data.null_text
