@@ -75,8 +75,9 @@ def train(kind: str, training: AnyPath, held_out: AnyPath, num_cycles: int) -> d
         )
         files = {"model": _size(run.path / "model"), "checkpoint": _size(run.checkpoints)}
         if kind == "lora":
-            export_lora(str(run.path), Path(folder) / "lora", of_student=True)
-            files["lora"] = (Path(folder) / "lora" / "adapter_model.safetensors").stat().st_size
+            exported = Path(folder) / "exported"
+            export_lora(str(run.path), exported, of_student=True)
+            files["lora"] = (exported / "adapter_model.safetensors").stat().st_size
         scores = scores_of(load_transformer(run.path / "model"), recipe, held_out)
     return {"cpu_s_per_cycle": seconds, "peak_bytes": peak, "state_bytes": state, **files, **scores}
 

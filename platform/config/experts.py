@@ -81,19 +81,23 @@ def other_expert(
             "min 0 or max 1, or set evaluation to null"
         )
     teacher = _folder(recipe.model.teacher)
-    if teacher and _beside(teacher) and (teacher.name == TRANSFORMER) != (end == 1):
-        raise RecipeError(
-            f"model.teacher {recipe.model.teacher}: it is the expert for other noise levels than "
-            f"method.interval {start:g} to {end:g}; give {_beside(teacher)}"
-        )
+    for field, folder in (("model.teacher", teacher), ("--model", own)):
+        beside = folder and _beside(folder)
+        if folder and beside and (folder.name == TRANSFORMER) != (end == 1):
+            raise RecipeError(
+                f"{field} {folder}: it is the expert for other noise levels than method.interval "
+                f"{start:g} to {end:g}; give {beside}"
+            )
     if named is not None:
         return OtherExpert(_fitting(recipe, named, teacher), levels)
     found = (own and _beside(own)) or (teacher and _beside(teacher))
     if not found:
+        way_on = "lay both side by side, as transformer and transformer_2"
+        if recipe.model.other_expert is None:
+            way_on += f", or give {FIELD} the model folder of the other student's run"
         raise RecipeError(
-            f"{FIELD}: null: the network of method.interval {start:g} to {end:g} makes no video "
-            f"alone, and beside model.teacher {recipe.model.teacher} is no other expert; give the "
-            "model folder of the other student's run, or the teacher's other expert"
+            f"model.teacher {recipe.model.teacher}: the network of method.interval {start:g} to "
+            f"{end:g} makes no video alone, and beside this one is no other expert; {way_on}"
         )
     return OtherExpert(found, levels)
 
@@ -110,6 +114,8 @@ def expert_problem(recipe: Recipe) -> str | None:
         return None
     try:
         other_expert(recipe, None, model.other_expert)
+        if recipe.evaluation is not None and _folder(model.teacher) is not None:
+            other_expert(recipe, model.teacher)
     except RecipeError as error:
         return str(error)
     except (FileNotFoundError, PathError):

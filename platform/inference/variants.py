@@ -31,7 +31,7 @@ def variants(recipe: Recipe, student: Path) -> list[Variant]:
     """
     assert recipe.evaluation is not None
     many, teacher = teacher_sampler(recipe), recipe.model.teacher
-    of_teacher = other_expert(recipe, teacher)
+    of_teacher = other_expert(recipe, teacher) if teacher else None
     found = [Variant("teacher", teacher, many, of_teacher)]
     few = recipe.method.trained_sampler
     of_student = other_expert(recipe, student, recipe.model.other_expert)

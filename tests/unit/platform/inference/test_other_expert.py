@@ -16,9 +16,12 @@ from magicdistill.models.networks.transformer import (
     build_transformer,
     load_transformer,
 )
+from magicdistill.platform.checkpoints.checkpoint_folder import checkpoint_name
+from magicdistill.platform.checkpoints.checkpoints import Checkpoints
 from magicdistill.platform.config.experts import LOW_NOISE, TRANSFORMER, expert_problem
 from magicdistill.platform.config.recipe import Recipe, to_yaml
 from magicdistill.platform.config.validation import RecipeError
+from magicdistill.platform.engines.engine import build_engine
 from magicdistill.platform.export.pretrained_model import find_pretrained
 from magicdistill.platform.inference.clip_generator import ClipGenerator
 from magicdistill.platform.inference.generate import generate
@@ -26,6 +29,8 @@ from magicdistill.platform.inference.held_out_sampling import held_out
 from magicdistill.platform.inference.sample_video import VideoSampler
 from magicdistill.platform.inference.variants import own_variant, variants
 from magicdistill.platform.planning.preflight import weight_problems
+from magicdistill.platform.runs.run_directory import RunDirectory
+from magicdistill.platform.training.checkpoint_evaluator import CheckpointEvaluator
 from magicdistill.platform.training.validation import Validation
 from tests.tiny_run import tiny_recipe, write_cache
 
@@ -113,6 +118,15 @@ def test_evaluation_with_two_experts_is_sampling_with_two_experts(
     torch.testing.assert_close(clips, sampler.vae.decode(sampled))
     assert evaluations == 4
 
+    run = RunDirectory.create(tmp_path / "runs", recipe)
+    optimizer = recipe.schedule.optimizers["generator"]
+    engine = build_engine(
+        recipe.engine, network.requires_grad_(True), optimizer, num_micro_batches=1
+    )
+    Checkpoints(run.checkpoints, keep=1).save(1, {"generator": engine}, None)
+    evaluator = CheckpointEvaluator(run, str(cache))
+    assert evaluator.score(run.checkpoints / checkpoint_name(1)) == pytest.approx(scores)
+
 
 @pytest.mark.parametrize(("interval", "name"), [(HIGH, "high"), (LOW, "low")])
 def test_a_trained_expert_is_asked_within_its_interval_alone(
@@ -150,6 +164,8 @@ def test_a_pipeline_is_judged_with_both_experts_as_it_is_sampled(weights: Path) 
     way, model = own_variant(recipe, students / TRANSFORMER), find_pretrained(str(students))
     assert way.other and (way.other.weights, way.other.levels[0]) == (model.low_noise, 0.9)
     assert own_variant(recipe, students / LOW_NOISE).other is None
+    with pytest.raises(RecipeError, match=r"--model .*/transformer: it is the expert for other"):
+        own_variant(recipe_of(weights, LOW), students / TRANSFORMER)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +175,8 @@ def test_a_pipeline_is_judged_with_both_experts_as_it_is_sampled(weights: Path) 
         ({"min": 0.7, "max": 0.95}, {}, "only two experts make a video together"),
         (HIGH, {"other_expert": "teacher/transformer"}, "it is model.teacher itself"),
         (HIGH, {"teacher": "teacher/transformer_2"}, "other noise levels .* give .*/transformer$"),
-        (HIGH, {"teacher": "lone"}, "makes no video alone, and beside model.teacher .* is no"),
+        (HIGH, {"teacher": "lone"}, "alone, and beside this one is no .* or give model.other"),
+        (HIGH, {"teacher": "lone", "other_expert": "students/transformer_2"}, "transformer_2$"),
         (HIGH, {"other_expert": "high/model"}, "its run has method.interval 0.9 to 1, and this"),
         (HIGH, {"other_expert": "eight/model"}, "its run has method.sampler euler in 8 steps"),
         (HIGH, {"other_expert": "nowhere"}, "model.other_expert: no weights"),
