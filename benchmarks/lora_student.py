@@ -50,6 +50,8 @@ def caches(latents: str) -> tuple[AnyPath, AnyPath]:
     """Publish the rows of all clips but the last fifth, and one row of each of those."""
     root = place(latents)
     rows = list(committed_rows(root).values())
+    if not rows:
+        sys.exit(f"{latents}: no latents are there; give those that jobs/curate.py has written")
     clips = sorted({str(row["source_id"]) for row in rows})
     last = clips[len(clips) * 4 // 5 :]
     text = load_recipe("portrait-tiny").data.null_text
@@ -73,8 +75,9 @@ def train(kind: str, training: AnyPath, held_out: AnyPath, num_cycles: int) -> d
         )
         files = {"model": _size(run.path / "model"), "checkpoint": _size(run.checkpoints)}
         if kind == "lora":
-            export_lora(str(run.path), Path(folder) / "lora", of_student=True)
-            files["lora"] = (Path(folder) / "lora" / "adapter_model.safetensors").stat().st_size
+            exported = Path(folder) / "exported"
+            export_lora(str(run.path), exported, of_student=True)
+            files["lora"] = (exported / "adapter_model.safetensors").stat().st_size
         scores = scores_of(load_transformer(run.path / "model"), recipe, held_out)
     return {"cpu_s_per_cycle": seconds, "peak_bytes": peak, "state_bytes": state, **files, **scores}
 

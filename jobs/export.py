@@ -24,7 +24,7 @@ class Arguments(Config):
     format: Literal["diffusers", "original", "lora"] = "diffusers"
     """What is written: a pipeline of `diffusers`, into which a LoRA student is merged; one file
     with the names of the `original` code, which ComfyUI reads; or a student that is a LoRA alone,
-    as peft, diffusers and ComfyUI read it."""
+    as peft, diffusers, ComfyUI and kohya's scripts (musubi-tuner) read it."""
     role: str = "generator"
     """Role whose network is exported."""
     no_ema: Switch = False

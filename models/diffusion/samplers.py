@@ -5,6 +5,7 @@ a student trained under one sampler is bad under the other.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magicdistill.models.diffusion.flow import add_noise, x0_from_velocity
+from magicdistill.models.diffusion.noise_levels import reaches
 from magicdistill.models.networks.conditioning.conditions import Conditions
 
 SamplerName = Literal["euler", "consistency"]
@@ -21,16 +23,36 @@ Velocity = Callable[[Tensor, Tensor, Conditions], Tensor]
 """A network as samplers and objectives see it: (x_sigma, one sigma per sample, conditions) -> v."""
 
 
-def by_noise_level(high: Velocity, low: Velocity, boundary: float) -> Velocity:
-    """Let one of two experts predict: `high` from the noise level `boundary` on, `low` below it.
+@dataclass(frozen=True)
+class Experts:
+    """Two experts of which one predicts: `high` from the noise level `boundary` on, `low` below it.
 
     All samples of a call have one noise level. Known: diffusers' pipelines of Wan 2.2.
     """
 
-    def call(x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        return (high if sigma[0] >= boundary else low)(x, sigma, conditions)
+    high: Callable[..., Tensor]
+    low: Callable[..., Tensor]
+    boundary: float
 
-    return call
+    @classmethod
+    def of(
+        cls, own: Callable[..., Tensor], other: Callable[..., Tensor], levels: tuple[float, float]
+    ) -> "Experts":
+        """Let `own` predict from the smallest to the largest of its noise levels, one of which is 0
+        or 1, and `other` elsewhere."""
+        start, end = levels
+        return cls(own, other, start) if end == 1 else cls(other, own, end)
+
+    @property
+    def guidance_embeds(self) -> bool:
+        """Whether they take the guidance scale as an input."""
+        return getattr(self.high, "guidance_embeds", False)
+
+    def __call__(
+        self, x: Tensor, sigma: Tensor, conditions: Conditions, **guidance: Tensor
+    ) -> Tensor:
+        expert = self.high if reaches(sigma[0], self.boundary) else self.low
+        return expert(x, sigma, conditions, **guidance)
 
 
 def euler_step(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:

@@ -112,16 +112,6 @@ PRESETS |= {
         ),
         vae=WanVaeConfig(base_dim=96),
     ),
-    "wan22-i2v-14b": NetworkPreset(  # each of its two experts
-        transformer=WanConfig(
-            num_attention_heads=40,
-            attention_head_dim=128,
-            num_layers=40,
-            ffn_dim=13824,
-            text_embed_dim=4096,
-        ),
-        vae=WanVaeConfig(base_dim=96),
-    ),
     "hunyuan15-tiny": NetworkPreset(
         transformer=HunyuanVideo15Config(
             num_attention_heads=4,
@@ -159,6 +149,10 @@ PRESETS["hunyuan-i2v-13b"] = NetworkPreset(  # HunyuanVideo-I2V as published
     ),
     vae=PRESETS["magic141-13b"].vae,
 )
+PRESETS["wan22-i2v-14b"] = NetworkPreset(  # each of its two experts, which take no image tokens
+    transformer=PRESETS["wan21-i2v-14b"].transformer.model_copy(update={"image_dim": None}),
+    vae=PRESETS["wan21-i2v-14b"].vae,
+)
 
 
 class ModelConfig(Config):
@@ -179,6 +173,10 @@ class ModelConfig(Config):
     generator: LocalPath | None = None
     """Folder of the generator's first weights where distribution matching goes on from an earlier
     stage; null copies the teacher, as the paper does."""
+    other_expert: LocalPath | None = None
+    """Folder of the network that predicts outside `method.interval` where videos are made while a
+    run trains and where it is judged: the `model` folder of the other student's run. null is the
+    teacher's other expert, which lies beside the teacher (transformer, transformer_2)."""
 
     @field_validator("preset")
     @classmethod
@@ -232,7 +230,8 @@ class ModelConfig(Config):
 
     def without_weights(self) -> "ModelConfig":
         """Return the same shapes with random weights."""
-        model = self.model_copy(update={"vae": None, "teacher": None, "generator": None})
+        weights = ("vae", "teacher", "generator", "other_expert")
+        model = self.model_copy(update=dict.fromkeys(weights))
         model._fitted = self.shapes
         return model
 

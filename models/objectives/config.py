@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from magicdistill.models.config import Config, demand_range
+from magicdistill.models.diffusion.noise_levels import reaches
 from magicdistill.models.networks.config import LoraConfig
 from magicdistill.models.registry import Registry
 
@@ -131,7 +132,9 @@ class NoiseInterval(Config):
         """Return the steps of a sampler's grid that are in the interval."""
         times = [1 - step / sampler.num_steps for step in range(sampler.num_steps)]
         sigmas = [sampler.shift * u / (1 + (sampler.shift - 1) * u) for u in times]
-        inside = [self.min <= s and (s < self.max or self.max == 1) for s in sigmas]
+        inside = [
+            reaches(s, self.min) and (self.max == 1 or not reaches(s, self.max)) for s in sigmas
+        ]
         first = inside.index(True) if any(inside) else 0
         return range(first, first + sum(inside))
 

@@ -288,6 +288,8 @@ class EvaluationRun:
             "sample": part.sample,
             "num_frames": config.num_frames,
         }
+        if way.other is not None:
+            made |= {"other": digest_weights(way.other.weights), "levels": way.other.levels}
         return {
             "format": FORMAT,
             "vae": digest_weights(find_weights(self.recipe.model.vae or "", "model.vae")),
@@ -311,7 +313,10 @@ class EvaluationRun:
             "compared with": config.real if config.has_clips else "no clips",
             "data version": self.clips.version,
             "seed": self.recipe.seed,
-        } | {way.name: f"{way.weights}, {way.sampler}" for way in ways}
+        } | {
+            way.name: f"{way.weights}{f' and {way.other}' if way.other else ''}, {way.sampler}"
+            for way in ways
+        }
 
 
 def _nfe(way: Variant, model: ModelConfig) -> int:

@@ -32,4 +32,7 @@ def track_scores(
             if way.weights:
                 weights = find_weights(way.weights, "model.teacher")
                 tracker.weights(f"evaluated.{way.name}", way.weights, weights)
+            if way.other:
+                other = way.other.weights
+                tracker.weights(f"evaluated.{way.name}.other", str(other), other)
         tracker.table(table.cells(), "table")

@@ -11,7 +11,7 @@ import diffusers
 from diffusers import ClassifierFreeGuidance, FlowMatchEulerDiscreteScheduler, ModelMixin
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from magicdistill.models.networks.autoencoder.vae import VideoVae, forget_origin
 from magicdistill.models.networks.backbones.registry import family_of
@@ -27,6 +27,11 @@ PIPELINE_LORA = "pytorch_lora_weights.safetensors"
 """File of a LoRA that pipelines of diffusers look for."""
 ORIGINAL_LORA = "original_lora.safetensors"
 """File of a LoRA in the names of the family's original code, which ComfyUI takes."""
+ORIGINAL_PREFIX = "diffusion_model."
+"""What precedes these names. Known: ComfyUI's comfy/lora.py for any network, and diffusers."""
+KOHYA_LORA = "kohya_lora.safetensors"
+"""File of a LoRA in the same names as kohya's scripts and musubi-tuner spell them."""
+KOHYA_PREFIX = "lora_unet_"
 ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
 IMAGE_ENCODERS = ("image_encoder", "feature_extractor")
 """Parts of the pipelines whose network takes tokens of an image encoder of its own."""
@@ -88,9 +93,10 @@ def write_pipeline_lora(folder: Path) -> None:
 
 
 def write_original_lora(folder: Path, transformer: ModelMixin) -> None:
-    """Write the LoRA of a folder of peft once more, in the names of the family's original code.
+    """Write the LoRA of a folder of peft twice more, in the names of the family's original code.
 
-    Writes nothing for a family without such names. ComfyUI reads the file, and diffusers too.
+    One file has these names as they are, which ComfyUI reads, and diffusers too; the other one as
+    kohya's scripts spell them. Writes nothing for a family without such names.
     """
     tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     linears = (item for item in transformer.named_modules() if isinstance(item[1], nn.Linear))
@@ -99,8 +105,28 @@ def write_original_lora(folder: Path, transformer: ModelMixin) -> None:
     backbone = family_of(transformer).backbone()
     with suppress(ValueError):
         named = backbone.lora_in_original_names(own, widths)
-        named = {f"{TRANSFORMER}.{name}": tensor for name, tensor in named.items()}
-        save_file(named, folder / ORIGINAL_LORA, {"format": "pt"})
+        prefixed = {f"{ORIGINAL_PREFIX}{name}": tensor for name, tensor in named.items()}
+        save_file(prefixed, folder / ORIGINAL_LORA, {"format": "pt"})
+        save_file(in_kohya_names(named), folder / KOHYA_LORA, {"format": "pt"})
+
+
+def in_kohya_names(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Spell the names of a LoRA, `MODULE.lora_A.weight` and `lora_B`, as kohya's scripts do.
+
+    The dots of a module become underscores, A is `lora_down` and B `lora_up`, and every module has
+    an `alpha`: the branch counts alpha / rank, here 1. Known: musubi-tuner, and diffusers'
+    conversion of its files for Wan.
+    """
+    spelt: dict[str, Tensor] = {}
+    for name, tensor in lora.items():
+        module, _, matrix = name.partition(".lora_")
+        key = KOHYA_PREFIX + module.replace(".", "_")
+        if matrix == "A.weight":
+            spelt[f"{key}.lora_down.weight"] = tensor
+            spelt[f"{key}.alpha"] = tensor.new_tensor(len(tensor))
+        else:
+            spelt[f"{key}.lora_up.weight"] = tensor
+    return spelt
 
 
 def stock_vae(vae: VideoVae) -> ModelMixin:

@@ -22,6 +22,7 @@ from magicdistill.models.tensor_files import follow_umask, save_file
 from magicdistill.platform.checkpoints.checkpoint_folder import cycle_of
 from magicdistill.platform.checkpoints.checkpoints import EMA
 from magicdistill.platform.checkpoints.role_weights import role_weights
+from magicdistill.platform.config.experts import LOW_NOISE, take_turns
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.export.diffusers_pipeline import (
     TRANSFORMER,
@@ -36,7 +37,7 @@ from magicdistill.platform.export.model_card import (
     original_card,
     student_card,
 )
-from magicdistill.platform.export.pretrained_model import LOW_NOISE, sampler_of
+from magicdistill.platform.export.pretrained_model import sampler_of
 from magicdistill.platform.export.trained_network import (
     ExportError,
     TrainedNetwork,
@@ -152,7 +153,7 @@ def _write_low_noise(
     Raises ExportError where the runs are not of two experts that take turns at one noise level.
     """
     (start, end), (low_start, low_end) = high.method.noise_levels, low.recipe.method.noise_levels
-    if not (low_start == 0 < low_end == start < end == 1):
+    if not take_turns((start, end), (low_start, low_end)):
         raise ExportError(
             f"--low_noise {low.run.path.name}: its noise levels are {low_start:g} to {low_end:g} "
             f"and those of the exported run {start:g} to {end:g}; give two runs whose "
@@ -176,8 +177,8 @@ def export_lora(
     """Write only a LoRA of a checkpoint, in float32: the weak-to-strong one, or the student.
 
     `PeftModel.from_pretrained` and diffusers' `load_lora_weights` and `load_lora_adapter` put it on
-    the teacher, and where the family has original names, ComfyUI a third file. Raises as
-    `export` does, and ExportError where the method trains none.
+    the teacher, and where the family has original names, ComfyUI and musubi-tuner two more files.
+    Raises as `export` does, and ExportError where the method trains none.
     """
     demand_new(directory)
     run, checkpoint = find_checkpoint(source, runs, say)

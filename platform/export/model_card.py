@@ -158,6 +158,7 @@ On the frozen `{base}` this branch, at strength 1, is a few-step generator of `{
 | `pytorch_lora_weights.safetensors` | `load_lora_weights` of diffusers' pipelines |
 | `adapter_model.safetensors`, `adapter_config.json` | peft |
 | `original_lora.safetensors`, if the original code has other names | ComfyUI |
+| `kohya_lora.safetensors`, likewise | musubi-tuner, in the names of kohya's scripts |
 
 ## Use
 

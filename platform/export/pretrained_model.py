@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from magicdistill.data_pipeline.config import Bucket
 from magicdistill.models.locations import (
     CONFIG,
-    PIPELINE,
     PROJECT,
     demand_supported,
     find_weights,
@@ -20,6 +19,7 @@ from magicdistill.models.locations import (
 from magicdistill.models.networks.backbones.registry import family_in
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.paths import local_path
+from magicdistill.platform.config.experts import BOUNDARY, boundary_beside, low_noise_beside
 from magicdistill.platform.config.recipe import RECIPES, Recipe, load_recipe, load_stored
 from magicdistill.platform.config.teacher_sampling import published_sampler, teacher_sampler
 from magicdistill.platform.config.validation import RecipeError
@@ -30,11 +30,6 @@ from magicdistill.platform.runs.run_directory import resolve_root
 ASSETS = PROJECT / "assets"
 STUDENT_STEPS = (1, 4)
 """Numbers of steps of the students that come with the project."""
-TRANSFORMER, LOW_NOISE = "transformer", "transformer_2"
-"""Folders of a pipeline of diffusers: the transformer, or the expert for high noise levels, and the
-one for low levels."""
-BOUNDARY = 0.9
-"""Noise level at which the experts of Wan 2.2 I2V-A14B take turns. Known: its pipeline's index."""
 MODEL = "model"
 """Folder of a run that holds its finished generator."""
 Dtype = Literal["fp32", "bf16", "int8"]
@@ -130,22 +125,10 @@ def find_pretrained(
         recipe.data.null_text.num_tokens if recipe else 1,
         text,
         "int8" if is_int8(transformer) else None,
-        _low_noise(transformer),
-        _boundary(transformer.parent / PIPELINE),
+        low_noise_beside(transformer),
+        boundary_beside(transformer),
         image_token_stride=_image_token_stride(transformer, recipe, text),
     )
-
-
-def _low_noise(transformer: Path) -> Path | None:
-    """Return the folder of the other expert beside one for high noise levels, if there is one."""
-    low = transformer.parent / LOW_NOISE
-    return low if transformer.name == TRANSFORMER and (low / CONFIG).is_file() else None
-
-
-def _boundary(index: Path) -> float:
-    """Return the noise level at which a pipeline's experts take turns, by its index or as usual."""
-    found = json.loads(index.read_text()).get("boundary_ratio") if index.is_file() else None
-    return BOUNDARY if found is None else found
 
 
 def shipped_for(num_steps: int | None) -> str:
@@ -190,8 +173,8 @@ def find_teacher(model: Pretrained) -> Pretrained:
         model,
         transformer=teacher,
         sampler=_sampler(teacher, recipe),
-        low_noise=_low_noise(teacher),
-        boundary=_boundary(teacher.parent / PIPELINE),
+        low_noise=low_noise_beside(teacher),
+        boundary=boundary_beside(teacher),
     )
 
 

@@ -9,11 +9,15 @@ from magicdistill.data_pipeline.io.storage import AnyPath
 from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.locations import find_weights
-from magicdistill.models.methods.build import unsaid, vae
+from magicdistill.models.methods.build import vae
 from magicdistill.models.networks.presets import ModelConfig
-from magicdistill.models.networks.transformer import VelocityModel, load_transformer
+from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.platform.inference.generate import generate
-from magicdistill.platform.inference.held_out_sampling import held_out
+from magicdistill.platform.inference.held_out_sampling import (
+    OtherExperts,
+    held_out,
+    load_network,
+)
 from magicdistill.platform.inference.variants import Variant
 
 
@@ -25,6 +29,7 @@ class ClipGenerator:
         self.recipe_model = ModelConfig.model_validate_json(model_json)
         self.vae = vae(self.recipe_model).to(self.device)
         self.loaded: tuple[str, VelocityModel] | None = None
+        self.experts = OtherExperts(self.recipe_model, self.device)
 
     def make(
         self,
@@ -49,7 +54,7 @@ class ClipGenerator:
         length = length if num_frames is None else self.vae.latent_frames(num_frames)
         start_s = time.monotonic()
         latents = generate(
-            model,
+            self.experts.beside(model, variant.other),
             variant.sampler,
             batch.conditions,
             (channels, length, *sides),
@@ -66,9 +71,6 @@ class ClipGenerator:
     def _model(self, weights: str) -> VelocityModel:
         if self.loaded is None or self.loaded[0] != weights:
             self.loaded = None  # a GPU need not have room for two
-            path = find_weights(weights, "model.teacher")
-            shapes, layout = unsaid(path, self.recipe_model)
-            network = load_transformer(path, shapes, layout=layout)
-            dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-            self.loaded = (weights, VelocityModel(network).to(self.device, dtype).eval())
+            network = load_network(find_weights(weights, "model.teacher"), self.recipe_model)
+            self.loaded = (weights, network.to(self.device))
         return self.loaded[1]

@@ -11,7 +11,6 @@ from magicdistill.models.diffusion.long_video import continued
 from magicdistill.models.diffusion.rng import Rng
 from magicdistill.models.diffusion.samplers import Velocity, sample
 from magicdistill.models.networks.conditioning.conditions import Conditions
-from magicdistill.models.networks.transformer import VelocityModel
 from magicdistill.models.objectives.config import SamplerConfig
 
 
@@ -36,7 +35,7 @@ def generate(
     """
     device = conditions.text.device
     rng = Rng(seed, -1 - sample_index, window - 1, positions, device)
-    embeds = isinstance(velocity, VelocityModel) and velocity.guidance_embeds
+    embeds = getattr(velocity, "guidance_embeds", False)
     network = embedded(velocity, sampler.guidance, embeds=embeds)
     field = guided(network, sampler.cfg(embeds=embeds), null, embeds=False)
     return sample(

@@ -28,7 +28,7 @@ from magicdistill.data_pipeline.rows import digest
 from magicdistill.models.checksums import digest_weights
 from magicdistill.models.diffusion.context_windows import ContextWindows
 from magicdistill.models.diffusion.long_video import slide
-from magicdistill.models.diffusion.samplers import Velocity, by_noise_level
+from magicdistill.models.diffusion.samplers import Experts, Velocity
 from magicdistill.models.locations import is_int8
 from magicdistill.models.metrics.fidelity import psnr_db
 from magicdistill.models.metrics.seams import SeamMeter, Seams
@@ -79,7 +79,7 @@ class VideoSampler:
         """What is sampled: the network, or both experts by the noise level."""
         if model.low_noise is not None:
             low = self._placed(model.low_noise)
-            self.field = by_noise_level(self.velocity, low, model.boundary)
+            self.field = Experts(self.velocity, low, model.boundary)
         self.vae = VideoVae.load(model.vae).to(self.device).requires_grad_(False)
 
     def _placed(self, folder: Path) -> VelocityModel:

@@ -68,6 +68,7 @@ def initial_weights(recipe: Recipe) -> dict[str, str]:
         "model.teacher": model.teacher,
         "model.vae": model.vae,
         "model.generator": model.generator,
+        "model.other_expert": model.other_expert,
         "pairs.generator": pairs and pairs.generator,
     }
     return {field: location for field, location in fields.items() if location}

@@ -7,6 +7,7 @@ from magicdistill.models.diffusion.guidance import forwards_per_step
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.backbones.base import Sample
 from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.platform.config.experts import ALL_LEVELS
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import PairsConfig
 from magicdistill.platform.config.teacher_sampling import teacher_sampler
@@ -50,8 +51,7 @@ def evaluation_rows(recipe: Recipe, parts: Sequence[Parameters], sample: Sample)
     evaluation = recipe.evaluation
     if evaluation is None:
         return ()
-    whole = ("network", "frozen base")  # a LoRA is merged into it
-    numel = sum(p.total for p in parts if p.role == "generator" and p.part in whole)
+    numel = _numel(parts)
     alone = replace(sample, sequence_parallel=1, activation_bytes=2)
     steps = ForwardPass("evaluation", "sampling", samples=_samples(teacher_sampler(recipe), sample))
     space = evaluation.batch_size * forward_bytes(alone, steps, recompute="none")
@@ -60,6 +60,22 @@ def evaluation_rows(recipe: Recipe, parts: Sequence[Parameters], sample: Sample)
     worst = max(sampling, decoding, key=lambda row: row.bytes)
     network = Row("evaluation", "network", "parameters", 2 * numel)
     return (network, vae_row(recipe.model.shapes), worst)
+
+
+def other_expert_rows(recipe: Recipe, parts: Sequence[Parameters]) -> tuple[Row, ...]:
+    """Return the memory on the host of the expert beside which a worker's network is validated.
+
+    It is read in float32; the GPU holds one layer of it.
+    """
+    if recipe.method.noise_levels == ALL_LEVELS:
+        return ()
+    return (Row("validation", "other expert", "parameters", 4 * _numel(parts), "host"),)
+
+
+def _numel(parts: Sequence[Parameters]) -> int:
+    """Return the parameters of a network; a LoRA is merged into it."""
+    whole = ("network", "frozen base")
+    return sum(p.total for p in parts if p.role == "generator" and p.part in whole)
 
 
 def evaluation_operations(recipe: Recipe, sample: Sample) -> float:

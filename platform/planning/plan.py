@@ -22,6 +22,7 @@ from magicdistill.platform.planning.flops import (
 from magicdistill.platform.planning.generation import (
     evaluation_operations,
     evaluation_rows,
+    other_expert_rows,
     pair_operations,
     pair_rows,
     video_operations,
@@ -362,6 +363,7 @@ def _held(recipe: Recipe, parts: Sequence[Parameters]) -> Iterator[Row]:
         yield ema_row(parts, engine, num_workers)
     if recipe.evaluation is not None and recipe.schedule.sample_every is not None:
         yield vae_row(recipe.model.shapes)
+        yield from other_expert_rows(recipe, parts)
 
 
 def _peaks(

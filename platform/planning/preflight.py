@@ -17,6 +17,8 @@ from magicdistill.models.networks.autoencoder.registry import demand_vae
 from magicdistill.models.networks.backbones.registry import demand_layout, demand_shapes
 from magicdistill.models.networks.config import demand_share
 from magicdistill.models.paths import PathError
+from magicdistill.platform.config.experts import FIELD as OTHER_EXPERT
+from magicdistill.platform.config.experts import expert_problem
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import OptimizerConfig, Thresholds
 from magicdistill.platform.config.validation import RecipeError
@@ -222,6 +224,7 @@ def weight_locations(recipe: Recipe) -> Iterator[tuple[str, str]]:
         ("model.vae", model.vae),
         ("model.teacher", model.teacher),
         ("model.generator", model.generator),
+        ("model.other_expert", model.other_expert),
         ("pairs.generator", pairs and pairs.generator),
     ):
         if location is not None:
@@ -239,6 +242,8 @@ def weight_problems(recipe: Recipe) -> Iterator[tuple[str, str]]:
         except PathError:
             pass  # of another kind
     yield from unfit_weights(recipe)
+    if problem := expert_problem(recipe):
+        yield OTHER_EXPERT, problem
     for field, location in (
         ("data.prompts.encoder", prompts and prompts.encoder),
         ("evaluation.networks", evaluation and evaluation.networks),

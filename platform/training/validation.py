@@ -20,6 +20,7 @@ from magicdistill.models.metrics.suite import Measured, MetricSuite, summarise
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.objectives.types import Batch, Method
 from magicdistill.platform.cluster import ranks
+from magicdistill.platform.config.experts import other_expert
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.teacher_sampling import teacher_sampler
 from magicdistill.platform.inference.contact_sheets import (
@@ -30,7 +31,7 @@ from magicdistill.platform.inference.contact_sheets import (
     to_uint8,
 )
 from magicdistill.platform.inference.generate import generate
-from magicdistill.platform.inference.held_out_sampling import held_out
+from magicdistill.platform.inference.held_out_sampling import OtherExperts, held_out
 from magicdistill.platform.training.health import VALIDATION
 
 CHUNK = 8
@@ -89,6 +90,7 @@ class Validation:
         self.real = self.look([batch.x0 for batch in self.batches])
         self.beside = {"real": self.real.pictures}
         """Clips that pictures show beside the generated ones."""
+        self.experts = OtherExperts(recipe.model, device)
         share = self._share(num_scored, num_groups)
         self.scored = range(group * share, (group + 1) * share)
         if self.scored:
@@ -104,11 +106,13 @@ class Validation:
         """
         shown, many = self.real, self.many_steps
         if velocity is not None:
-            shown = self.look(self.generate(velocity, many))
+            teacher = other_expert(self.recipe, self.recipe.model.teacher)
+            field = self.experts.beside(velocity, teacher)
+            shown = self.look(self._generate_shown(field, many))
             self.beside["teacher"] = shown.pictures
             if self.sampler != many:
                 euler = self.sampler.model_copy(update={"name": "euler"})
-                self.beside["euler"] = self.look(self.generate(velocity, euler)).pictures
+                self.beside["euler"] = self.look(self._generate_shown(field, euler)).pictures
         self.teacher_signs = shown.signs
 
     def health(self, shown: Shown) -> dict[str, float]:
@@ -116,9 +120,12 @@ class Validation:
         ratios = compare_signs(shown.signs, self.teacher_signs)
         return {f"health/{name}": ratio for name, ratio in ratios.items()}
 
-    def generate(self, velocity: Velocity, sampler: SamplerConfig | None = None) -> list[Tensor]:
-        """Return latents (1 c f h w) of this group's shown clips, made one at a time."""
-        return [self._generate(velocity, batch, sampler) for batch in self.batches]
+    def generate(self, velocity: Velocity) -> list[Tensor]:
+        """Return latents (1 c f h w) of this group's shown clips, made one at a time.
+
+        A network that is one of two experts makes the steps at its own noise levels alone.
+        """
+        return self._generate_shown(self._with_other(velocity), self.sampler)
 
     def look(self, latents: Sequence[Tensor]) -> Shown:
         """Decode this group's shown clips, one at a time, and exchange what is kept of them."""
@@ -150,7 +157,8 @@ class Validation:
         """
         if not self.scored:
             return {}
-        found = self._measure(lambda batch: self._generate(velocity, batch))
+        field = self._with_other(velocity)
+        found = self._measure(lambda batch: self._generate(field, batch, self.sampler))
         if found is None:
             return {f"{VALIDATION}proxy_frechet_distance": math.inf}
         metrics = summarise(found, self.truth, {}, self.config.counted)
@@ -178,14 +186,20 @@ class Validation:
         """Return pixels of clips, decoded one at a time."""
         return torch.cat([self.vae.decode(one[None]) for one in latents])
 
-    def _generate(
-        self, velocity: Velocity, batch: Batch, sampler: SamplerConfig | None = None
-    ) -> Tensor:
+    def _with_other(self, velocity: Velocity) -> Velocity:
+        """Return what is sampled of the network that is trained."""
+        other = other_expert(self.recipe, None, self.recipe.model.other_expert)
+        return self.experts.beside(velocity, other)
+
+    def _generate_shown(self, velocity: Velocity, sampler: SamplerConfig) -> list[Tensor]:
+        return [self._generate(velocity, batch, sampler) for batch in self.batches]
+
+    def _generate(self, velocity: Velocity, batch: Batch, sampler: SamplerConfig) -> Tensor:
         """Return generated latents of a batch's clips."""
         assert batch.conditions is not None
         return generate(
             velocity,
-            sampler or self.sampler,
+            sampler,
             batch.conditions,
             batch.x0.shape[1:],
             seed=self.recipe.seed,

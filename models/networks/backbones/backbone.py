@@ -24,8 +24,8 @@ class Backbone(ABC):
     """A network of one family, seen as a velocity field with features for a discriminator.
 
     The class methods are about files. What is not abstract is that of a family whose files are
-    diffusers folders for image-to-video, without a guidance input, and which has one kernel of
-    attention and computes a sample on one rank.
+    diffusers folders for image-to-video, without a guidance input, whose configuration names heads
+    and their width, and which has one kernel of attention and computes a sample on one rank.
     """
 
     network: ClassVar[type[ModelMixin]]
@@ -100,9 +100,10 @@ class Backbone(ABC):
         )
 
     @property
-    @abstractmethod
     def model_dim(self) -> int:
-        """The width of the tokens."""
+        """The width of the tokens: that of all heads."""
+        config = self.transformer.config
+        return config["num_attention_heads"] * config["attention_head_dim"]
 
     @property
     @abstractmethod

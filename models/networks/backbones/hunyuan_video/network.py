@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS, per_sample
 from magicdistill.models.networks.backbones.backbone import Arguments, Backbone, TensorsByName
 from magicdistill.models.networks.backbones.hunyuan_video.files import (
+    NAMES,
     PATCH_EMBEDDING,
     in_diffusers_names,
-    in_original_names,
-    lora_in_original_names,
     widened,
 )
 from magicdistill.models.networks.backbones.hunyuan_video.layouts import (
@@ -82,14 +81,14 @@ class HunyuanVideo(Backbone):
     @classmethod
     def in_original_names(cls, weights: TensorsByName) -> TensorsByName:
         """Return the names of the original HunyuanVideo file."""
-        return in_original_names(weights)
+        return NAMES.to_original(weights)
 
     @classmethod
     def lora_in_original_names(
         cls, weights: TensorsByName, widths: Mapping[str, int]
     ) -> TensorsByName:
         """Return the names by which ComfyUI and diffusers know a LoRA of the original network."""
-        return lora_in_original_names(weights, widths)
+        return NAMES.lora_to_original(weights, widths)
 
     @classmethod
     def arguments_of_file(
@@ -140,12 +139,6 @@ class HunyuanVideo(Backbone):
                     torch.nn.init.zeros_(parameter)
         embedding.guidance_embedder = embedder
         self.transformer.register_to_config(guidance_embeds=True)
-
-    @property
-    def model_dim(self) -> int:
-        """The width of all heads."""
-        config = self.transformer.config
-        return config["num_attention_heads"] * config["attention_head_dim"]
 
     @property
     def text_dims(self) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from magicdistill.models.diffusion.flow import NUM_TRAIN_TIMESTEPS
 from magicdistill.models.networks.backbones.backbone import Arguments, Backbone, TensorsByName
 from magicdistill.models.networks.backbones.hunyuan_video.network import concat_image_prior
-from magicdistill.models.networks.backbones.hunyuan_video15.files import in_diffusers_names
+from magicdistill.models.networks.backbones.hunyuan_video15.files import NAMES
 from magicdistill.models.networks.backbones.hunyuan_video15.layouts import (
     CONCAT,
     TASKS,
@@ -82,7 +82,19 @@ class HunyuanVideo15(Backbone):
     @classmethod
     def in_diffusers_names(cls, part: TensorsByName) -> TensorsByName:
         """Rename the tensors of an original file."""
-        return in_diffusers_names(part)
+        return NAMES.to_diffusers(part)
+
+    @classmethod
+    def in_original_names(cls, weights: TensorsByName) -> TensorsByName:
+        """Return the names of the original file."""
+        return NAMES.to_original(weights)
+
+    @classmethod
+    def lora_in_original_names(
+        cls, weights: TensorsByName, widths: Mapping[str, int]
+    ) -> TensorsByName:
+        """Return the names by which ComfyUI knows a LoRA of the original network."""
+        return NAMES.lora_to_original(weights, widths)
 
     @classmethod
     def arguments_of_file(
@@ -110,12 +122,6 @@ class HunyuanVideo15(Backbone):
             return arguments, parts
         num_noisy = arguments["out_channels"]
         return arguments | {"task_type": TASKS[CONCAT]}, _without_image(parts, num_noisy)
-
-    @property
-    def model_dim(self) -> int:
-        """The width of all heads."""
-        config = self.transformer.config
-        return config["num_attention_heads"] * config["attention_head_dim"]
 
     @property
     def text_dims(self) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from magicdistill.models.networks.backbones.wan.files import (
     PATCH_EMBEDDING,
     demand_image_to_video,
     in_diffusers_names,
+    lora_in_original_names,
 )
 from magicdistill.models.networks.backbones.wan.layout import (
     NUM_IMAGE_TOKENS,
@@ -60,6 +61,13 @@ class Wan(Backbone):
         return in_diffusers_names(part)
 
     @classmethod
+    def lora_in_original_names(
+        cls, weights: TensorsByName, widths: Mapping[str, int]
+    ) -> TensorsByName:
+        """Return the names by which ComfyUI and diffusers know a LoRA of the original network."""
+        return lora_in_original_names(weights)
+
+    @classmethod
     def arguments_of_file(
         cls, arguments: Arguments, sizes: Mapping[str, torch.Size], layout: str | None
     ) -> Arguments:
@@ -71,12 +79,6 @@ class Wan(Backbone):
         if not any("image_embedder" in name for name in sizes):
             found |= {"image_dim": None, "added_kv_proj_dim": None}
         return found
-
-    @property
-    def model_dim(self) -> int:
-        """The width of all heads."""
-        config = self.transformer.config
-        return config["num_attention_heads"] * config["attention_head_dim"]
 
     @property
     def text_dims(self) -> tuple[int, int]:

@@ -1,13 +1,15 @@
 """An expert is trained at its own noise levels alone."""
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from magicdistill.models.diffusion.flow import add_noise, score_sigma
+from magicdistill.models.diffusion.flow import add_noise, score_sigma, sigma_grid
 from magicdistill.models.diffusion.rng import Rng
+from magicdistill.models.diffusion.samplers import Experts
 from magicdistill.models.methods.registry import METHODS
 from magicdistill.models.networks.conditioning.conditions import Conditions
 from magicdistill.models.objectives.config import NoiseInterval, SamplerConfig
@@ -31,6 +33,31 @@ HIGH, LOW = NoiseInterval(min=0.9), NoiseInterval(max=0.9)
 )
 def test_the_steps_of_a_sampler_are_shared_out_at_the_boundary(interval, steps) -> None:
     assert list(interval.steps(FOUR)) == steps
+
+
+def test_sampling_asks_each_expert_for_the_steps_that_it_is_trained_on() -> None:
+    """Also where a level is the boundary itself, which float32 rounds to either side."""
+    zeros, at_boundary, asked = torch.zeros(1), 0, {"high": [], "low": []}
+
+    def expert(name: str) -> Any:
+        return lambda x, sigma, _: asked[name].append(round(float(sigma), 6)) or x
+
+    null = Conditions.null(torch.zeros(1, 1, 1, 1, 1), num_tokens=1, text_dim=1, pooled_dim=0)
+    for shift, num_steps, boundary in product(
+        (1.0, 2.0, 3.0, 5.0), range(1, 31), (0.6, 0.75, 0.8, 0.9)
+    ):
+        sampler = SamplerConfig(num_steps=num_steps, shift=shift)
+        experts = Experts(expert("high"), expert("low"), boundary)
+        grid = sigma_grid(num_steps, shift)[:-1]
+        for sigma in grid:
+            experts(zeros, sigma.expand(1), null)
+        levels = [round(level, 6) for level in grid.tolist()]
+        trained = (NoiseInterval(min=boundary), NoiseInterval(max=boundary))
+        for called, interval in zip(asked.values(), trained, strict=True):
+            assert called == [levels[step] for step in interval.steps(sampler)]
+            called.clear()
+        at_boundary += boundary in levels
+    assert at_boundary > 20
 
 
 def test_an_expert_without_a_step_is_refused() -> None:

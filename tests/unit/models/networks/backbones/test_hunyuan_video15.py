@@ -9,7 +9,7 @@ from diffusers import HunyuanVideo15Transformer3DModel
 from torch import Tensor
 
 from magicdistill.models.networks.attention import set_kernels
-from magicdistill.models.networks.backbones.hunyuan_video15.files import in_diffusers_names
+from magicdistill.models.networks.backbones.hunyuan_video15.files import NAMES
 from magicdistill.models.networks.backbones.hunyuan_video15.network import (
     HunyuanVideo15,
     lengths_of,
@@ -263,9 +263,33 @@ def test_an_original_file_is_what_diffusers_computes(layout, tmp_path):
 def test_every_key_of_the_original_8b_file_finds_its_place():
     with torch.device("meta"):
         large = HunyuanVideo15Transformer3DModel()  # whose defaults are the published network's
-    converted = in_diffusers_names(in_original_names(weights(large)))
+    converted = NAMES.to_diffusers(in_original_names(weights(large)))
     shapes = {name: tensor.shape for name, tensor in converted.items()}
     assert shapes == {name: tensor.shape for name, tensor in large.state_dict().items()}
+
+
+@pytest.mark.parametrize("is_distilled", [False, True])
+def test_a_student_gets_the_names_of_the_original_file(is_distilled):
+    state = weights(published(use_meanflow=is_distilled))
+    expected, found = in_original_names(state), NAMES.to_original(state)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert "time_r_in.mlp.2.bias" in found or not is_distilled
+
+
+def test_a_lora_student_gets_the_names_of_the_original_linears():
+    modules = {"transformer_blocks.1.attn.add_k_proj": "double_blocks.1.txt_attn_k"}
+    modules |= {"transformer_blocks.0.ff.net.0.proj": "double_blocks.0.img_mlp.fc1"}
+    shapes = {"A": (2, 5), "B": (7, 2)}
+    lora = {f"{name}.lora_{m}.weight": torch.randn(shapes[m]) for name in modules for m in "AB"}
+    found = NAMES.lora_to_original(lora, dict.fromkeys(modules, 7))
+    expected = {
+        f"{original}.lora_{m}.weight": lora[f"{name}.lora_{m}.weight"]
+        for name, original in modules.items()
+        for m in "AB"
+    }
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_the_fused_projection_of_the_original_13b_file_is_split_in_its_order():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_lora_student_or_a_full_one_gets_the_names_of_the_original_file(name):
     state = weights(network(**LAYOUTS[name]))
-    expected, found = in_original_names(state), files.in_original_names(state)
+    expected, found = in_original_names(state), files.NAMES.to_original(state)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
@@ -252,7 +252,7 @@ def test_diffusers_reads_a_lora_student_of_13b_back_from_the_original_names():
     del state["transformer_blocks.0.attn.to_k.lora_A.weight"]  # a recipe may leave a part out
     del state["transformer_blocks.0.attn.to_k.lora_B.weight"]
     widths = {name: linear.out_features for name, linear in linears.items()}
-    original = files.lora_in_original_names(state, widths)
+    original = files.NAMES.lora_to_original(state, widths)
     assert original["single_blocks.0.linear1.lora_B.weight"].shape == (7 * 3072, 8)
     assert original["double_blocks.0.img_attn_qkv.lora_A.weight"].shape == (4, 3072)
     found = _convert_hunyuan_video_lora_to_diffusers(original)
