@@ -14,15 +14,24 @@ from magicdistill.platform.config.recipe import Recipe, with_protocol
 from magicdistill.platform.launch.cli import JobFlags, parse_job, refuse, refusing
 from magicdistill.platform.planning.preflight import demand_fitting_weights
 from magicdistill.platform.runs import logs
-from magicdistill.platform.runs.find_model import find_model
 from magicdistill.platform.runs.run_directory import RunDirectory
 
 
 class Flags(JobFlags):
     """Flags of this job."""
 
-    model: Annotated[LocalPath | None, tyro.conf.arg(metavar="RUN|DIR")] = None
-    """Model to score: a run (a folder, a name, or `latest`) or a folder of weights."""
+    model: Annotated[tuple[LocalPath, ...], tyro.conf.arg(metavar="RUN|DIR|NAME=RUN")] = ()
+    """Models to score: a run (a folder, a name, or `latest`) or a folder of weights, which stands
+    beside its teacher. Several have names of their own and are compared with each other alone:
+    NAME=RUN_OR_DIR[,steps=N][,guidance=N][,shift=N]."""
+    pipeline: Annotated[tuple[LocalPath, ...], tyro.conf.arg(metavar="NAME=DIR")] = ()
+    """Image-to-video pipelines of diffusers to score beside them, each with its class's own
+    settings: NAME=DIR[,steps=N][,guidance=N][,fps=N]."""
+    videos: Annotated[tuple[LocalPath, ...], tyro.conf.arg(metavar="NAME=DIR")] = ()
+    """Folders of finished MP4s to score beside them, named as --export_inputs names them."""
+    export_inputs: Annotated[LocalPath | None, tyro.conf.arg(metavar="DIR")] = None
+    """Score nothing: write the protocol's first frames, prompts and seeds, with the name that each
+    video must have for --videos."""
     weights: Annotated[LocalPath | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the metrics' networks (docs/evaluation.md), without which only temporal flickering
     and the proxies are measured."""
@@ -47,17 +56,27 @@ def main() -> None:
     flags = args.flags
     if flags.report is not None:
         return _report(flags.report, args.recipe.runs)
-    if flags.model is None or args.resume is not None or args.recipe.evaluation is None:
-        message = "give --model, --protocol or a recipe that has `evaluation`, and no --resume"
+    chosen = flags.model or flags.pipeline or flags.videos or flags.export_inputs
+    if not chosen or args.resume is not None or args.recipe.evaluation is None:
+        message = (
+            "give --model, --pipeline or --videos, and --protocol or a recipe that has "
+            "`evaluation`, and no --resume"
+        )
         refuse("evaluate", RecipeError(message))
 
     with refusing("evaluate"):
         demand_fitting_weights(args.recipe, trained=False)
-        student, folder = find_model(args.recipe, flags.model)
+        if flags.export_inputs is not None:
+            from magicdistill.platform.evaluation.evaluate_protocol import export_protocol
+
+            return export_protocol(args.recipe, flags.export_inputs)
+        from magicdistill.platform.evaluation.line_up import line_up
+
+        ways, folder = line_up(args.recipe, flags.model, flags.pipeline, flags.videos)
         demand_output_folder(folder, "--runs")
         from magicdistill.platform.evaluation.evaluate_protocol import evaluate_model
 
-        evaluate_model(args.recipe, student, folder)
+        evaluate_model(args.recipe, ways, folder)
 
 
 def _report(name: str, runs: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from einops import rearrange
 from ray.util import ActorPool
 from torch import Tensor
 
+from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.data_pipeline.latents.cache import LatentCache
 from magicdistill.data_pipeline.latents.windows import read_windows
+from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.pipeline import Curator
 from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.selection.curation_result import CurationResult
@@ -34,22 +37,37 @@ from magicdistill.models.metrics.suite import Measured, MetricSuite, reference, 
 from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.networks.state_dicts import checkpoint_config
 from magicdistill.models.objectives.config import SamplerConfig
+from magicdistill.models.paths import local_path
 from magicdistill.platform.cluster.ray_cluster import announced_cluster
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.sections import EvaluationConfig
 from magicdistill.platform.data.prepare import data_root, tell
+from magicdistill.platform.evaluation.contestants import (
+    Contestant,
+    Maker,
+    Request,
+    Video,
+    VideoFolder,
+    export_inputs,
+    fitted,
+    names_of,
+)
 from magicdistill.platform.evaluation.evaluate_run import chunks
 from magicdistill.platform.evaluation.log_scores import track_scores
 from magicdistill.platform.evaluation.score_plots import plot_scores
 from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
 from magicdistill.platform.inference.clip_generator import ClipGenerator
-from magicdistill.platform.inference.variants import REAL, Variant, variants
+from magicdistill.platform.inference.contact_sheets import to_uint8
+from magicdistill.platform.inference.variants import REAL, Variant
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import ExplainedError, resume_hint
 from magicdistill.platform.runs.run_directory import resolve_root
 
 FORMAT = 2
 """Format of the stored batches; raise it when the same key no longer means the same measures."""
+CHANGES = ".changes.json"
+"""Suffix of the file beside a batch's measures that says what was changed of its videos."""
+VIDEOS = "videos"
 COLLAPSED = AbsentMetric("the generator gave pixels that are no numbers")
 TRUTH = Variant(REAL, None, SamplerConfig())
 
@@ -58,11 +76,21 @@ TRUTH = Variant(REAL, None, SamplerConfig())
 class VideoBatch:
     """Videos that one worker generates and measures at once."""
 
-    way: Variant
+    way: Variant | Contestant
     rows: range
     """Rows of the latent cache whose first frames are used."""
     sample: int
     """Index of the video among those of the same first frame."""
+
+
+@dataclass(frozen=True)
+class MeasuredBatch:
+    """What came of a batch of videos."""
+
+    measured: Measured | None
+    """None where a pixel is not finite."""
+    changes: Sequence[str] = ()
+    """What had to be changed of a contestant's videos for the protocol's shape."""
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
@@ -77,14 +105,28 @@ class ProtocolEvaluator:
         self.clip_generator = ClipGenerator(recipe.model.model_dump_json())
         networks = self.config.networks_path
         self.suite = MetricSuite(networks, self.clip_generator.device, self.config.counted)
+        self.makers: dict[str, Maker] = {}
 
     @torch.no_grad()
-    def score(self, part: VideoBatch, cache: Any, clips: Sequence[ClipRow]) -> Measured | None:
-        """Measure a batch made of the rows of `clips`; return None if a pixel is not finite."""
-        real = pixels = self._real(cache, part.rows, clips)
-        if part.way.weights is not None:
+    def score(
+        self, part: VideoBatch, cache: Any, clips: Sequence[ClipRow], kept: Sequence[Path]
+    ) -> MeasuredBatch:
+        """Measure a batch made of the rows of `clips`, and keep its videos in files.
+
+        Args:
+            part: the batch.
+            cache: the latent cache of its rows.
+            clips: what the rows were made of.
+            kept: the file of each video; none for the real clips.
+        """
+        real, way, changes = self._real(cache, part.rows, clips), part.way, []
+        if not isinstance(way, Variant):
+            pixels, changes = self._elsewhere(way, part, real, clips, kept)
+        elif way.weights is None:
+            pixels = real
+        else:
             pixels, _, _ = self.clip_generator.make(
-                part.way,
+                way,
                 cache,
                 part.rows,
                 self.seed,
@@ -92,8 +134,54 @@ class ProtocolEvaluator:
                 num_frames=self.config.num_frames,
             )
         if not pixels.isfinite().all():
-            return None
-        return self.suite.measure(pixels, real, self.config.data.bucket.fps)
+            return MeasuredBatch(None, changes)
+        fps = self.config.data.bucket.fps
+        if isinstance(way, Variant):
+            for path, frames in zip(kept, to_frames(pixels), strict=way.weights is not None):
+                _keep(path, Video(frames, fps))
+        return MeasuredBatch(self.suite.measure(pixels, real, fps), changes)
+
+    def _elsewhere(
+        self,
+        way: Contestant,
+        part: VideoBatch,
+        real: Tensor,
+        clips: Sequence[ClipRow],
+        kept: Sequence[Path],
+    ) -> tuple[Tensor, list[str]]:
+        """Return a contestant's videos in the protocol's shape, and what was changed of them."""
+        if way.name not in self.makers:
+            self.makers.clear()  # a GPU need not have room for two
+            self.makers[way.name] = way.open(self.clip_generator.device)
+        frames, changes = [], []
+        for request, path in zip(self._requests(part, real, clips, kept), kept, strict=True):
+            video = self.makers[way.name](request)
+            if way.keeps:
+                _keep(path, video)
+            shown, change = fitted(video, request.shape)
+            frames.append(shown)
+            changes.append(change)
+        return to_pixels(np.stack(frames), self.clip_generator.device), changes
+
+    @torch.no_grad()
+    def requests(
+        self, part: VideoBatch, cache: Any, clips: Sequence[ClipRow], kept: Sequence[Path]
+    ) -> list[Request]:
+        """Return what is asked for in a batch."""
+        return [*self._requests(part, self._real(cache, part.rows, clips), clips, kept)]
+
+    def _requests(
+        self, part: VideoBatch, real: Tensor, clips: Sequence[ClipRow], kept: Sequence[Path]
+    ) -> Iterator[Request]:
+        """Yield first frames of the real clips, prompts and seeds."""
+        config = self.config
+        shape = config.data.bucket
+        if config.num_frames is not None:
+            shape = shape.model_copy(update={"num_frames": config.num_frames})
+        firsts = to_frames(real[:, :, :1])
+        for row, first, clip, path in zip(part.rows, firsts, clips, kept, strict=True):
+            (drawn,) = np.random.SeedSequence([self.seed, row, part.sample]).generate_state(1)
+            yield Request(path.stem, first[0], clip.video.caption or "", int(drawn), shape)
 
     def _real(self, cache: Any, rows: range, clips: Sequence[ClipRow]) -> Tensor:
         """Return the real clips or pictures (b 3 t y x)."""
@@ -101,21 +189,41 @@ class ProtocolEvaluator:
             return self.clip_generator.make(TRUTH, cache, rows, self.seed)[0]
         data = self.config.data
         frames = np.concatenate(list(read_windows(clips, data.bucket, 1, data.decoder)))
-        pixels = torch.from_numpy(frames).to(self.clip_generator.device).float() / 127.5 - 1
-        return rearrange(pixels, "b t y x c -> b c t y x")
+        return to_pixels(frames, self.clip_generator.device)
 
 
-def evaluate_model(recipe: Recipe, student: Path, folder: Path) -> Path:
-    """Score weights beside their teacher by the recipe's protocol; return the JSON file.
+def to_pixels(frames: np.ndarray, device: str) -> Tensor:
+    """Return 8-bit frames (b t y x 3) as pixels (b 3 t y x) in [-1, 1]."""
+    pixels = torch.from_numpy(frames).to(device).float() / 127.5 - 1
+    return rearrange(pixels, "b t y x c -> b c t y x")
+
+
+def to_frames(pixels: Tensor) -> np.ndarray:
+    """Return pixels (b 3 t y x) in [-1, 1] as 8-bit frames (b t y x 3)."""
+    return rearrange(to_uint8(pixels), "b c t y x -> b t y x c")
+
+
+def _keep(path: Path, video: Video) -> None:
+    """Write a video's file, unless it is there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_mp4(path, np.stack(video.frames), video.fps)
+
+
+def evaluate_model(recipe: Recipe, ways: Sequence[Variant | Contestant], folder: Path) -> Path:
+    """Score models side by side by the recipe's protocol; return the JSON file.
 
     `folder` keeps the scores and the measured batches, named by their content: an evaluation that
     was stopped continues where it was, and a finished one is only read. Raises FileNotFoundError
-    if the teacher, the VAE or an input of the protocol does not exist.
+    if the teacher, the VAE or an input of the protocol does not exist, and RecipeError for a
+    contestant that cannot take part.
     """
     assert recipe.evaluation is not None
-    ways = variants(recipe, student)
-    for way in ways:
-        find_weights(way.weights or "", "model.teacher")  # a wrong path shows before the work
+    for way in ways:  # a wrong path shows before the work
+        if isinstance(way, Variant):
+            find_weights(way.weights or "", "model.teacher")
+        else:
+            way.demand(())
     vae = find_weights(recipe.model.vae or "", "model.vae")
     with ExitStack() as stack:
 
@@ -124,17 +232,38 @@ def evaluate_model(recipe: Recipe, student: Path, folder: Path) -> Path:
             stack.enter_context(announced_cluster(recipe.cluster))
 
         clips = _curate(recipe, vae, start_ray)
-        evaluation_run = EvaluationRun(recipe, clips, folder / "parts", start_ray)
+        home = folder / recipe.evaluation.name
+        evaluation_run = EvaluationRun(recipe, clips, folder / "parts", home / VIDEOS, start_ray)
         table = evaluation_run.score(ways)
-    home = folder / recipe.evaluation.name
     path = table.save(home)
     pictures = plot_scores(home, table)
     print(table.text(), flush=True)
     for picture in pictures:
         logs.say(f"plot   {picture}")
+    logs.say(f"videos {home / VIDEOS}")
     logs.say(f"scores {path}")
     track_scores(recipe, path, ways, pictures)
     return path
+
+
+def export_protocol(recipe: Recipe, folder: str) -> None:
+    """Write what others need for videos of a protocol: first frames, prompts and names.
+
+    Raises FileNotFoundError if the VAE or an input of the protocol does not exist.
+    """
+    assert recipe.evaluation is not None
+    vae = find_weights(recipe.model.vae or "", "model.vae")
+    with ExitStack() as stack:
+
+        @cache
+        def start_ray() -> None:
+            stack.enter_context(announced_cluster(recipe.cluster))
+
+        clips = _curate(recipe, vae, start_ray)
+        place = Path(local_path(folder)).absolute()
+        run = EvaluationRun(recipe, clips, place, place, start_ray)
+        run.export_inputs(place)
+    logs.say(f"inputs {place}")
 
 
 def _curate(recipe: Recipe, vae: Path, start_ray: Callable[[], None]) -> CurationResult:
@@ -162,11 +291,15 @@ class EvaluationRun:
         recipe: Recipe,
         clips: CurationResult,
         folder: Path,
+        videos: Path,
         start_ray: Callable[[], None],
     ) -> None:
-        """Take the clips and the folder of measured batches. Ray starts if some are missing."""
+        """Take the clips and the folders of measured batches and of videos.
+
+        Ray starts if some are missing.
+        """
         assert recipe.evaluation is not None
-        self.recipe, self.clips, self.folder = recipe, clips, folder
+        self.recipe, self.clips, self.folder, self.videos = recipe, clips, folder, videos
         self.config: EvaluationConfig = recipe.evaluation
         self.start_ray = start_ray
         index = LatentCache(clips.cache_path).index.to_pylist()
@@ -174,21 +307,51 @@ class EvaluationRun:
         self.inputs = [by_id[row["clip_id"]] for row in index[: self.config.num_clips]]
         self.rows = chunks(len(self.inputs), self.config.batch_size)
         self.networks = digest_networks(self.config.networks_path, self.config.counted)
+        self.names = names_of(self.inputs, self.config.num_samples)
 
-    def score(self, ways: Sequence[Variant]) -> ScoreTable:
-        """Measure what is missing; return the table of the real clips and of all variants."""
-        found: dict[Variant, Measured | None] = {}
+    def score(self, ways: Sequence[Variant | Contestant]) -> ScoreTable:
+        """Measure what is missing; return the table of the real clips and of all contestants.
+
+        Raises RecipeError for a contestant that cannot take part.
+        """
+        for way in ways:
+            if not isinstance(way, Variant):
+                way.demand([name for names in self.names for name in names])
+        found: list[tuple[Variant | Contestant, Measured | None]] = []
+        real = None
         if self.config.has_clips:
-            found[TRUTH] = reference(self._reference(), self._measure_truth)
-        parts = {way: self._parts(way) for way in ways}
-        self._make([part for each in parts.values() for part in each])
-        found |= {way: self._merged(each) for way, each in parts.items()}
-        real, absent = found.get(TRUTH), absent_metrics(self.config.networks_path)
-        rows = (
-            ScoreRow(way.name, _nfe(way, self.recipe.model), self._summary(measured, real, absent))
-            for way, measured in found.items()
+            real = reference(self._reference(), self._measure_truth)
+            found.append((TRUTH, real))
+        parts = [self._parts(way) for way in ways]
+        self._make([part for each in parts for part in each])
+        found += zip(ways, map(self._merged, parts), strict=True)
+        absent = absent_metrics(self.config.networks_path)
+        rows = tuple(
+            ScoreRow(
+                way.name,
+                _nfe(way, self.recipe.model),
+                self._summary(measured, real, absent),
+                unit="" if isinstance(way, Variant) else "steps",
+            )
+            for way, measured in found
         )
-        return ScoreTable(self.config.name, self.config.columns, tuple(rows), self._facts(ways))
+        changes = dict(zip((way.name for way in ways), map(self._changes, parts), strict=True))
+        facts = self._facts(ways) | {f"{k}, changed": v for k, v in changes.items() if v}
+        return ScoreTable(self.config.name, self.config.columns, rows, facts)
+
+    def export_inputs(self, folder: Path) -> None:
+        """Write the first frames, prompts and seeds of all videos."""
+        parts = self._parts(VideoFolder("", folder))
+        requests = [
+            request for _, found in self._on_workers("requests", parts) for request in found
+        ]
+        export_inputs(folder, requests)
+
+    def _changes(self, parts: Sequence[VideoBatch]) -> str:
+        """Return what was changed of a contestant's videos, each kind of it once."""
+        paths = [self._path(part).with_suffix(CHANGES) for part in parts]
+        found = [line for path in paths if path.exists() for line in json.loads(path.read_text())]
+        return "; ".join(f"{count} videos {kind}" for kind, count in Counter(found).items() if kind)
 
     def _summary(
         self, found: Measured | None, real: Measured | None, absent: Mapping[str, AbsentMetric]
@@ -218,7 +381,7 @@ class EvaluationRun:
             if any(metric in dimensions for dimensions in counts.values())
         }
 
-    def _parts(self, way: Variant) -> list[VideoBatch]:
+    def _parts(self, way: Variant | Contestant) -> list[VideoBatch]:
         return [
             VideoBatch(way, rows, sample)
             for sample in range(self.config.num_samples)
@@ -244,14 +407,16 @@ class EvaluationRun:
         missing = [part for part in parts if not self._path(part).exists()]
         logs.say(f"parts: {len(parts) - len(missing)} kept, {len(missing)} to measure")
         with resume_hint("the same command"):
-            for part, measured in self._measured(missing):
-                if measured is not None:
-                    measured.save(self._path(part))
+            for part, batch in self._on_workers("score", missing):
+                if any(batch.changes):
+                    write_text(self._path(part).with_suffix(CHANGES), json.dumps([*batch.changes]))
+                if batch.measured is not None:
+                    batch.measured.save(self._path(part))
 
-    def _measured(
-        self, parts: Sequence[VideoBatch]
-    ) -> Iterator[tuple[VideoBatch, Measured | None]]:
-        """Yield each batch with its measures, in order, as they are finished."""
+    def _on_workers(
+        self, method: str, parts: Sequence[VideoBatch]
+    ) -> Iterator[tuple[VideoBatch, Any]]:
+        """Yield each batch with what a method of the actors says of it, in order, as it comes."""
         if not parts:
             return
         self.start_ray()
@@ -261,12 +426,26 @@ class EvaluationRun:
         recipe = self.recipe.model_dump_json()
         pool: Any = ActorPool([actor.remote(recipe) for _ in range(count)])
         tasks = [
-            (part, self.clips.cache_path, self.inputs[part.rows.start : part.rows.stop])
+            (
+                part,
+                self.clips.cache_path,
+                self.inputs[part.rows.start : part.rows.stop],
+                self._files(part),
+            )
             for part in parts
         ]
         yield from zip(
-            parts, pool.map(lambda worker, task: worker.score.remote(*task), tasks), strict=True
+            parts,
+            pool.map(lambda worker, task: getattr(worker, method).remote(*task), tasks),
+            strict=True,
         )
+
+    def _files(self, part: VideoBatch) -> list[Path]:
+        """Return the files of a batch's videos; there are none of the real clips."""
+        if part.way == TRUTH:
+            return []
+        names = self.names[part.rows.start : part.rows.stop]
+        return [self.videos / part.way.name / f"{own[part.sample]}.mp4" for own in names]
 
     def _path(self, part: VideoBatch) -> Path:
         return self.folder / f"{_digest(self._facts_of(part))[:32]}.npz"
@@ -280,16 +459,11 @@ class EvaluationRun:
     def _facts_of(self, part: VideoBatch) -> dict[str, Any]:
         """Return everything that decides the measures of a batch."""
         config, way = self.config, part.way
-        weights = way.weights and digest_weights(find_weights(way.weights, "model.teacher"))
-        made = {
-            "weights": weights,
-            "sampler": way.sampler.model_dump(mode="json"),
-            "seed": self.recipe.seed,
-            "sample": part.sample,
-            "num_frames": config.num_frames,
-        }
-        if way.other is not None:
-            made |= {"other": digest_weights(way.other.weights), "levels": way.other.levels}
+        if isinstance(way, Variant):
+            made = _facts_of_weights(way) | {"num_frames": config.num_frames}
+        else:
+            made = way.facts([path.stem for path in self._files(part)])
+        made |= {"seed": self.recipe.seed, "sample": part.sample}
         return {
             "format": FORMAT,
             "vae": digest_weights(find_weights(self.recipe.model.vae or "", "model.vae")),
@@ -298,9 +472,9 @@ class EvaluationRun:
             "real": config.real,
             "fps": config.data.bucket.fps,
             "networks": self.networks,
-        } | (made if weights else {})
+        } | (made if way != TRUTH else {})
 
-    def _facts(self, ways: Sequence[Variant]) -> dict[str, Any]:
+    def _facts(self, ways: Sequence[Variant | Contestant]) -> dict[str, Any]:
         """Return, for readers of the table, what the numbers depend on."""
         config, bucket = self.config, self.config.data.bucket
         frames = config.num_frames or bucket.num_frames
@@ -313,14 +487,21 @@ class EvaluationRun:
             "compared with": config.real if config.has_clips else "no clips",
             "data version": self.clips.version,
             "seed": self.recipe.seed,
-        } | {
-            way.name: f"{way.weights}{f' and {way.other}' if way.other else ''}, {way.sampler}"
-            for way in ways
-        }
+        } | {way.name: str(way) for way in ways}
 
 
-def _nfe(way: Variant, model: ModelConfig) -> int:
+def _facts_of_weights(way: Variant) -> dict[str, Any]:
+    weights = way.weights and digest_weights(find_weights(way.weights, "model.teacher"))
+    made = {"weights": weights, "sampler": way.sampler.model_dump(mode="json")}
+    if way.other is not None:
+        made |= {"other": digest_weights(way.other.weights), "levels": way.other.levels}
+    return made
+
+
+def _nfe(way: Variant | Contestant, model: ModelConfig) -> int:
     """Return the number of network evaluations of one video; 0 for real clips."""
+    if not isinstance(way, Variant):
+        return way.nfe
     if way.weights is None:
         return 0
     path = find_weights(way.weights, "model.teacher")

@@ -21,6 +21,10 @@ class Variant:
     other: OtherExpert | None = None
     """What predicts at the noise levels that the weights are not for."""
 
+    def __str__(self) -> str:
+        beside = f" and {self.other}" if self.other else ""
+        return f"{self.weights}{beside}, {self.sampler}"
+
 
 def variants(recipe: Recipe, student: Path) -> list[Variant]:
     """Return the teacher with many steps, the teacher with few Euler steps, and the student.
