@@ -16,7 +16,12 @@ import tyro
 from magicdistill.models.config import Config
 from magicdistill.models.paths import LocalFile, LocalPath, PathError
 from magicdistill.platform.config.first_frame_sections import PriorConfig
-from magicdistill.platform.export.pretrained_model import Pretrained, find_pretrained, shipped_for
+from magicdistill.platform.export.pretrained_model import (
+    Pretrained,
+    find_pretrained,
+    lone_expert,
+    shipped_for,
+)
 from magicdistill.platform.inference import output_files
 from magicdistill.platform.inference.orders import NO_IMAGE, Fit, Order, check, read_orders
 from magicdistill.platform.launch.cli import Switch, parse_arguments, refuse
@@ -128,6 +133,8 @@ def sample(args: Arguments) -> list[str]:
     model = found.changed(args.size, num_steps=args.steps, shift=args.shift, guidance=args.guidance)
     model = replace(model, dtype="int8" if args.int8 else model.dtype, offload=args.offload)
     if args.size is not None and (warning := found.never_made(args.size)):
+        logs.say(warning)
+    if (warning := lone_expert(model)) is not None:
         logs.say(warning)
     orders = [] if args.serve or args.only_indexes else _orders(args, model)
     if not args.only_indexes:

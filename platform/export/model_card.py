@@ -177,7 +177,7 @@ of the training.
 ORIGINAL_CARD = """# {name}
 
 `{file}` holds the weights of `{network}` in the names of its original code, for programs that read
-its published files: ComfyUI, or `from_single_file` of diffusers.
+its published files: ComfyUI, or `from_single_file` of diffusers where its class has that.
 
 | | |
 |---|---|

@@ -19,7 +19,12 @@ from magicdistill.models.locations import (
 from magicdistill.models.networks.backbones.registry import family_in
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.paths import local_path
-from magicdistill.platform.config.experts import BOUNDARY, boundary_beside, low_noise_beside
+from magicdistill.platform.config.experts import (
+    ALL_LEVELS,
+    BOUNDARY,
+    boundary_beside,
+    low_noise_beside,
+)
 from magicdistill.platform.config.recipe import RECIPES, Recipe, load_recipe, load_stored
 from magicdistill.platform.config.teacher_sampling import published_sampler, teacher_sampler
 from magicdistill.platform.config.validation import RecipeError
@@ -128,6 +133,19 @@ def find_pretrained(
         low_noise_beside(transformer),
         boundary_beside(transformer),
         image_token_stride=_image_token_stride(transformer, recipe, text),
+    )
+
+
+def lone_expert(model: Pretrained) -> str | None:
+    """Return a warning if the model is one of two experts, and makes the other's steps as well."""
+    recipe = _recipe_of(model.transformer)
+    levels = recipe.method.noise_levels if recipe else ALL_LEVELS
+    if levels == ALL_LEVELS or model.low_noise is not None:
+        return None
+    return (
+        f"warning: {model.transformer} was trained on noise levels from {levels[0]:g} to "
+        f"{levels[1]:g} alone and makes all steps here; export both experts' runs by "
+        "jobs/export.py --low_noise and sample that"
     )
 
 

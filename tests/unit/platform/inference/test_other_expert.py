@@ -22,7 +22,7 @@ from magicdistill.platform.config.experts import LOW_NOISE, TRANSFORMER, expert_
 from magicdistill.platform.config.recipe import Recipe, to_yaml
 from magicdistill.platform.config.validation import RecipeError
 from magicdistill.platform.engines.engine import build_engine
-from magicdistill.platform.export.pretrained_model import find_pretrained
+from magicdistill.platform.export.pretrained_model import find_pretrained, lone_expert
 from magicdistill.platform.inference.clip_generator import ClipGenerator
 from magicdistill.platform.inference.generate import generate
 from magicdistill.platform.inference.held_out_sampling import held_out
@@ -166,6 +166,15 @@ def test_a_pipeline_is_judged_with_both_experts_as_it_is_sampled(weights: Path) 
     assert own_variant(recipe, students / LOW_NOISE).other is None
     with pytest.raises(RecipeError, match=r"--model .*/transformer: it is the expert for other"):
         own_variant(recipe_of(weights, LOW), students / TRANSFORMER)
+
+
+def test_sampling_one_of_two_experts_alone_is_warned_of(tmp_path: Path, weights: Path) -> None:
+    assert lone_expert(find_pretrained(str(weights / "students"))) is None
+    network: Any = load_transformer(weights / "students" / TRANSFORMER)
+    network.save_pretrained(tmp_path / "model")
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe_of(weights, HIGH)))
+    warning = lone_expert(find_pretrained(str(tmp_path)))
+    assert warning and "from 0.9 to 1 alone" in warning and "--low_noise" in warning
 
 
 @pytest.mark.parametrize(
