@@ -29,8 +29,15 @@ from magicdistill.models.methods.build import unsaid
 from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.metrics.frechet import reference_path
 from magicdistill.models.metrics.networks import absent_metrics, digest_networks
-from magicdistill.models.metrics.results import AbsentMetric, Metric
-from magicdistill.models.metrics.suite import Measured, MetricSuite, reference, summarise
+from magicdistill.models.metrics.resampling import NUM_HALVES
+from magicdistill.models.metrics.results import AbsentMetric, Metric, Uncertainty
+from magicdistill.models.metrics.suite import (
+    Measured,
+    MetricSuite,
+    reference,
+    summarise,
+    uncertainties,
+)
 from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.networks.state_dicts import checkpoint_config
 from magicdistill.models.objectives.config import SamplerConfig
@@ -48,7 +55,7 @@ from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import ExplainedError, resume_hint
 from magicdistill.platform.runs.run_directory import resolve_root
 
-FORMAT = 2
+FORMAT = 3
 """Format of the stored batches; raise it when the same key no longer means the same measures."""
 COLLAPSED = AbsentMetric("the generator gave pixels that are no numbers")
 TRUTH = Variant(REAL, None, SamplerConfig())
@@ -76,7 +83,8 @@ class ProtocolEvaluator:
         self.seed, self.config = recipe.seed, recipe.evaluation
         self.clip_generator = ClipGenerator(recipe.model.model_dump_json())
         networks = self.config.networks_path
-        self.suite = MetricSuite(networks, self.clip_generator.device, self.config.counted)
+        device, window = self.clip_generator.device, self.config.fvd_frames
+        self.suite = MetricSuite(networks, device, self.config.counted, window)
 
     @torch.no_grad()
     def score(self, part: VideoBatch, cache: Any, clips: Sequence[ClipRow]) -> Measured | None:
@@ -185,10 +193,30 @@ class EvaluationRun:
         found |= {way: self._merged(each) for way, each in parts.items()}
         real, absent = found.get(TRUTH), absent_metrics(self.config.networks_path)
         rows = (
-            ScoreRow(way.name, _nfe(way, self.recipe.model), self._summary(measured, real, absent))
+            self._row(way, measured, real, self._summary(measured, real, absent))
             for way, measured in found.items()
         )
         return ScoreTable(self.config.name, self.config.columns, tuple(rows), self._facts(ways))
+
+    def _row(
+        self,
+        way: Variant,
+        found: Measured | None,
+        real: Measured | None,
+        metrics: Mapping[str, Metric],
+    ) -> ScoreRow:
+        beside: dict[str, Uncertainty] = {}
+        if found is not None:
+            beside = uncertainties(
+                found,
+                real,
+                metrics,
+                self.config.counted,
+                num_inputs=len(self.inputs),
+                counting=self._counting,
+                seed=self.recipe.seed,
+            )
+        return ScoreRow(way.name, _nfe(way, self.recipe.model), metrics, beside=beside)
 
     def _summary(
         self, found: Measured | None, real: Measured | None, absent: Mapping[str, AbsentMetric]
@@ -297,6 +325,7 @@ class EvaluationRun:
             "rows": [part.rows.start, part.rows.stop],
             "real": config.real,
             "fps": config.data.bucket.fps,
+            "fvd_frames": config.fvd_frames,
             "networks": self.networks,
         } | (made if weights else {})
 
@@ -313,6 +342,11 @@ class EvaluationRun:
             "compared with": config.real if config.has_clips else "no clips",
             "data version": self.clips.version,
             "seed": self.recipe.seed,
+            "FVD and KVD of": f"windows of {w} frames"
+            if (w := config.fvd_frames)
+            else "whole clips",
+            "in brackets": f"95 % intervals over {len(self.inputs)} inputs",
+            "halves": f"{len(self.inputs) // 2} clips a side, disjoint; mean of {NUM_HALVES} draws",
         } | {
             way.name: f"{way.weights}{f' and {way.other}' if way.other else ''}, {way.sampler}"
             for way in ways
