@@ -61,4 +61,4 @@ def _moments(features: Features) -> tuple[Doubles, Doubles]:
     mean = doubles.mean(0)
     rows = (doubles - mean) / np.sqrt(len(doubles) - 1)
     num, width = rows.shape
-    return mean, rows if num <= width else np.linalg.qr(rows, mode="r")
+    return mean, rows if num <= width else np.asarray(np.linalg.qr(rows, mode="r"))

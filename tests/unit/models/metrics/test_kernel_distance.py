@@ -45,7 +45,7 @@ def test_two_gaussians_have_their_closed_form() -> None:
         squared_mmd(normal(rng, 20, width, shift), normal(rng, 30, width), kernel)
         for _ in range(400)
     ]
-    assert np.mean(found) == pytest.approx(expected, abs=4 * np.std(found) / 20)
+    assert np.mean(found) == pytest.approx(expected, abs=float(4 * np.std(found) / 20))
     assert np.std(found) / 20 < 0.05 * expected
 
 
