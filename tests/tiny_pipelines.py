@@ -28,7 +28,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
-    T5TokenizerFast,
+    T5Tokenizer,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -48,8 +48,8 @@ TEXT: dict[str, Any] = {
 }
 
 
-def _tokenizer() -> T5TokenizerFast:
-    return T5TokenizerFast(vocab=VOCABULARY, extra_ids=0, model_max_length=512)
+def _tokenizer() -> T5Tokenizer:
+    return T5Tokenizer(vocab=VOCABULARY, extra_ids=0, model_max_length=512)
 
 
 def wan() -> Any:
@@ -72,10 +72,13 @@ def wan() -> Any:
 
 
 def ltx() -> Any:
-    vae = AutoencoderKLLTXVideo(
-        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 5,
-    )  # fmt: skip
+    blocks: Any = {
+        "block_out_channels": (8, 8, 8, 8),
+        "decoder_block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": (1,) * 5,
+        "decoder_layers_per_block": (1,) * 5,
+    }
+    vae = AutoencoderKLLTXVideo(latent_channels=8, **blocks)
     transformer = LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8,
         cross_attention_dim=16, num_layers=1, caption_channels=16,
@@ -91,8 +94,9 @@ def ltx() -> Any:
 
 
 def cogvideox() -> Any:
+    blocks: Any = (8, 8, 8, 8)
     vae = AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
+        block_out_channels=blocks, latent_channels=4, layers_per_block=1, norm_num_groups=2,
         sample_height=64, sample_width=64,
     )  # fmt: skip
     transformer = CogVideoXTransformer3DModel(
@@ -111,10 +115,11 @@ def cogvideox() -> Any:
 
 
 def svd() -> Any:
-    vae = AutoencoderKLTemporalDecoder(
-        block_out_channels=(32, 32, 32, 32), latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-    )  # fmt: skip
+    blocks: Any = {
+        "block_out_channels": (32, 32, 32, 32),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+    }
+    vae = AutoencoderKLTemporalDecoder(latent_channels=4, **blocks)
     unet = UNetSpatioTemporalConditionModel(
         block_out_channels=(32, 64), layers_per_block=1, in_channels=8, out_channels=4,
         down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),

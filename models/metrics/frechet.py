@@ -1,9 +1,8 @@
-"""Frechet distance between two sets of feature vectors, whole or streamed."""
+"""Frechet distance between two sets of feature vectors, and the files that features are kept in."""
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,90 +14,24 @@ Features = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class FrechetStatistics:
-    """Count, mean and summed outer products about the mean of rows of width d, in float64.
-
-    Products about the mean, not about zero, lose no digits where features lie far from it.
-    """
-
-    count: int
-    mean: Doubles
-    """(d,)"""
-    products: Doubles
-    """(d, d): (count - 1) times the covariance."""
-
-    @classmethod
-    def of(cls, features: Features) -> "FrechetStatistics":
-        """Return the statistics of (n, d) features, n of at least 1."""
-        rows = np.asarray(features, np.float64)
-        mean = rows.mean(0)
-        return cls(len(rows), mean, (rows - mean).T @ (rows - mean))
-
-    @classmethod
-    def merged(cls, parts: Iterable["FrechetStatistics"]) -> "FrechetStatistics":
-        """Return the statistics of all rows together (Chan, Golub, LeVeque 1979), in that order.
-
-        Raises ValueError for no parts.
-        """
-        total = None
-        for part in parts:
-            total = part if total is None else total._with(part)
-        if total is None:
-            raise ValueError("there are no statistics to merge")
-        return total
-
-    @property
-    def covariance(self) -> Doubles:
-        """(d, d), unbiased. Raises ValueError for fewer than two rows."""
-        if self.count < 2:
-            raise ValueError("the Frechet distance needs at least two samples on each side")
-        return self.products / (self.count - 1)
-
-    def distance(self, other: "FrechetStatistics") -> float:
-        """Return |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
-
-        The trace of the root is the sum of the singular values of S_a^(1/2) S_b^(1/2): no square
-        is rooted, so that rank-deficient covariances (fewer rows than features) keep their digits.
-        """
-        a, b = self.covariance, other.covariance
-        gap = self.mean - other.mean
-        cross = np.sum(linalg.svdvals(_root(a) @ _root(b)))
-        return float(gap @ gap + np.trace(a) + np.trace(b) - 2 * cross)
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what `of_arrays` makes equal statistics of."""
-        return {"count": np.array(self.count), "mean": self.mean, "products": self.products}
-
-    @classmethod
-    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "FrechetStatistics":
-        """Return the statistics that `arrays` describe."""
-        return cls(int(arrays["count"]), arrays["mean"], arrays["products"])
-
-    def save(self, path: Path) -> None:
-        """Write an npz file, whole or not at all."""
-        save_arrays(path, self.arrays())
-
-    @classmethod
-    def load(cls, path: Path) -> "FrechetStatistics":
-        """Read what `save` wrote."""
-        with np.load(path) as stored:
-            return cls.of_arrays(stored)
-
-    def _with(self, other: "FrechetStatistics") -> "FrechetStatistics":
-        count = self.count + other.count
-        gap = other.mean - self.mean
-        shift = np.outer(gap, gap) * (self.count * other.count / count)
-        mean = self.mean + gap * (other.count / count)
-        return FrechetStatistics(count, mean, self.products + other.products + shift)
-
-
 def frechet_distance(a: Features, b: Features) -> float:
-    """Return the distance of (n, d) and (m, d) features.
+    """Return |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of (n, d) and (m, d) features.
 
-    Raises ValueError for fewer than two rows.
+    With rows X about their mean, S = X^T X / (n - 1), and the trace of the root is the sum of the
+    singular values of X_a X_b^T / ((n - 1) (m - 1))^(1/2): nothing is squared and rooted again, so
+    that rank-deficient covariances (fewer rows than features) keep their digits. Where there are
+    more rows than features, the triangle R of X = QR takes the place of X.
+
+    Its expectation over samples of one distribution is above zero, and the more so the fewer rows
+    there are (Chong & Forsyth, "Effectively Unbiased FID", 2020). Raises ValueError for fewer than
+    two rows.
     """
-    return FrechetStatistics.of(a).distance(FrechetStatistics.of(b))
+    if min(len(a), len(b)) < 2:
+        raise ValueError("the Frechet distance needs at least two samples on each side")
+    (mean_a, root_a), (mean_b, root_b) = _moments(a), _moments(b)
+    gap = mean_a - mean_b
+    cross = np.sum(linalg.svdvals(root_a @ root_b.T))
+    return float(gap @ gap + np.sum(root_a**2) + np.sum(root_b**2) - 2 * cross)
 
 
 def reference_path(folder: Path, data: str, networks: str) -> Path:
@@ -122,7 +55,10 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _root(covariance: Doubles) -> Doubles:
-    """Return the symmetric root; eigenvalues below zero are rounding."""
-    values, axes = linalg.eigh(covariance)
-    return (axes * np.sqrt(values.clip(0))) @ axes.T
+def _moments(features: Features) -> tuple[Doubles, Doubles]:
+    """Return the mean (d,), and a root R (at most d, d) of the covariance R^T R."""
+    doubles = np.asarray(features, np.float64)
+    mean = doubles.mean(0)
+    rows = (doubles - mean) / np.sqrt(len(doubles) - 1)
+    num, width = rows.shape
+    return mean, rows if num <= width else np.asarray(np.linalg.qr(rows, mode="r"))

@@ -76,20 +76,38 @@ class Aesthetics(nn.Module):
         return self.head(nn.functional.normalize(embeddings, dim=-1)).squeeze(1)
 
 
+class ClipEmbeddings(nn.Module):
+    """Unit CLIP embeddings of images."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        super().__init__()
+        from transformers import CLIPVisionModelWithProjection
+
+        self.clip: Any = CLIPVisionModelWithProjection.from_pretrained(
+            files[0], local_files_only=True
+        )
+
+    def forward(self, images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b d"]:
+        return nn.functional.normalize(self.clip(images).image_embeds, dim=-1)
+
+
 class Scripted(nn.Module):
-    """A TorchScript export that is called as it is: MUSIQ, RAFT, AMT (docs/evaluation.md)."""
+    """A TorchScript export that is called as it is: MUSIQ, RAFT, AMT, VideoMAE
+    (docs/evaluation.md)."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         super().__init__()
         self.script = _script(files[0])
 
-    def forward(self, *images: Float[Tensor, "b 3 y x"]) -> Tensor:
+    def forward(self, *images: Float[Tensor, "b 3 *size"]) -> Tensor:
         return self.script(*images)
 
 
 BUILDERS: dict[MetricNetwork, Callable[[Sequence[Path]], nn.Module]] = {
     weight_files.INCEPTION: Inception,
+    weight_files.CLIP: ClipEmbeddings,
     weight_files.I3D: I3D,
+    weight_files.VIDEOMAE: Scripted,
     weight_files.LPIPS: Lpips.load,
     weight_files.DINO: Dino,
     weight_files.AESTHETICS: Aesthetics,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,6 +12,7 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 SIDE = 224
 DINO_SIDE = 256
 MUSIQ_SIDE = 512
+CMMD_SIDE = 336
 NUM_FRAMES = 16
 """Frames that a network sees at once."""
 
@@ -44,6 +45,31 @@ def for_i2v_subject(frames: UInt8[Tensor, "b 3 y x"]) -> Float[Tensor, "b 3 224 
 def for_clip(frames: UInt8[Tensor, "b 3 y x"]) -> Float[Tensor, "b 3 224 224"]:
     """Return CLIP's input: short side 224, bicubic, centre crop."""
     return _normalised(_cropped(_short_side(frames, SIDE, "bicubic", antialias=False)), CLIP)
+
+
+def for_cmmd(frames: UInt8[Tensor, "b 3 y x"]) -> Float[Tensor, "b 3 336 336"]:
+    """Return CMMD's input of CLIP: the middle square, 336 px, bicubic."""
+    height, width = frames.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = frames[..., top : top + side, left : left + side].float()
+    return _normalised(_resized(square, (CMMD_SIDE, CMMD_SIDE), "bicubic", antialias=True), CLIP)
+
+
+def for_videomae(frames: UInt8[Tensor, "t 3 y x"]) -> Float[Tensor, "w 3 16 224 224"]:
+    """Return VideoMAE's input: windows of 16 frames, 224 x 224 whatever the aspect, bilinear."""
+    images = _resized(frames.float(), (SIDE, SIDE), "bilinear", antialias=False)
+    return windows(_normalised(images, IMAGENET), NUM_FRAMES).movedim(2, 1)
+
+
+def windows(frames: Shaped[Tensor, "t 3 y x"], length: int | None) -> Shaped[Tensor, "w l 3 y x"]:
+    """Return the windows of that many frames, one after another; the rest at the end is left out.
+
+    None, or a clip that is shorter, is the whole clip as one window.
+    """
+    length = min(length or len(frames), len(frames))
+    count = len(frames) // length
+    return frames[: count * length].unflatten(0, (count, length))
 
 
 def for_musiq(frames: UInt8[Tensor, "b 3 y x"]) -> Float[Tensor, "b 3 v u"]:

@@ -14,6 +14,19 @@ class AbsentMetric:
 Metric = float | AbsentMetric
 
 
+@dataclass(frozen=True)
+class Uncertainty:
+    """What stands beside a metric."""
+
+    interval: tuple[float, float] | None = None
+    """95 % interval over videos."""
+    halves: float | None = None
+    """Of a distribution distance: the mean between disjoint halves of the inputs, which of the real
+    clips is the floor."""
+    subset_std: float | None = None
+    """Of a kernel distance: the standard deviation over subsets, as KID is published."""
+
+
 def average(metrics: Mapping[str, Metric]) -> Metric:
     """Return the plain mean, absent where one of them is or where there is none.
 

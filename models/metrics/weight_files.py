@@ -89,6 +89,26 @@ AESTHETICS = MetricNetwork(
         ),
     ),
 )
+CLIP = MetricNetwork(
+    "CLIP ViT-L/14 at 336 px",
+    (
+        WeightFile(
+            "clip-vit-large-patch14-336",
+            "https://huggingface.co/openai/clip-vit-large-patch14-336",
+            "not stated there (MIT in openai/CLIP)",
+        ),
+    ),
+)
+VIDEOMAE = MetricNetwork(
+    "VideoMAE-v2 ViT-g on SSv2 of content-debiased FVD, exported to TorchScript",
+    (
+        WeightFile(
+            "videomae-v2-ssv2.torchscript.pt",
+            "https://github.com/songweige/content-debiased-fvd",
+            "see there (VideoMAE-v2's weights)",
+        ),
+    ),
+)
 MUSIQ = MetricNetwork(
     "MUSIQ on SPAQ, exported to TorchScript from pyiqa's musiq_spaq_ckpt-358bb6af.pth",
     (
@@ -119,7 +139,7 @@ AMT = MetricNetwork(
         ),
     ),
 )
-NETWORKS = (INCEPTION, I3D, LPIPS, DINO, AESTHETICS, MUSIQ, RAFT, AMT)
+NETWORKS = (INCEPTION, CLIP, I3D, VIDEOMAE, LPIPS, DINO, AESTHETICS, MUSIQ, RAFT, AMT)
 
 
 def find_files(network: MetricNetwork, folder: Path | None) -> list[Path] | AbsentMetric:

@@ -330,6 +330,9 @@ class EvaluationConfig(Config):
     networks: LocalPath | None = None
     """Folder of the metrics' networks (docs/evaluation.md), without which only temporal flickering
     and the proxies are measured."""
+    fvd_frames: Annotated[int, Field(ge=10)] | None = None
+    """Frames, at least 10, of the windows that FVD and KVD see, cut one after another from a clip;
+    null is each clip as a whole. 16 is the length of StyleGAN-V's FVD16."""
     teacher: TeacherSamplerConfig = TeacherSamplerConfig()
     """The many-step sampler of the teacher; by default the one that its weights were published
     with."""
@@ -370,6 +373,13 @@ class EvaluationConfig(Config):
             )
         if self.real == "originals" and (self.data.windows_per_clip > 1 or self.data.flip):
             raise ValueError("real: originals needs data.windows_per_clip 1 and data.flip false")
+        return self
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> "EvaluationConfig":
+        frames = self.num_frames or self.data.bucket.num_frames
+        if self.fvd_frames and self.fvd_frames > frames:
+            raise ValueError(f"fvd_frames: {self.fvd_frames}: the videos have {frames}; give less")
         return self
 
     @model_validator(mode="after")

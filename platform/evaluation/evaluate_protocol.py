@@ -5,24 +5,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-import torch
-from einops import rearrange
 from ray.util import ActorPool
-from torch import Tensor
 
 from magicdistill.data_pipeline.io.whole_files import write_text
 from magicdistill.data_pipeline.latents.cache import LatentCache
-from magicdistill.data_pipeline.latents.windows import read_windows
-from magicdistill.data_pipeline.media.video import write_mp4
 from magicdistill.data_pipeline.pipeline import Curator
-from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.selection.curation_result import CurationResult
 from magicdistill.data_pipeline.selection.publishing import NothingAcceptedError
 from magicdistill.models.checksums import digest_weights
@@ -32,11 +24,16 @@ from magicdistill.models.methods.build import unsaid
 from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.metrics.frechet import reference_path
 from magicdistill.models.metrics.networks import absent_metrics, digest_networks
-from magicdistill.models.metrics.results import AbsentMetric, Metric
-from magicdistill.models.metrics.suite import Measured, MetricSuite, reference, summarise
+from magicdistill.models.metrics.resampling import NUM_HALVES
+from magicdistill.models.metrics.results import AbsentMetric, Metric, Uncertainty
+from magicdistill.models.metrics.suite import (
+    Measured,
+    reference,
+    summarise,
+    uncertainties,
+)
 from magicdistill.models.networks.presets import ModelConfig
 from magicdistill.models.networks.state_dicts import checkpoint_config
-from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.paths import local_path
 from magicdistill.platform.cluster.ray_cluster import announced_cluster
 from magicdistill.platform.config.recipe import Recipe
@@ -44,170 +41,30 @@ from magicdistill.platform.config.sections import EvaluationConfig
 from magicdistill.platform.data.prepare import data_root, tell
 from magicdistill.platform.evaluation.contestants import (
     Contestant,
-    Maker,
-    Request,
-    Video,
     VideoFolder,
     export_inputs,
-    fitted,
     names_of,
 )
 from magicdistill.platform.evaluation.evaluate_run import chunks
 from magicdistill.platform.evaluation.log_scores import track_scores
+from magicdistill.platform.evaluation.protocol_evaluator import (
+    TRUTH,
+    ProtocolEvaluator,
+    VideoBatch,
+)
 from magicdistill.platform.evaluation.score_plots import plot_scores
 from magicdistill.platform.evaluation.score_table import ScoreRow, ScoreTable
-from magicdistill.platform.inference.clip_generator import ClipGenerator
-from magicdistill.platform.inference.contact_sheets import to_uint8
-from magicdistill.platform.inference.variants import REAL, Variant
+from magicdistill.platform.inference.variants import Variant
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import ExplainedError, resume_hint
 from magicdistill.platform.runs.run_directory import resolve_root
 
-FORMAT = 2
+FORMAT = 3
 """Format of the stored batches; raise it when the same key no longer means the same measures."""
 CHANGES = ".changes.json"
 """Suffix of the file beside a batch's measures that says what was changed of its videos."""
 VIDEOS = "videos"
 COLLAPSED = AbsentMetric("the generator gave pixels that are no numbers")
-TRUTH = Variant(REAL, None, SamplerConfig())
-
-
-@dataclass(frozen=True)
-class VideoBatch:
-    """Videos that one worker generates and measures at once."""
-
-    way: Variant | Contestant
-    rows: range
-    """Rows of the latent cache whose first frames are used."""
-    sample: int
-    """Index of the video among those of the same first frame."""
-
-
-@dataclass(frozen=True)
-class MeasuredBatch:
-    """What came of a batch of videos."""
-
-    measured: Measured | None
-    """None where a pixel is not finite."""
-    changes: Sequence[str] = ()
-    """What had to be changed of a contestant's videos for the protocol's shape."""
-
-
-@ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)
-class ProtocolEvaluator:
-    """An actor that generates batches of videos and measures them against the real clips."""
-
-    def __init__(self, recipe_json: str) -> None:
-        recipe = Recipe.model_validate_json(recipe_json)
-        assert recipe.evaluation is not None
-        torch.set_num_threads(recipe.cluster.threads_per_worker)
-        self.seed, self.config = recipe.seed, recipe.evaluation
-        self.clip_generator = ClipGenerator(recipe.model.model_dump_json())
-        networks = self.config.networks_path
-        self.suite = MetricSuite(networks, self.clip_generator.device, self.config.counted)
-        self.makers: dict[str, Maker] = {}
-
-    @torch.no_grad()
-    def score(
-        self, part: VideoBatch, cache: Any, clips: Sequence[ClipRow], kept: Sequence[Path]
-    ) -> MeasuredBatch:
-        """Measure a batch made of the rows of `clips`, and keep its videos in files.
-
-        Args:
-            part: the batch.
-            cache: the latent cache of its rows.
-            clips: what the rows were made of.
-            kept: the file of each video; none for the real clips.
-        """
-        real, way, changes = self._real(cache, part.rows, clips), part.way, []
-        if not isinstance(way, Variant):
-            pixels, changes = self._elsewhere(way, part, real, clips, kept)
-        elif way.weights is None:
-            pixels = real
-        else:
-            pixels, _, _ = self.clip_generator.make(
-                way,
-                cache,
-                part.rows,
-                self.seed,
-                sample_index=part.sample,
-                num_frames=self.config.num_frames,
-            )
-        if not pixels.isfinite().all():
-            return MeasuredBatch(None, changes)
-        fps = self.config.data.bucket.fps
-        if isinstance(way, Variant):
-            for path, frames in zip(kept, to_frames(pixels), strict=way.weights is not None):
-                _keep(path, Video(frames, fps))
-        return MeasuredBatch(self.suite.measure(pixels, real, fps), changes)
-
-    def _elsewhere(
-        self,
-        way: Contestant,
-        part: VideoBatch,
-        real: Tensor,
-        clips: Sequence[ClipRow],
-        kept: Sequence[Path],
-    ) -> tuple[Tensor, list[str]]:
-        """Return a contestant's videos in the protocol's shape, and what was changed of them."""
-        if way.name not in self.makers:
-            self.makers.clear()  # a GPU need not have room for two
-            self.makers[way.name] = way.open(self.clip_generator.device)
-        frames, changes = [], []
-        for request, path in zip(self._requests(part, real, clips, kept), kept, strict=True):
-            video = self.makers[way.name](request)
-            if way.keeps:
-                _keep(path, video)
-            shown, change = fitted(video, request.shape)
-            frames.append(shown)
-            changes.append(change)
-        return to_pixels(np.stack(frames), self.clip_generator.device), changes
-
-    @torch.no_grad()
-    def requests(
-        self, part: VideoBatch, cache: Any, clips: Sequence[ClipRow], kept: Sequence[Path]
-    ) -> list[Request]:
-        """Return what is asked for in a batch."""
-        return [*self._requests(part, self._real(cache, part.rows, clips), clips, kept)]
-
-    def _requests(
-        self, part: VideoBatch, real: Tensor, clips: Sequence[ClipRow], kept: Sequence[Path]
-    ) -> Iterator[Request]:
-        """Yield first frames of the real clips, prompts and seeds."""
-        config = self.config
-        shape = config.data.bucket
-        if config.num_frames is not None:
-            shape = shape.model_copy(update={"num_frames": config.num_frames})
-        firsts = to_frames(real[:, :, :1])
-        for row, first, clip, path in zip(part.rows, firsts, clips, kept, strict=True):
-            (drawn,) = np.random.SeedSequence([self.seed, row, part.sample]).generate_state(1)
-            yield Request(path.stem, first[0], clip.video.caption or "", int(drawn), shape)
-
-    def _real(self, cache: Any, rows: range, clips: Sequence[ClipRow]) -> Tensor:
-        """Return the real clips or pictures (b 3 t y x)."""
-        if self.config.real == "decoded":
-            return self.clip_generator.make(TRUTH, cache, rows, self.seed)[0]
-        data = self.config.data
-        frames = np.concatenate(list(read_windows(clips, data.bucket, 1, data.decoder)))
-        return to_pixels(frames, self.clip_generator.device)
-
-
-def to_pixels(frames: np.ndarray, device: str) -> Tensor:
-    """Return 8-bit frames (b t y x 3) as pixels (b 3 t y x) in [-1, 1]."""
-    pixels = torch.from_numpy(frames).to(device).float() / 127.5 - 1
-    return rearrange(pixels, "b t y x c -> b c t y x")
-
-
-def to_frames(pixels: Tensor) -> np.ndarray:
-    """Return pixels (b 3 t y x) in [-1, 1] as 8-bit frames (b t y x 3)."""
-    return rearrange(to_uint8(pixels), "b c t y x -> b t y x c")
-
-
-def _keep(path: Path, video: Video) -> None:
-    """Write a video's file, unless it is there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_mp4(path, np.stack(video.frames), video.fps)
 
 
 def evaluate_model(recipe: Recipe, ways: Sequence[Variant | Contestant], folder: Path) -> Path:
@@ -327,12 +184,7 @@ class EvaluationRun:
         found += zip(ways, map(self._merged, parts), strict=True)
         absent = absent_metrics(self.config.networks_path)
         rows = tuple(
-            ScoreRow(
-                way.name,
-                _nfe(way, self.recipe.model),
-                self._summary(measured, real, absent),
-                unit="" if isinstance(way, Variant) else "steps",
-            )
+            self._row(way, measured, real, self._summary(measured, real, absent))
             for way, measured in found
         )
         changes = dict(zip((way.name for way in ways), map(self._changes, parts), strict=True))
@@ -352,6 +204,27 @@ class EvaluationRun:
         paths = [self._path(part).with_suffix(CHANGES) for part in parts]
         found = [line for path in paths if path.exists() for line in json.loads(path.read_text())]
         return "; ".join(f"{count} videos {kind}" for kind, count in Counter(found).items() if kind)
+
+    def _row(
+        self,
+        way: Variant | Contestant,
+        found: Measured | None,
+        real: Measured | None,
+        metrics: Mapping[str, Metric],
+    ) -> ScoreRow:
+        beside: dict[str, Uncertainty] = {}
+        if found is not None:
+            beside = uncertainties(
+                found,
+                real,
+                metrics,
+                self.config.counted,
+                num_inputs=len(self.inputs),
+                counting=self._counting,
+                seed=self.recipe.seed,
+            )
+        unit = "" if isinstance(way, Variant) else "steps"
+        return ScoreRow(way.name, _nfe(way, self.recipe.model), metrics, unit=unit, beside=beside)
 
     def _summary(
         self, found: Measured | None, real: Measured | None, absent: Mapping[str, AbsentMetric]
@@ -471,6 +344,7 @@ class EvaluationRun:
             "rows": [part.rows.start, part.rows.stop],
             "real": config.real,
             "fps": config.data.bucket.fps,
+            "fvd_frames": config.fvd_frames,
             "networks": self.networks,
         } | (made if way != TRUTH else {})
 
@@ -487,6 +361,11 @@ class EvaluationRun:
             "compared with": config.real if config.has_clips else "no clips",
             "data version": self.clips.version,
             "seed": self.recipe.seed,
+            "FVD and KVD of": f"windows of {w} frames"
+            if (w := config.fvd_frames)
+            else "whole clips",
+            "in brackets": f"95 % intervals over {len(self.inputs)} inputs",
+            "halves": f"{len(self.inputs) // 2} clips a side, disjoint; mean of {NUM_HALVES} draws",
         } | {way.name: str(way) for way in ways}
 
 

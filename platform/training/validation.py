@@ -94,7 +94,8 @@ class Validation:
         share = self._share(num_scored, num_groups)
         self.scored = range(group * share, (group + 1) * share)
         if self.scored:
-            self.suite = MetricSuite(self.config.networks_path, device, self.config.counted)
+            networks, window = self.config.networks_path, self.config.fvd_frames
+            self.suite = MetricSuite(networks, device, self.config.counted, window)
             truth = self._measure(lambda batch: batch.x0)
             assert truth is not None, "clips are made of bytes, which are numbers"
             self.truth = truth

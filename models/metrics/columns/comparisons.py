@@ -20,6 +20,7 @@ class Fid(DistanceMetric):
     TITLE: ClassVar = "FID"
     DIGITS: ClassVar = 2
     NETWORK: ClassVar = weight_files.INCEPTION
+    STORED: ClassVar = "inception"
 
     def features(self, batch: ClipBatch, network: Any) -> Any:
         """Return a row for each frame."""
@@ -37,12 +38,33 @@ class Fvd(DistanceMetric):
     TITLE: ClassVar = "FVD"
     DIGITS: ClassVar = 2
     NETWORK: ClassVar = weight_files.I3D
+    STORED: ClassVar = "i3d"
 
     def features(self, batch: ClipBatch, network: Any) -> Any:
-        """Return a row for each clip."""
+        """Return a row for each window of a clip."""
         import torch
 
-        return torch.cat([network(clip.frames[None]) for clip in batch.clips])
+        from magicdistill.models.metrics.preprocessing import windows
+
+        return torch.cat([network(windows(clip.frames, batch.window)) for clip in batch.clips])
+
+
+class ContentDebiasedFvd(DistanceMetric):
+    """Frechet distance of windows in VideoMAE's features (Ge et al. 2024), which answer to motion
+    more than I3D's, trained to tell actions, do."""
+
+    name: Literal["fvd_videomae"] = "fvd_videomae"
+    TITLE: ClassVar = "CD-FVD"
+    DIGITS: ClassVar = 2
+    NETWORK: ClassVar = weight_files.VIDEOMAE
+
+    def features(self, batch: ClipBatch, network: Any) -> Any:
+        """Return a row for each 16 frames of a clip."""
+        import torch
+
+        from magicdistill.models.metrics.preprocessing import for_videomae
+
+        return torch.cat([network(for_videomae(clip.frames)) for clip in batch.clips])
 
 
 class Lpips(ScoreMetric):

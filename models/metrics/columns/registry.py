@@ -5,6 +5,7 @@ from typing import Literal
 
 from magicdistill.models.metrics.columns.base import Arrow, Average, MetricBase
 from magicdistill.models.metrics.columns.comparisons import (
+    ContentDebiasedFvd,
     DynamicDegreeProxy,
     Fid,
     FlickerProxy,
@@ -12,6 +13,7 @@ from magicdistill.models.metrics.columns.comparisons import (
     Lpips,
     ProxyFrechetDistance,
 )
+from magicdistill.models.metrics.columns.kernel_distances import Cmmd, Kid, Kvd
 from magicdistill.models.metrics.columns.vbench_dimensions import (
     AestheticQuality,
     DynamicDegree,
@@ -36,7 +38,11 @@ METRICS = Registry(
     TemporalFlickering,
     Average,
     Fid,
+    Kid,
+    Cmmd,
     Fvd,
+    Kvd,
+    ContentDebiasedFvd,
     Lpips,
     ProxyFrechetDistance,
     DynamicDegreeProxy,

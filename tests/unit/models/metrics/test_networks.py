@@ -101,7 +101,9 @@ def test_a_file_with_a_known_digest_is_not_replaced_by_another(
 
 def test_networks_and_dimensions_cover_each_other() -> None:
     metrics = [*absent_metrics(None), "temporal_flickering"]
-    assert sorted(metrics) == sorted([*dimensions(), "fid", "fvd", "lpips"])
+    assert sorted(metrics) == sorted(
+        [*dimensions(), "fid", "kid", "cmmd", "fvd", "kvd", "fvd_videomae", "lpips"]
+    )
     names = [file.name for network in NETWORKS for file in network.files]
     assert len(set(names)) == len(names)
     digests = [file.sha256 for network in NETWORKS for file in network.files if file.sha256]

@@ -112,8 +112,9 @@ def test_saved_measures_are_read_back_exactly(tmp_path: Path) -> None:
     found = Measured.load(tmp_path / "part.npz")
     for name, values in measured.scores.items():
         np.testing.assert_array_equal(found.scores[name], values)
-    for name, statistics in measured.statistics.items():
-        np.testing.assert_array_equal(found.statistics[name].products, statistics.products)
+    for name, values in measured.features.items():
+        np.testing.assert_array_equal(found.features[name], values)
+    assert found.features.keys() == measured.features.keys()
     assert found.scores.keys() == measured.scores.keys()
 
 
@@ -172,5 +173,5 @@ def test_a_reference_is_measured_once(tmp_path: Path) -> None:
 
     first, second = (reference(tmp_path / "real.npz", measure) for _ in range(2))
     assert len(counts) == 1
-    for name, statistics in first.statistics.items():
-        np.testing.assert_array_equal(second.statistics[name].products, statistics.products)
+    for name, values in first.features.items():
+        np.testing.assert_array_equal(second.features[name], values)

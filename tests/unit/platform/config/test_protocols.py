@@ -62,6 +62,7 @@ def test_a_recipe_with_an_evaluation_is_a_protocol() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("fvd_frames: 130", "fvd_frames: 130: the videos have 129; give less"),
         ("columns: [fidd]", "no metric fidd; there are i2v_subject"),
         ("num_frames: 16\ndata: {bucket: {num_frames: 1}}", "give 4k+1 frames"),
         ("num_frames: 17", "give 4k+1 frames where data.bucket.num_frames is 1"),

@@ -1,12 +1,14 @@
 """The table of scores: ours beside the papers', numbers where there are some, else reasons."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from magicdistill.models.metrics.columns.registry import METRICS, dimensions
-from magicdistill.models.metrics.results import AbsentMetric, Metric
+from magicdistill.models.metrics.results import AbsentMetric, Metric, Uncertainty
 from magicdistill.platform.evaluation.paper_results import PaperTable, paper_tables, tables_of
 from magicdistill.platform.evaluation.score_plots import plot_scores
 from magicdistill.platform.evaluation.score_table import OURS, ScoreRow, ScoreTable
@@ -58,6 +60,36 @@ def test_the_papers_rows_stand_first_and_say_where_they_are_from() -> None:
 def test_steps_are_not_called_evaluations() -> None:
     cells = table("portrait-vbench", row("student"), columns=dimensions()).cells()
     assert cells[0]["NFE ↓"] == "28 steps" and cells[-1]["NFE ↓"] == "4"
+
+
+def test_intervals_and_the_floor_stand_beside_the_numbers(tmp_path: Path) -> None:
+    real = replace(row("real", 0, fid=0.0), beside={"fid": Uncertainty(halves=20.0)})
+    beside = {
+        "fid": Uncertainty((29.0, 33.25), 51.0),
+        "kid": Uncertainty((0.5, 0.7), 0.65, 0.0125),
+        "lpips": Uncertainty((0.2, 0.3)),
+    }
+    student = replace(row("student", fid=31.0, kid=0.6, lpips=0.25), beside=beside)
+    found = table("own", real, student)
+    cells = found.cells()[1]
+    assert cells["FID ↓"] == "31.00 [29.00, 33.25]"
+    assert cells["KID ↓"] == "0.6000 ± 0.0125 [0.5000, 0.7000]"
+    assert cells["LPIPS ↓"] == "0.2500 [0.2000, 0.3000]"
+    assert found.halves() == [
+        {"at halves": "real, the floor", "FID ↓": "20.00", "KID ↓": "-"},
+        {"at halves": "student", "FID ↓": "51.00", "KID ↓": "0.6500"},
+    ]
+    path = found.save(tmp_path)
+    assert ScoreTable.load(path) == found
+    stored = json.loads(path.read_text())["rows"][1]
+    assert stored["interval"]["fid"] == [29.0, 33.25] and stored["halves"]["fid"] == 51.0
+    page = path.with_suffix(".md").read_text()
+    assert "| real, the floor | 20.00 | - |" in page
+    assert "real, the floor  20.00  -" in found.text()
+
+
+def test_a_table_without_distances_has_no_floor() -> None:
+    assert table("own", row("student", lpips=0.25)).halves() == []
 
 
 def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
