@@ -34,7 +34,8 @@ class Flags(JobFlags):
     """Try what a run needs instead: weights, sources, disk, GPUs, tokens, tracking server. Prints
     a line for each and exits with 2 where something is wrong."""
     propose: Switch = False
-    """Also print the fastest layouts that fit: recomputation, sequence groups, micro-batches."""
+    """Also print the fastest layouts that fit: recomputation, sequence groups, micro-batches, and
+    under ZeRO-3 the size up to which parameters stay whole."""
     rehearse: Switch = False
     """Run one update of each role in full size instead, on tensors that have shapes and no numbers:
     gradients, operations and memory beside the plan's, in minutes on one CPU. Exits with 1 where
@@ -83,9 +84,9 @@ def main() -> None:
         show = to_json if flags.json_output else format_plan
         print(show(made, flags.price_per_gpu_hour))
         if flags.propose:
-            from magicdistill.platform.planning.proposals import describe_proposals
+            from magicdistill.platform.planning.proposals import describe_proposals, propose
 
-            print(*describe_proposals(made), sep="\n")
+            print(*describe_proposals(made, propose(made)), sep="\n")
     sys.exit(made.fits is False)
 
 

@@ -190,7 +190,7 @@ class StockPipeline:
         taken = self._defaults()
         values = {k: v for k, v in given.items() if k in taken and v is not None}
         frames = np.asarray(pipeline(**values).frames[0])
-        return Video((np.clip(frames, 0, 1) * 255).round().astype(np.uint8), fps)
+        return Video([*(np.clip(frames, 0, 1) * 255).round().astype(np.uint8)], fps)
 
     def _defaults(self) -> Any:
         import diffusers

@@ -189,6 +189,14 @@ def checkpoint_bytes(parts: Sequence[Parameters], *, has_ema: bool) -> float:
     return 12.0 * sum(part.trained for part in parts) + 4.0 * average
 
 
+def copy_row(num_bytes: float, num_workers: int) -> Row:
+    """Return a rank's share of a checkpoint, which lies in host memory while a thread writes it.
+
+    At most one is being written at a time.
+    """
+    return Row("all", "checkpoint", "copy being written", num_bytes / num_workers, "host")
+
+
 def saved_rows(
     update: Update, sample: Sample, num_samples: int, *, recompute: Recompute
 ) -> tuple[Row, ...]:

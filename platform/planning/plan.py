@@ -41,6 +41,7 @@ from magicdistill.platform.planning.memory import (
     Row,
     activation_rows,
     checkpoint_bytes,
+    copy_row,
     count_parameters,
     decoding_rows,
     ema_row,
@@ -239,8 +240,10 @@ class Plan:
         return math.ceil(cycles)
 
 
-def plan(recipe: Recipe, *, mfu: float | None = None, rates: Rates | None = None) -> Plan:
-    """Plan a recipe; where it does not fit, name the settings that would make it fit.
+def plan(
+    recipe: Recipe, *, mfu: float | None = None, rates: Rates | None = None, advise: bool = True
+) -> Plan:
+    """Plan a recipe; where it does not fit, `advise` names the settings that would make it fit.
 
     Time follows from `rates`, by default the published and estimated ones, or from `mfu` alone:
     the share of the GPUs' peak that everything reaches, above 0 and up to 1.
@@ -256,7 +259,7 @@ def plan(recipe: Recipe, *, mfu: float | None = None, rates: Rates | None = None
         raise RecipeError(f"method.name {recipe.method.name} trains no transformer to plan for")
     parts = count_parameters(recipe.method, recipe.model)  # type: ignore[arg-type]  frozen: they hash
     made = replace(_plan(recipe, parts, updates), rates=rates, given_mfu=mfu)
-    if made.fits is not False:
+    if made.fits is not False or not advise:
         return made
     return replace(made, remedies=tuple(_remedies(recipe, parts, updates)))
 
@@ -335,7 +338,7 @@ def _plan(recipe: Recipe, parts: Sequence[Parameters], updates: Sequence[Update]
         evaluation_rows=evaluation_rows(recipe, parts, sample),
         evaluation_operations=evaluation_operations(recipe, sample),
         video_operations=video_operations(recipe, sample),
-        checkpoint_bytes=checkpoint_bytes(parts, has_ema=schedule.ema_decay is not None),
+        checkpoint_bytes=_checkpoint_bytes(recipe, parts),
         updates=tuple(updates),
     )
 
@@ -364,6 +367,11 @@ def _held(recipe: Recipe, parts: Sequence[Parameters]) -> Iterator[Row]:
     if recipe.evaluation is not None and recipe.schedule.sample_every is not None:
         yield vae_row(recipe.model.shapes)
         yield from other_expert_rows(recipe, parts)
+    yield copy_row(_checkpoint_bytes(recipe, parts), num_workers)
+
+
+def _checkpoint_bytes(recipe: Recipe, parts: Sequence[Parameters]) -> float:
+    return checkpoint_bytes(parts, has_ema=recipe.schedule.ema_decay is not None)
 
 
 def _peaks(

@@ -203,10 +203,11 @@ def _budget(made: Plan, price: float | None) -> Iterator[str]:
     )
     written = write_seconds(costs.checkpoint_bytes).items()
     copied_s = copy_seconds(costs.checkpoint_bytes, made.recipe.cluster.num_workers)
+    share = costs.checkpoint_bytes / made.recipe.cluster.num_workers
     due_s = (made.seconds_per_cycle or 0) * made.recipe.schedule.checkpoint_every
     yield (
         f"a checkpoint: due every {due_s:.0f} s; the training waits {copied_s:.1f} s for the copy "
-        "to host memory, and goes on while it is written: "
+        f"to host memory ({share / GIB:.1f} GiB a GPU), and goes on while it is written: "
         f"{', '.join(f'{seconds:.0f} s on {name}' for name, seconds in written)}"
     )
     cost = "" if price is None else f": {costs.gpu_hours * price:.0f} at {price:g} per GPU-hour"
