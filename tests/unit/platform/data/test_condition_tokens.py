@@ -51,7 +51,12 @@ def cached(root: Path, encoder: Path, num_tokens: int) -> tuple[LatentCache, Dat
         "image_token_stride": 1,
         "stored_dtype": "float32",
     }
-    source: dict[str, Any] = {"kind": "folder", "path": str(root), "mixture": "a", "license": "CC0"}
+    source: dict[str, Any] = {
+        "kind": "folder",
+        "path": str(root),
+        "mixture": "general",
+        "license": "CC0",
+    }
     config = DataConfig.model_validate({"sources": [source], "prompts": prompts})
     assert config.prompts is not None
     job = EmbedFirstFramesJob(config, prompts_fingerprint(config.prompts), root)
@@ -170,5 +175,5 @@ def test_other_strides_than_one_are_refused_by_encoders_that_keep_all(
 ) -> None:
     prompts = wan[1].prompts
     assert prompts is not None
-    with pytest.raises(ValueError, match="image_token_stride 2: .* give 1"):
+    with pytest.raises(ValueError, match=r"image_token_stride 2: .* give 1"):
         PromptEncoder.load(prompts.encoder, torch.float32, image_token_stride=2)
