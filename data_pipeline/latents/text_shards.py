@@ -50,7 +50,7 @@ class TextRow:
     """Which tokens are valid."""
     pooled: Float[Tensor, " p"]
     """The pooled embedding of the whole prompt."""
-    image_tokens: Float[Tensor, "m d"] | None = None
+    image_tokens: Float[Tensor, "m i"] | None = None
     """Tokens of the first frame that the encoder saw before the prompt, all valid; None if none."""
     null: "TextRow | None" = None
     """The null prompt beside the same first frame; None where none was seen."""
