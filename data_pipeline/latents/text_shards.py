@@ -50,16 +50,21 @@ class TextRow:
     """Which tokens are valid."""
     pooled: Float[Tensor, " p"]
     """The pooled embedding of the whole prompt."""
-    image_tokens: Float[Tensor, "m d"] | None = None
+    image_tokens: Float[Tensor, "m i"] | None = None
     """Tokens of the first frame that the encoder saw before the prompt, all valid; None if none."""
     null: "TextRow | None" = None
     """The null prompt beside the same first frame; None where none was seen."""
+    glyphs: Float[Tensor, "q e"] | None = None
+    """Tokens of quoted words (HunyuanVideo-1.5), valid ones first; None if the encoder has none."""
+    glyph_mask: Bool[Tensor, " q"] | None = None
+    """Which glyphs are valid; none may be."""
 
     @property
     def is_sound(self) -> bool:
         """Whether a token is valid, as attention demands, and all numbers are finite."""
-        image = self.image_tokens is None or bool(self.image_tokens.isfinite().all())
-        own = bool(self.mask.any() and self.tokens[self.mask].isfinite().all()) and image
+        others = [part for part in (self.image_tokens, self.glyphs) if part is not None]
+        own = bool(self.mask.any() and self.tokens[self.mask].isfinite().all())
+        own = own and all(bool(part.isfinite().all()) for part in others)
         return own and (self.null is None or self.null.is_sound)
 
 
@@ -131,6 +136,9 @@ def _parts(text: TextRow) -> dict[str, Tensor]:
     parts = {"tokens": text.tokens[:num_valid], "mask": text.mask.float(), "pooled": text.pooled}
     if text.image_tokens is not None:
         parts["image_tokens"] = text.image_tokens
+    if text.glyphs is not None and text.glyph_mask is not None:
+        num_glyphs = int(text.glyph_mask.sum())
+        parts |= {"glyphs": text.glyphs[:num_glyphs], "glyph_mask": text.glyph_mask.float()}
     if text.null is not None:  # the image tokens stand first, so that no prompt changes them
         null = replace(text.null, image_tokens=None)
         parts |= {f"{_NULL}{name}": part for name, part in _parts(null).items()}
@@ -161,5 +169,12 @@ def read_text(file: pq.ParquetFile, entry: dict[str, object]) -> TextRow:
 
 def _row(parts: Mapping[str, Tensor], image_tokens: Tensor | None, prefix: str = "") -> TextRow:
     tokens, mask, pooled = (parts[f"{prefix}{name}"] for name in ("tokens", "mask", "pooled"))
-    padded = torch.cat([tokens, tokens.new_zeros(len(mask) - len(tokens), tokens.shape[1])])
-    return TextRow(padded, mask.bool(), pooled, image_tokens)
+    row = TextRow(_padded(tokens, len(mask)), mask.bool(), pooled, image_tokens)
+    if (glyphs := parts.get(f"{prefix}glyphs")) is None:
+        return row
+    glyph_mask = parts[f"{prefix}glyph_mask"]
+    return replace(row, glyphs=_padded(glyphs, len(glyph_mask)), glyph_mask=glyph_mask.bool())
+
+
+def _padded(tokens: Tensor, count: int) -> Tensor:
+    return torch.cat([tokens, tokens.new_zeros(count - len(tokens), tokens.shape[1])])

@@ -14,13 +14,11 @@ from magicdistill.data_pipeline.latents.text_shards import TextRow, write_texts
 from magicdistill.data_pipeline.rows import ClipRow, digest
 from magicdistill.models.checksums import digest_ends
 from magicdistill.models.networks.conditioning.conditions import NULL_PROMPT, Conditions
-from magicdistill.models.networks.conditioning.encoder_folders import encoder_folders
+from magicdistill.models.networks.conditioning.encoder_folders import encoder_folders, image_folders
 
 if TYPE_CHECKING:
     from magicdistill.models.networks.conditioning.prompt_encoder import AnyPromptEncoder
 
-IMAGE_FOLDERS = ("image_processor",)
-"""Folders in addition where the encoder sees first frames."""
 PROMPT_SCHEMA = pa.schema([("key", pa.string()), ("prompt", pa.string())])
 
 
@@ -41,7 +39,7 @@ def encoder_fingerprint(directory: Path | str, *, sees_images: bool = False) -> 
         FileNotFoundError: if one of the folders of encoders and their preprocessing is missing.
     """
     root = Path(directory)
-    folders = (*encoder_folders(root), *(IMAGE_FOLDERS if sees_images else ()))
+    folders = (*encoder_folders(root), *(image_folders(root) if sees_images else ()))
     if missing := [name for name in folders if not (root / name).is_dir()]:
         raise FileNotFoundError(f"text encoders {root}: no folder {', '.join(missing)}")
     files = sorted(file for name in folders for file in (root / name).rglob("*") if file.is_file())
@@ -108,7 +106,14 @@ def load_encoder(config: Prompts, fingerprint: str) -> "AnyPromptEncoder":
 def text_rows(found: Conditions, config: Prompts) -> list[TextRow]:
     """Return the embeddings of prompts, one each, as they are stored."""
     dtype = getattr(torch, config.stored_dtype)
-    parts = [found.text.to("cpu", dtype), found.text_mask.cpu(), found.pooled.to("cpu", dtype)]
+    parts = {
+        "tokens": found.text.to("cpu", dtype),
+        "mask": found.text_mask.cpu(),
+        "pooled": found.pooled.to("cpu", dtype),
+    }
     if found.image_tokens is not None:
-        parts.append(found.image_tokens.to("cpu", dtype))
-    return [TextRow(*row) for row in zip(*parts, strict=True)]
+        parts["image_tokens"] = found.image_tokens.to("cpu", dtype)
+    if found.glyphs is not None and found.glyph_mask is not None:
+        parts |= {"glyphs": found.glyphs.to("cpu", dtype), "glyph_mask": found.glyph_mask.cpu()}
+    rows = zip(*parts.values(), strict=True)
+    return [TextRow(**dict(zip(parts, row, strict=True))) for row in rows]

@@ -60,8 +60,8 @@ class DistributionMatchingMethod(DistributionMatchingConfig, MethodConfig):
 
     @property
     def distils_guidance(self) -> bool:
-        """Whether the guidance scale is distilled in the same stage."""
-        return self.cfg_distillation is not None
+        """Whether the guidance scale is distilled in the same stage, or the real score's is."""
+        return self.cfg_distillation is not None or self.real_guidance not in (None, 1)
 
     @property
     def uses_pairs(self) -> bool:

@@ -100,6 +100,18 @@ class LatentBatches:
         return collate(self.cache, rows, positions, self.device, dropped)
 
 
+def demand_glyphs(cache: LatentCache, prompts: Prompts | None, field: str) -> None:
+    """Raise ExplainedError where a network reads quoted words and the cache of its prompts has
+    none; `field` is the recipe's field of the data.
+    """
+    if prompts is not None and cache.text(cache.read(0).text_key).glyphs is None:
+        raise ExplainedError(
+            f"{field}.prompts.encoder {prompts.encoder}: the latent cache {cache.version} has no "
+            "glyphs, which this network reads beside the text; name the encoders of "
+            "HunyuanVideo-1.5 and curate with this recipe (jobs/curate.py)"
+        )
+
+
 def demand_image_tokens(cache: LatentCache, prompts: Prompts | None, field: str) -> None:
     """Raise ExplainedError where a recipe asks for image tokens and its cache has none, or fewer.
 
@@ -166,10 +178,14 @@ def collate(
 
 def _conditions(texts: Sequence[TextRow], image_prior: torch.Tensor) -> Conditions:
     images = [text.image_tokens for text in texts if text.image_tokens is not None]
+    glyphs = [text.glyphs for text in texts if text.glyphs is not None]
+    masks = [text.glyph_mask for text in texts if text.glyph_mask is not None]
     return Conditions(
         text=torch.stack([text.tokens for text in texts]).float(),
         text_mask=torch.stack([text.mask for text in texts]),
         pooled=torch.stack([text.pooled for text in texts]).float(),
         image_prior=image_prior,
         image_tokens=torch.stack(images).float() if images else None,
+        glyphs=torch.stack(glyphs).float() if glyphs else None,
+        glyph_mask=torch.stack(masks) if masks else None,
     ).to(image_prior.device)

@@ -15,7 +15,7 @@ from magicdistill.data_pipeline.rows import ClipRow
 from magicdistill.data_pipeline.selection.curation_result import CurationResult, Selection
 from magicdistill.models.locations import find_weights
 from magicdistill.platform.config.recipe import Recipe
-from magicdistill.platform.data.batches import demand_image_tokens
+from magicdistill.platform.data.batches import demand_glyphs, demand_image_tokens
 from magicdistill.platform.runs import logs
 from magicdistill.platform.runs.logs import ExplainedError
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
@@ -62,7 +62,10 @@ def prepare_latents(recipe: Recipe, run: RunDirectory) -> Prepared:
         ("evaluation.data", recipe.evaluation and recipe.evaluation.data, "held-out"),
     ):
         if config is not None:
-            demand_image_tokens(LatentCache(found[title].cache_path), config.prompts, field)
+            cache = LatentCache(found[title].cache_path)
+            demand_image_tokens(cache, config.prompts, field)
+            if recipe.model.shapes.transformer.takes_glyphs:
+                demand_glyphs(cache, config.prompts, field)
     _demand_the_same(run, found)
     run.store_data(lineage(found))
     held_out = found.get("held-out")

@@ -17,6 +17,8 @@ from magicdistill.models.locations import (
     is_int8,
 )
 from magicdistill.models.networks.backbones.registry import family_in
+from magicdistill.models.networks.backbones.teachers import find_teacher as find_teacher_kind
+from magicdistill.models.networks.conditioning.encoder_folders import image_folders
 from magicdistill.models.objectives.config import SamplerConfig
 from magicdistill.models.paths import local_path
 from magicdistill.platform.config.experts import (
@@ -39,7 +41,7 @@ MODEL = "model"
 """Folder of a run that holds its finished generator."""
 Dtype = Literal["fp32", "bf16", "int8"]
 LARGE = Bucket(num_frames=129, height=544, width=960)
-"""Shape that a model without a recipe generates: that of Magic141."""
+"""Shape that a model of no published kind, and without a recipe, generates: that of Magic141."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Pretrained:
     """Keep the transformer in host memory and copy each layer to the GPU while it computes."""
     image_token_stride: int | None = None
     """Of how many image tokens of the first frame one stands before the text; None gives none."""
+    knows_shapes: bool = True
+    """Whether a recipe says on what shapes it was trained."""
 
     def changed(
         self, size: tuple[int, int, int] | None = None, **sampler: float | None
@@ -89,7 +93,7 @@ class Pretrained:
     def never_made(self, size: tuple[int, int, int]) -> str | None:
         """Return a warning if the model was trained on other shapes (frames, height, width)."""
         trained = [(one.num_frames, one.height, one.width) for one in self.buckets]
-        if size in trained or self.buckets == (LARGE,):  # nobody knows what others are trained on
+        if size in trained or not self.knows_shapes:  # nobody knows what others are trained on
             return None
         known, asked = (
             ", ".join(" x ".join(map(str, shape)) for shape in shapes)
@@ -125,7 +129,7 @@ def find_pretrained(
     return Pretrained(
         transformer,
         _find_vae(transformer, recipe, vae),
-        recipe.data.buckets if recipe else (LARGE,),
+        recipe.data.buckets if recipe else (_published_bucket(transformer),),
         _sampler(transformer, recipe),
         recipe.data.null_text.num_tokens if recipe else 1,
         text,
@@ -133,6 +137,7 @@ def find_pretrained(
         low_noise_beside(transformer),
         boundary_beside(transformer),
         image_token_stride=_image_token_stride(transformer, recipe, text),
+        knows_shapes=recipe is not None,
     )
 
 
@@ -264,7 +269,7 @@ def _image_token_stride(transformer: Path, recipe: Recipe | None, text: Path | N
     """Return how the recipe gives image tokens; without one, as published for such encoders."""
     if recipe is not None:
         return recipe.data.prompts and recipe.data.prompts.image_token_stride
-    if text is None or not (text / "image_processor").is_dir():
+    if text is None or not all((text / name).is_dir() for name in image_folders(text)):
         return None
     config = json.loads((transformer / CONFIG).read_text(encoding="utf-8"))
     return family_in(transformer).image_token_stride(config)
@@ -277,8 +282,21 @@ def _sampler(transformer: Path, recipe: Recipe | None) -> SamplerConfig:
     """
     if recipe is None:
         config = json.loads((transformer / CONFIG).read_text())
-        return published_sampler(config, LARGE.height * LARGE.width) or SamplerConfig()
+        bucket = _published_bucket(transformer)
+        return published_sampler(config, bucket.height * bucket.width) or SamplerConfig()
     return teacher_sampler(recipe) if _is_teacher(transformer, recipe) else sampler_of(recipe)
+
+
+def _published_bucket(transformer: Path) -> Bucket:
+    """Return the shape of the videos that the makers of such weights publish.
+
+    Weights of one configuration for several sizes are taken for those of the smallest.
+    """
+    kind = find_teacher_kind(json.loads((transformer / CONFIG).read_text()))
+    if kind is None:
+        return LARGE
+    frames, height, width, fps = kind.clip
+    return Bucket(num_frames=frames, height=height, width=width, fps=fps)
 
 
 def sampler_of(recipe: Recipe) -> SamplerConfig:

@@ -112,12 +112,12 @@ class VideoSampler:
         options = {} if stride is None else {"image_token_stride": stride}
         try:
             encoder = PromptEncoder.load(self.model.encoders, torch.float32, int8=int8, **options)
-        except (FileNotFoundError, ModuleNotFoundError) as error:
+        except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
             raise ExplainedError(f"the text encoders: {error}") from None
         if stride is not None and not encoder.sees_images:
             raise ExplainedError(
                 f"--encoders {self.model.encoders}: this model takes image tokens of the first "
-                "frame, which these encoders cannot see; name a folder of HunyuanVideo-I2V"
+                "frame, which these encoders cannot see; name a folder of its pipeline"
             )
         return encoder.to("cpu" if self.model.offload else self.device)
 

@@ -80,6 +80,9 @@ class Studio:
         self.models[teacher.sampler.num_steps] = teacher
         folders = {one.transformer: one for one in self.models.values()}
         self._samplers = {path: VideoSampler(one) for path, one in folders.items()}
+        first, *others = self._samplers.values()
+        for sampler in others:  # all have the same encoders, which may be far larger than they
+            sampler.encoder = first.encoder
         self._watches = {path: StepTimer(one.velocity) for path, one in self._samplers.items()}
         self._lock = Lock()
         with tempfile.NamedTemporaryFile(suffix=".png") as grey:

@@ -10,13 +10,11 @@ from dataclasses import replace
 from magicdistill.data_pipeline.config import Bucket, Prompts
 from magicdistill.models.methods.forward_passes import ForwardPass
 from magicdistill.models.networks.autoencoder.base import VaeConfig
-from magicdistill.models.networks.backbones.base import Sample
+from magicdistill.models.networks.backbones.base import BackboneConfig, Sample
 from magicdistill.models.networks.backbones.costs import BlockCosts, Gradient
 from magicdistill.models.networks.config import Recompute
 from magicdistill.models.networks.presets import NetworkPreset
 
-IMAGE_TOKENS = 576
-"""Of a first frame in LLaVA-Llama-3: its vision branch sees 24 x 24 patches of 14 pixels."""
 BACKWARD: dict[Gradient, float] = {"none": 0, "inputs": 1, "lora": 1, "weights": 2}
 """Linear operations of a backward over those of a forward."""
 ATTENTION_BACKWARD = 2.5
@@ -29,10 +27,10 @@ HEAD_SAVED: dict[Gradient, int] = {"none": 0, "inputs": 2, "lora": 2, "weights":
 """Tensors that the discriminator's head keeps, in units of tokens * d."""
 
 
-def num_image_tokens(prompts: Prompts | None) -> int:
+def num_image_tokens(prompts: Prompts | None, shapes: BackboneConfig) -> int:
     """Return the image tokens before the text of a recipe's prompts."""
     stride = prompts.image_token_stride if prompts else None
-    return math.ceil(IMAGE_TOKENS / stride) if stride else 0
+    return math.ceil(shapes.max_image_tokens / stride) if stride else 0
 
 
 def sample_of(bucket: Bucket, preset: NetworkPreset, **share: int) -> Sample:

@@ -352,7 +352,7 @@ def _sample(recipe: Recipe) -> Sample:
             sequence_parallel=recipe.cluster.sequence_parallel,
             activation_bytes=number_bytes(recipe.engine),
             lora_rank=recipe.method.lora_rank,
-            image_tokens=num_image_tokens(recipe.data.prompts),
+            image_tokens=num_image_tokens(recipe.data.prompts, recipe.model.shapes.transformer),
         )
         for bucket in recipe.data.buckets
     )

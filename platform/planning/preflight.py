@@ -15,6 +15,7 @@ from magicdistill.models.methods.registry import METHODS
 from magicdistill.models.metrics.columns.registry import METRICS
 from magicdistill.models.networks.autoencoder.registry import demand_vae
 from magicdistill.models.networks.backbones.registry import demand_layout, demand_shapes
+from magicdistill.models.networks.conditioning.encoder_folders import image_folders
 from magicdistill.models.networks.config import demand_share
 from magicdistill.models.paths import PathError
 from magicdistill.platform.config.experts import FIELD as OTHER_EXPERT
@@ -164,6 +165,13 @@ def _method(recipe: Recipe) -> Iterator[str]:
             "null prompt, and every clip would have the null prompt; give data.prompts with text "
             "encoders, and a drop below 1"
         )
+    stride = prompts and prompts.image_token_stride
+    if prompts is not None and recipe.model.shapes.transformer.demands_image_tokens and stride != 1:
+        yield (
+            f"data.prompts.image_token_stride {stride or 'null'}: networks of the preset "
+            f"{recipe.model.preset} take all image tokens of the first frame beside a prompt; "
+            "give 1 and curate with this recipe"
+        )
     for problem in recipe.method.problems(recipe.model, recipe.schedule.num_cycles):
         yield f"method.{problem}"
 
@@ -299,10 +307,12 @@ def _demand_sight(recipe: Recipe, path: Path, config: Mapping[str, Any]) -> None
 
 def _blindness(encoder: str, stride: int) -> Iterator[tuple[str, str]]:
     """Yield why an encoder cannot see first frames."""
-    if Path(encoder).is_dir() and not (Path(encoder) / "image_processor").is_dir():
+    root = Path(encoder)
+    missing = [name for name in image_folders(root) if not (root / name).is_dir()]
+    if root.is_dir() and missing:
         yield (
             "data.prompts.encoder",
-            f"data.prompts.encoder {encoder}: it has no image_processor, and image_token_stride "
-            f"{stride} gives it first frames; name a folder of HunyuanVideo-I2V, or leave the "
-            "stride out",
+            f"data.prompts.encoder {encoder}: it has no {' and no '.join(missing)}, and "
+            f"image_token_stride {stride} gives it first frames; name a folder of an "
+            "image-to-video pipeline, or leave the stride out",
         )

@@ -48,6 +48,11 @@ class BackboneConfig(Config):
     }
     """The same of the backward, in addition to what the block keeps."""
 
+    takes_glyphs: ClassVar[bool] = False
+    """Whether the network reads tokens of quoted words beside those of the prompt."""
+    max_image_tokens: ClassVar[int] = 0
+    """Tokens of a first frame that stand before the text's where each is kept, which a plan
+    counts; 0 where the blocks' costs count them, or where they are too few to matter."""
     weights_decide: ClassVar[tuple[str, ...]] = ()
     """Arguments of the network's class that follow the weights and not the preset."""
 
@@ -89,6 +94,12 @@ class BackboneConfig(Config):
 
         The entries for `all` tell every kind, also one that the network has none of.
         """
+
+    @property
+    def demands_image_tokens(self) -> bool:
+        """Whether the network was trained with tokens of the first frame beside every prompt, all
+        that its encoder gives."""
+        return False
 
     def shallow(self) -> "BackboneConfig":
         """Return the shapes of the same network with one block of each kind, which stands for all

@@ -42,6 +42,8 @@ class Teacher:
     max_pixels: int | None = None
     """Most pixels of a frame for which these numbers are; None for any."""
     is_published: bool = True
+    clip: tuple[int, int, int, float] = (129, 544, 960, 25.0)
+    """Frames, height, width and frames per second of its makers' videos, or those of Magic141."""
 
     def is_of(self, config: Mapping[str, Any], layout: str | None, pixels: int | None) -> bool:
         """Tell whether a configuration of diffusers, and the size of a frame, are of this kind."""
@@ -126,6 +128,7 @@ TEACHERS = (
         shift=5.0,
         guidance=6.0,
         max_pixels=848 * 480,
+        clip=(121, 480, 832, 24.0),
         source="Tencent-Hunyuan/HunyuanVideo-1.5: README, Optimal Inference Configurations",
     ),
     Teacher(
@@ -134,6 +137,7 @@ TEACHERS = (
         num_steps=50,
         shift=7.0,
         guidance=6.0,
+        clip=(121, 720, 1280, 24.0),
         source="Tencent-Hunyuan/HunyuanVideo-1.5: README, Optimal Inference Configurations",
     ),
     Teacher(
@@ -143,6 +147,7 @@ TEACHERS = (
         shift=5.0,
         guidance=3.5,
         needs={"in_channels": 36, "image_dim": None},
+        clip=(81, 720, 1280, 16.0),
         source="Wan-Video/Wan2.2: wan/configs/wan_i2v_A14B (both experts 3.5; the first works "
         "down to noise level 0.9)",
     ),
@@ -154,6 +159,7 @@ TEACHERS = (
         guidance=5.0,
         needs={"in_channels": 36},
         max_pixels=832 * 480,
+        clip=(81, 480, 832, 16.0),
         source="Wan-Video/Wan2.1: generate, image to video at 832*480",
     ),
     Teacher(
@@ -163,6 +169,7 @@ TEACHERS = (
         shift=5.0,
         guidance=5.0,
         needs={"in_channels": 36},
+        clip=(81, 720, 1280, 16.0),
         source="Wan-Video/Wan2.1: generate, image to video",
     ),
 )

@@ -134,6 +134,11 @@ class HunyuanVideo15Encoder(nn.Module):
             if part is not None:
                 part.save_pretrained(Path(directory) / name)
 
+    @property
+    def sees_images(self) -> bool:
+        """Whether it has an encoder of first frames."""
+        return self.siglip is not None
+
     def null(self, batch: int, images: Float[Tensor, "b 3 y x"] | None = None) -> Conditions:
         """Encode the null prompt for `batch` samples: the empty one, in the same template."""
         return self([NULL_PROMPT] * batch, images)

@@ -120,6 +120,12 @@ class PromptEncoder(nn.Module):
         Raises FileNotFoundError naming what is missing, and ModuleNotFoundError without torchao.
         """
         directory = Path(directory)
+        keeps_all = is_wan(directory) or is_hunyuan_video15(directory)
+        if keeps_all and (stride := options.pop("image_token_stride", 1)) != 1:
+            raise ValueError(
+                f"image_token_stride {stride}: the encoders in {directory} keep all image tokens; "
+                "give 1"
+            )
         if is_wan(directory):
             return WanPromptEncoder.load(directory, dtype, int8=int8, **options)
         if is_hunyuan_video15(directory):

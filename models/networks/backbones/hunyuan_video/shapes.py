@@ -44,6 +44,7 @@ class HunyuanVideoConfig(BackboneConfig):
         r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)",
     )
 
+    max_image_tokens: ClassVar = 576  # LLaVA-Llama-3 sees 24 x 24 patches of 14 pixels
     weights_decide: ClassVar = ("in_channels", "image_condition_type", "guidance_embeds")
 
     kind: Literal["hunyuan-video"] = "hunyuan-video"

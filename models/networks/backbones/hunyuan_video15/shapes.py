@@ -37,6 +37,7 @@ class HunyuanVideo15Config(BackboneConfig):
     class_name: ClassVar = "HunyuanVideo15Transformer3DModel"
     pipeline: ClassVar = "HunyuanVideo15ImageToVideoPipeline"
     patch: ClassVar = (1, 1, 1)
+    takes_glyphs: ClassVar = True
     forward_workspace: ClassVar = 16
     backward_workspace: ClassVar = {**BackboneConfig.backward_workspace, "inputs": 10, "weights": 0}
     lora_targets: ClassVar = (  # refiner, projections of conditions and final projection stay out
@@ -59,6 +60,16 @@ class HunyuanVideo15Config(BackboneConfig):
     """Side in pixels of the square whose area the pipeline's videos have."""
     pooled_projection_dim: int = 0
     latent_channels: int = 32
+
+    @property
+    def demands_image_tokens(self) -> bool:
+        """SigLIP's tokens stand beside every prompt of the image-to-video weights."""
+        return True
+
+    @classmethod
+    def image_token_stride(cls, config: Mapping[str, Any]) -> int | None:
+        """All of SigLIP's tokens are kept."""
+        return 1
 
     @classmethod
     def backbone(cls) -> type[Backbone]:

@@ -97,6 +97,16 @@ class WanConfig(BackboneConfig):
         return 0
 
     @property
+    def demands_image_tokens(self) -> bool:
+        """Wan 2.1 attends to CLIP's tokens."""
+        return self.image_dim is not None
+
+    @classmethod
+    def image_token_stride(cls, config: Mapping[str, Any]) -> int | None:
+        """All of CLIP's tokens are kept in Wan 2.1; Wan 2.2 takes none."""
+        return 1 if config.get("image_dim") else None
+
+    @property
     def num_image_tokens(self) -> int:
         """Tokens of the first frame that the blocks attend to."""
         return NUM_IMAGE_TOKENS if self.image_dim else 0
