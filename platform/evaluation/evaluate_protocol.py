@@ -287,9 +287,9 @@ class EvaluationRun:
                     batch.measured.save(self._path(part))
 
     def _on_workers(
-        self, method: str, parts: Sequence[VideoBatch]
+        self, call: str, parts: Sequence[VideoBatch]
     ) -> Iterator[tuple[VideoBatch, Any]]:
-        """Yield each batch with what a method of the actors says of it, in order, as it comes."""
+        """Yield each batch with the answer of the actors' call, in order, as it comes."""
         if not parts:
             return
         self.start_ray()
@@ -309,7 +309,7 @@ class EvaluationRun:
         ]
         yield from zip(
             parts,
-            pool.map(lambda worker, task: getattr(worker, method).remote(*task), tasks),
+            pool.map(lambda worker, task: getattr(worker, call).remote(*task), tasks),
             strict=True,
         )
 

@@ -42,7 +42,7 @@ class Teacher:
     max_pixels: int | None = None
     """Most pixels of a frame for which these numbers are; None for any."""
     is_published: bool = True
-    clip: tuple[int, int, int, float] = (129, 544, 960, 25.0)
+    clip: tuple[int, int, int, float] = (129, 544, 960, 24.0)
     """Frames, height, width and frames per second of its makers' videos, or those of Magic141."""
 
     def is_of(self, config: Mapping[str, Any], layout: str | None, pixels: int | None) -> bool:

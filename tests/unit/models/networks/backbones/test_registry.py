@@ -32,6 +32,7 @@ OUTSIDE = {
     "models/networks/autoencoder/hunyuan_video_network.py",
     "models/networks/autoencoder/registry.py",
     "models/networks/presets.py",  # their shapes
+    "platform/evaluation/contestants.py",  # the pipelines of others
     "platform/export/model_card.py",  # the pipeline by whose text encoders prompts are embedded
 }
 """Files outside the room of backbones that may name classes of HunyuanVideo."""
