@@ -2,9 +2,9 @@
 
 Kernels of attention and whether they agree, blocks of the 13B preset at 67,320 video tokens, a
 compiled block, the largest preset that fits, three cycles of both engines with memory against
-plan, the losses of portrait-tiny against a processor's, pairs, decoding, offload, and a run under
-Ray. Each part has a time of its own; what fails becomes a row, and the rest goes on.
-`jobs/plan.py` plans with the result.
+plan, the losses of portrait-tiny against a processor's, pairs, decoding, offload, stages of the
+data pipeline, and a run under Ray. Each part has a time of its own; what fails becomes a row, and
+the rest goes on. `jobs/plan.py` plans with the result.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
-from gpu_parts import blocks, runs
+from gpu_parts import blocks, runs, stages
 from gpu_parts.results import Bench, Measure, Row
 from timing import write_result
 
@@ -44,17 +44,18 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "kernels": Part(blocks.measure_kernels, 45),
+    "kernels": Part(blocks.measure_kernels, 40),
     "rates": Part(blocks.measure_rates, 15),
     "blocks": Part(blocks.measure_blocks, 75),
-    "compile": Part(blocks.measure_compiled, 50),
+    "compile": Part(blocks.measure_compiled, 45),
     "whole": Part(blocks.measure_whole, 60),
-    "training": Part(runs.measure_training, 75),
+    "training": Part(runs.measure_training, 65),
     "losses": Part(runs.measure_losses, 25),
     "pairs": Part(runs.measure_pairs, 15),
-    "vae": Part(runs.measure_vae, 40),
+    "vae": Part(runs.measure_vae, 35),
     "offload": Part(runs.measure_offload, 10),
-    "jobs": Part(runs.measure_jobs, 70),
+    "stages": Part(stages.measure_stages, 30),
+    "jobs": Part(runs.measure_jobs, 65),
 }
 """In order; all limits together are eight minutes."""
 WITHOUT_RAY = tuple(PARTS)[:-1]
@@ -63,22 +64,23 @@ CUDA_PATHS = {
     "models/profiling.py": "losses",
     "platform/data/noise_data_pairs.py": "pairs",
     "platform/inference/clip_generator.py": "pairs",
+    "platform/inference/held_out_sampling.py": "pairs",
     "platform/training/checkpoint_evaluator.py": "jobs",
     "platform/inference/sample_video.py": "jobs",
     "data_pipeline/stages/encode.py": "jobs",
     "platform/cluster/speed_check.py": "jobs",
     "platform/training/stragglers.py": "jobs",
-    "platform/cluster/worker_failures.py": "not run: explains a GPU that is full",
-    "platform/inference/web_page.py": "not run: a page waits for a visitor",
-    "platform/inference/first_frames.py": "not run: needs weights of a text-to-image pipeline",
-    "data_pipeline/scorers/embedding.py": "not run: needs weights of CLIP",
-    "data_pipeline/captioning/local_model.py": "not run: needs weights of a vision-language model",
-    "data_pipeline/stages/embed.py": "not run: needs weights of a text encoder",
-    "data_pipeline/stages/transnet.py": "not run: scorers on a GPU need a film with cuts",
-    "data_pipeline/stages/run_scorers.py": "not run: as the scorers",
-    "data_pipeline/maintenance/reconstruction.py": "not run: reads a published cache",
+    "platform/cluster/worker_failures.py": "stages",
+    "platform/inference/web_page.py": "stages",
+    "platform/inference/first_frames.py": "stages",
+    "data_pipeline/scorers/embedding.py": "stages",
+    "data_pipeline/captioning/local_model.py": "stages",
+    "data_pipeline/stages/embed.py": "stages",
+    "data_pipeline/stages/transnet.py": "stages",
+    "data_pipeline/stages/run_scorers.py": "stages",
+    "data_pipeline/maintenance/reconstruction.py": "stages",
 }
-"""Files that name CUDA, and the part that runs them on the GPU, or why none does."""
+"""Files that name CUDA, and the part that runs them on the GPU."""
 
 
 def main() -> None:
