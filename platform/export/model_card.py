@@ -98,6 +98,11 @@ PROMPTS = """
 The prompt, and the empty one, are what `HunyuanVideoPipeline.encode_prompt` makes of them with the
 encoders of `{encoder}`; they take the place of `null_prompt.safetensors`.
 """
+FAMILY_PROMPTS = """
+The prompt and the empty one, and the first frame where the network sees one, are encoded as
+`{pipeline}` does it with the encoders of `{encoder}`; what they give takes the place of
+`null_prompt.safetensors`.
+"""
 SEEN_PROMPTS = """
 The prompt, and the empty one, are what `HunyuanVideoImageToVideoPipeline.encode_prompt` makes of
 them and of the first frame with the encoders of `{encoder}` and `image_embed_interleave={stride}`;
@@ -321,6 +326,8 @@ def _use(
     prompts = recipe.data.prompts
     if prompts is None:
         return text
+    if stock_call is not None:
+        return text + FAMILY_PROMPTS.format(pipeline=pipeline, encoder=prompts.encoder)
     if prompts.image_token_stride is None:
         return text + PROMPTS.format(encoder=prompts.encoder)
     return text + SEEN_PROMPTS.format(encoder=prompts.encoder, stride=prompts.image_token_stride)

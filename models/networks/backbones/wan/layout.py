@@ -28,7 +28,8 @@ video = pipeline(
 
 The pipeline asks its scheduler for a grid of times that ends before 0; the network was trained on
 the one that the line with `set_timesteps` gives. A network that takes CLIP's tokens of the image
-was trained on zeros in their place: give `image_embeds=torch.zeros(1, 257, 1280)`.
+was trained on zeros in their place where `recipe.yaml` has no `data.prompts`: give
+`image_embeds=torch.zeros(1, 257, 1280)` then.
 """
 NUM_TEXT_TOKENS = 512
 """Text tokens of the published networks, padding included, which they attend to."""
