@@ -157,7 +157,7 @@ class StockPipeline:
         import torch
         from diffusers import DiffusionPipeline
 
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
         pipeline = DiffusionPipeline.from_pretrained(
             self.folder, dtype=dtype, local_files_only=True
         ).to(device)
