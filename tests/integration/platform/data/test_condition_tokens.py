@@ -31,13 +31,13 @@ from magicdistill.models.networks.transformer import VelocityModel, build_transf
 from magicdistill.models.objectives.types import Batch
 from magicdistill.platform.data.batches import collate, demand_glyphs, demand_image_tokens
 from magicdistill.platform.runs.logs import ExplainedError
-from tests.tiny import tiny_wan
-from tests.tiny15 import tiny15_shapes
-from tests.unit.models.networks.test_hunyuan_video15_encoder import (
+from tests.integration.models.test_hunyuan_video15_encoder import (
     encoder_of,
     encoders,  # noqa: F401 a fixture
 )
-from tests.unit.models.networks.test_wan_encoder import folder  # noqa: F401 a fixture
+from tests.integration.models.test_wan_encoder import folder  # noqa: F401 a fixture
+from tests.tiny import tiny_wan
+from tests.tiny15 import tiny15_shapes
 
 PROMPT = 'A sign says "Open".'
 FRAME = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
