@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -81,16 +81,8 @@ def evaluate_model(recipe: Recipe, ways: Sequence[Variant | Contestant], folder:
             find_weights(way.weights or "", "model.teacher")
         else:
             way.demand(())
-    vae = find_weights(recipe.model.vae or "", "model.vae")
-    with ExitStack() as stack:
-
-        @cache
-        def start_ray() -> None:
-            stack.enter_context(announced_cluster(recipe.cluster))
-
-        clips = _curate(recipe, vae, start_ray)
-        home = folder / recipe.evaluation.name
-        evaluation_run = EvaluationRun(recipe, clips, folder / "parts", home / VIDEOS, start_ray)
+    home = folder / recipe.evaluation.name
+    with _opened(recipe, folder / "parts", home / VIDEOS) as evaluation_run:
         table = evaluation_run.score(ways)
     path = table.save(home)
     pictures = plot_scores(home, table)
@@ -108,7 +100,15 @@ def export_protocol(recipe: Recipe, folder: str) -> None:
 
     Raises FileNotFoundError if the VAE or an input of the protocol does not exist.
     """
-    assert recipe.evaluation is not None
+    place = Path(local_path(folder)).absolute()
+    with _opened(recipe, place, place) as evaluation_run:
+        evaluation_run.export_inputs(place)
+    logs.say(f"inputs {place}")
+
+
+@contextmanager
+def _opened(recipe: Recipe, parts: Path, videos: Path) -> Iterator["EvaluationRun"]:
+    """Curate a protocol's inputs; Ray starts when there is work, and ends with the body."""
     vae = find_weights(recipe.model.vae or "", "model.vae")
     with ExitStack() as stack:
 
@@ -116,11 +116,7 @@ def export_protocol(recipe: Recipe, folder: str) -> None:
         def start_ray() -> None:
             stack.enter_context(announced_cluster(recipe.cluster))
 
-        clips = _curate(recipe, vae, start_ray)
-        place = Path(local_path(folder)).absolute()
-        run = EvaluationRun(recipe, clips, place, place, start_ray)
-        run.export_inputs(place)
-    logs.say(f"inputs {place}")
+        yield EvaluationRun(recipe, _curate(recipe, vae, start_ray), parts, videos, start_ray)
 
 
 def _curate(recipe: Recipe, vae: Path, start_ray: Callable[[], None]) -> CurationResult:
@@ -333,10 +329,10 @@ class EvaluationRun:
         """Return everything that decides the measures of a batch."""
         config, way = self.config, part.way
         if isinstance(way, Variant):
-            made = _facts_of_weights(way) | {"num_frames": config.num_frames}
+            made = _facts_of_weights(way)
         else:
             made = way.facts([path.stem for path in self._files(part)])
-        made |= {"seed": self.recipe.seed, "sample": part.sample}
+        made |= {"seed": self.recipe.seed, "sample": part.sample, "num_frames": config.num_frames}
         return {
             "format": FORMAT,
             "vae": digest_weights(find_weights(self.recipe.model.vae or "", "model.vae")),

@@ -4,14 +4,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from magicdistill.models.objectives.config import SamplerConfig
+from pydantic import ValidationError
+
 from magicdistill.models.paths import local_path
+from magicdistill.platform.config.experts import other_expert
 from magicdistill.platform.config.recipe import Recipe
 from magicdistill.platform.config.teacher_sampling import teacher_sampler
 from magicdistill.platform.config.validation import RecipeError
 from magicdistill.platform.evaluation.contestants import Contestant, StockPipeline, VideoFolder
 from magicdistill.platform.inference.variants import REAL, Variant, variants
-from magicdistill.platform.runs.find_model import find_model
+from magicdistill.platform.runs.find_model import RECIPE, find_model
 from magicdistill.platform.runs.run_directory import RunDirectory, resolve_root
 
 SAMPLER_KEYS = {"steps": "num_steps", "guidance": "guidance", "shift": "shift"}
@@ -30,7 +32,8 @@ def line_up(
 
     Raises:
         FileNotFoundError: if a model does not exist.
-        RecipeError: if a name is given twice, or something is written in another way.
+        RecipeError: if a name is given twice, something is written in another way, or one of two
+            experts lacks the other.
     """
     found: list[Variant | Contestant] = []
     folder = resolve_root(recipe.runs) / "evaluations" / recipe.name
@@ -79,17 +82,16 @@ def parse(flag: str, text: str, keys: Sequence[str]) -> tuple[str, str, dict[str
 def _named(recipe: Recipe, text: str) -> Variant:
     name, place, settings = parse("model", text, tuple(SAMPLER_KEYS))
     weights, _ = find_model(recipe, place)
-    changes = {SAMPLER_KEYS[key]: value for key, value in settings.items()}
-    if "num_steps" in changes:
-        changes["num_steps"] = int(changes["num_steps"])
-    return Variant(name, str(weights), _sampler(recipe, weights).model_copy(update=changes))
-
-
-def _sampler(recipe: Recipe, weights: Path) -> SamplerConfig:
-    """Return what weights are sampled with: as their run says, or the recipe."""
     run = weights.parent
-    own = RunDirectory(run).recipe() if (run / "recipe.yaml").is_file() else recipe
-    return own.method.trained_sampler or teacher_sampler(own)
+    own = RunDirectory(run).recipe() if (run / RECIPE).is_file() else recipe
+    sampler = own.method.trained_sampler or teacher_sampler(own)
+    changes = {SAMPLER_KEYS[key]: value for key, value in settings.items()}
+    try:
+        sampler = type(sampler).model_validate(sampler.model_dump() | changes)
+    except ValidationError as error:
+        raise RecipeError(f"--model {text}: {error.errors()[0]['msg']}") from None
+    beside = other_expert(own, weights, own.model.other_expert)
+    return Variant(name, str(weights), sampler, beside)
 
 
 def _folder(place: str) -> Path:

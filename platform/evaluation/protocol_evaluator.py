@@ -164,7 +164,6 @@ def to_frames(pixels: Tensor) -> np.ndarray:
 
 
 def _keep(path: Path, video: Video) -> None:
-    """Write a video's file, unless it is there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_mp4(path, np.stack(video.frames), video.fps)
+    """Write a video's file, in place of one that was made in another way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mp4(path, np.stack(video.frames), video.fps)

@@ -110,6 +110,7 @@ def test_every_known_class_is_in_diffusers():
         ({"videos": ["a=b,steps=3"]}, r"--videos a=b,steps=3: give NAME=DIR$"),
         ({"pipelines": ["a=b,steps=x"]}, r"give NAME=DIR\[,steps=NUMBER\]\[,guidance=NUMBER\]"),
         ({"pipelines": ["a/b=c"]}, "--pipeline a/b=c: give NAME=DIR"),
+        ({"models": [f"a={ROOT / STUDENT},steps=0"]}, "steps=0: .*greater than or equal to 1"),
         ({"videos": ["real=b"]}, "the name real is given twice"),
         ({"videos": ["a=b", "a=c"]}, "the name a is given twice"),
     ],
